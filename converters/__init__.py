@@ -1,0 +1,1 @@
+"""Readers of foreign formats, quantizing, layout and packing: everything `edgert convert` does."""

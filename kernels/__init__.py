@@ -1,0 +1,1 @@
+"""Numba SIMD kernels; nothing here knows about models, files or budgets."""

@@ -1,0 +1,102 @@
+"""Compiles every kernel into one object file. Run as a program of its own, so that what Numba and LLVM allocate goes with it.
+
+    python -m edgert.kernels.compiler OBJECT
+
+writes OBJECT, printing one line for each kernel before it is compiled: its number, how many there are, its name.
+EDGERT_SIMD chooses the instruction set (simd/target.py).
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .simd.target import Target, choose
+
+ENTRY = "edgert_run"
+"""The object's one symbol: int32 (void **result, void **exception, int64 program, count, state, thread), Numba's own
+calling convention; result and exception are not used, and 0 comes back."""
+
+
+def set_numba_target(target: Target) -> None:
+    """Make Numba compile for a target; before Numba is imported."""
+    os.environ["NUMBA_OPT"] = "3"
+    if target.cpu is not None:
+        os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = target.cpu, target.features or ""
+
+
+def _kernels() -> Iterator[tuple[str, Any, int]]:
+    """Name, dispatcher and number of arguments of each kernel, in an order in which none waits for a later one."""
+    from . import attention, embedding, feed_forward, interpreter, linear, norm
+    for title, kernels, arguments in (
+        ("embedding", embedding.EMBEDDING_KERNELS, 2),
+        ("matrix", linear.LINEAR_KERNELS, 2),
+        ("feed-forward, up", feed_forward.UP_KERNELS, 3),
+        ("feed-forward, down", feed_forward.DOWN_KERNELS, 3),
+        ("rotary positions", attention.ROPE_KERNELS, 2),
+        ("attention", attention.ATTENTION_KERNELS, 3),
+    ):
+        for form, dispatcher in kernels.items():
+            yield f"{title} {form}", dispatcher, arguments
+    yield "norm", norm.norm, 2
+    yield "quantize", norm.quantize, 2
+    yield "interpreter", interpreter.run, 4
+
+
+def _machine(target: Target) -> Any:
+    import llvmlite.binding as llvm
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    cpu, features = target.cpu, target.features
+    if cpu is None:
+        cpu = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+        features = os.environ.get("NUMBA_CPU_FEATURES") or llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small")
+
+
+def _only_entry(text: str, symbol: str, machine: Any) -> Any:
+    """The LLVM module of `text` with nothing in it but what `symbol`, renamed to ENTRY, needs."""
+    import llvmlite.binding as llvm
+    module = llvm.parse_assembly(text.replace(f"@{symbol}(", f"@{ENTRY}(").replace(f"@{symbol} ", f"@{ENTRY} "))
+    for function in module.functions:
+        if not function.is_declaration and function.name != ENTRY:
+            function.linkage = "internal"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3)))
+    return module
+
+
+def compile_object(report: Any = lambda number, count, name: None) -> bytes:
+    """The object file of all kernels for the chosen target, in the platform's own format."""
+    target = choose()
+    set_numba_target(target)
+    from numba import types
+    kernels = list(_kernels())
+    for number, (name, dispatcher, arguments) in enumerate(kernels, 1):
+        report(number, len(kernels), name)
+        dispatcher.compile((types.int64,) * arguments)
+    entry = kernels[-1][1]
+    (overload,) = entry.overloads.values()
+    machine = _machine(target)
+    text = entry.inspect_llvm(overload.signature.args)
+    return bytes(machine.emit_object(_only_entry(text, overload.fndesc.mangled_name, machine)))
+
+
+def main() -> int:
+    start = time.perf_counter()
+    target = Path(sys.argv[1])
+    data = compile_object(lambda number, count, name: print(number, count, name, flush=True))
+    target.write_bytes(data)
+    print(f"# {len(data)} bytes in {time.perf_counter() - start:.1f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Embedding lookup: one row out of a tile of 16, for each weight format."""
+
+from typing import Any
+
+import numpy as np
+
+from .compiled import inlined, kernel
+from .formats import BLOCK, FORMATS, TILE
+from .records import Embedding, offsets
+from .simd.memory import load_bf16, load_f16, load_f32, load_i64, load_u8, store_f32
+from .state import TOKENS, take
+
+ROWS, BLOCKS, OUT, OUT_STRIDE = offsets(Embedding)
+
+
+@inlined
+def _nibble(block, lane, quad, i):
+    return load_u8(block + (quad >> 1) * 64 + lane * 4 + i) >> (4 * (quad & 1)) & 15
+
+
+@inlined
+def _q4(block, lane, quad, i):
+    return _nibble(block, lane, quad, i)
+
+
+@inlined
+def _q6(block, lane, quad, i):
+    high = load_u8(block + 256 + (quad >> 2) * 64 + lane * 4 + i) >> (2 * (quad & 3)) & 3
+    return _nibble(block, lane, quad, i) | high << 4
+
+
+def _affine(q: Any, block_bytes: int) -> Any:
+    @kernel
+    def block_row(header, block, lane, out):
+        s = load_bf16(header + 2 * lane) * np.float32(load_u8(block + block_bytes - 32 + lane))
+        m = load_bf16(header + 32 + 2 * lane) * np.float32(load_u8(block + block_bytes - 16 + lane))
+        for quad in range(8):
+            for i in range(4):
+                store_f32(out + 16 * quad + 4 * i, s * np.float32(q(block, lane, quad, i)) - m)
+
+    return block_row
+
+
+@kernel
+def _q8_row(_header, block, lane, out):
+    s = load_bf16(block + 512 + 2 * lane)
+    for quad in range(8):
+        for i in range(4):
+            store_f32(out + 16 * quad + 4 * i, s * np.float32(load_u8(block + quad * 64 + lane * 4 + i) - 128))
+
+
+@kernel
+def _f16_row(_header, block, lane, out):
+    for column in range(BLOCK):
+        store_f32(out + 4 * column, load_f16(block + 2 * (column * TILE + lane)))
+
+
+@kernel
+def _f32_row(_header, block, lane, out):
+    for column in range(BLOCK):
+        store_f32(out + 4 * column, load_f32(block + 4 * (column * TILE + lane)))
+
+
+def embedding_kernel(name: str, block_row: Any) -> Any:
+    """The operation: each new token's row as float32."""
+    block_bytes, header_bytes = FORMATS[name].block_bytes, FORMATS[name].header_bytes
+
+    @kernel
+    def embedding(op, state):
+        rows, blocks = load_i64(op + ROWS), load_i64(op + BLOCKS)
+        out, out_stride = load_i64(op + OUT), load_i64(op + OUT_STRIDE)
+        tokens = load_i64(state + TOKENS)
+        token = take(state, 1)
+        while token < tokens:
+            tile, lane = load_i64(rows + 16 * token), load_i64(rows + 16 * token + 8)
+            for block in range(blocks):
+                block_row(tile, tile + header_bytes + block * block_bytes, lane,
+                          out + token * out_stride + block * 4 * BLOCK)
+            token = take(state, 1)
+
+    return embedding
+
+
+EMBEDDING_KERNELS: dict[str, Any] = {name: embedding_kernel(name, row) for name, row in {
+    "q4": _affine(_q4, FORMATS["q4"].block_bytes),
+    "q6": _affine(_q6, FORMATS["q6"].block_bytes),
+    "q8": _q8_row,
+    "f16": _f16_row,
+    "f32": _f32_row,
+}.items()}

@@ -1,0 +1,144 @@
+"""The SwiGLU feed-forward part, from row-column bundles of 32 neurons ("LLM in a flash", Alizadeh et al. 2023).
+
+A group of 32 neurons is, at one address: 2 tiles of gate rows, 2 tiles of up rows (formats.py), then for every 16 rows
+of the result one block of the down projection whose 32 columns are the group's neurons. The headers of the down blocks'
+rows, where their format has them, stand apart: every group shares them. Where a group comes from does not matter: its
+address is looked up in a table.
+"""
+
+from typing import Any
+
+from .activation import quantize_pair
+from .compiled import kernel
+from .formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
+from .functions import silu
+from .linear import TILE_KERNELS
+from .records import TOKENS_AT_ONCE, Down, Up, offsets
+from .simd.arithmetic import add, mul, zero_f32
+from .simd.memory import load_f32x16, load_i64, store_f32x16
+from .state import ERROR, TOKENS, share, take
+from .weights import STEPS
+
+(TABLE, GROUPS, UP_BLOCKS, UP_X, UP_X_STRIDE, UP_HIDDEN, UP_HIDDEN_STRIDE, AS_FLOAT, UP_SCRATCH,
+ UP_SCRATCH_STRIDE) = offsets(Up)
+(_, _, DOWN_OFFSET, DOWN_HEADERS, DOWN_TILES, DOWN_HIDDEN, DOWN_HIDDEN_STRIDE, DOWN_Y, DOWN_Y_STRIDE, DOWN_SCRATCH,
+ DOWN_SCRATCH_STRIDE) = offsets(Down)
+
+GROUPS_AT_ONCE = 8
+"""Groups whose down blocks are added while the sums stay in registers."""
+_ROW_BYTES = 4 * TILE * 4
+
+
+def down_scratch_bytes(tiles: int, tokens: int) -> int:
+    """Bytes of scratch a thread needs for the down projection: two vectors a tile and token."""
+    return 128 * max(tiles, 4 * tokens)
+
+
+def up_kernel(name: str, tile: Any) -> Any:
+    """The operation silu(gate x) * (up x), for weight format `name`, quantized where the down projection wants it so."""
+    form = FORMATS[name]
+    block_bytes, header_bytes = form.block_bytes, form.header_bytes
+
+    @kernel
+    def up(op, state, thread):
+        table, groups, blocks = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + UP_BLOCKS)
+        x, x_stride = load_i64(op + UP_X), load_i64(op + UP_X_STRIDE)
+        hidden, hidden_stride = load_i64(op + UP_HIDDEN), load_i64(op + UP_HIDDEN_STRIDE)
+        as_float = load_i64(op + AS_FLOAT)
+        scratch = load_i64(op + UP_SCRATCH) + thread * load_i64(op + UP_SCRATCH_STRIDE)
+        tokens = load_i64(state + TOKENS)
+        tile_bytes = header_bytes + blocks * block_bytes
+        chunk = min(share(state, groups, 16), 4)
+        first = take(state, chunk)
+        while first < groups:
+            for group in range(first, min(first + chunk, groups)):
+                w = load_i64(table + 8 * group)
+                for start in range(0, tokens, TOKENS_AT_ONCE):
+                    count = min(tokens - start, TOKENS_AT_ONCE)
+                    for i in range(4):
+                        tile(w + i * tile_bytes, blocks, x + start * x_stride, x_stride, count,
+                             scratch + i * 64, _ROW_BYTES, 0, 0)
+                    for token in range(count):
+                        row = scratch + token * _ROW_BYTES
+                        low = mul(silu(load_f32x16(row)), load_f32x16(row + 128))
+                        high = mul(silu(load_f32x16(row + 64)), load_f32x16(row + 192))
+                        out = hidden + (start + token) * hidden_stride
+                        if as_float:
+                            store_f32x16(out + group * FLOAT_BLOCK, low)
+                            store_f32x16(out + group * FLOAT_BLOCK + 64, high)
+                        else:
+                            quantize_pair(low, high, out + group * QUANTIZED_BLOCK, state + ERROR)
+            first = take(state, chunk)
+
+    return up
+
+
+def down_kernel(name: str) -> Any:
+    """The operation y += down h, for weight format `name`."""
+    steps = STEPS[name]
+    one, four, finish, activation_block = steps.one, steps.four, steps.finish, steps.activation_block
+    block_bytes, header_bytes = FORMATS[name].block_bytes, FORMATS[name].header_bytes
+
+    @kernel
+    def add_groups(table, first, last, offset, hidden, hidden_stride, tokens, sums):
+        """Groups first to last into one tile's sums: two vectors a token at `sums`."""
+        token = 0
+        while token + 4 <= tokens:
+            at, x = sums + token * 128, hidden + token * hidden_stride
+            a0, b0, a1, b1 = load_f32x16(at), load_f32x16(at + 64), load_f32x16(at + 128), load_f32x16(at + 192)
+            a2, b2, a3, b3 = (load_f32x16(at + 256), load_f32x16(at + 320), load_f32x16(at + 384),
+                              load_f32x16(at + 448))
+            for group in range(first, last):
+                a0, a1, a2, a3, b0, b1, b2, b3 = four(
+                    load_i64(table + 8 * group) + offset, x + group * activation_block, hidden_stride,
+                    a0, a1, a2, a3, b0, b1, b2, b3)
+            store_f32x16(at, a0)
+            store_f32x16(at + 64, b0)
+            store_f32x16(at + 128, a1)
+            store_f32x16(at + 192, b1)
+            store_f32x16(at + 256, a2)
+            store_f32x16(at + 320, b2)
+            store_f32x16(at + 384, a3)
+            store_f32x16(at + 448, b3)
+            token += 4
+        while token < tokens:
+            at, x = sums + token * 128, hidden + token * hidden_stride
+            a, b = load_f32x16(at), load_f32x16(at + 64)
+            for group in range(first, last):
+                a, b = one(load_i64(table + 8 * group) + offset, x + group * activation_block, a, b)
+            store_f32x16(at, a)
+            store_f32x16(at + 64, b)
+            token += 1
+
+    @kernel
+    def down(op, state, thread):
+        table, groups, offset = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + DOWN_OFFSET)
+        headers, tiles = load_i64(op + DOWN_HEADERS), load_i64(op + DOWN_TILES)
+        hidden, hidden_stride = load_i64(op + DOWN_HIDDEN), load_i64(op + DOWN_HIDDEN_STRIDE)
+        y, y_stride = load_i64(op + DOWN_Y), load_i64(op + DOWN_Y_STRIDE)
+        room = load_i64(op + DOWN_SCRATCH_STRIDE)
+        sums = load_i64(op + DOWN_SCRATCH) + thread * room
+        tokens = load_i64(state + TOKENS)
+        chunk = max(min(share(state, tiles, 2), room // (128 * tokens)), 1)
+        first = take(state, chunk)
+        while first < tiles:
+            last = min(first + chunk, tiles)
+            for at in range(sums, sums + (last - first) * tokens * 128, 64):
+                store_f32x16(at, zero_f32())
+            for group in range(0, groups, GROUPS_AT_ONCE):
+                for i in range(first, last):
+                    add_groups(table, group, min(group + GROUPS_AT_ONCE, groups), offset + i * block_bytes,
+                               hidden, hidden_stride, tokens, sums + (i - first) * tokens * 128)
+            for i in range(first, last):
+                for token in range(tokens):
+                    at, out = sums + ((i - first) * tokens + token) * 128, y + token * y_stride + i * 64
+                    value = finish(headers + i * header_bytes, load_f32x16(at), load_f32x16(at + 64))
+                    store_f32x16(out, add(load_f32x16(out), value))
+            first = take(state, chunk)
+
+    return down
+
+
+assert BLOCK == 2 * TILE
+UP_KERNELS: dict[str, Any] = {name: up_kernel(name, TILE_KERNELS[name]) for name in FORMATS}
+DOWN_KERNELS: dict[str, Any] = {name: down_kernel(name) for name in FORMATS}

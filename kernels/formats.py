@@ -1,0 +1,154 @@
+"""Weight formats: how a matrix stands in memory, in the layout that the kernels read.
+
+A matrix of `rows` x `columns` is cut into *tiles* of 16 rows (one SIMD lane each) and each tile into *blocks* of 32
+columns; rows and columns are padded with zeros. A tile is a header and then its blocks, left to right. Weight formats:
+
+=====  ==============================================================================  ===============
+name   block of 16 rows x 32 columns                                                   weight
+=====  ==============================================================================  ===============
+q4     256 bytes of 4-bit q, 16 uint8 s, 16 uint8 m                                    D*s*q - M*m
+q6     the same, and 128 bytes of bits 4 and 5 of q before s and m                     D*s*q - M*m
+q8     512 bytes of q + 128, 16 bfloat16 s                                             s*q
+f16    32 x 16 float16, column by column                                               itself
+f32    32 x 16 float32, column by column                                               itself
+=====  ==============================================================================  ===============
+
+The header of a q4 or q6 tile is 16 bfloat16 D and 16 bfloat16 M: one scale and one minimum a row, which the 8-bit s and
+m of each block divide. So a 4-bit weight costs 4.5 bits and a little, as in GGUF's Q4_K, whose grids are carried over.
+The other formats have no header.
+
+In a block the columns stand in 8 *quads* of 4; quad n is columns 4n to 4n + 3, byte 4 * row + column within it. q8 has
+one 64-byte vector a quad. q4 has one for two quads: the even one in the low nibbles, the odd one in the high ones. q6's
+extra 128 bytes are two vectors: bits 2i and 2i + 1 of vector p belong to quad 4p + i.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+TILE = 16
+"""Rows in a tile."""
+BLOCK = 32
+"""Columns in a block; also the group of activations that share a scale."""
+
+QUANTIZED_BLOCK, FLOAT_BLOCK = 48, 4 * BLOCK
+"""Bytes of a block of 32 activations, quantized (activation.py) and as float32."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A weight format; `code` is its number in bundles' tensors and in the kernels' names."""
+
+    name: str
+    code: int
+    block_bytes: int
+    header_bytes: int
+    integer: bool
+    """Activations are quantized to int8 before they meet these weights."""
+
+    def blocks(self, columns: int) -> int:
+        return -(-columns // BLOCK)
+
+    def tile_bytes(self, columns: int) -> int:
+        return self.header_bytes + self.blocks(columns) * self.block_bytes
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        return -(-rows // TILE) * self.tile_bytes(columns)
+
+
+FORMATS: dict[str, Format] = {f.name: f for f in (
+    Format("q4", 0, 288, 64, True),
+    Format("q6", 1, 416, 64, True),
+    Format("q8", 2, 544, 0, True),
+    Format("f16", 3, 1024, 0, False),
+    Format("f32", 4, 2048, 0, False),
+)}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers and scales of a q4, q6 or q8 matrix of whole tiles and blocks, not yet in the kernels' layout.
+
+    q: (rows, columns) uint8, or int8 of -127..127 for q8. s: (rows, blocks), uint8, or for q8 float32 that is exact in
+    bfloat16. m: (rows, blocks) uint8. scale, minimum: (rows,) float32, exact in bfloat16; for q8 m, scale and minimum
+    are None.
+    """
+
+    q: np.ndarray
+    s: np.ndarray
+    m: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    minimum: np.ndarray | None = None
+
+
+def round_bf16(values: np.ndarray, *, up: bool = False) -> np.ndarray:
+    """float32 rounded to what bfloat16 holds, to nearest or (for values >= 0) never down; float32 of the same shape."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    add = np.uint32(0xFFFF) if up else np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return ((bits + add) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _bf16_bytes(values: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+
+
+def _bf16_values(raw: np.ndarray) -> np.ndarray:
+    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
+    """A matrix in the kernels' layout: uint8 of shape (tiles, tile_bytes). Rows and columns are whole tiles and blocks.
+
+    `weights` is a float32 array for f16 and f32, otherwise a `Quantized`.
+    """
+    if isinstance(weights, np.ndarray):
+        rows, columns = weights.shape
+        kind = np.float16 if form.name == "f16" else np.float32
+        tiles = weights.astype(kind).reshape(rows // TILE, TILE, columns).transpose(0, 2, 1)
+        return np.ascontiguousarray(tiles).view(np.uint8).reshape(rows // TILE, -1)
+    rows, columns = weights.q.shape
+    tiles, blocks = rows // TILE, columns // BLOCK
+    # (tile, block, quad, row, column in quad)
+    quads = weights.q.reshape(tiles, TILE, blocks, 8, 4).transpose(0, 2, 3, 1, 4).reshape(tiles, blocks, 8, 64)
+    if form.name == "q8":
+        scales = _bf16_bytes(weights.s.reshape(tiles, TILE, blocks).transpose(0, 2, 1))
+        codes = (quads.view(np.uint8) ^ 0x80).reshape(tiles, blocks, 512)
+        return np.concatenate([codes, scales.reshape(tiles, blocks, 32)], 2).reshape(tiles, -1)
+    assert weights.m is not None and weights.scale is not None and weights.minimum is not None
+    low = quads & 15
+    parts = [(low[:, :, 0::2] | low[:, :, 1::2] << 4).reshape(tiles, blocks, 256)]
+    if form.name == "q6":
+        high = (quads >> 4).reshape(tiles, blocks, 2, 4, 64)
+        plane = high[:, :, :, 0] | high[:, :, :, 1] << 2 | high[:, :, :, 2] << 4 | high[:, :, :, 3] << 6
+        parts.append(plane.reshape(tiles, blocks, 128))
+    parts += [v.reshape(tiles, TILE, blocks).transpose(0, 2, 1) for v in (weights.s, weights.m)]
+    body = np.concatenate(parts, 2).reshape(tiles, -1)
+    header = [_bf16_bytes(v).reshape(tiles, 32) for v in (weights.scale, weights.minimum)]
+    return np.concatenate([*header, body], 1)
+
+
+def unpack(form: Format, tiles: np.ndarray) -> np.ndarray:
+    """The weights that a packed matrix stands for: float32 of shape (tiles * 16, blocks * 32). The inverse of `pack`."""
+    count = tiles.shape[0]
+    if not form.integer:
+        kind = np.float16 if form.name == "f16" else np.float32
+        values = np.ascontiguousarray(tiles).view(kind).reshape(count, -1, TILE)
+        return values.transpose(0, 2, 1).reshape(count * TILE, -1).astype(np.float32)
+    body = tiles[:, form.header_bytes:].reshape(count, -1, form.block_bytes)
+    blocks = body.shape[1]
+    if form.name == "q8":
+        quads = (body[:, :, :512] ^ 0x80).view(np.int8).reshape(count, blocks, 8, TILE, 4)
+        s = _bf16_values(np.ascontiguousarray(body[:, :, 512:])).transpose(0, 2, 1)[..., None]
+        q = quads.transpose(0, 3, 1, 2, 4).reshape(count, TILE, blocks, BLOCK)
+        return (q * s).reshape(count * TILE, -1)
+    pairs = body[:, :, :256].reshape(count, blocks, 4, 1, 64)
+    quads = np.concatenate([pairs & 15, pairs >> 4], 3).reshape(count, blocks, 8, 64)
+    if form.name == "q6":
+        plane = body[:, :, 256:384].reshape(count, blocks, 2, 1, 64)
+        high = np.concatenate([plane >> shift & 3 for shift in (0, 2, 4, 6)], 3).reshape(count, blocks, 8, 64)
+        quads = quads | high << 4
+    q = quads.reshape(count, blocks, 8, TILE, 4).transpose(0, 3, 1, 2, 4).reshape(count, TILE, blocks, BLOCK)
+    s, m = (body[:, :, form.block_bytes - 32 + at: form.block_bytes - 16 + at].transpose(0, 2, 1)[..., None]
+            .astype(np.float32) for at in (0, 16))
+    scale, minimum = (_bf16_values(np.ascontiguousarray(tiles[:, at:at + 32]))[:, :, None, None] for at in (0, 32))
+    return (scale * s * q - minimum * m).reshape(count * TILE, -1)

@@ -1,0 +1,106 @@
+"""Runs a program: every thread goes through its operations in step, taking work items from each."""
+
+from . import records
+from .attention import ATTENTION_KERNELS, ROPE_KERNELS
+from .compiled import kernel
+from .embedding import EMBEDDING_KERNELS
+from .feed_forward import DOWN_KERNELS, UP_KERNELS
+from .linear import LINEAR_KERNELS
+from .norm import norm, quantize
+from .simd.memory import load_i64
+from .state import barrier
+
+_embed_q4, _embed_q6, _embed_q8, _embed_f16, _embed_f32 = EMBEDDING_KERNELS.values()
+_linear_q4, _linear_q6, _linear_q8, _linear_f16, _linear_f32 = LINEAR_KERNELS.values()
+_up_q4, _up_q6, _up_q8, _up_f16, _up_f32 = UP_KERNELS.values()
+_down_q4, _down_q6, _down_q8, _down_f16, _down_f32 = DOWN_KERNELS.values()
+_rope_f16, _rope_f32 = ROPE_KERNELS.values()
+_attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
+
+NORM, QUANTIZE, ROPE, ATTENTION = records.NORM, records.QUANTIZE, records.ROPE, records.ATTENTION
+RECORD_BYTES = 8 * records.RECORD
+
+
+@kernel
+def _embed(form, op, state):
+    if form == 0:
+        _embed_q4(op, state)
+    elif form == 1:
+        _embed_q6(op, state)
+    elif form == 2:
+        _embed_q8(op, state)
+    elif form == 3:
+        _embed_f16(op, state)
+    else:
+        _embed_f32(op, state)
+
+
+@kernel
+def _linear(form, op, state):
+    if form == 0:
+        _linear_q4(op, state)
+    elif form == 1:
+        _linear_q6(op, state)
+    elif form == 2:
+        _linear_q8(op, state)
+    elif form == 3:
+        _linear_f16(op, state)
+    else:
+        _linear_f32(op, state)
+
+
+@kernel
+def _up(form, op, state, thread):
+    if form == 0:
+        _up_q4(op, state, thread)
+    elif form == 1:
+        _up_q6(op, state, thread)
+    elif form == 2:
+        _up_q8(op, state, thread)
+    elif form == 3:
+        _up_f16(op, state, thread)
+    else:
+        _up_f32(op, state, thread)
+
+
+@kernel
+def _down(form, op, state, thread):
+    if form == 0:
+        _down_q4(op, state, thread)
+    elif form == 1:
+        _down_q6(op, state, thread)
+    elif form == 2:
+        _down_q8(op, state, thread)
+    elif form == 3:
+        _down_f16(op, state, thread)
+    else:
+        _down_f32(op, state, thread)
+
+
+@kernel
+def run(program, count, state, thread):
+    """Do `count` operations at address `program`; `thread` is this thread's number, `state` is state.py's array."""
+    for i in range(count):
+        op = program + i * RECORD_BYTES
+        code = load_i64(op)
+        if code < 8:
+            _embed(code, op, state)
+        elif code < 16:
+            _linear(code - 8, op, state)
+        elif code < 24:
+            _up(code - 16, op, state, thread)
+        elif code < 32:
+            _down(code - 24, op, state, thread)
+        elif code == NORM:
+            norm(op, state)
+        elif code == QUANTIZE:
+            quantize(op, state)
+        elif code == ROPE:
+            _rope_f16(op, state)
+        elif code == ROPE + 1:
+            _rope_f32(op, state)
+        elif code == ATTENTION:
+            _attention_f16(op, state, thread)
+        else:
+            _attention_f32(op, state, thread)
+        barrier(state)

@@ -1,0 +1,87 @@
+"""Matrix times 1 to many tokens, for each weight format: y = W x, with bias or added to what y holds."""
+
+from typing import Any
+
+from .compiled import kernel
+from .formats import FORMATS
+from .records import Linear, offsets
+from .simd.arithmetic import add, zero_f32
+from .simd.memory import load_f32x16, load_i64, store_f32x16
+from .state import SELECTED, TOKENS, share, take
+from .weights import STEPS
+
+WEIGHTS, TILES, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE, OF_SELECTED = offsets(Linear)
+
+
+@kernel
+def _put(y, value, bias, accumulate):
+    if bias:
+        value = add(value, load_f32x16(bias))
+    if accumulate:
+        value = add(load_f32x16(y), value)
+    store_f32x16(y, value)
+
+
+def tile_kernel(name: str) -> Any:
+    """A kernel for one tile: (w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate).
+
+    16 rows of the result go to y as float32, one token every `y_stride` bytes. bias: address of 16 float32, or 0.
+    """
+    steps, form = STEPS[name], FORMATS[name]
+    one, four, finish = steps.one, steps.four, steps.finish
+    block_bytes, header_bytes, activation_block = form.block_bytes, form.header_bytes, steps.activation_block
+
+    @kernel
+    def tile(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
+        body = w + header_bytes
+        token = 0
+        while token + 4 <= tokens:
+            a0, a1, a2, a3 = zero_f32(), zero_f32(), zero_f32(), zero_f32()
+            b0, b1, b2, b3 = zero_f32(), zero_f32(), zero_f32(), zero_f32()
+            at = x + token * x_stride
+            for block in range(blocks):
+                a0, a1, a2, a3, b0, b1, b2, b3 = four(
+                    body + block * block_bytes, at + block * activation_block, x_stride, a0, a1, a2, a3, b0, b1, b2, b3)
+            out = y + token * y_stride
+            _put(out, finish(w, a0, b0), bias, accumulate)
+            _put(out + y_stride, finish(w, a1, b1), bias, accumulate)
+            _put(out + 2 * y_stride, finish(w, a2, b2), bias, accumulate)
+            _put(out + 3 * y_stride, finish(w, a3, b3), bias, accumulate)
+            token += 4
+        while token < tokens:
+            a, b = zero_f32(), zero_f32()
+            at = x + token * x_stride
+            for block in range(blocks):
+                a, b = one(body + block * block_bytes, at + block * activation_block, a, b)
+            _put(y + token * y_stride, finish(w, a, b), bias, accumulate)
+            token += 1
+
+    return tile
+
+
+def linear_kernel(name: str, tile: Any) -> Any:
+    """The operation: every tile of a matrix, shared among the threads."""
+    form = FORMATS[name]
+    block_bytes, header_bytes = form.block_bytes, form.header_bytes
+
+    @kernel
+    def linear(op, state):
+        w, tiles, blocks = load_i64(op + WEIGHTS), load_i64(op + TILES), load_i64(op + BLOCKS)
+        x, x_stride = load_i64(op + X), load_i64(op + X_STRIDE)
+        y, y_stride = load_i64(op + Y), load_i64(op + Y_STRIDE)
+        bias, accumulate = load_i64(op + BIAS), load_i64(op + ACCUMULATE)
+        tokens = load_i64(state + SELECTED) if load_i64(op + OF_SELECTED) else load_i64(state + TOKENS)
+        tile_bytes = header_bytes + blocks * block_bytes
+        chunk = min(share(state, tiles, 8), 16)
+        first = take(state, chunk)
+        while first < tiles:
+            for i in range(first, min(first + chunk, tiles)):
+                tile(w + i * tile_bytes, blocks, x, x_stride, tokens, y + i * 64, y_stride,
+                     bias + i * 64 if bias else 0, accumulate)
+            first = take(state, chunk)
+
+    return linear
+
+
+TILE_KERNELS: dict[str, Any] = {name: tile_kernel(name) for name in FORMATS}
+LINEAR_KERNELS: dict[str, Any] = {name: linear_kernel(name, TILE_KERNELS[name]) for name in FORMATS}

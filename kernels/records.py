@@ -1,0 +1,194 @@
+"""Operations as data: what a program is made of, and what the threads that run it share.
+
+A program is an array of records, 16 int64 each: the operation's number, then its arguments in the order of the classes
+here. Addresses are plain integers; strides and offsets are in bytes. The kernels read the same layouts, by `offsets`.
+This module imports neither the kernels nor Numba: it is all that running needs to know of them.
+"""
+
+from typing import Any, NamedTuple
+
+from .formats import TILE
+
+RECORD = 16
+"""int64 in a record."""
+
+
+def offsets(record: type[Any]) -> tuple[int, ...]:
+    """Where each argument stands in a record, in bytes."""
+    return tuple(8 * (i + 1) for i in range(len(record._fields)))
+
+
+EMBEDDING, LINEAR, UP, DOWN = 0, 8, 16, 24
+"""One operation for each weight format: the format's code is added."""
+NORM, QUANTIZE = 32, 33
+ROPE, ATTENTION = 34, 36
+"""One operation for each element type of the cache: 0 for float16, 1 for float32 is added."""
+
+
+class Embedding(NamedTuple):
+    """Rows of the embedding matrix, as float32."""
+
+    rows: int
+    """Two int64 a token: the address of its tile, and its row in the tile."""
+    blocks: int
+    out: int
+    out_stride: int
+
+
+class Linear(NamedTuple):
+    """y = W x (+ bias) (+ y)."""
+
+    weights: int
+    tiles: int
+    blocks: int
+    x: int
+    x_stride: int
+    y: int
+    y_stride: int
+    bias: int
+    """Address of float32, 16 a tile; or 0."""
+    accumulate: int
+    """1 to add to what y holds."""
+    of_selected: int
+    """1 to do this for the selected rows, not for every new token."""
+
+
+class Up(NamedTuple):
+    """hidden = silu(gate x) * (up x), by groups of 32 neurons."""
+
+    table: int
+    """int64 a group: its address."""
+    groups: int
+    blocks: int
+    x: int
+    x_stride: int
+    hidden: int
+    hidden_stride: int
+    as_float: int
+    """1 to write float32, 0 to quantize."""
+    scratch: int
+    scratch_stride: int
+
+
+class Down(NamedTuple):
+    """y += down hidden."""
+
+    table: int
+    groups: int
+    offset: int
+    """Where the down blocks begin in a group."""
+    headers: int
+    """The down tiles' headers, one after another."""
+    tiles: int
+    hidden: int
+    hidden_stride: int
+    y: int
+    y_stride: int
+    scratch: int
+    scratch_stride: int
+
+
+class Norm(NamedTuple):
+    """x / sqrt(mean(x**2) + epsilon) * weight."""
+
+    x: int
+    x_stride: int
+    weight: int
+    columns: int
+    blocks: int
+    epsilon: int
+    """The bits of a float32."""
+    out: int
+    """float32, or 0."""
+    out_stride: int
+    out_quantized: int
+    """int8 blocks, or 0."""
+    out_quantized_stride: int
+    of_selected: int
+
+
+class Quantize(NamedTuple):
+    """float32 rows to int8 blocks."""
+
+    x: int
+    x_stride: int
+    blocks: int
+    out: int
+    out_stride: int
+
+
+class Rope(NamedTuple):
+    """Rotates queries and keys, and puts keys and values into the cache."""
+
+    qkv: int
+    qkv_stride: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layer: int
+    interleaved: int
+
+
+class Attention(NamedTuple):
+    """softmax(q k * scale) v."""
+
+    qkv: int
+    qkv_stride: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layer: int
+    out: int
+    out_stride: int
+    scratch: int
+    scratch_stride: int
+    scale: int
+    """The bits of a float32."""
+
+
+class State(NamedTuple):
+    """What the threads share, at the start of an array of STATE_BYTES bytes."""
+
+    threads: int
+    tokens: int
+    position: int
+    """Of the first new token."""
+    selected: int
+    """How many rows the output head computes."""
+    selected_rows: int
+    """Address of their indices, int64."""
+    cache: int
+    cache_layer_bytes: int
+    cache_head_bytes: int
+    """A head's keys, or values, in a layer."""
+    rope: int
+    """head_dim / 2 cosines and as many sines for each position, float32."""
+    yield_processor: int
+    """Address of a C function without arguments that lets another thread run."""
+    error: int
+    """Set to 1 by values that are not finite."""
+
+
+WAITING, GENERATION, NEXT, STATE_BYTES = 128, 192, 256, 320
+"""On cache lines of their own: threads at the barrier, barriers passed, the next work item."""
+
+TOKENS_AT_ONCE = 32
+"""Tokens for which gate and up are kept as float32 before they become one activation."""
+UP_SCRATCH_BYTES = TOKENS_AT_ONCE * 4 * TILE * 4
+POSITIONS = 16
+"""Positions in a tile of keys."""
+
+
+def down_scratch_bytes(tiles: int, tokens: int) -> int:
+    """Scratch that a thread needs for the down projection: two vectors a tile and token."""
+    return 128 * max(tiles, 4 * tokens)
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Components of a head in the cache."""
+    return -(-head_dim // 16) * 16
+
+
+def attention_scratch_bytes(head_dim: int) -> int:
+    """Scratch that a thread needs for attention."""
+    return 64 + 4 * padded_head_dim(head_dim)

@@ -1,0 +1,47 @@
+"""Atomics for the thread team: counters, flags, and what to do while waiting."""
+
+from llvmlite import ir
+from numba import types
+
+from .target import ARM, choose
+from .vector import I64, address, call, operation
+
+_ON_ARM = choose().machine == ARM
+
+
+def _pointer(b, at):
+    return b.inttoptr(at, I64.as_pointer())
+
+
+@operation(types.int64, address, types.int64)
+def fetch_add(b, at, amount):
+    """Add to the int64 at an address; what was there before."""
+    return b.atomic_rmw("add", _pointer(b, at), amount, "acq_rel")
+
+
+@operation(types.int64, address)
+def load_acquire(b, at):
+    """The int64 at an address; later accesses stay later."""
+    return b.load_atomic(_pointer(b, at), "acquire", 8)
+
+
+@operation(types.void, address, types.int64)
+def store_release(b, at, value):
+    """An int64 to an address; earlier accesses stay earlier."""
+    b.store_atomic(value, _pointer(b, at), "release", 8)
+
+
+@operation(types.void)
+def pause(b):
+    """Tell the processor that this is a waiting loop."""
+    if _ON_ARM:
+        call(b, "llvm.aarch64.hint", ir.VoidType(), ir.Constant(ir.IntType(32), 1))
+    else:
+        call(b, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+@operation(types.void, address)
+def call_void(b, function):
+    """Call a C function without arguments at an address."""
+    kind = ir.FunctionType(ir.VoidType(), [])
+    b.call(b.inttoptr(function, kind.as_pointer()), [])

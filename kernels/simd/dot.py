@@ -1,0 +1,120 @@
+"""Integer dot products: 64 weights by 64 activations into 16 lanes, four to a lane. The result is exact everywhere."""
+
+from llvmlite import ir
+from numba import types
+
+from .target import choose
+from .vector import I16, I32, V8, V32, VF, call, constant, f32x16, i8x64, i32x16, joined, operation, pieces, splat
+
+_TARGET = choose().name
+_VNNI = _TARGET in ("avx512vnni", "avxvnni")
+
+
+def _unsigned_by_signed(b, total, weights, activations):
+    """Weights in 0..127 as bytes, activations int8 in -127..127."""
+    if _TARGET == "avx512vnni":
+        return call(b, "llvm.x86.avx512.vpdpbusd.512", total.type, total, weights, activations)
+    if _TARGET == "avxvnni":
+        return _by_halves(b, total, weights, activations, lambda t, w, x: call(
+            b, "llvm.x86.avx512.vpdpbusd.256", t.type, t, _as_words(b, w), _as_words(b, x)))
+    if _TARGET == "avx2":
+        return _by_halves(b, total, weights, activations, lambda t, w, x: b.add(t, _avx2_dot(b, w, x)))
+    return _signed_by_signed(b, total, weights, activations)
+
+
+def _signed_by_signed(b, total, weights, activations):
+    """Both int8 in -127..127; for targets whose dot product is signed, and the plain one."""
+    if _TARGET == "neon-dotprod":
+        quarters = zip(*(pieces(b, v, 4) for v in (total, weights, activations)), strict=True)
+        return joined(b, [call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", t.type, t, w, x) for t, w, x in quarters])
+    if _TARGET == "avx2":
+        def signs(t, w, x):
+            magnitude = call(b, "llvm.x86.avx2.psign.b", w.type, w, w)
+            return b.add(t, _avx2_dot(b, magnitude, call(b, "llvm.x86.avx2.psign.b", w.type, x, w)))
+        return _by_halves(b, total, weights, activations, signs)
+    wide = ir.VectorType(I16, 64)
+    products = b.mul(b.sext(weights, wide), b.sext(activations, wide))
+    for position in range(4):
+        lanes = ir.Constant(ir.VectorType(I32, 16), list(range(position, 64, 4)))
+        total = b.add(total, b.sext(b.shuffle_vector(products, products, lanes), V32))
+    return total
+
+
+def _as_words(b, value):
+    return b.bitcast(value, ir.VectorType(I32, value.type.count // 4))
+
+
+def _by_halves(b, total, weights, activations, dot):
+    halves = zip(*(pieces(b, v, 2) for v in (total, weights, activations)), strict=True)
+    return joined(b, [dot(t, w, x) for t, w, x in halves])
+
+
+def _avx2_dot(b, weights, activations):
+    """Sums of pairs fit 16 bits: 127 * 127 * 2 < 32768."""
+    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), weights, activations)
+    return call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), pairs, constant(ir.VectorType(I16, 16), 1))
+
+
+@operation(i32x16)
+def zero_i32(_b):
+    """16 zeros."""
+    return constant(V32, 0)
+
+
+@operation(i32x16, i32x16, i8x64, i8x64)
+def dot(b, total, weights, activations):
+    """total + dot products of weights in 0..127 and int8 activations."""
+    return _unsigned_by_signed(b, total, weights, activations)
+
+
+@operation(i32x16, types.int64)
+def start_offset(b, activation_sum):
+    """What `dot_offset` adds to first, given the sum of all activations that will be multiplied.
+
+    A machine that multiplies unsigned by signed takes the weights with their offset of 128, and this takes it back.
+    """
+    if not _VNNI:
+        return constant(V32, 0)
+    return splat(b, V32, b.trunc(b.mul(activation_sum, ir.Constant(activation_sum.type, -128)), I32))
+
+
+@operation(i32x16, i32x16, i8x64, i8x64)
+def dot_offset(b, total, weights, activations):
+    """total + dot products of (weights - 128) and activations; weights in 1..255 as bytes."""
+    if _VNNI:
+        return _unsigned_by_signed(b, total, weights, activations)
+    return _signed_by_signed(b, total, b.xor(weights, constant(V8, -128)), activations)
+
+
+@operation(i8x64, i8x64)
+def low_nibbles(b, value):
+    """The low 4 bits of each byte."""
+    return b.and_(value, constant(V8, 15))
+
+
+@operation(i8x64, i8x64)
+def high_nibbles(b, value):
+    """The high 4 bits of each byte."""
+    words = b.lshr(b.bitcast(value, V32), constant(V32, 4))
+    return b.and_(b.bitcast(words, V8), constant(V8, 15))
+
+
+def _with_bits(position):
+    """A word that puts 2 bits of each byte of `plane`, from bit `position`, above the 4 bits of `low`."""
+    def emit(b, low, plane):
+        words = b.bitcast(plane, V32)
+        moved = (b.shl(words, constant(V32, 4 - position)) if position <= 4
+                 else b.lshr(words, constant(V32, position - 4)))
+        return b.or_(low, b.and_(b.bitcast(moved, V8), constant(V8, 0x30)))
+
+    emit.__name__ = f"with_bits_{position}"
+    return operation(i8x64, i8x64, i8x64)(emit)
+
+
+with_bits_0, with_bits_2, with_bits_4, with_bits_6 = (_with_bits(position) for position in (0, 2, 4, 6))
+
+
+@operation(f32x16, i32x16)
+def to_f32(b, value):
+    """int32 to float32."""
+    return b.sitofp(value, VF)
