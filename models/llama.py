@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from .network import Network
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -194,6 +196,21 @@ class Config:
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
+
+
+def wire(config: Config, net: Network) -> None:
+    """The whole model, top to bottom, as operations on a network."""
+    x = net.embedding("model.embed_tokens.weight")
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        attention = prefix + "self_attn."
+        h = net.norm(x, prefix + "input_layernorm.weight")
+        qkv = net.linear(h, [f"{attention}{part}_proj" for part in "qkv"], bias=config.attention_bias)
+        h = net.attention(qkv, layer)
+        net.linear(h, [attention + "o_proj"], add_to=x)
+        h = net.norm(x, prefix + "post_attention_layernorm.weight")
+        net.feed_forward(h, layer, add_to=x)
+    net.logits(x, "model.norm.weight", "model.embed_tokens" if config.tie_word_embeddings else "lm_head")
 
 
 GGUF_NAMES = {

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from . import llama
-from .llama import GGUF_NAMES
+from .llama import GGUF_NAMES, wire
 
-__all__ = ["GGUF_NAMES", "Config"]
+__all__ = ["GGUF_NAMES", "Config", "wire"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,172 @@
+"""Converting: a source becomes a bundle, tensor by tensor, in memory bounded by the largest part of one tensor."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+import edgert
+from edgert.bundle import BundleWriter, Header
+from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
+from edgert.errors import SourceError
+from edgert.kernels.formats import BLOCK, FORMATS, TILE
+
+from .layout import lay_out
+from .open_source import open_source
+from .presets import DEFAULT, Preset, preset
+from .quantizer import packed
+from .source import Source, SourceTensor
+
+_VALUES_AT_ONCE = 16 << 20
+"""Weights converted at a time: 64 MB as float32."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One line of the closing table: all tensors of a kind."""
+
+    name: str
+    formats: str
+    weights: int
+    bytes: int
+
+
+def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
+            progress: Progress = lambda what, done, total: None) -> list[Kind]:
+    """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
+
+    progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes back.
+    Raises SourceError, DownloadError or BundleError; then there is no bundle at `out`, or the one that was there before.
+    """
+    chosen = preset(preset_name)
+    path = Path(out)
+    if path.is_dir():
+        raise SourceError(f"{path}: is a folder; name the bundle to write, such as {path / 'model.edge'}")
+    if not path.parent.is_dir():
+        raise SourceError(f"{path.parent}: is not a folder; make it first")
+    opened = open_source(source)
+    provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
+    header = lay_out(opened, chosen, provenance)
+    with BundleWriter(path, header) as writer:
+        _Conversion(opened, chosen, header, writer, progress).run()
+        writer.commit()
+    return summary(header)
+
+
+class _Conversion:
+    def __init__(self, source: Source, chosen: Preset, header: Header, writer: BundleWriter, progress: Progress) -> None:
+        self._source, self._preset, self._header, self._writer = source, chosen, header, writer
+        self._progress = progress
+        self._done = 0
+        self._total = sum(int(np.prod(shape)) for shape in source.config.tensor_shapes().values())
+        self._ends: dict[str, int] = defaultdict(int)
+
+    def run(self) -> None:
+        self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
+        if self._source.chat_template is not None:
+            self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
+        checksums: list[int] = []
+        for name, shape in self._source.config.tensor_shapes().items():
+            if len(shape) == 1:
+                values = self._source.tensors[name].read(0, shape[0])
+                self._write(name, np.pad(values, (0, -shape[0] % TILE)).astype(np.float32))
+            elif ".mlp." not in name:
+                self._write_matrix(name)
+            elif name.endswith("down_proj.weight"):
+                checksums += self._write_neurons(int(name.split(".")[2]))
+            else:
+                continue  # gate and up go with down
+            self._report(name, int(np.prod(shape)) * (3 if ".mlp." in name else 1))
+        self._writer.write(GROUP_CHECKSUMS, np.array(checksums, dtype="<u8"))
+
+    def _report(self, name: str, weights: int) -> None:
+        self._done += weights
+        self._progress(name, self._done, self._total)
+
+    def _write(self, name: str, data: np.ndarray, *, more: bool = False) -> None:
+        tensor = self._header.tensors[name]
+        if not more and self._ends[tensor.section] < tensor.offset:
+            self._writer.write(tensor.section, bytes(tensor.offset - self._ends[tensor.section]))
+            self._ends[tensor.section] = tensor.offset
+        self._writer.write(tensor.section, np.ascontiguousarray(data))
+        self._ends[tensor.section] += data.nbytes
+
+    def _tiles(self, tensor: SourceTensor, form: str, start: int, stop: int) -> np.ndarray:
+        grid = tensor.grid(start, stop) if form == "q4" else None
+        return packed(FORMATS[form], tensor.read(start, stop), grid)
+
+    def _write_matrix(self, name: str) -> None:
+        tensor, form = self._source.tensors[name], self._header.tensors[name].format
+        rows, columns = tensor.shape
+        step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
+        for start in range(0, rows, step):
+            self._write(name, self._tiles(tensor, form, start, min(start + step, rows)), more=start > 0)
+
+    def _write_neurons(self, layer: int) -> list[int]:
+        """A layer's groups; their checksums come back."""
+        neurons = self._header.neurons[layer]
+        prefix = f"model.layers.{layer}.mlp."
+        gate, up, down = (self._source.tensors[f"{prefix}{part}_proj.weight"] for part in ("gate", "up", "down"))
+        form = FORMATS[neurons.down]
+        rows, columns = down.shape
+        step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
+        tiles = np.concatenate([self._tiles(down, neurons.down, start, min(start + step, rows))
+                                for start in range(0, rows, step)])
+        if form.header_bytes:
+            self._write(down_headers(layer), tiles[:, :form.header_bytes])
+        # (tile, group, block bytes): group g of the down projection is block g of every tile.
+        blocks = tiles[:, form.header_bytes:].reshape(len(tiles), neurons.groups, form.block_bytes)
+        checksums = []
+        at_once = max(_VALUES_AT_ONCE // (2 * gate.shape[1]) // BLOCK, 1)
+        for first in range(0, neurons.groups, at_once):
+            last = min(first + at_once, neurons.groups)
+            parts = []
+            for tensor in (gate, up):
+                two = self._tiles(tensor, neurons.gate_up, first * BLOCK, min(last * BLOCK, tensor.shape[0]))
+                missing = 2 * (last - first) - len(two)
+                parts.append(np.pad(two, ((0, missing), (0, 0))).reshape(last - first, -1))
+            parts.append(blocks[:, first:last].transpose(1, 0, 2).reshape(last - first, -1))
+            padding = neurons.group_bytes - sum(p.shape[1] for p in parts)
+            groups = np.concatenate([*parts, np.zeros((last - first, padding), np.uint8)], 1)
+            checksums += [xxhash.xxh3_64_intdigest(group) for group in groups]
+            self._writer.write(neurons.section, groups)
+        return checksums
+
+
+def summary(header: Header) -> list[Kind]:
+    """What a bundle is made of, by kind of tensor, largest first."""
+    config = header.config
+    weights: dict[str, int] = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
+    formats: dict[str, set[str]] = defaultdict(set)
+
+    def count(kind: str, form: str, n: int, size: int) -> None:
+        weights[kind] += n
+        sizes[kind] += size
+        formats[kind].add(form)
+
+    for name, tensor in header.tensors.items():
+        if tensor.format == "headers":
+            sizes["feed-forward"] += tensor.length
+        elif tensor.format == "vector":
+            count("norms and biases", "f32", tensor.rows, tensor.length)
+        else:
+            kind = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}.get(name, "attention")
+            if kind == "embedding" and config.tie_word_embeddings:
+                kind = "embedding and output head"
+            count(kind, tensor.format, tensor.rows * tensor.columns, tensor.length)
+    for neurons in header.neurons:
+        count("feed-forward", neurons.gate_up, 2 * config.hidden_size * config.intermediate_size,
+              neurons.groups * neurons.group_bytes)
+        count("feed-forward", neurons.down, config.hidden_size * config.intermediate_size, 0)
+    other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
+    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k]) for k in weights]
+    kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
+    return sorted(kinds, key=lambda kind: -kind.bytes)

@@ -1,0 +1,67 @@
+"""Where everything goes in a bundle, before anything is written: sizes depend on shapes and formats alone."""
+
+from edgert.bundle import Header, Neurons, Section, Tensor
+from edgert.bundle.header import (
+    ALIGNMENT,
+    CHAT_TEMPLATE,
+    EMBEDDING,
+    GROUP_CHECKSUMS,
+    HEAD,
+    PREFIX_BYTES,
+    RESIDENT,
+    TENSOR_ALIGNMENT,
+    TOKENIZER,
+    down_headers,
+)
+from edgert.kernels.formats import BLOCK, FORMATS
+
+from .presets import Preset
+from .source import Source
+
+
+def _up(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment
+
+
+def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> Header:
+    """The header of the bundle that a source becomes; only checksums are still to come."""
+    config = source.config
+    header = Header(config, dict(source.generation), {"preset": preset.name}, provenance)
+    shapes = config.tensor_shapes()
+    lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}
+    if source.chat_template is not None:
+        lengths[CHAT_TEMPLATE] = len(source.chat_template.encode())
+
+    def place(name: str, section: str, form: str, rows: int, columns: int) -> None:
+        tensor = Tensor(section, _up(lengths.get(section, 0), TENSOR_ALIGNMENT), form, rows, columns)
+        header.tensors[name] = tensor
+        lengths[section] = tensor.offset + tensor.length
+
+    embedding = "model.embed_tokens.weight"
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            place(name, RESIDENT, "vector", shape[0], 1)
+        elif ".mlp." not in name:
+            section = {embedding: HEAD if config.tie_word_embeddings else EMBEDDING,
+                       "lm_head.weight": HEAD}.get(name, RESIDENT)
+            place(name, section, preset.format(source, name), *shape)
+        elif name.endswith("down_proj.weight"):
+            layer = int(name.split(".")[2])
+            gate, up, down = (FORMATS[preset.format(source, name.replace("down", part))]
+                              for part in ("gate", "up", "down"))
+            gate_up = max(gate, up, key=lambda form: form.block_bytes)
+            if down.header_bytes:
+                place(down_headers(layer), RESIDENT, "headers", config.hidden_size, down.header_bytes)
+            groups = -(-config.intermediate_size // BLOCK)
+            _, group_bytes = Neurons.layout(config.hidden_size, gate_up, down)
+            neurons = Neurons(f"layers.{layer}.neurons", groups, group_bytes, gate_up.name, down.name)
+            header.neurons.append(neurons)
+            lengths[neurons.section] = groups * group_bytes
+    lengths[GROUP_CHECKSUMS] = 8 * sum(n.groups for n in header.neurons)
+    # Offsets are at most 14 digits: the room kept for the header is what it takes with all of them.
+    header.sections = {name: Section(10 ** 14, length) for name, length in lengths.items()}
+    offset = _up(PREFIX_BYTES + len(header.to_json()), ALIGNMENT)
+    for section in header.sections.values():
+        section.offset = offset
+        offset = _up(offset + section.length, ALIGNMENT)
+    return header

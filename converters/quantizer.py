@@ -1,0 +1,158 @@
+"""Choosing the integers and scales of a quantized matrix: a search for the scales, block by block.
+
+4 and 6 bits: scale and minimum of every 32 weights are searched as in llama.cpp's `make_qkx2_quants`: for a range of
+trial scales, round, then solve for the scale and minimum that fit best in the weighted least squares sense, and keep the
+trial with the least error. Then scale and minimum are put on their row's 8-bit grid and the weights rounded again.
+8 bits: a scale is searched around max / 127. A source that already stands on a 4-bit grid keeps it.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from edgert.kernels.formats import BLOCK, TILE, Format, Quantized, pack, round_bf16
+
+from .source import Grid
+
+_TRIALS, _SPAN = 21, 1.0
+"""Trial scales reach from `_SPAN` steps more than the range of the weights needs to as many fewer."""
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _search_affine(rows: Any, top: int, scale: Any, minimum: Any) -> None:  # pragma: no cover
+    """rows: (n, 32) float32; scale, minimum: (n,) float32 out; weights are 0..top. weight = scale * q - minimum."""
+    weight = np.empty(32, np.float32)
+    for i in range(rows.shape[0]):
+        x = rows[i]
+        low, high, squares = np.float32(0), np.float32(0), np.float32(0)
+        for j in range(32):
+            low, high = min(low, x[j]), max(high, x[j])
+            squares += x[j] * x[j]
+        if high - low < 1e-30:
+            scale[i], minimum[i] = 0, 0
+            continue
+        mean = np.float32(np.sqrt(squares / 32))
+        sum_w, sum_x = np.float32(0), np.float32(0)
+        for j in range(32):
+            weight[j] = mean + abs(x[j])
+            sum_w += weight[j]
+            sum_x += weight[j] * x[j]
+        best = np.float32(np.inf)
+        for trial in range(_TRIALS):
+            inverse = np.float32((top - _SPAN + 2 * _SPAN * trial / (_TRIALS - 1)) / (high - low))
+            sum_l, sum_l2, sum_xl = np.float32(0), np.float32(0), np.float32(0)
+            for j in range(32):
+                q = min(max(np.rint((x[j] - low) * inverse), np.float32(0)), np.float32(top))
+                sum_l += weight[j] * q
+                sum_l2 += weight[j] * q * q
+                sum_xl += weight[j] * q * x[j]
+            determinant = sum_w * sum_l2 - sum_l * sum_l
+            if determinant <= 0:
+                continue
+            s = (sum_w * sum_xl - sum_x * sum_l) / determinant
+            m = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+            if m > 0:
+                m = np.float32(0)
+                s = sum_xl / sum_l2
+            if s <= 0:
+                continue
+            error = np.float32(0)
+            for j in range(32):
+                q = min(max(np.rint((x[j] - low) * inverse), np.float32(0)), np.float32(top))
+                difference = s * q + m - x[j]
+                error += weight[j] * difference * difference
+            if error < best:
+                best = error
+                scale[i], minimum[i] = s, -m
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _search_symmetric(rows: Any, scale: Any) -> None:  # pragma: no cover
+    """rows: (n, 32) float32; scale: (n,) float32 out, exact in bfloat16; weights are -127..127."""
+    trial_scale = np.empty(1, np.float32)
+    bits = trial_scale.view(np.uint32)
+    for i in range(rows.shape[0]):
+        largest = np.float32(0)
+        for j in range(32):
+            largest = max(largest, abs(rows[i, j]))
+        best = np.float32(np.inf)
+        trial_scale[0] = largest / np.float32(127)
+        base = (bits[0] >> 16) - 2
+        for step in range(6):
+            bits[0] = np.uint32((base + step) << 16)
+            s = trial_scale[0]
+            if not s > 0 or largest < 1e-30:
+                continue
+            inverse, error = np.float32(1) / s, np.float32(0)
+            for j in range(32):
+                q = min(max(np.rint(rows[i, j] * inverse), np.float32(-127)), np.float32(127))
+                difference = q * s - rows[i, j]
+                error += difference * difference
+            if error < best:
+                best = error
+                scale[i] = s
+
+
+def _threaded(function: Any, rows: np.ndarray, *others: Any) -> None:
+    """Call function(rows, *others) in threads, each with a part of every array."""
+    threads = os.cpu_count() or 1
+    cuts = np.linspace(0, len(rows), threads + 1).astype(int)
+
+    def part(start: int, stop: int) -> None:
+        function(rows[start:stop], *(o[start:stop] if isinstance(o, np.ndarray) else o for o in others))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, cuts[:-1], cuts[1:]))
+
+
+def _on_row_grid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, blocks) float32 >= 0 to uint8 steps and (rows,) row scales, exact in bfloat16."""
+    unit = round_bf16(values.max(1) / np.float32(255), up=True)
+    steps = np.rint(values / np.where(unit > 0, unit, 1)[:, None])
+    return np.clip(steps, 0, 255).astype(np.uint8), unit
+
+
+def quantize(form: Format, values: np.ndarray, grid: Grid | None = None) -> Quantized:
+    """A float32 matrix of whole tiles and blocks in the integers and scales of format q4, q6 or q8.
+
+    grid: the 4-bit grid that the values already stand on; used for q4. Shapes as in `Quantized` and `Grid`.
+    """
+    rows, columns = values.shape
+    blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, BLOCK)
+    if form.name == "q8":
+        scale = np.zeros(len(blocks), np.float32)
+        _threaded(_search_symmetric, blocks, scale)
+        q = np.rint(blocks / np.where(scale > 0, scale, 1)[:, None])
+        return Quantized(np.clip(q, -127, 127).astype(np.int8).reshape(rows, columns), scale.reshape(rows, -1))
+    top = {"q4": 15, "q6": 63}[form.name]
+    scale, minimum = np.zeros(len(blocks), np.float32), np.zeros(len(blocks), np.float32)
+    if form.name == "q4" and grid is not None:
+        scale, minimum = grid.scale.reshape(-1).copy(), grid.minimum.reshape(-1).copy()
+        odd = np.flatnonzero((minimum < 0) | (scale < 0))
+        if len(odd):
+            found_scale, found_minimum = np.zeros(len(odd), np.float32), np.zeros(len(odd), np.float32)
+            _search_affine(blocks[odd], top, found_scale, found_minimum)
+            scale[odd], minimum[odd] = found_scale, found_minimum
+    else:
+        _threaded(_search_affine, blocks, top, scale, minimum)
+    s, row_scale = _on_row_grid(scale.reshape(rows, -1))
+    m, row_minimum = _on_row_grid(minimum.reshape(rows, -1))
+    step = (s * row_scale[:, None]).reshape(-1, 1)
+    lowest = (m * row_minimum[:, None]).reshape(-1, 1)
+    q = np.rint((blocks + lowest) / np.where(step > 0, step, np.inf))
+    return Quantized(np.clip(q, 0, top).astype(np.uint8).reshape(rows, columns), s, m, row_scale, row_minimum)
+
+
+def packed(form: Format, values: np.ndarray, grid: Grid | None = None) -> np.ndarray:
+    """A float32 matrix of any shape in the kernels' layout: uint8 of shape (tiles, tile_bytes), padded with zeros."""
+    rows, columns = values.shape
+    padding = (-rows % TILE, -columns % BLOCK)
+    if any(padding):
+        values = np.pad(values, ((0, padding[0]), (0, padding[1])))
+        if grid is not None:
+            grid = Grid(*(np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
+                          for v in (grid.scale, grid.minimum)))
+    return pack(form, quantize(form, values, grid) if form.integer else values)

@@ -1,0 +1,102 @@
+"""What the readers of foreign formats share: bounded reads, and the checks that make a `Source` of what was found."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgert.errors import SourceError
+from edgert.models.families import FAMILIES
+from edgert.models.llama import Config
+
+from .source import SourceTensor
+
+
+def read_bytes(path: Path, offset: int, size: int) -> np.ndarray:
+    """`size` bytes at `offset`, uint8. Raises SourceError where the file cannot be read or is shorter.
+
+    A read and not a memory map: a map counts as our memory, and where the file shrinks it ends the process.
+    """
+    buffer = np.empty(size, dtype=np.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            filled = 0
+            while filled < size and (count := file.readinto(buffer[filled:].data)):
+                filled += count
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    if filled < size:
+        raise SourceError(f"{path}: ends at byte {offset + filled}, in the middle of a tensor: fetch it again")
+    return buffer
+
+
+def read_text(path: Path, limit: int) -> str:
+    """A UTF-8 text file of at most `limit` bytes. Raises SourceError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise SourceError(f"{path}: is larger than {limit >> 20} MiB, which no real one is")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file. Raises SourceError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def check_rows(start: int, stop: int, rows: int) -> None:
+    """Raises IndexError where start to stop is not a range of rows: a mistake of the caller, not of the file."""
+    if not 0 <= start <= stop <= rows:
+        raise IndexError(f"rows {start} to {stop} of {rows}")
+
+
+def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
+    """The values; raises SourceError where one is infinite or not a number."""
+    if not np.isfinite(values).all():
+        raise SourceError(f"{path}: tensor {name} has values that are infinite or not a number: the file is damaged")
+    return values
+
+
+def family_config(path: Path, architecture: object, build: Callable[[type[Config]], Config]) -> Config:
+    """`build` called with the `Config` class of the named family.
+
+    Raises SourceError where the family is unknown, or `build` finds hyper-parameters missing or impossible.
+    """
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise SourceError(f"{path}: architecture {architecture!r} is not supported; supported: {', '.join(FAMILIES)}")
+    try:
+        return build(FAMILIES[architecture].Config)
+    except KeyError as error:
+        raise SourceError(f"{path}: the model configuration has no {error.args[0]!r}") from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise SourceError(f"{path}: the model configuration cannot be used: {error}") from error
+
+
+def require_tensors(path: Path, config: Config, tensors: Mapping[str, SourceTensor]) -> None:
+    """Raises SourceError unless the tensors are exactly those of `config.tensor_shapes()`, with those shapes."""
+    if config.num_hidden_layers > len(tensors):  # before tensor_shapes, which is as large as the number claimed
+        raise SourceError(f"{path}: claims {config.num_hidden_layers} layers but has {len(tensors)} tensors")
+    shapes = config.tensor_shapes()
+    if missing := [name for name in shapes if name not in tensors]:
+        raise SourceError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
+    if unexpected := [name for name in tensors if name not in shapes]:
+        raise SourceError(f"{path}: tensor {unexpected[0]} is not one that architecture {config.architecture} "
+                          f"has{_and_more(unexpected)}")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise SourceError(f"{path}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,0 +1,154 @@
+"""Folders in Hugging Face's layout: config.json, weights in safetensors files, and a tokenizer, as a `Source`."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from edgert.errors import SourceError
+
+from .hf_tokenizer import read_json, read_tokenizer
+from .reading import check_rows, family_config, read_bytes, require_finite, require_tensors, sha256_of
+from .source import Grid, Source, SourceTensor
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of weight files that are Python pickles."""
+
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_MAX_HEADER = 100_000_000
+"""The safetensors library's own limit."""
+_MAX_SHARDS = 1024
+
+
+@dataclass
+class SafetensorsTensor:
+    """A `SourceTensor` in a safetensors file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+    """Of its first byte, in the file."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
+        check_rows(start, stop, self.shape[0])
+        row = math.prod(self.shape[1:]) * _ITEM_BYTES[self.type_name]
+        raw = read_bytes(self.path, self.offset + start * row, (stop - start) * row)
+        if self.type_name == "F32":
+            values = raw.view("<f4")
+        elif self.type_name == "F16":
+            values = raw.view("<f2").astype(np.float32)
+        else:  # BF16 is the upper half of a float32; NumPy does not have it
+            values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return require_finite(values, self.path, self.name).reshape(stop - start, *self.shape[1:])
+
+    def grid(self, start: int, stop: int) -> Grid | None:
+        """None: these types have no 4-bit grid."""
+        return None
+
+
+def open_safetensors(folder: str | Path) -> Source:
+    """The model in a folder of config.json, tokenizer.json, and model.safetensors or its shards and their index.
+
+    Reads the headers, the files once for their hashes, and no tensor before it is asked for. Raises SourceError where
+    something is missing, damaged or hostile, or of a family or element type that edgert does not read.
+    """
+    folder = Path(folder)
+    weights = _weight_files(folder)
+    values = read_json(folder / "config.json")
+    if values.get("quantization_config"):
+        raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
+                          "convert the original, in F32, F16 or BF16")
+    config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
+    tensors = _tensors(folder, weights)
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # a copy of the embedding that some exports write all the same
+    require_tensors(folder, config, tensors)
+    tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
+    files = sorted({"config.json", "tokenizer.json", *weights})
+    provenance = {"source": folder.resolve().name, "files": {name: sha256_of(folder / name) for name in files},
+                  "type": "safetensors"}
+    return Source(config, tensors, tokenizer_json, generation, template, provenance)
+
+
+def _weight_files(folder: Path) -> dict[str, list[str] | None]:
+    """The safetensors files by name, each with the tensors that the index says are in it (None: all that are there)."""
+    index_path = folder / "model.safetensors.index.json"
+    if index_path.is_file():
+        return _shards(index_path)
+    if (folder / "model.safetensors").is_file():
+        return {"model.safetensors": None}
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: there is no such folder")
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    if pickled:
+        raise pickle_refused(folder / pickled[0])
+    raise SourceError(f"{folder}: has no model.safetensors and no model.safetensors.index.json: "
+                      "this is not a model in Hugging Face's layout")
+
+
+def pickle_refused(path: Path) -> SourceError:
+    """The error for a file of pickled weights."""
+    return SourceError(f"{path}: is a pickle, and opening a pickle can run any code that is in it, so edgert never "
+                       "does: use the model's safetensors or GGUF files instead")
+
+
+def _shards(index_path: Path) -> dict[str, list[str] | None]:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index_path}: has no weight_map")
+    shards: dict[str, list[str] | None] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or any(c in file for c in "/\\:\0"):
+            raise SourceError(f"{index_path}: tensor {name} is said to be in {file!r}, "
+                              "which is not the name of a safetensors file in this folder")
+        names = shards.setdefault(file, [])
+        assert names is not None
+        names.append(name)
+    if len(shards) > _MAX_SHARDS:
+        raise SourceError(f"{index_path}: names {len(shards)} files, more than {_MAX_SHARDS}")
+    return shards
+
+
+def _tensors(folder: Path, weights: dict[str, list[str] | None]) -> dict[str, SourceTensor]:
+    tensors: dict[str, SourceTensor] = {}
+    for file, names in weights.items():
+        there = _header(folder / file)
+        for name in there if names is None else names:
+            if name not in there:
+                raise SourceError(f"{folder / file}: tensor {name} is missing, which the index says is in this file")
+            if not name.endswith(".rotary_emb.inv_freq"):  # a constant that old exports of Llama carry along
+                tensors[name] = _tensor(folder / file, name, *there[name])
+    return tensors
+
+
+def _header(path: Path) -> dict[str, tuple[dict[str, Any], int]]:
+    """Each tensor's entry in the header, and where in the file the entry's offsets count from."""
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file: fetch the model again")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, _MAX_HEADER))
+        with safe_open(path, framework="numpy"):  # checks that sizes and offsets fit each other and the file
+            pass
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise SourceError(f"{path}: is not a whole safetensors file ({error}): fetch it again") from error
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    return {name: (entry, 8 + length) for name, entry in entries.items()}
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], base: int) -> SafetensorsTensor:
+    if entry["dtype"] not in _ITEM_BYTES:
+        raise SourceError(f"{path}: tensor {name} is of type {entry['dtype']}, which edgert does not read; "
+                          f"it reads {', '.join(_ITEM_BYTES)}")
+    return SafetensorsTensor(path, name, tuple(entry["shape"]), entry["dtype"], base + entry["data_offsets"][0])

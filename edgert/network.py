@@ -1,0 +1,176 @@
+"""Builds programs: a model's wiring becomes operations on buffers of fixed size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgert.bundle import Header, Neurons
+from edgert.bundle.header import down_headers
+from edgert.kernels import records
+from edgert.kernels.formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE, Format
+from edgert.kernels.team import Program
+from edgert.models.llama import Config
+
+from .region import Allocator, Region
+from .weights import Weights
+
+
+def _float_bits(value: float) -> int:
+    return int(np.array(value, np.float32).view(np.int32))
+
+
+def _row_bytes(columns: int, *, integer: bool = False) -> int:
+    return -(-columns // BLOCK) * (QUANTIZED_BLOCK if integer else FLOAT_BLOCK)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A row for each token at `address + i * stride`."""
+
+    address: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A vector for each token, in the forms in which matrices want it."""
+
+    floats: Buffer
+    quantized: Buffer
+
+    def form(self, form: Format) -> Buffer:
+        return self.quantized if form.integer else self.floats
+
+
+class Buffers:
+    """The memory that programs work in, for `tokens` new tokens at once, `selected` rows of logits and `threads`."""
+
+    def __init__(self, config: Config, header: Header, tokens: int, selected: int, threads: int) -> None:
+        allocator = Allocator()
+
+        def rows(count: int, row_bytes: int) -> tuple[int, int]:
+            stride = -(-row_bytes // 64) * 64
+            return allocator.reserve(count * stride), stride
+
+        wide = max(config.hidden_size, config.query_size)
+        qkv = sum(-(-size // TILE) * TILE for size in (config.query_size, *[config.key_value_size] * 2))
+        places = {
+            "x": rows(tokens, _row_bytes(config.hidden_size)),
+            "h": rows(tokens, _row_bytes(wide)),
+            "h_quantized": rows(tokens, _row_bytes(wide, integer=True)),
+            "qkv": rows(tokens, 4 * qkv),
+            "hidden": rows(tokens, _row_bytes(config.intermediate_size, integer=all(
+                FORMATS[n.down].integer for n in header.neurons))),
+            "logits": rows(selected, 4 * -(-config.vocab_size // TILE) * TILE),
+            "rows": (allocator.reserve(16 * tokens), 16),
+            "selected": (allocator.reserve(8 * selected), 8),
+        }
+        self.scratch_stride = -(-max(
+            records.UP_SCRATCH_BYTES, records.attention_scratch_bytes(config.head_dim),
+            records.down_scratch_bytes(-(-config.hidden_size // TILE), tokens)) // 4096) * 4096
+        scratch = allocator.reserve(threads * self.scratch_stride, 4096)
+        self._region = Region(allocator.size, "working memory")
+        made = {name: Buffer(self._region.address + at, stride) for name, (at, stride) in places.items()}
+        self.x, self.h, self.h_quantized, self.qkv = (made[n] for n in ("x", "h", "h_quantized", "qkv"))
+        self.hidden, self.scratch = made["hidden"], self._region.address + scratch
+        self.logits_buffer, self.rows_buffer, self.selected_buffer = (made[n] for n in ("logits", "rows", "selected"))
+
+        def view(name: str, count: int, kind: type) -> np.ndarray:
+            at, stride = places[name]
+            return np.frombuffer(self._region.view(at, count * stride), kind).reshape(count, -1)
+
+        self.rows = view("rows", tokens, np.int64)
+        self.selected = view("selected", selected, np.int64)[:, 0]
+        self.logits = view("logits", selected, np.float32)[:, :config.vocab_size]
+
+    @property
+    def bytes(self) -> int:
+        return self._region.size
+
+    def close(self) -> None:
+        del self.rows, self.selected, self.logits
+        self._region.close()
+
+
+class NetworkBuilder:
+    """Implements models.network.Network: appends to `body`, and for the output head to `head`."""
+
+    def __init__(self, config: Config, header: Header, weights: Weights, buffers: Buffers, cache_type: str) -> None:
+        self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
+        self._cache_code = {"f16": 0, "f32": 1}[cache_type]
+        self.body, self.head = Program(), Program()
+
+    def embedding(self, weight: str) -> Buffer:
+        tensor, b = self._header.tensors[weight], self._buffers
+        form = FORMATS[tensor.format]
+        self.body.append(records.EMBEDDING + form.code, records.Embedding(
+            b.rows_buffer.address, form.blocks(tensor.columns), b.x.address, b.x.stride))
+        return b.x
+
+    def norm(self, x: Buffer, weight: str, *, selected: bool = False) -> Activation:
+        b, columns = self._buffers, self._config.hidden_size
+        program = self.head if selected else self.body
+        program.append(records.NORM, records.Norm(
+            x.address, x.stride, self._weights.address(weight), columns, -(-columns // BLOCK),
+            _float_bits(self._config.rms_norm_eps), b.h.address, b.h.stride,
+            b.h_quantized.address, b.h_quantized.stride, int(selected)))
+        return Activation(b.h, b.h_quantized)
+
+    def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
+               add_to: Buffer | None = None) -> Buffer:
+        out = self._buffers.qkv if add_to is None else add_to
+        self._matrices(self.body, x, [(n + ".weight", n + ".bias" if bias else None) for n in names], out,
+                       accumulate=add_to is not None)
+        return out
+
+    def _matrices(self, program: Program, x: Activation, names: list[tuple[str, str | None]], out: Buffer, *,
+                  accumulate: bool = False, selected: bool = False) -> None:
+        """One operation for each run of matrices that stand next to each other in the same format."""
+        column = 0
+        runs: list[list[int]] = []  # code, weights, tiles, blocks, first column, bias, end of weights, end of bias
+        for name, bias in names:
+            tensor, address = self._header.tensors[name], self._weights.address(name)
+            form, tiles = FORMATS[tensor.format], -(-tensor.rows // TILE)
+            bias_at = 0 if bias is None else self._weights.address(bias)
+            ends = [address + tensor.length, bias_at + 4 * TILE * tiles if bias_at else 0]
+            if runs and runs[-1][0] == form.code and runs[-1][6:] == [address, bias_at]:
+                runs[-1][2] += tiles
+                runs[-1][6:] = ends
+            else:
+                runs.append([form.code, address, tiles, form.blocks(tensor.columns), column, bias_at, *ends])
+            column += tensor.rows
+        for code, address, tiles, blocks, first, bias_at, *_ in runs:
+            source = x.form(list(FORMATS.values())[code])
+            program.append(records.LINEAR + code, records.Linear(
+                address, tiles, blocks, source.address, source.stride, out.address + 4 * first, out.stride, bias_at,
+                int(accumulate), int(selected)))
+
+    def attention(self, qkv: Buffer, layer: int) -> Activation:
+        c, b = self._config, self._buffers
+        shape = (qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim, layer)
+        self.body.append(records.ROPE + self._cache_code,
+                         records.Rope(*shape, int(c.rope_pairing == "interleaved")))
+        self.body.append(records.ATTENTION + self._cache_code, records.Attention(
+            *shape, b.h.address, b.h.stride, b.scratch, b.scratch_stride, _float_bits(c.head_dim ** -0.5)))
+        self.body.append(records.QUANTIZE, records.Quantize(
+            b.h.address, b.h.stride, -(-c.query_size // BLOCK), b.h_quantized.address, b.h_quantized.stride))
+        return Activation(b.h, b.h_quantized)
+
+    def feed_forward(self, x: Activation, layer: int, *, add_to: Buffer) -> None:
+        b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
+        gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
+        table = self._weights.group_table(layer).ctypes.data
+        source = x.form(gate_up)
+        self.body.append(records.UP + gate_up.code, records.Up(
+            table, n.groups, gate_up.blocks(hidden_size), source.address, source.stride, b.hidden.address,
+            b.hidden.stride, int(not down.integer), b.scratch, b.scratch_stride))
+        offset, _ = Neurons.layout(hidden_size, gate_up, down)
+        headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
+        self.body.append(records.DOWN + down.code, records.Down(
+            table, n.groups, offset, headers, -(-hidden_size // TILE), b.hidden.address, b.hidden.stride,
+            add_to.address, add_to.stride, b.scratch, b.scratch_stride))
+
+    def logits(self, x: Buffer, norm: str, head: str) -> None:
+        h = self.norm(x, norm, selected=True)
+        self._matrices(self.head, h, [(head + ".weight", None)], self._buffers.logits_buffer, selected=True)

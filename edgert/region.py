@@ -1,0 +1,46 @@
+"""Large memory: anonymous mappings, taken from the operating system once and given back whole."""
+
+import contextlib
+import ctypes
+import mmap
+
+from edgert.errors import ModelError
+
+
+class Region:
+    """`size` bytes of zeroed memory at `address`, aligned to pages, on huge pages where the system has them."""
+
+    def __init__(self, size: int, what: str) -> None:
+        self.size = max(size, 1)
+        try:
+            self._map = mmap.mmap(-1, self.size)
+        except (OSError, ValueError, OverflowError):
+            raise ModelError(f"no memory for {what}: {self.size / 1e6:.0f} MB were refused; "
+                             "close other programs or take a smaller model or context") from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._anchor = (ctypes.c_char * self.size).from_buffer(self._map)
+        self.address = ctypes.addressof(self._anchor)
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """The memory from `offset`, as bytes."""
+        return memoryview(self._map)[offset:None if length is None else offset + length]
+
+    def close(self) -> None:
+        """Give the memory back. Nothing may use it, or a view of it, any more."""
+        del self._anchor
+        self._map.close()
+
+
+class Allocator:
+    """Hands out pieces of one region that is still to be made, aligned to 64 bytes: sizes first, addresses after."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def reserve(self, size: int, alignment: int = 64) -> int:
+        """The offset of a new piece."""
+        offset = -(-self.size // alignment) * alignment
+        self.size = offset + size
+        return offset

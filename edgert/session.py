@@ -1,0 +1,56 @@
+"""A session: the key-value cache of one conversation, and how much of it is in use."""
+
+import numpy as np
+
+from edgert.errors import ModelError
+from edgert.kernels.records import POSITIONS, padded_head_dim
+from edgert.models.llama import Config
+
+from .region import Region
+
+CACHE_TYPES = {"f16": 2, "f32": 4}
+
+
+class Session:
+    """Room for `context` tokens, whose elements are float16 or float32; `length` of it are in use.
+
+    Cutting a session to an earlier length costs nothing: what lies behind it is written again.
+    """
+
+    def __init__(self, config: Config, context: int, cache_type: str) -> None:
+        if cache_type not in CACHE_TYPES:
+            raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
+        if not 1 <= context <= config.max_position_embeddings:
+            raise ModelError(f"a context of {context} tokens was asked for; this model takes 1 to "
+                             f"{config.max_position_embeddings}")
+        self.context, self.cache_type = context, cache_type
+        self.length = 0
+        self.head_bytes, self.layer_bytes, size = cache_bytes(config, context, cache_type)
+        self._cache = Region(size, f"the cache of {context} tokens")
+        angles = np.arange(context)[:, None] * config.rope_frequencies()
+        self._rope = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+    @property
+    def cache_address(self) -> int:
+        return self._cache.address
+
+    @property
+    def rope_address(self) -> int:
+        return self._rope.ctypes.data
+
+    def cut(self, length: int) -> None:
+        """Forget everything from position `length` on. Raises ModelError."""
+        if not 0 <= length <= self.length:
+            raise ModelError(f"a session of {self.length} tokens cannot be cut to {length}")
+        self.length = length
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:
+    """Bytes of a key-value cache: of one head's keys in a layer, of a layer, in all."""
+    positions = -(-context // POSITIONS) * POSITIONS
+    head = positions * padded_head_dim(config.head_dim) * CACHE_TYPES[cache_type]
+    layer = 2 * config.num_key_value_heads * head
+    return head, layer, config.num_hidden_layers * layer
