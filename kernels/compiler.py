@@ -42,7 +42,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
             yield f"{title} {form}", dispatcher, arguments
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
-    yield "interpreter", interpreter.run, 4
+    yield "interpreter", interpreter.enter, 4
 
 
 def _machine(target: Target) -> Any:

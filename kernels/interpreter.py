@@ -7,8 +7,10 @@ from .embedding import EMBEDDING_KERNELS
 from .feed_forward import DOWN_KERNELS, UP_KERNELS
 from .linear import LINEAR_KERNELS
 from .norm import norm, quantize
-from .simd.memory import load_i64
-from .state import barrier
+from .records import RUNS
+from .simd.atomic import call_function, fetch_add, load_acquire
+from .simd.memory import load_i64, store_i64
+from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, THREADS, WAIT, barrier
 
 _embed_q4, _embed_q6, _embed_q8, _embed_f16, _embed_f32 = EMBEDDING_KERNELS.values()
 _linear_q4, _linear_q6, _linear_q8, _linear_f16, _linear_f32 = LINEAR_KERNELS.values()
@@ -78,8 +80,8 @@ def _down(form, op, state, thread):
 
 
 @kernel
-def run(program, count, state, thread):
-    """Do `count` operations at address `program`; `thread` is this thread's number, `state` is state.py's array."""
+def _run(program, count, state, thread):
+    """Do `count` operations at address `program`; `thread` is this thread's number, `state` is records.State."""
     for i in range(count):
         op = program + i * RECORD_BYTES
         code = load_i64(op)
@@ -104,3 +106,28 @@ def run(program, count, state, thread):
         else:
             _attention_f32(op, state, thread)
         barrier(state)
+
+
+@kernel
+def enter(program, count, state, thread):
+    """What each thread calls. Thread 0: wake the helpers and run a program with them. A helper: do that until the end.
+
+    Waking and running are one call, so that no signal that Python handles can come between.
+    """
+    if thread == 0:
+        store_i64(state + PROGRAM, program)
+        store_i64(state + COUNT, count)
+        fetch_add(state + RUNS, 1)
+        for helper in range(load_i64(state + THREADS) - 1):
+            call_function(load_i64(state + SIGNAL), load_i64(load_i64(state + SEMAPHORES) + 8 * helper))
+        if count >= 0:
+            _run(program, count, state, 0)
+        return
+    runs = 0
+    while True:
+        while load_acquire(state + RUNS) == runs:  # a signal may end a wait early
+            call_function(load_i64(state + WAIT), load_i64(load_i64(state + SEMAPHORES) + 8 * (thread - 1)))
+        runs += 1
+        if load_i64(state + COUNT) < 0:
+            return
+        _run(load_i64(state + PROGRAM), load_i64(state + COUNT), state, thread)

@@ -29,7 +29,7 @@ class CompilationError(RuntimeError):
 
 
 class Library:
-    """Loaded kernels; `run(program, count, state, thread)` is interpreter.run, without the GIL, from any thread."""
+    """Loaded kernels; `run(program, count, state, thread)` is interpreter.enter, without the GIL, from any thread."""
 
     def __init__(self, data: bytes) -> None:
         self._result = ctypes.c_void_p()

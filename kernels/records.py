@@ -164,13 +164,21 @@ class State(NamedTuple):
     rope: int
     """head_dim / 2 cosines and as many sines for each position, float32."""
     yield_processor: int
-    """Address of a C function without arguments that lets another thread run."""
+    """Address of a C function that lets another thread run."""
+    signal: int
+    wait: int
+    """Addresses of C functions that raise a semaphore, and wait for it and lower it."""
+    semaphores: int
+    """Addresses of the helpers' semaphores, one int64 each."""
+    program: int
+    count: int
+    """The program that the helpers join in; a count below 0 ends them."""
     error: int
     """Set to 1 by values that are not finite."""
 
 
-WAITING, GENERATION, NEXT, STATE_BYTES = 128, 192, 256, 320
-"""On cache lines of their own: threads at the barrier, barriers passed, the next work item."""
+WAITING, GENERATION, NEXT, RUNS, STATE_BYTES = 192, 256, 320, 384, 448
+"""On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun."""
 
 TOKENS_AT_ONCE = 32
 """Tokens for which gate and up are kept as float32 before they become one activation."""

@@ -5,11 +5,11 @@ Kernels take work items from one counter and never divide one output element, so
 
 from .compiled import kernel
 from .records import GENERATION, NEXT, WAITING, State, offsets
-from .simd.atomic import call_void, fetch_add, load_acquire, pause, store_release
+from .simd.atomic import call_function, fetch_add, load_acquire, pause, store_release
 from .simd.memory import load_i64
 
 (THREADS, TOKENS, POSITION, SELECTED, SELECTED_ROWS, CACHE, CACHE_LAYER_BYTES, CACHE_HEAD_BYTES, ROPE, YIELD,
- ERROR) = (offset - 8 for offset in offsets(State))
+ SIGNAL, WAIT, SEMAPHORES, PROGRAM, COUNT, ERROR) = (offset - 8 for offset in offsets(State))
 
 _SPINS_BEFORE_YIELD = 4000
 
@@ -41,4 +41,4 @@ def barrier(state):
         pause()
         spins += 1
         if spins > _SPINS_BEFORE_YIELD:
-            call_void(load_i64(state + YIELD))
+            call_function(load_i64(state + YIELD), 0)

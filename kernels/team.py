@@ -4,14 +4,13 @@ Helpers sleep between runs and wait in compiled code within one (state.barrier),
 next costs a fraction of a microsecond: OpenMP costs 1.7, Numba's own pool 95.
 """
 
-import ctypes
-import sys
 import threading
 
 import numpy as np
 
 from .native import Library
 from .records import RECORD, STATE_BYTES, State, offsets
+from .semaphores import Semaphores, yield_function
 
 _PLACES = {name: (at - 8) // 8 for name, at in zip(State._fields, offsets(State), strict=True)}
 
@@ -45,12 +44,12 @@ class Team:
         skip = -self._memory.ctypes.data % 64 // 8
         self._state = self._memory[skip:skip + STATE_BYTES // 8]
         self._state_at = self._state.ctypes.data
-        self._run = (0, 0)
         self._closed = False
-        self.set(threads=threads, yield_processor=_yield_function())
-        self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._helpers = [threading.Thread(target=self._help, args=(i + 1, start), daemon=True, name=f"edgert-{i + 1}")
-                         for i, start in enumerate(self._starts)]
+        self._semaphores = Semaphores(threads - 1)
+        self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.signal,
+                 wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data)
+        self._helpers = [threading.Thread(target=library.run, args=(0, 0, self._state_at, i), daemon=True,
+                                          name=f"edgert-{i}") for i in range(1, threads)]
         for helper in self._helpers:
             helper.start()
 
@@ -63,30 +62,13 @@ class Team:
         """Run a program's array of records; whether all values stayed finite."""
         assert not self._closed
         self._state[_PLACES["error"]] = 0
-        self._run = (program.ctypes.data, len(program))
-        for start in self._starts:
-            start.release()
-        self._library.run(*self._run, self._state_at, 0)
+        self._library.run(program.ctypes.data, len(program), self._state_at, 0)
         return not self._state[_PLACES["error"]]
-
-    def _help(self, number: int, start: threading.Semaphore) -> None:
-        while True:
-            start.acquire()
-            if self._closed:
-                return
-            self._library.run(*self._run, self._state_at, number)
 
     def close(self) -> None:
         """End the helpers."""
         if not self._closed:
             self._closed = True
-            for start in self._starts:
-                start.release()
+            self._library.run(0, -1, self._state_at, 0)
             for helper in self._helpers:
                 helper.join()
-
-
-def _yield_function() -> int:
-    if sys.platform == "win32":
-        return ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value or 0
-    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0

@@ -40,8 +40,8 @@ def pause(b):
         call(b, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-@operation(types.void, address)
-def call_void(b, function):
-    """Call a C function without arguments at an address."""
-    kind = ir.FunctionType(ir.VoidType(), [])
-    b.call(b.inttoptr(function, kind.as_pointer()), [])
+@operation(types.void, address, types.int64)
+def call_function(b, function, argument):
+    """Call the C function at an address with an integer, and with -1 for those that take a second."""
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+    b.call(b.inttoptr(function, kind.as_pointer()), [argument, ir.Constant(I64, -1)])

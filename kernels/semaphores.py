@@ -1,0 +1,37 @@
+"""The operating system's semaphores, as addresses that compiled code can wait on: POSIX, or libdispatch on macOS."""
+
+import ctypes
+import sys
+
+import numpy as np
+
+_SEMAPHORE_BYTES = 64
+"""More than any sem_t takes."""
+
+
+def _address(function: object) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+
+class Semaphores:
+    """`count` semaphores at zero. signal, wait: addresses of the C functions; table: int64, the semaphores' own."""
+
+    def __init__(self, count: int) -> None:
+        libc = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            create = libc.dispatch_semaphore_create
+            create.restype, create.argtypes = ctypes.c_void_p, [ctypes.c_long]
+            self.signal, self.wait = _address(libc.dispatch_semaphore_signal), _address(libc.dispatch_semaphore_wait)
+            self.table = np.array([create(0) for _ in range(count)], dtype=np.int64)
+        else:
+            self.signal, self.wait = _address(libc.sem_post), _address(libc.sem_wait)
+            self._memory = np.zeros(count * _SEMAPHORE_BYTES, dtype=np.uint8)
+            start = self._memory.ctypes.data
+            self.table = np.array([start + i * _SEMAPHORE_BYTES for i in range(count)], dtype=np.int64)
+            for semaphore in self.table.tolist():
+                libc.sem_init(ctypes.c_void_p(semaphore), 0, 0)
+
+
+def yield_function() -> int:
+    """The address of the C function that lets another thread run."""
+    return _address(ctypes.CDLL(None).sched_yield)
