@@ -1,2 +1,37 @@
-"""edgert: language models larger than the memory they may use."""
+"""edgert: language models larger than the memory they may use.
+
+    import edgert
+    with edgert.load("model.edge") as model:
+        for piece in model.chat([{"role": "user", "content": "Hello!"}]):
+            print(piece.text, end="", flush=True)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BundleError,
+    DownloadError,
+    EdgertError,
+    ModelError,
+    PeerError,
+    SourceError,
+    TemplateError,
+)
+
+if TYPE_CHECKING:
+    from .generation import Generation, Piece
+    from .model import Model, load
+
 __version__ = "0.1.0"
+__all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError", "PeerError", "Piece",
+           "SourceError", "TemplateError", "load"]
+
+_LAZY = {"load": "model", "Model": "model", "Generation": "generation", "Piece": "generation"}
+
+
+def __getattr__(name: str) -> Any:
+    """The API's names, imported when first asked for: `edgert --help` needs none of them."""
+    if name in _LAZY:
+        import importlib
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,8 +25,8 @@ class Session:
                              f"{config.max_position_embeddings}")
         self.context, self.cache_type = context, cache_type
         self.length = 0
-        self.head_bytes, self.layer_bytes, size = cache_bytes(config, context, cache_type)
-        self._cache = Region(size, f"the cache of {context} tokens")
+        self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
+        self._cache = Region(self.bytes, f"the cache of {context} tokens")
         angles = np.arange(context)[:, None] * config.rope_frequencies()
         self._rope = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 

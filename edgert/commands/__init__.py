@@ -1,0 +1,1 @@
+"""Commands of the `edgert` command line, one file each."""

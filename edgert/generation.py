@@ -1,0 +1,123 @@
+"""One answer, token by token."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from .sampling import Sampler, Sampling, log_probabilities
+from .stopping import StopStrings
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds to an answer.
+
+    text: text that is certain now; none while a character or a stop string may still be incomplete. token_id: the
+    token, None in the last piece, which holds the rest of the text. logprob: the token's natural log-probability under
+    the model, before sampling. top_logprobs: the most likely (token id, log-probability), if asked for. finish_reason:
+    in the last piece "stop" (the model or a stop string ended the answer) or "length".
+    """
+
+    text: str
+    token_id: int | None = None
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclass
+class Statistics:
+    """Of one answer. Times are in seconds; `prompt_computed` leaves out tokens that the session already held."""
+
+    prompt_tokens: int = 0
+    prompt_computed: int = 0
+    first_token_s: float = 0.0
+    generated_tokens: int = 0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return self.prompt_computed / self.first_token_s if self.first_token_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Steady rate: tokens after the first, by the time between the first and the last."""
+        return (self.generated_tokens - 1) / self.decode_s if self.decode_s and self.generated_tokens > 1 else 0.0
+
+
+Step = Callable[[Sequence[int]], np.ndarray]
+"""Computes new tokens, gives the last one's logits: float32 of shape (vocab_size,)."""
+
+
+class Generation:
+    """An answer in the making: an iterator of pieces. `token_ids` and `statistics` grow with it.
+
+    Closing it, or letting it go, ends the answer; the model can be asked again at once.
+    """
+
+    def __init__(self, step: Step, tokenizer: Tokenizer, prompt: Sequence[int], held: int, room: int, *,
+                 max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
+                 ignore_eos: bool) -> None:
+        self.prompt_ids = list(prompt)
+        self.token_ids: list[int] = []
+        self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt) - held)
+        self._step, self._tokenizer, self._held = step, tokenizer, held
+        self._limit = room if max_tokens is None else min(max_tokens, room)
+        self._sampler = Sampler(sampling)
+        self._stops = StopStrings(stop)
+        self._logprobs = logprobs
+        self._ends = () if ignore_eos else tokenizer.eos_token_ids
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._pieces.close()
+
+    def text(self) -> str:
+        """The rest of the answer, all at once."""
+        return "".join(piece.text for piece in self)
+
+    def _run(self) -> Iterator[Piece]:
+        decoder = self._tokenizer.stream_decoder(skip_special=True)
+        reason: Literal["stop", "length"] = "length"
+        start = last = time.perf_counter()
+        new: Sequence[int] = self.prompt_ids[self._held:]
+        while len(self.token_ids) < self._limit:
+            logits = self._step(new)
+            token = self._sampler.choose(logits, [*self.prompt_ids[-64:], *self.token_ids])
+            now = time.perf_counter()
+            if not self.token_ids:
+                self.statistics.first_token_s = now - start
+            else:
+                self.statistics.decode_s += now - last
+            last = now
+            if token in self._ends:
+                reason = "stop"
+                break
+            self.token_ids.append(token)
+            self.statistics.generated_tokens += 1
+            text = self._stops.push(decoder.push(token))
+            yield self._piece(text, token, logits)
+            if self._stops.found:
+                reason = "stop"
+                break
+            new = [token]
+        rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
+        yield Piece(rest, finish_reason=reason)
+
+    def _piece(self, text: str, token: int, logits: np.ndarray) -> Piece:
+        if self._logprobs is None:
+            return Piece(text, token)
+        chances = log_probabilities(logits)
+        likely = np.argsort(-chances, kind="stable")[:self._logprobs]
+        return Piece(text, token, float(chances[token]), [(int(i), float(chances[i])) for i in likely])

@@ -1,0 +1,226 @@
+"""The Python API: load a bundle, generate, chat."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import psutil
+
+from .bundle import Bundle
+from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
+from .chat_template import ChatTemplate
+from .engine import Engine
+from .errors import EdgertError, ModelError
+from .generation import Generation
+from .kernels import native
+from .sampling import Sampling
+from .session import Session
+from .tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_CHUNK = 256
+CompileProgress = Callable[[int, int, str], None]
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None,
+         prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
+         compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
+    """Load a bundle.
+
+    threads: how many compute, by default one for each physical core that this process may use. context: how many tokens
+    fit in the conversation, by default 4096 or what the model takes. prefill_chunk: prompt tokens computed at once.
+    kv_type: element type of the key-value cache, "f16" or "f32", by default "f16", and "f32" for bundles that are not
+    quantized. compile_progress(number, count, kernel) is called before each kernel that has to be compiled, at the very
+    first start only. The answers do not depend on threads, nor on prefill_chunk.
+
+    Raises BundleError for a bundle that is damaged or none, ModelError for settings out of range or too little memory.
+    """
+    return Model(path, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
+                 compile_progress=compile_progress)
+
+
+def default_threads() -> int:
+    """The physical cores that this process may run on."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:
+        allowed = os.cpu_count() or 1
+    return max(min(psutil.cpu_count(logical=False) or allowed, allowed), 1)
+
+
+class Model:
+    """A loaded model. A context manager; usable from any thread, one answer at a time.
+
+    The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
+    next turn of a chat costs no more than what is new in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None, context: int | None, prefill_chunk: int,
+                 kv_type: str | None, compile_progress: CompileProgress) -> None:
+        threads = default_threads() if threads is None else threads
+        for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
+            if not 1 <= value <= most:
+                raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
+        self.threads = threads
+        self._lock = threading.RLock()
+        self._closed = False
+        self._current: Generation | None = None
+        self._tokens: list[int] = []
+        self._bundle = Bundle(path)
+        try:
+            try:
+                library = native.library(progress=compile_progress)
+            except (ValueError, native.CompilationError) as error:
+                raise EdgertError(str(error)) from None
+            self._open(library, context, prefill_chunk, kv_type)
+        except BaseException:
+            self._bundle.close()
+            raise
+
+    def _open(self, library: native.Library, context: int | None, chunk: int, kv_type: str | None) -> None:
+        header = self._bundle.header
+        config = header.config
+        quantized = header.quantization.get("preset") != "f32"
+        kv_type = kv_type or ("f16" if quantized else "f32")
+        self._session = Session(config, min(DEFAULT_CONTEXT, config.max_position_embeddings)
+                                if context is None else context, kv_type)
+        generation = header.generation
+        self.tokenizer = Tokenizer.from_json(
+            self._bundle.read_section(TOKENIZER).decode(), generation["bos_token_id"], generation["eos_token_ids"],
+            generation["add_bos_token"])
+        template = (self._bundle.read_section(CHAT_TEMPLATE).decode()
+                    if CHAT_TEMPLATE in header.sections else None)
+        self._template = template
+        self._engine = Engine(self._bundle, library, threads=self.threads, chunk=min(chunk, self._session.context),
+                              cache_type=kv_type)
+
+    @property
+    def header(self) -> Header:
+        """What the bundle says of itself: hyper-parameters, provenance, quantization."""
+        return self._bundle.header
+
+    @property
+    def context(self) -> int:
+        """How many tokens fit in a conversation."""
+        return self._session.context
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of memory by purpose."""
+        return {**self._engine.bytes, "key-value cache": self._session.bytes}
+
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
+                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
+                 seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
+                 ignore_eos: bool = False) -> Generation:
+        """Continue a text, or token ids. Iterating over what comes back yields `Piece`s.
+
+        Nothing is computed before the first piece is asked for. max_tokens: None for as many as the context holds.
+        temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that end the answer.
+        logprobs: give each token's log-probability and those of so many most likely ones. A new answer ends the one
+        before. Raises ModelError for settings out of range or a prompt that does not fit.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+        if max_tokens is not None and max_tokens < 0:
+            raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
+        if logprobs is not None and not 0 <= logprobs <= 1000:
+            raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        with self._lock:
+            self._check_open()
+            if not ids:
+                raise ModelError("the prompt is empty; give at least one character")
+            room = self._session.context - len(ids) + 1
+            if room < 1:
+                raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
+                                 "shorten it or raise the context")
+            held = self._share(ids)
+            self._session.cut(held)
+            del self._tokens[held:]
+            generation: Generation
+
+            def step(new: Sequence[int]) -> np.ndarray:
+                with self._lock:
+                    self._check_open()
+                    if self._current is not generation:
+                        raise ModelError("this answer was ended by a newer one of the same model")
+                    logits = self._engine.forward(self._session, new)
+                    self._tokens.extend(new)
+                    return logits[0]
+
+            generation = Generation(
+                step, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
+                stop=[stop] if isinstance(stop, str) else list(stop), logprobs=logprobs, ignore_eos=ignore_eos)
+            self._current = generation
+            return generation
+
+    def _share(self, ids: Sequence[int]) -> int:
+        """How many tokens of a prompt the session already holds; the last one is always computed, for its logits."""
+        shared = 0
+        for old, new in zip(self._tokens, ids[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        return shared
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
+        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`. Settings as in `generate`.
+
+        Raises TemplateError where the model has no chat template, or its template refuses the messages.
+        """
+        return self.generate(self.render(messages), **settings)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The token ids of a conversation, as the model's chat template writes it, ready for the next answer."""
+        def name(index: int | None) -> str:
+            return "" if index is None else self.tokenizer.id_to_token(index) or ""
+
+        tokenizer = self.tokenizer
+        template = ChatTemplate(self._template, name(tokenizer.bos_token_id),
+                                name(next(iter(tokenizer.eos_token_ids), None)))
+        text = template.render(messages)
+        bos = name(tokenizer.bos_token_id)
+        return tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
+
+    def logits(self, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> np.ndarray:
+        """Logits after a sequence's tokens, computed from its start: float32 of shape (len(wanted), vocab_size).
+
+        wanted: indices of the tokens; by default the last alone.
+        """
+        with self._lock:
+            self._check_open()
+            self._current = None
+            self._session.cut(0)
+            self._tokens = []
+            logits = self._engine.forward(self._session, tokens, wanted)
+            self._tokens = list(tokens)
+            return logits
+
+    def reset(self) -> None:
+        """Forget the tokens computed so far."""
+        with self._lock:
+            self._check_open()
+            self._current = None
+            self._session.cut(0)
+            self._tokens = []
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelError("the model has been closed; load it again")
+
+    def close(self) -> None:
+        """End the threads and give the memory back. Waits for a computation under way in another thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._engine.close()
+                self._session.close()
+                self._bundle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

