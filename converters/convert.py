@@ -3,15 +3,14 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
 import edgert
 from edgert.bundle import BundleWriter, Header
+from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS, TILE
@@ -28,22 +27,12 @@ _VALUES_AT_ONCE = 16 << 20
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One line of the closing table: all tensors of a kind."""
-
-    name: str
-    formats: str
-    weights: int
-    bytes: int
-
-
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
 
     progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes back.
-    Raises SourceError, DownloadError or BundleError; then there is no bundle at `out`, or the one that was there before.
+    Raises SourceError, DownloadError or BundleError; then there is no bundle at `out`, or still the one of before.
     """
     chosen = preset(preset_name)
     path = Path(out)
@@ -57,11 +46,12 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     with BundleWriter(path, header) as writer:
         _Conversion(opened, chosen, header, writer, progress).run()
         writer.commit()
-    return summary(header)
+    return contents(header)
 
 
 class _Conversion:
-    def __init__(self, source: Source, chosen: Preset, header: Header, writer: BundleWriter, progress: Progress) -> None:
+    def __init__(self, source: Source, chosen: Preset, header: Header, writer: BundleWriter,
+                 progress: Progress) -> None:
         self._source, self._preset, self._header, self._writer = source, chosen, header, writer
         self._progress = progress
         self._done = 0
@@ -76,7 +66,7 @@ class _Conversion:
         for name, shape in self._source.config.tensor_shapes().items():
             if len(shape) == 1:
                 values = self._source.tensors[name].read(0, shape[0])
-                self._write(name, np.pad(values, (0, -shape[0] % TILE)).astype(np.float32))
+                self._write(name, np.pad(values, (0, -shape[0] % BLOCK)).astype(np.float32))
             elif ".mlp." not in name:
                 self._write_matrix(name)
             elif name.endswith("down_proj.weight"):
@@ -138,35 +128,3 @@ class _Conversion:
             checksums += [xxhash.xxh3_64_intdigest(group) for group in groups]
             self._writer.write(neurons.section, groups)
         return checksums
-
-
-def summary(header: Header) -> list[Kind]:
-    """What a bundle is made of, by kind of tensor, largest first."""
-    config = header.config
-    weights: dict[str, int] = defaultdict(int)
-    sizes: dict[str, int] = defaultdict(int)
-    formats: dict[str, set[str]] = defaultdict(set)
-
-    def count(kind: str, form: str, n: int, size: int) -> None:
-        weights[kind] += n
-        sizes[kind] += size
-        formats[kind].add(form)
-
-    for name, tensor in header.tensors.items():
-        if tensor.format == "headers":
-            sizes["feed-forward"] += tensor.length
-        elif tensor.format == "vector":
-            count("norms and biases", "f32", tensor.rows, tensor.length)
-        else:
-            kind = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}.get(name, "attention")
-            if kind == "embedding" and config.tie_word_embeddings:
-                kind = "embedding and output head"
-            count(kind, tensor.format, tensor.rows * tensor.columns, tensor.length)
-    for neurons in header.neurons:
-        count("feed-forward", neurons.gate_up, 2 * config.hidden_size * config.intermediate_size,
-              neurons.groups * neurons.group_bytes)
-        count("feed-forward", neurons.down, config.hidden_size * config.intermediate_size, 0)
-    other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
-    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k]) for k in weights]
-    kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
-    return sorted(kinds, key=lambda kind: -kind.bytes)

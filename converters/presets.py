@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from edgert.errors import SourceError
-from edgert.kernels.formats import FORMATS
+from edgert.kernels.formats import BLOCK, FORMATS
 
 from .source import Source
 
@@ -19,6 +19,9 @@ DEFAULT = "q4"
 _FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"}
 _SIXTEEN_OR_MORE = {"F16", "BF16", "F32"}
 _SENSITIVE = {"v_proj", "down_proj"}
+_PADDING_COUNTS = {"embed_tokens", "o_proj"}
+"""Matrices whose padding columns must be exactly 0, which on a grid with a minimum they are not: what is in the padding
+of an embedding row counts in the norm, and behind the heads that attention gives stand values of the norm before it."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,11 @@ class Preset:
 
     def format(self, source: Source, tensor: str) -> str:
         """The weight format of a matrix, by its canonical name."""
+        kind = tensor.split(".")[-2]
+        if self.name in ("q4", "q6") and kind in _PADDING_COUNTS and source.tensors[tensor].shape[1] % BLOCK:
+            return "q8"
         if self.name != "q4":
             return self.name
-        kind = tensor.split(".")[-2]
         type_name = source.tensors[tensor].type_name
         if type_name in _FINE_TYPES:
             return "q6"

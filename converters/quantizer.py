@@ -1,8 +1,8 @@
 """Choosing the integers and scales of a quantized matrix: a search for the scales, block by block.
 
 4 and 6 bits: scale and minimum of every 32 weights are searched as in llama.cpp's `make_qkx2_quants`: for a range of
-trial scales, round, then solve for the scale and minimum that fit best in the weighted least squares sense, and keep the
-trial with the least error. Then scale and minimum are put on their row's 8-bit grid and the weights rounded again.
+trial scales, round, then solve for the scale and minimum that fit best in the weighted least squares sense, and keep
+the trial with the least error. Then scale and minimum are put on their row's 8-bit grid and the weights rounded again.
 8 bits: a scale is searched around max / 127. A source that already stands on a 4-bit grid keeps it.
 """
 

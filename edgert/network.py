@@ -134,7 +134,8 @@ class NetworkBuilder:
             form, tiles = FORMATS[tensor.format], -(-tensor.rows // TILE)
             bias_at = 0 if bias is None else self._weights.address(bias)
             ends = [address + tensor.length, bias_at + 4 * TILE * tiles if bias_at else 0]
-            if runs and runs[-1][0] == form.code and runs[-1][6:] == [address, bias_at]:
+            if (runs and runs[-1][0] == form.code and runs[-1][6:] == [address, bias_at]
+                    and column == runs[-1][4] + TILE * runs[-1][2]):
                 runs[-1][2] += tiles
                 runs[-1][6:] = ends
             else:

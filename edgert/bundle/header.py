@@ -45,7 +45,7 @@ class Tensor:
     @property
     def length(self) -> int:
         if self.format == "vector":
-            return 4 * (-(-self.rows // TILE) * TILE)
+            return 4 * (-(-self.rows // BLOCK) * BLOCK)
         if self.format == "headers":
             return self.columns * -(-self.rows // TILE)
         return FORMATS[self.format].matrix_bytes(self.rows, self.columns)
@@ -180,8 +180,8 @@ class Header:
             if self.sections[n.section].length != n.groups * n.group_bytes:
                 raise ValueError(f"section {n.section!r} is not {n.groups} groups of {n.group_bytes} bytes")
             if down.header_bytes:
-                headers = self.tensors[down_headers(layer)]
-                if (headers.format, headers.rows, headers.columns) != ("headers", config.hidden_size, down.header_bytes):
+                t = self.tensors[down_headers(layer)]
+                if (t.format, t.rows, t.columns) != ("headers", config.hidden_size, down.header_bytes):
                     raise ValueError(f"tensor {down_headers(layer)!r} has the wrong shape")
             total += n.groups
         if self.sections[GROUP_CHECKSUMS].length != 8 * total:

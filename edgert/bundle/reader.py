@@ -24,7 +24,7 @@ class Bundle:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = self.path.open("rb", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise BundleError(f"{self.path}: cannot be opened: {(error.strerror or str(error)).lower()}") from None
         try:

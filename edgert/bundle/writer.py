@@ -31,7 +31,7 @@ class BundleWriter:
         self._committed = False
         size = max(s.offset + s.length for s in header.sections.values())
         with self._refusals("created"):
-            self._file = open(self._part, "wb", buffering=0)  # noqa: SIM115 (closed by commit or __exit__)
+            self._file = self._part.open("wb", buffering=0)  # noqa: SIM115 (closed by commit or __exit__)
         try:
             with self._refusals("made room for"):
                 self._reserve(size)
@@ -56,7 +56,8 @@ class BundleWriter:
             yield
         except OSError as error:
             why = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()
-            raise BundleError(f"{self.path}: cannot be {action}: {why}; choose another place or free some space") from None
+            raise BundleError(f"{self.path}: cannot be {action}: {why}; "
+                              "choose another place or free some space") from None
 
     def write(self, section: str, data: Any) -> None:
         """Append bytes (anything with the buffer protocol, contiguous) to a section."""

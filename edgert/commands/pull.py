@@ -13,11 +13,11 @@ def _list_models(context: click.Context, parameter: click.Parameter, value: bool
         context.exit()
 
 
-@click.command()
+@click.command("pull")
 @click.argument("name")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
               help="List the models there are, and stop.")
-def pull(name: str) -> None:
+def command(name: str) -> None:
     """Fetch the model NAME, check it, and print the path of its file.
 
     A model that is already there is not fetched again, and an interrupted download is resumed.

@@ -1,9 +1,9 @@
-"""Makes tests/golden/models/* and tests/golden/logits-*.npz: tiny random models, and what transformers says they compute.
+"""Makes tests/golden/models/* and tests/golden/logits-*.npz: tiny random models, and what they compute in transformers.
 
     python tests/golden/make_models.py [NAME ...]
 
-Needs `pip install edgert[golden]`. Sizes are odd on purpose: matrices that end in the middle of a tile or a block, heads
-that are no power of two, more embeddings than tokens. Biases and norms are random, so that nothing is left out unseen.
+Needs `pip install edgert[golden]`. Sizes are odd on purpose: matrices that end in the middle of a tile or a block,
+heads that are no power of two, more embeddings than tokens. Biases and norms are random, so that none is left out unseen.
 """
 
 import json

@@ -1,0 +1,37 @@
+"""`edgert convert`: a model becomes a bundle."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from edgert.commands.inspect import contents_table
+
+from .presets import DEFAULT, PRESETS
+
+
+@click.command("convert")
+@click.argument("source")
+@click.argument("out")
+@click.option("--preset", default=DEFAULT, show_default=True, type=click.Choice(list(PRESETS)),
+              help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + ".")
+def command(source: str, out: str, preset: str) -> None:
+    """Convert SOURCE to a bundle OUT, such as model.edge.
+
+    SOURCE is a GGUF file, a folder with a safetensors model, or hf:org/name[@revision].
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from .convert import convert
+
+    started = time.perf_counter()
+    columns = (TextColumn("{task.description:42}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task(f"reading {Path(source).name}", total=None)
+        kinds = convert(source, out, preset, lambda what, done, total: bars.update(
+            task, description=what, completed=done, total=total))
+    size = Path(out).stat().st_size
+    click.echo(contents_table(kinds, size))
+    click.echo(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

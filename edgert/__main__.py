@@ -1,0 +1,5 @@
+"""`python -m edgert`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""What a bundle is made of, by kind of tensor."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One line of the closing table: all tensors of a kind."""
+
+    name: str
+    formats: str
+    weights: int
+    bytes: int
+
+
+def contents(header: Header) -> list[Kind]:
+    """The kinds of tensors in a bundle, largest first."""
+    config = header.config
+    weights: dict[str, int] = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
+    formats: dict[str, set[str]] = defaultdict(set)
+
+    def count(kind: str, form: str, n: int, size: int) -> None:
+        weights[kind] += n
+        sizes[kind] += size
+        formats[kind].add(form)
+
+    for name, tensor in header.tensors.items():
+        if tensor.format == "headers":
+            sizes["feed-forward"] += tensor.length
+        elif tensor.format == "vector":
+            count("norms and biases", "f32", tensor.rows, tensor.length)
+        else:
+            kind = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}.get(name, "attention")
+            if kind == "embedding" and config.tie_word_embeddings:
+                kind = "embedding and output head"
+            count(kind, tensor.format, tensor.rows * tensor.columns, tensor.length)
+    for neurons in header.neurons:
+        count("feed-forward", neurons.gate_up, 2 * config.hidden_size * config.intermediate_size,
+              neurons.groups * neurons.group_bytes)
+        count("feed-forward", neurons.down, config.hidden_size * config.intermediate_size, 0)
+    other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
+    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k]) for k in weights]
+    kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
+    return sorted(kinds, key=lambda kind: -kind.bytes)

@@ -1,0 +1,59 @@
+"""`edgert inspect`: what a bundle holds."""
+
+import json
+from typing import Any
+
+import click
+
+from edgert.bundle import Bundle, Header
+from edgert.bundle.contents import Kind, contents
+
+
+@click.command("inspect")
+@click.argument("bundle")
+@click.option("--tensors", is_flag=True, help="List every tensor too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(bundle: str, tensors: bool, as_json: bool) -> None:
+    """Show what BUNDLE holds: the model, where it came from, how it is quantized, where the bytes are."""
+    with Bundle(bundle) as opened:
+        header, size = opened.header, opened.path.stat().st_size
+    kinds = contents(header)
+    if as_json:
+        click.echo(json.dumps({**json.loads(header.to_json()), "bytes": size, "contents": [vars(k) for k in kinds]}))
+        return
+    config = header.config
+    rows: list[tuple[str, Any]] = [
+        ("architecture", config.architecture), ("layers", config.num_hidden_layers),
+        ("hidden size", config.hidden_size), ("neurons a layer", config.intermediate_size),
+        ("heads", f"{config.num_attention_heads}, {config.num_key_value_heads} for keys and values, "
+                  f"{config.head_dim} wide"),
+        ("vocabulary", config.vocab_size), ("context", config.max_position_embeddings),
+        ("chat template", "yes" if "chat_template" in header.sections else "no"),
+        *((name, value) for name, value in header.provenance.items() if not isinstance(value, dict | list))]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:{width}}  {value}")
+    click.echo()
+    click.echo(contents_table(kinds, size))
+    if tensors:
+        click.echo()
+        _list_tensors(header)
+
+
+def contents_table(kinds: list[Kind], size: int) -> str:
+    """Bytes and bits per weight, a line for each kind of tensor and one for the file."""
+    lines = [f"{'':32} {'format':10} {'weights':>14} {'bytes':>14} {'bits each':>10}"]
+    for kind in [*kinds, Kind("file", "", sum(k.weights for k in kinds), size)]:
+        bits = f"{8 * kind.bytes / kind.weights:10.2f}" if kind.weights else ""
+        weights = f"{kind.weights:,}" if kind.weights else ""
+        lines.append(f"{kind.name:32} {kind.formats:10} {weights:>14} {kind.bytes:>14,} {bits}".rstrip())
+    return "\n".join(lines)
+
+
+def _list_tensors(header: Header) -> None:
+    for name, t in header.tensors.items():
+        at = header.sections[t.section].offset + t.offset
+        click.echo(f"{name:50} {t.format:8} {t.rows:>8} x {t.columns:<8} {t.length:>12,} bytes at {at}")
+    for n in header.neurons:
+        click.echo(f"{n.section:50} {n.gate_up}/{n.down:5} {n.groups:>8} x {n.group_bytes:<8} "
+                   f"{n.groups * n.group_bytes:>12,} bytes at {header.sections[n.section].offset}")

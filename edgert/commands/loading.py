@@ -1,0 +1,63 @@
+"""What commands that load a model share: their options, and a word to the user while kernels are compiled."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edgert.model import DEFAULT_CHUNK, Model, load
+
+Command = Callable[..., Any]
+
+
+def model_options(command: Command) -> Command:
+    """--threads, --context, --prefill-chunk, --kv-type."""
+    for option in (
+        click.option("--kv-type", type=click.Choice(["f16", "f32"]),
+                     help="Element type of the key-value cache.  [default: f16; f32 for bundles not quantized]"),
+        click.option("--prefill-chunk", type=click.IntRange(1, 4096), default=DEFAULT_CHUNK, show_default=True,
+                     help="Prompt tokens computed at once."),
+        click.option("-c", "--context", type=click.IntRange(1),
+                     help="Tokens that a conversation may have.  [default: 4096, or what the model takes]"),
+        click.option("-t", "--threads", type=click.IntRange(1, 256),
+                     help="Threads that compute.  [default: one for each physical core]"),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(temperature: float) -> Callable[[Command], Command]:
+    """--temperature and the other settings of sampling.Sampling."""
+    def add(command: Command) -> Command:
+        for option in (
+            click.option("--seed", type=click.IntRange(0, 2 ** 64 - 1), help="Makes the choices repeatable."),
+            click.option("--repetition-penalty", "--repeat-penalty", type=float, default=1.0, show_default=True,
+                         help="Above 1: recent tokens become less likely."),
+            click.option("--min-p", type=float, default=0.05, show_default=True,
+                         help="Keep tokens at least this fraction as likely as the likeliest."),
+            click.option("--top-p", type=float, default=0.95, show_default=True,
+                         help="Keep the likeliest tokens that together reach this probability."),
+            click.option("--top-k", type=click.IntRange(0), default=40, show_default=True,
+                         help="Keep so many of the likeliest tokens, 0 for all."),
+            click.option("--temperature", "--temp", type=float, default=temperature, show_default=True,
+                         help="0 always takes the likeliest token."),
+        ):
+            command = option(command)
+        return command
+    return add
+
+
+def load_model(path: str, **settings: Any) -> Model:
+    """Load a bundle; at the very first start say which kernels are being compiled."""
+    return load(path, compile_progress=compile_progress, **settings)
+
+
+def compile_progress(number: int, count: int, name: str) -> None:
+    """Show on standard error which kernel is compiled: one line, rewritten, on a terminal."""
+    if not sys.stderr.isatty():
+        if number == 1:
+            click.echo(f"compiling {count} kernels for this processor, this once (about half a minute)", err=True)
+        return
+    end = "\r\033[K" if number == count else ""
+    click.echo(f"\r\033[Kcompiling for this processor, this once: {number}/{count} {name}{end}", nl=False, err=True)

@@ -1,0 +1,91 @@
+"""`edgert run`: one prompt, one answer."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgert.errors import ModelError
+from edgert.measuring.process import peak_rss_bytes
+
+from .loading import load_model, model_options, sampling_options
+
+
+@click.command("run")
+@click.argument("bundle")
+@click.option("-p", "--prompt", help="The prompt.  [default: standard input]")
+@click.option("-f", "--prompt-file", type=click.Path(), help="A file that holds the prompt.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message.")
+@click.option("--system", help="A system message; goes with --chat.")
+@click.option("-n", "--max-tokens", type=click.IntRange(0), help="End the answer after so many tokens.")
+@sampling_options(temperature=0.0)
+@click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
+@click.option("--logprobs", type=click.IntRange(0, 1000), help="With --json: log-probabilities of so many tokens.")
+@click.option("--ignore-eos", is_flag=True, help="Go on when the model would stop.")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool, system: str | None,
+            max_tokens: int | None, temperature: float, top_k: int, top_p: float, min_p: float,
+            repetition_penalty: float, seed: int | None, stop: tuple[str, ...], logprobs: int | None, ignore_eos: bool,
+            threads: int | None, context: int | None, prefill_chunk: int, kv_type: str | None,
+            as_json: bool) -> None:
+    """Continue a prompt with the model in BUNDLE, greedily unless told otherwise.
+
+    The prompt is taken as it is; --chat asks it as a question.
+    """
+    text = _prompt(prompt, prompt_file)
+    if system is not None and not chat:
+        raise click.UsageError("--system goes with --chat")
+    started = time.perf_counter()
+    with load_model(bundle, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type) as model:
+        loaded = time.perf_counter()
+        settings: dict[str, Any] = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "logprobs": logprobs,
+            "ignore_eos": ignore_eos}
+        if chat:
+            messages = [{"role": "system", "content": system}] if system is not None else []
+            generation = model.chat([*messages, {"role": "user", "content": text}], **settings)
+        else:
+            generation = model.generate(text, **settings)
+        pieces, reason = [], None
+        for piece in generation:
+            pieces.append(piece)
+            reason = piece.finish_reason
+            if not as_json:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+        if not as_json:
+            sys.stdout.write("\n")
+            return
+        statistics = generation.statistics
+        result: dict[str, Any] = {
+            "text": "".join(piece.text for piece in pieces), "token_ids": generation.token_ids,
+            "finish_reason": reason, "prompt_tokens": statistics.prompt_tokens,
+            "load_s": round(loaded - started, 4), "first_token_s": round(statistics.first_token_s, 4),
+            "prefill_tok_s": round(statistics.prefill_tok_s, 2), "decode_tok_s": round(statistics.decode_tok_s, 2),
+            "threads": model.threads, "peak_rss_bytes": peak_rss_bytes()}
+        if logprobs is not None:
+            result["logprobs"] = [{"token_id": p.token_id, "logprob": p.logprob, "top": p.top_logprobs}
+                                  for p in pieces if p.token_id is not None]
+        click.echo(json.dumps(result))
+
+
+def _prompt(prompt: str | None, prompt_file: str | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("give --prompt or --prompt-file, not both")
+    if prompt is not None:
+        return prompt
+    if prompt_file is not None:
+        try:
+            return Path(prompt_file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ModelError(f"{prompt_file}: {(error.strerror or str(error)).lower()}") from None
+        except UnicodeDecodeError:
+            raise ModelError(f"{prompt_file}: is not UTF-8 text") from None
+    if sys.stdin.isatty():
+        raise click.UsageError("give a prompt: -p TEXT, -f FILE, or on standard input")
+    return sys.stdin.read()

@@ -1,0 +1,21 @@
+"""`edgert verify`: every checksum of a bundle."""
+
+import click
+
+from edgert.bundle import Bundle
+from edgert.errors import BundleError
+
+
+@click.command("verify")
+@click.argument("bundle")
+def command(bundle: str) -> None:
+    """Check every checksum of BUNDLE: the header's, each section's, each neuron group's."""
+    with Bundle(bundle) as opened:
+        problems = opened.verify()
+        groups = sum(n.groups for n in opened.header.neurons)
+        sections = len(opened.header.sections)
+    for problem in problems[:-1]:
+        click.echo(problem, err=True)
+    if problems:
+        raise BundleError(problems[-1])
+    click.echo(f"{bundle}: whole; {sections} sections and {groups} neuron groups match their checksums")
