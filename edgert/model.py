@@ -184,18 +184,16 @@ class Model:
         bos = name(tokenizer.bos_token_id)
         return tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
 
-    def logits(self, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> np.ndarray:
-        """Logits after a sequence's tokens, computed from its start: float32 of shape (len(wanted), vocab_size).
+    def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
+        """Compute tokens after those computed since the last `reset`, without sampling; ends the answer under way.
 
-        wanted: indices of the tokens; by default the last alone.
+        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size).
         """
         with self._lock:
             self._check_open()
             self._current = None
-            self._session.cut(0)
-            self._tokens = []
-            logits = self._engine.forward(self._session, tokens, wanted)
-            self._tokens = list(tokens)
+            logits = self._engine.forward(self._session, tokens, range(len(tokens)) if every else None)
+            self._tokens.extend(tokens)
             return logits
 
     def reset(self) -> None:

@@ -1,6 +1,7 @@
 """The bundle's header: what is where. The format is specified in docs/bundle-format.md; nothing it forbids gets in."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ TENSOR_ALIGNMENT = 64
 
 TOKENIZER, CHAT_TEMPLATE, RESIDENT, HEAD, EMBEDDING, GROUP_CHECKSUMS = (
     "tokenizer", "chat_template", "resident", "head", "embedding", "group_checksums")
+
+
+_FIELDS = {"architecture", "config", "generation", "quantization", "provenance", "sections", "tensors", "neurons"}
 
 
 @dataclass
@@ -100,23 +104,26 @@ class Header:
     def from_json(cls, data: bytes, file_length: int) -> "Header":
         """Decode and check a header. Raises BundleError, its message to follow "PATH: "."""
         try:
-            values = json.loads(data)
+            values = json.loads(data.decode("ascii"), object_pairs_hook=_object, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"the header is not JSON ({type(error).__name__}); convert the model again") from None
         try:
             header = cls._decode(values)
-            header._check(file_length)
+            header._check(PREFIX_BYTES + len(data), file_length)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            raise BundleError(f"the header is not valid: {what[:200]}; convert the model again") from None
+            shown = "".join(c if c.isprintable() else "?" for c in what[:200])
+            raise BundleError(f"the header is not valid: {shown}; convert the model again") from None
         return header
 
     @classmethod
     def _decode(cls, values: Any) -> "Header":
+        if not isinstance(values, dict) or set(values) != _FIELDS:
+            raise ValueError(f"it is not an object of {', '.join(sorted(_FIELDS))}")
         family = FAMILIES.get(values["architecture"]) if isinstance(values["architecture"], str) else None
         if family is None:
             raise ValueError(f"unknown architecture {values['architecture']!r}, known: {', '.join(FAMILIES)}")
-        for name in ("generation", "quantization", "provenance", "sections", "tensors"):
+        for name in ("config", "generation", "quantization", "provenance", "sections", "tensors"):
             if not isinstance(values[name], dict):
                 raise ValueError(f"{name} is not an object")
         return cls(
@@ -126,71 +133,117 @@ class Header:
             tensors={name: Tensor(**t) for name, t in values["tensors"].items()},
             neurons=[Neurons(**n) for n in values["neurons"]])
 
-    def _check(self, file_length: int) -> None:
+    def _check(self, header_end: int, file_length: int) -> None:
+        layers = self.config.num_hidden_layers
+        if len(self.neurons) != layers:  # before tensor_shapes, which is as large as the number claimed
+            raise ValueError(f"{len(self.neurons)} neuron sections for {layers} layers")
         _check_generation(self.generation, self.config.vocab_size)
-        self._check_sections(file_length)
-        self._check_tensors()
+        self._check_sections(header_end, file_length)
         self._check_neurons()
+        self._check_tensors()
 
-    def _check_sections(self, file_length: int) -> None:
-        end = PREFIX_BYTES
+    def _check_sections(self, header_end: int, file_length: int) -> None:
+        names = {TOKENIZER, RESIDENT, HEAD, GROUP_CHECKSUMS, *map(neuron_section, range(len(self.neurons)))}
+        names |= {CHAT_TEMPLATE} & set(self.sections)
+        if not self.config.tie_word_embeddings:
+            names.add(EMBEDDING)
+        _same_names("section", self.sections, names)
+        end = header_end
         for name, s in sorted(self.sections.items(), key=lambda item: _whole(item[1].offset, "a section's offset")):
             _whole(s.length, f"the length of section {name!r}")
             if s.offset % ALIGNMENT or s.offset < end:
-                raise ValueError(f"section {name!r} at offset {s.offset} is misaligned or overlaps another")
+                raise ValueError(f"section {name!r} at offset {s.offset} is misaligned or overlaps what is before it")
             end = s.offset + s.length
             if end > file_length:
                 raise ValueError(f"section {name!r} ends at {end}, past the end of the file at {file_length}")
-            if not isinstance(s.checksum, str) or len(s.checksum) != 16 or int(s.checksum, 16) < 0:
+            if not isinstance(s.checksum, str) or not re.fullmatch("[0-9a-f]{16}", s.checksum):
                 raise ValueError(f"the checksum of section {name!r} is {s.checksum!r}")
-        for name in (TOKENIZER, RESIDENT, HEAD, GROUP_CHECKSUMS):
-            self.sections[name]
+        if end != file_length:
+            raise ValueError(f"the sections end at {end}, the file at {file_length}")
+
+    def _expected_tensors(self) -> dict[str, tuple[str, tuple[str, ...], int, int]]:
+        """Section, possible formats, rows and columns of every tensor, by name."""
+        config, matrices = self.config, tuple(FORMATS)
+        expected: dict[str, tuple[str, tuple[str, ...], int, int]] = {}
+        for name, shape in config.tensor_shapes().items():
+            if len(shape) == 1:
+                expected[name] = (RESIDENT, ("vector",), shape[0], 1)
+            elif ".mlp." not in name:
+                expected[name] = (section_of(name, tied=config.tie_word_embeddings), matrices, *shape)
+        for layer, n in enumerate(self.neurons):
+            if size := FORMATS[n.down].header_bytes:
+                expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
+        return expected
 
     def _check_tensors(self) -> None:
+        expected = self._expected_tensors()
+        _same_names("tensor", self.tensors, set(expected))
         ends: dict[str, int] = {}
         for name, t in sorted(self.tensors.items(), key=lambda item: _whole(item[1].offset, "a tensor's offset")):
-            for value in (t.rows, t.columns):
-                if not 1 <= _whole(value, f"a dimension of {name!r}") <= 1 << 24:
-                    raise ValueError(f"a dimension of {name!r} is {value}")
-            if t.format not in FORMATS and t.format not in ("vector", "headers"):
-                raise ValueError(f"tensor {name!r} has unknown format {t.format!r}")
-            if t.offset % TENSOR_ALIGNMENT or t.offset < ends.get(t.section, 0):
+            section, formats, *shape = expected[name]
+            if t.section != section:
+                raise ValueError(f"tensor {name!r} is in section {t.section!r}, expected {section!r}")
+            if t.format not in formats:
+                raise ValueError(f"tensor {name!r} has format {t.format!r}")
+            if [_whole(v, f"a dimension of {name!r}") for v in (t.rows, t.columns)] != shape:
+                raise ValueError(f"tensor {name!r} has shape {t.rows} x {t.columns}")
+            if t.offset % TENSOR_ALIGNMENT or t.offset < ends.get(section, 0):
                 raise ValueError(f"tensor {name!r} is misaligned or overlaps another")
-            ends[t.section] = t.offset + t.length
-            if ends[t.section] > self.sections[t.section].length:
-                raise ValueError(f"tensor {name!r} reaches past the end of section {t.section!r}")
-        for name, shape in self.config.tensor_shapes().items():
-            if ".mlp." not in name:
-                tensor = self.tensors[name]
-                if (tensor.rows, tensor.columns) != (shape if len(shape) == 2 else (shape[0], 1)):
-                    raise ValueError(f"tensor {name!r} has shape {tensor.rows} x {tensor.columns}")
-                if (tensor.format in FORMATS) != (len(shape) == 2):
-                    raise ValueError(f"tensor {name!r} has format {tensor.format!r}")
+            ends[section] = t.offset + t.length
+            if ends[section] > self.sections[section].length:
+                raise ValueError(f"tensor {name!r} reaches past the end of section {section!r}")
 
     def _check_neurons(self) -> None:
-        config = self.config
-        if len(self.neurons) != config.num_hidden_layers:
-            raise ValueError(f"{len(self.neurons)} neuron sections for {config.num_hidden_layers} layers")
-        total = 0
+        config, total = self.config, 0
         for layer, n in enumerate(self.neurons):
-            gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
-            _, length = Neurons.layout(config.hidden_size, gate_up, down)
-            if (n.groups, n.group_bytes) != (-(-config.intermediate_size // BLOCK), length):
-                raise ValueError(f"layer {layer} has {n.groups!r} groups of {n.group_bytes!r} bytes")
-            if self.sections[n.section].length != n.groups * n.group_bytes:
-                raise ValueError(f"section {n.section!r} is not {n.groups} groups of {n.group_bytes} bytes")
-            if down.header_bytes:
-                t = self.tensors[down_headers(layer)]
-                if (t.format, t.rows, t.columns) != ("headers", config.hidden_size, down.header_bytes):
-                    raise ValueError(f"tensor {down_headers(layer)!r} has the wrong shape")
-            total += n.groups
+            if n.section != neuron_section(layer):
+                raise ValueError(f"the neurons of layer {layer} are in section {n.section!r}")
+            if n.gate_up not in FORMATS or n.down not in FORMATS:
+                raise ValueError(f"the neurons of layer {layer} have formats {n.gate_up!r} and {n.down!r}")
+            groups, size = _whole(n.groups, "a number of groups"), _whole(n.group_bytes, "the bytes of a group")
+            _, length = Neurons.layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down])
+            if (groups, size) != (-(-config.intermediate_size // BLOCK), length):
+                raise ValueError(f"layer {layer} has {groups} groups of {size} bytes")
+            if self.sections[n.section].length != groups * size:
+                raise ValueError(f"section {n.section!r} is not {groups} groups of {size} bytes")
+            total += groups
         if self.sections[GROUP_CHECKSUMS].length != 8 * total:
             raise ValueError(f"section {GROUP_CHECKSUMS!r} is not 8 bytes for each of {total} groups")
+
+
+def neuron_section(layer: int) -> str:
+    """The name of the section of a layer's neuron groups."""
+    return f"layers.{layer}.neurons"
+
+
+def section_of(matrix: str, *, tied: bool) -> str:
+    """The section of a matrix that is not in neuron groups, by its canonical name; tied: the embedding is the head."""
+    if matrix == "model.embed_tokens.weight":
+        return HEAD if tied else EMBEDDING
+    return HEAD if matrix == "lm_head.weight" else RESIDENT
 
 
 def down_headers(layer: int) -> str:
     """The name of the tensor that holds the tile headers of a layer's down projection."""
     return f"model.layers.{layer}.mlp.down_proj.headers"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name appears twice in an object")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _same_names(kind: str, found: Mapping[str, Any], expected: set[str]) -> None:
+    if missing := expected - set(found):
+        raise ValueError(f"{kind} {min(missing)!r} is missing")
+    if unknown := set(found) - expected:
+        raise ValueError(f"{kind} {min(unknown)!r} is not known")
 
 
 def _whole(value: Any, what: str) -> int:
@@ -200,6 +253,9 @@ def _whole(value: Any, what: str) -> int:
 
 
 def _check_generation(generation: Mapping[str, Any], vocab_size: int) -> None:
+    if set(generation) != {"bos_token_id", "eos_token_ids", "add_bos_token"}:
+        raise ValueError("generation is not an object of bos_token_id, eos_token_ids, add_bos_token")
+
     def token(value: Any, what: str) -> None:
         if _whole(value, what) >= vocab_size:
             raise ValueError(f"{what} is {value}, past the vocabulary of {vocab_size}")

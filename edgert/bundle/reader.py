@@ -24,7 +24,7 @@ class Bundle:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._file = self.path.open("rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = self.path.open("rb", buffering=0)
         except OSError as error:
             raise BundleError(f"{self.path}: cannot be opened: {(error.strerror or str(error)).lower()}") from None
         try:
@@ -47,7 +47,10 @@ class Bundle:
             what = "is empty" if not prefix else "is not an edgert bundle, or its conversion was interrupted"
             raise BundleError(f"{self.path}: {what}; make one with: edgert convert SOURCE {self.path.name}")
         version, zero, length, digest = struct.unpack("<IIQQ", prefix[8:])
-        if version != VERSION or zero:
+        if zero:
+            raise BundleError(f"{self.path}: has {zero:#x} at offset 12, where zeros belong; "
+                              "the file is damaged, convert the model again")
+        if version != VERSION:
             raise BundleError(f"{self.path}: is a bundle of version {version}, this edgert reads version {VERSION}; "
                               "convert the model again or update edgert")
         if length > min(MAX_HEADER_BYTES, size - PREFIX_BYTES):

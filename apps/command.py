@@ -1,0 +1,46 @@
+"""`edgert chat`: chat with a model in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgert.commands.loading import load_model, model_options, sampling_options
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@click.command("chat")
+@click.argument("bundle", required=False)
+@click.option("--system", help="What the model is told first.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="End each answer after so many tokens.")
+@sampling_options(temperature=0.8)
+@model_options
+def command(bundle: str | None, system: str | None, max_tokens: int | None, temperature: float, top_k: int,
+            top_p: float, min_p: float, repetition_penalty: float, seed: int | None, threads: int | None,
+            context: int | None, prefill_chunk: int, kv_type: str | None) -> None:
+    """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, fetched and converted if need be.
+
+    Where standard input is not a terminal, the question is read from it and answered once.
+    """
+    from .terminal_chat import chat
+
+    path = bundle or str(default_bundle())
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed}
+    with load_model(path, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type) as model:
+        chat(model, system, settings)
+
+
+def default_bundle() -> Path:
+    """The default model as a bundle, in the models' folder; fetched and converted if it is not there."""
+    from edgert.download import models_folder
+    path = models_folder() / f"{DEFAULT_MODEL}.edge"
+    if not path.exists():
+        from edgert.converters.convert import convert
+        from edgert.download import pull
+        click.echo(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
+        convert(str(pull(DEFAULT_MODEL)), path)
+    return path
+

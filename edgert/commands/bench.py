@@ -1,0 +1,74 @@
+"""`edgert bench`: speed, beside llama.cpp if wanted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgert.bundle import Bundle
+from edgert.bundle.header import TOKENIZER
+from edgert.errors import PeerError
+from edgert.kernels import native
+from edgert.measuring.bench import DEFAULT_PROMPT, bench
+from edgert.model import default_threads
+from edgert.tokenizer import Tokenizer
+
+from .loading import compile_progress
+
+
+@click.command("bench")
+@click.argument("bundle")
+@click.option("--against", metavar="MODEL.gguf", help="Measure llama.cpp on this file too, in turn with the bundle.")
+@click.option("-t", "--threads", type=click.IntRange(1, 256),
+              help="Threads that compute, for both.  [default: one for each physical core]")
+@click.option("-r", "--runs", type=click.IntRange(1, 1000), default=5, show_default=True,
+              help="Runs of each, after one to warm up; medians are shown.")
+@click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to decode.")
+@click.option("--prefill", type=click.IntRange(0, 4096), default=256, show_default=True,
+              help="Prompt tokens to compute at once, 0 for none.")
+@click.option("-p", "--prompt", default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(bundle: str, against: str | None, threads: int | None, runs: int, decode: int, prefill: int, prompt: str,
+            as_json: bool) -> None:
+    """Measure how fast BUNDLE decodes and takes in a prompt.
+
+    Each engine runs in a process of its own; llama.cpp is measured with its weights repacked and memory-mapped, and
+    the better of the two counts.
+    """
+    with Bundle(bundle) as opened:
+        generation = opened.header.generation
+        tokenizer = Tokenizer.from_json(opened.read_section(TOKENIZER).decode(), generation["bos_token_id"],
+                                        generation["eos_token_ids"], generation["add_bos_token"])
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise click.UsageError("the prompt is empty")
+    if against is not None and not Path(against).is_file():
+        raise PeerError(f"{against}: there is no such file")
+    native.library(progress=compile_progress)
+
+    def report(name: str, run: int, result: dict[str, Any]) -> None:
+        label = name if name == "edgert" else f"llama.cpp, {name}"
+        click.echo(f"run {run + 1}: {label:18} decode {result['decode_tok_s']:7.2f} tok/s, "
+                   f"prefill {result.get('prefill_tok_s', 0):8.2f} tok/s", err=True)
+
+    result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
+                   prefill=prefill, report=report)
+    click.echo(json.dumps(result) if as_json else _table(result))
+
+
+def _table(result: dict[str, Any]) -> str:
+    rows = [("decode", "decode_tok_s", "tok/s", 1.0), (f"prefill of {result['prefill_tokens']}", "prefill_tok_s",
+             "tok/s", 1.0), (f"first token after {result['prompt_tokens']}", "first_token_s", "ms", 1e3),
+            ("peak memory", "peak_rss_bytes", "MB", 1e-6)]
+    peer = result.get("peer")
+    lines = [f"{'median of ' + str(result['runs']) + ', ' + str(result['threads']) + ' threads':28} {'edgert':>16}"
+             + (f" {'llama.cpp':>16} {'ratio':>7}" if peer else "")]
+    for title, field, unit, factor in rows:
+        if field not in result:
+            continue
+        line = f"{title:28} {result[field] * factor:10.2f} {unit:5}"
+        if peer:
+            line += f" {peer[field] * factor:10.2f} {unit:5} {result['ratio'][field]:7.2f}"
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""llama.cpp as the peer: the same work, measured the same way, through llama-cpp-python.
+
+    python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT REPACK
+
+answers requests like worker.py's.
+"""
+
+import ctypes
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgert.errors import PeerError
+
+
+def import_llama_cpp() -> Any:
+    """llama-cpp-python. Raises PeerError where it is not installed."""
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise PeerError("comparing needs llama-cpp-python: pip install 'edgert[peer]' (builds llama.cpp, some minutes); "
+                        f"importing it failed: {error}") from None
+    return llama_cpp
+
+
+class Peer:
+    """A GGUF loaded by llama.cpp; memory-mapped, or with the weights copied into its repacked layout."""
+
+    def __init__(self, path: str, *, threads: int, context: int, repack: bool = True, batch: int = 512) -> None:
+        self._cpp = cpp = import_llama_cpp()
+        self._log = cpp.llama_log_callback(lambda level, text, data: None)
+        cpp.llama_log_set(self._log, ctypes.c_void_p())
+        cpp.llama_backend_init()
+        model_settings = cpp.llama_model_default_params()
+        model_settings.use_extra_bufts = repack
+        self._model = cpp.llama_model_load_from_file(path.encode(), model_settings)
+        if not self._model:
+            raise PeerError(f"{path}: llama.cpp cannot load it; give the GGUF file that the bundle was made from")
+        settings = cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, batch, batch
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = cpp.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise PeerError(f"{path}: llama.cpp cannot make a context of {context} tokens")
+        self._vocab = cpp.llama_model_get_vocab(self._model)
+        self.vocab_size: int = cpp.llama_vocab_n_tokens(self._vocab)
+        self._length = 0
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, special tokens parsed, no BOS added."""
+        data = text.encode()
+        room = (ctypes.c_int32 * (len(data) + 16))()
+        count = self._cpp.llama_tokenize(self._vocab, data, len(data), room, len(room), False, True)
+        return list(room[:count])
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._cpp.llama_memory_clear(self._cpp.llama_get_memory(self._context), True)
+        self._length = 0
+
+    def forward(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
+        """Compute new tokens; logits of the last, or of every one: float32 of shape (1 or n, vocab_size)."""
+        cpp, count = self._cpp, len(tokens)
+        batch = cpp.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, self._length + i, 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = int(every or i == count - 1)
+            if cpp.llama_decode(self._context, batch):
+                raise PeerError("llama.cpp failed to compute")
+        finally:
+            cpp.llama_batch_free(batch)
+        self._length += count
+        rows = range(count) if every else [count - 1]
+        return np.stack([np.ctypeslib.as_array(cpp.llama_get_logits_ith(self._context, row), (self.vocab_size,))
+                         for row in rows])
+
+
+def main() -> None:
+    from .worker import serve
+    path, threads, context, repack = sys.argv[1:]
+    started = time.perf_counter()
+    peer = Peer(path, threads=int(threads), context=int(context), repack=repack == "repack")
+    serve(peer.forward, peer.reset, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Perplexity: how surprised a model is by a text.
+
+As llama.cpp measures it: the tokens are cut into windows, each computed from an empty context, and the second half of
+each window is scored, where every token has at least half a window before it. BOS stands first in each window where the
+model wants one.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgert.errors import ModelError
+from edgert.sampling import log_probabilities
+
+EveryLogits = Callable[[Sequence[int], int], Iterator[np.ndarray]]
+"""(window, first) to the logits of window[first:], in parts: float32 of shape (n, vocab_size)."""
+
+
+@dataclass
+class Score:
+    """Over all scored tokens: their number, the sum of negative log-likelihoods, and the likeliest next tokens."""
+
+    tokens: int
+    loss: float
+    choices: list[int]
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss / self.tokens)
+
+
+def windows(ids: Sequence[int], window: int, bos: int | None) -> list[list[int]]:
+    """Whole windows of a text; one shorter one if the text has no more. Raises ModelError for under four tokens."""
+    if len(ids) < 4:
+        raise ModelError(f"the text has {len(ids)} tokens; perplexity needs at least 4")
+    window = min(window, len(ids))
+    cut = [list(ids[start:start + window]) for start in range(0, len(ids) - window + 1, window)]
+    return [[bos, *part[1:]] if bos is not None else part for part in cut]
+
+
+def score(parts: Sequence[Sequence[int]], logits_of: EveryLogits,
+          progress: Callable[[int, int], None] = lambda done, total: None) -> Score:
+    """Score the second half of each window."""
+    result = Score(0, 0.0, [])
+    for number, part in enumerate(parts):
+        at = len(part) // 2
+        for logits in logits_of(part, at):
+            targets: Any = part[at + 1:at + 1 + len(logits)]
+            logits = logits[:len(targets)]
+            chances = log_probabilities(logits)
+            result.loss -= float(chances[np.arange(len(targets)), targets].sum())
+            result.tokens += len(targets)
+            result.choices += logits.argmax(-1).tolist()
+            at += len(logits)
+        progress(number + 1, len(parts))
+    return result
