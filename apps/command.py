@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
+import edgert
 from edgert.commands.loading import load_model, model_options, sampling_options
+from edgert.download import models_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -35,12 +37,9 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
 
 def default_bundle() -> Path:
     """The default model as a bundle, in the models' folder; fetched and converted if it is not there."""
-    from edgert.download import models_folder
     path = models_folder() / f"{DEFAULT_MODEL}.edge"
     if not path.exists():
-        from edgert.converters.convert import convert
-        from edgert.download import pull
         click.echo(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
-        convert(str(pull(DEFAULT_MODEL)), path)
+        edgert.convert(str(edgert.pull(DEFAULT_MODEL)), path)
     return path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgert.commands.inspect import contents_table
+from edgert.bundle.contents import table
 
 from .presets import DEFAULT, PRESETS
 
@@ -33,5 +33,5 @@ def command(source: str, out: str, preset: str) -> None:
         kinds = convert(source, out, preset, lambda what, done, total: bars.update(
             task, description=what, completed=done, total=total))
     size = Path(out).stat().st_size
-    click.echo(contents_table(kinds, size))
+    click.echo(table(kinds, size))
     click.echo(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

@@ -18,7 +18,7 @@ from edgert.kernels.formats import BLOCK, FORMATS, TILE
 from .layout import lay_out
 from .open_source import open_source
 from .presets import DEFAULT, Preset, preset
-from .quantizer import packed
+from .quantizer import LARGEST, packed
 from .source import Source, SourceTensor
 
 _VALUES_AT_ONCE = 16 << 20
@@ -40,6 +40,8 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
         raise SourceError(f"{path}: is a folder; name the bundle to write, such as {path / 'model.edge'}")
     if not path.parent.is_dir():
         raise SourceError(f"{path.parent}: is not a folder; make it first")
+    if path.exists() and Path(source).is_file() and path.samefile(source):
+        raise SourceError(f"{path}: is the model to convert; give the bundle another name")
     opened = open_source(source)
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
@@ -89,8 +91,11 @@ class _Conversion:
         self._ends[tensor.section] += data.nbytes
 
     def _tiles(self, tensor: SourceTensor, form: str, start: int, stop: int) -> np.ndarray:
-        grid = tensor.grid(start, stop) if form == "q4" else None
-        return packed(FORMATS[form], tensor.read(start, stop), grid)
+        grid, values = tensor.grid(start, stop) if form == "q4" else None, tensor.read(start, stop)
+        if (largest := np.abs(values).max()) > LARGEST[form]:
+            raise SourceError(f"a weight of ±{largest:.3g} is more than preset {self._preset.name} can hold; "
+                              "the file is damaged, or takes another preset")
+        return packed(FORMATS[form], values, grid)
 
     def _write_matrix(self, name: str) -> None:
         tensor, form = self._source.tensors[name], self._header.tensors[name].format
@@ -107,8 +112,10 @@ class _Conversion:
         form = FORMATS[neurons.down]
         rows, columns = down.shape
         step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
-        tiles = np.concatenate([self._tiles(down, neurons.down, start, min(start + step, rows))
-                                for start in range(0, rows, step)])
+        tiles = np.empty((-(-rows // TILE), form.tile_bytes(columns)), np.uint8)
+        for start in range(0, rows, step):
+            part = self._tiles(down, neurons.down, start, min(start + step, rows))
+            tiles[start // TILE:start // TILE + len(part)] = part
         if form.header_bytes:
             self._write(down_headers(layer), tiles[:, :form.header_bytes])
         # (tile, group, block bytes): group g of the down projection is block g of every tile.

@@ -107,4 +107,6 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         template = named.get("default")
     if template is not None and not isinstance(template, str):
         raise SourceError(f"{folder / 'tokenizer_config.json'}: chat_template is not text")
+    if template is not None and any("\ud800" <= c <= "\udfff" for c in template):  # JSON can, UTF-8 cannot
+        raise SourceError(f"{folder / 'tokenizer_config.json'}: chat_template has half a surrogate pair")
     return template

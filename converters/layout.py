@@ -4,15 +4,17 @@ from edgert.bundle import Header, Neurons, Section, Tensor
 from edgert.bundle.header import (
     ALIGNMENT,
     CHAT_TEMPLATE,
-    EMBEDDING,
     GROUP_CHECKSUMS,
-    HEAD,
+    MAX_HEADER_BYTES,
     PREFIX_BYTES,
     RESIDENT,
     TENSOR_ALIGNMENT,
     TOKENIZER,
     down_headers,
+    neuron_section,
+    section_of,
 )
+from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
 
 from .presets import Preset
@@ -24,7 +26,7 @@ def _up(value: int, alignment: int) -> int:
 
 
 def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> Header:
-    """The header of the bundle that a source becomes; only checksums are still to come."""
+    """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError."""
     config = source.config
     header = Header(config, dict(source.generation), {"preset": preset.name}, provenance)
     shapes = config.tensor_shapes()
@@ -37,13 +39,11 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
         header.tensors[name] = tensor
         lengths[section] = tensor.offset + tensor.length
 
-    embedding = "model.embed_tokens.weight"
     for name, shape in shapes.items():
         if len(shape) == 1:
             place(name, RESIDENT, "vector", shape[0], 1)
         elif ".mlp." not in name:
-            section = {embedding: HEAD if config.tie_word_embeddings else EMBEDDING,
-                       "lm_head.weight": HEAD}.get(name, RESIDENT)
+            section = section_of(name, tied=config.tie_word_embeddings)
             place(name, section, preset.format(source, name), *shape)
         elif name.endswith("down_proj.weight"):
             layer = int(name.split(".")[2])
@@ -54,14 +54,17 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
                 place(down_headers(layer), RESIDENT, "headers", config.hidden_size, down.header_bytes)
             groups = -(-config.intermediate_size // BLOCK)
             _, group_bytes = Neurons.layout(config.hidden_size, gate_up, down)
-            neurons = Neurons(f"layers.{layer}.neurons", groups, group_bytes, gate_up.name, down.name)
+            neurons = Neurons(neuron_section(layer), groups, group_bytes, gate_up.name, down.name)
             header.neurons.append(neurons)
             lengths[neurons.section] = groups * group_bytes
     lengths[GROUP_CHECKSUMS] = 8 * sum(n.groups for n in header.neurons)
     # Offsets are at most 14 digits: the room kept for the header is what it takes with all of them.
     header.sections = {name: Section(10 ** 14, length) for name, length in lengths.items()}
-    offset = _up(PREFIX_BYTES + len(header.to_json()), ALIGNMENT)
-    for section in header.sections.values():
-        section.offset = offset
-        offset = _up(offset + section.length, ALIGNMENT)
+    if (length := len(header.to_json())) > MAX_HEADER_BYTES:
+        raise SourceError(f"the model needs a bundle header of {length} bytes, more than {MAX_HEADER_BYTES}: "
+                          "it has too many tensors, or a name far too long")
+    offset = _up(PREFIX_BYTES + length, ALIGNMENT)
+    for placed in header.sections.values():
+        placed.offset = offset
+        offset = _up(offset + placed.length, ALIGNMENT)
     return header

@@ -6,6 +6,7 @@ the trial with the least error. Then scale and minimum are put on their row's 8-
 8 bits: a scale is searched around max / 127. A source that already stands on a 4-bit grid keeps it.
 """
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,25 +23,41 @@ _TRIALS, _SPAN = 21, 1.0
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _weighted_error(x: Any, weight: Any, inverse: Any, low: Any, top: int, s: Any, m: Any) -> Any:  # pragma: no cover
+    error = np.float32(0)
+    for j in range(32):
+        q = min(max(np.rint((x[j] - low) * inverse), np.float32(0)), np.float32(top))
+        difference = s * q + m - x[j]
+        error += weight[j] * difference * difference
+    return error
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _search_affine(rows: Any, top: int, scale: Any, minimum: Any) -> None:  # pragma: no cover
     """rows: (n, 32) float32; scale, minimum: (n,) float32 out; weights are 0..top. weight = scale * q - minimum."""
-    weight = np.empty(32, np.float32)
+    weight, x = np.empty(32, np.float32), np.empty(32, np.float32)
     for i in range(rows.shape[0]):
-        x = rows[i]
-        low, high, squares = np.float32(0), np.float32(0), np.float32(0)
+        low, high = np.float32(0), np.float32(0)
         for j in range(32):
-            low, high = min(low, x[j]), max(high, x[j])
-            squares += x[j] * x[j]
-        if high - low < 1e-30:
+            low, high = min(low, rows[i, j]), max(high, rows[i, j])
+        if max(high, -low) < 1e-30:
             scale[i], minimum[i] = 0, 0
             continue
+        # Divided by a power of two, which changes no digit, so that no product of four overflows.
+        unit = np.float32(math.ldexp(1.0, math.frexp(max(high, -low))[1]))
+        low, high = low / unit, high / unit
+        squares = np.float32(0)
+        for j in range(32):
+            x[j] = rows[i, j] / unit
+            squares += x[j] * x[j]
         mean = np.float32(np.sqrt(squares / 32))
         sum_w, sum_x = np.float32(0), np.float32(0)
         for j in range(32):
             weight[j] = mean + abs(x[j])
             sum_w += weight[j]
             sum_x += weight[j] * x[j]
-        best = np.float32(np.inf)
+        best_s, best_m = (high - low) / np.float32(top), low
+        best = _weighted_error(x, weight, np.float32(1) / best_s, low, top, best_s, best_m)
         for trial in range(_TRIALS):
             inverse = np.float32((top - _SPAN + 2 * _SPAN * trial / (_TRIALS - 1)) / (high - low))
             sum_l, sum_l2, sum_xl = np.float32(0), np.float32(0), np.float32(0)
@@ -50,7 +67,7 @@ def _search_affine(rows: Any, top: int, scale: Any, minimum: Any) -> None:  # pr
                 sum_l2 += weight[j] * q * q
                 sum_xl += weight[j] * q * x[j]
             determinant = sum_w * sum_l2 - sum_l * sum_l
-            if determinant <= 0:
+            if determinant <= np.float32(1e-5) * sum_w * sum_l2:  # (nearly) all q alike: what is left is rounding
                 continue
             s = (sum_w * sum_xl - sum_x * sum_l) / determinant
             m = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
@@ -59,14 +76,10 @@ def _search_affine(rows: Any, top: int, scale: Any, minimum: Any) -> None:  # pr
                 s = sum_xl / sum_l2
             if s <= 0:
                 continue
-            error = np.float32(0)
-            for j in range(32):
-                q = min(max(np.rint((x[j] - low) * inverse), np.float32(0)), np.float32(top))
-                difference = s * q + m - x[j]
-                error += weight[j] * difference * difference
+            error = _weighted_error(x, weight, inverse, low, top, s, m)
             if error < best:
-                best = error
-                scale[i], minimum[i] = s, -m
+                best, best_s, best_m = error, s, m
+        scale[i], minimum[i] = best_s * unit, -best_m * unit
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -78,22 +91,28 @@ def _search_symmetric(rows: Any, scale: Any) -> None:  # pragma: no cover
         largest = np.float32(0)
         for j in range(32):
             largest = max(largest, abs(rows[i, j]))
+        if largest < 1e-30:
+            scale[i] = 0
+            continue
+        over = np.float32(math.ldexp(1.0, -math.frexp(largest)[1]))  # so that no square overflows
         best = np.float32(np.inf)
         trial_scale[0] = largest / np.float32(127)
         base = (bits[0] >> 16) - 2
         for step in range(6):
             bits[0] = np.uint32((base + step) << 16)
             s = trial_scale[0]
-            if not s > 0 or largest < 1e-30:
-                continue
             inverse, error = np.float32(1) / s, np.float32(0)
             for j in range(32):
                 q = min(max(np.rint(rows[i, j] * inverse), np.float32(-127)), np.float32(127))
-                difference = q * s - rows[i, j]
+                difference = (q * s - rows[i, j]) * over
                 error += difference * difference
             if error < best:
                 best = error
                 scale[i] = s
+
+
+LARGEST = {"f32": float(np.finfo(np.float32).max), "f16": 65504.0, "q8": 1e30, "q6": 1e30, "q4": 1e30}
+"""The largest weight that each format can hold; where scales are searched, the largest that they are searched for."""
 
 
 def _threaded(function: Any, rows: np.ndarray, *others: Any) -> None:

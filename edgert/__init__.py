@@ -19,14 +19,17 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .converters.convert import convert
+    from .download import pull
     from .generation import Generation, Piece
     from .model import Model, load
 
 __version__ = "0.1.0"
 __all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError", "PeerError", "Piece",
-           "SourceError", "TemplateError", "load"]
+           "SourceError", "TemplateError", "convert", "load", "pull"]
 
-_LAZY = {"load": "model", "Model": "model", "Generation": "generation", "Piece": "generation"}
+_LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
+         "Model": "model", "Generation": "generation", "Piece": "generation"}
 
 
 def __getattr__(name: str) -> Any:

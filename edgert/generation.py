@@ -1,7 +1,7 @@
 """One answer, token by token."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,7 +87,7 @@ class Generation:
         """The rest of the answer, all at once."""
         return "".join(piece.text for piece in self)
 
-    def _run(self) -> Iterator[Piece]:
+    def _run(self) -> Generator[Piece, None, None]:
         decoder = self._tokenizer.stream_decoder(skip_special=True)
         reason: Literal["stop", "length"] = "length"
         start = last = time.perf_counter()

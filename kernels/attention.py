@@ -102,7 +102,8 @@ def attention_kernel(size: int, load: Any) -> Any:
             scores = keep_first(mul(add(add(s0, s1), add(s2, s3)), splat(scale)), count, _LOWEST)
             above = maximum(highest, splat(reduce_max(scores)))
             correction = exp(sub(highest, above))
-            chances = keep_first(exp(sub(scores, above)), count, _ZERO)
+            # exp makes a number even of NaN; 0 * score adds nothing, or NaN for a score that is not finite.
+            chances = keep_first(fma(scores, splat(_ZERO), exp(sub(scores, above))), count, _ZERO)
             highest = above
             total = fma(total, correction, splat(reduce_add(chances)))
             store_f32x16(weights, chances)

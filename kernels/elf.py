@@ -1,6 +1,6 @@
 """Loads the kernels' object file into memory, so that running needs neither Numba nor LLVM (110 MB of them).
 
-It is an ELF relocatable file for this machine that refers to nothing outside itself but a few functions of libc. The
+It is an ELF relocatable file for this machine that refers to nothing outside itself but a few functions of C. The
 allocated sections are laid end to end, relocated (System V ABI: AMD64 and ELF for the Arm 64-bit architecture), and made
 executable. Whatever is not known here is refused; `native` then loads the object through LLVM.
 """
@@ -11,11 +11,12 @@ import struct
 from typing import NamedTuple
 
 ALLOCATED, NOBITS, RELA, SYMTAB = 2, 8, 4, 2
-_LIBC = {"memset", "memcpy", "memmove"}
+_EXTERNAL = {"memset", "memcpy", "memmove", "fmaf"}
+"""Functions of libc and libm; the last is how a machine without fused multiply-add does one."""
 
 
 class Unsupported(Exception):
-    """The object file holds something that this loader does not know."""
+    """The object file holds something that this loader does not know, or is damaged."""
 
 
 class _Section(NamedTuple):
@@ -32,9 +33,15 @@ class _Section(NamedTuple):
 
 
 class Image:
-    """Relocated machine code, executable while this object lives."""
+    """Relocated machine code, executable while this object lives. Raises Unsupported."""
 
     def __init__(self, data: bytes) -> None:
+        try:
+            self._load(data)
+        except (struct.error, LookupError, ValueError, OverflowError, OSError, MemoryError) as error:
+            raise Unsupported(f"a damaged object file: {error}") from None
+
+    def _load(self, data: bytes) -> None:
         if data[:6] != b"\x7fELF\x02\x01":
             raise Unsupported("not a little-endian 64-bit ELF file")
         kind, machine = struct.unpack_from("<HH", data, 16)
@@ -53,12 +60,13 @@ class Image:
                 size = -(-size // max(section.alignment, 1)) * max(section.alignment, 1)
                 self._places[i] = size
                 size += section.size
-        libc = ctypes.CDLL(None)
+        libraries = ctypes.CDLL(None)
         stubs = -(-size // 16) * 16
         externals = sorted({name for name, (_, where, _) in zip(self._names, self._symbols, strict=True)
                             if where == 0 and name})
-        if not set(externals) <= _LIBC:
-            raise Unsupported(f"refers to {', '.join(sorted(set(externals) - _LIBC))}")
+        unknown = [name for name in externals if name not in _EXTERNAL or not hasattr(libraries, name)]
+        if unknown:
+            raise Unsupported(f"refers to {', '.join(unknown)}")
         self.memory = mmap.mmap(-1, stubs + 16 * len(externals))
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         for i, place in self._places.items():
@@ -67,14 +75,14 @@ class Image:
                 self.memory[place:place + section.size] = data[section.offset:section.offset + section.size]
         self._externals = {}
         for i, name in enumerate(externals):
-            target = ctypes.cast(getattr(libc, name), ctypes.c_void_p).value or 0
+            target = ctypes.cast(getattr(libraries, name), ctypes.c_void_p).value or 0
             self._externals[name] = self.base + stubs + 16 * i
             self.memory[stubs + 16 * i:stubs + 16 * i + 16] = self._stub(target)
         for section in self._sections:
             if section.kind == RELA and section.info in self._places:
                 for at in range(section.offset, section.offset + section.size, 24):
                     self._relocate(self._places[section.info], *struct.unpack_from("<QQq", data, at))
-        self._protect(libc)
+        self._protect(libraries)
 
     def symbol(self, name: str) -> int:
         """The address of a symbol. Raises KeyError."""
@@ -102,6 +110,8 @@ class Image:
             return self._externals[self._names[symbol]]
         if where not in self._places:
             raise Unsupported(f"symbol {self._names[symbol]} in section {where}")
+        if value > self._sections[where].size:
+            raise Unsupported(f"symbol {self._names[symbol]} beyond its section")
         return self.base + self._places[where] + value
 
     def _stub(self, target: int) -> bytes:
@@ -146,9 +156,9 @@ class Image:
             raise Unsupported(f"ARM relocation {kind}")
         struct.pack_into("<I", self.memory, at, word)
 
-    def _protect(self, libc: ctypes.CDLL) -> None:
+    def _protect(self, libraries: ctypes.CDLL) -> None:
         read_and_execute = 5
-        if libc.mprotect(ctypes.c_void_p(self.base), ctypes.c_size_t(len(self.memory)), read_and_execute):
+        if libraries.mprotect(ctypes.c_void_p(self.base), ctypes.c_size_t(len(self.memory)), read_and_execute):
             raise Unsupported("the operating system refuses executable memory")
         if self._machine == 183:
             try:

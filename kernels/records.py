@@ -171,8 +171,8 @@ class State(NamedTuple):
     semaphores: int
     """Addresses of the helpers' semaphores, one int64 each."""
     program: int
-    count: int
-    """The program that the helpers join in; a count below 0 ends them."""
+    operations: int
+    """The program that the helpers join in; operations below 0 end them."""
     error: int
     """Set to 1 by values that are not finite."""
 

@@ -46,3 +46,13 @@ def contents(header: Header) -> list[Kind]:
     kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k]) for k in weights]
     kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
     return sorted(kinds, key=lambda kind: -kind.bytes)
+
+
+def table(kinds: list[Kind], size: int) -> str:
+    """Bytes and bits per weight, a line for each kind of tensor and one for the file."""
+    lines = [f"{'':32} {'format':10} {'weights':>14} {'bytes':>14} {'bits each':>10}"]
+    for kind in [*kinds, Kind("file", "", sum(k.weights for k in kinds), size)]:
+        bits = f"{8 * kind.bytes / kind.weights:10.2f}" if kind.weights else ""
+        weights = f"{kind.weights:,}" if kind.weights else ""
+        lines.append(f"{kind.name:32} {kind.formats:10} {weights:>14} {kind.bytes:>14,} {bits}".rstrip())
+    return "\n".join(lines)

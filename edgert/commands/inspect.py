@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from edgert.bundle import Bundle, Header
-from edgert.bundle.contents import Kind, contents
+from edgert.bundle.contents import contents, table
 
 
 @click.command("inspect")
@@ -34,20 +34,10 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
     for name, value in rows:
         click.echo(f"{name:{width}}  {value}")
     click.echo()
-    click.echo(contents_table(kinds, size))
+    click.echo(table(kinds, size))
     if tensors:
         click.echo()
         _list_tensors(header)
-
-
-def contents_table(kinds: list[Kind], size: int) -> str:
-    """Bytes and bits per weight, a line for each kind of tensor and one for the file."""
-    lines = [f"{'':32} {'format':10} {'weights':>14} {'bytes':>14} {'bits each':>10}"]
-    for kind in [*kinds, Kind("file", "", sum(k.weights for k in kinds), size)]:
-        bits = f"{8 * kind.bytes / kind.weights:10.2f}" if kind.weights else ""
-        weights = f"{kind.weights:,}" if kind.weights else ""
-        lines.append(f"{kind.name:32} {kind.formats:10} {weights:>14} {kind.bytes:>14,} {bits}".rstrip())
-    return "\n".join(lines)
 
 
 def _list_tensors(header: Header) -> None:
