@@ -1,11 +1,55 @@
+"""What all tests share: the reference models, a converted one, and kernels compiled before the clock starts."""
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
 import pytest
-FOLDER = Path(os.environ.get("EDGERT_TEST_MODELS", Path.home() / ".cache" / "edgert-test-models"))
+from hypothesis import settings
+
+import edgert
+from edgert.download import pull
+from edgert.kernels import native
+from edgert.kernels.simd.target import executable_targets
+
+settings.register_profile("edgert", derandomize=True, deadline=None)
+settings.load_profile("edgert")
+
+MODELS = Path(os.environ.get("EDGERT_TEST_MODELS", Path.home() / ".cache" / "edgert-test-models"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the kernels once, before workers start, for every instruction set that this machine has."""
+    if not hasattr(config, "workerinput"):
+        for target in executable_targets():
+            native.object_file(target.name)
+
+
 @pytest.fixture(scope="session")
-def smollm2_gguf(): return FOLDER / "SmolLM2-135M-Instruct.Q4_1.gguf"
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct Q4_1, fetched if need be."""
+    MODELS.mkdir(parents=True, exist_ok=True)
+    return pull("smollm2-135m", MODELS)
+
+
 @pytest.fixture(scope="session")
-def qwen_gguf():
-    p = FOLDER / "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf"
-    if not p.exists(): pytest.skip("no qwen")
-    return p
+def qwen_gguf() -> Path:
+    """Qwen2.5-Coder-1.5B-Instruct Q4_K_M: there already, or fetched by `make test-all`."""
+    if not os.environ.get("EDGERT_TEST_ALL") and not (MODELS / "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf").exists():
+        pytest.skip("the 1.1 GB model is not here; make test-all fetches it")
+    return pull("qwen2.5-coder-1.5b", MODELS)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as a bundle of the default preset."""
+    out = tmp_path_factory.mktemp("models") / "smollm2.edge"
+    edgert.convert(str(smollm2_gguf), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def model(smollm2: Path) -> Iterator[edgert.Model]:
+    """SmolLM2, loaded with two threads."""
+    with edgert.load(smollm2, threads=2, context=1024) as loaded:
+        yield loaded
