@@ -1,0 +1,167 @@
+"""The command line as a user meets it: a process, its output, its exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EDGERT = [sys.executable, "-m", "edgert"]
+
+
+def edgert(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*EDGERT, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})
+
+
+def refused(*arguments: object, stdin: str = "", **environment: str) -> str:
+    """The one sentence with which a call is refused."""
+    done = edgert(*arguments, stdin=stdin, **environment)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("edgert: ")
+    return line
+
+
+def test_help_is_quick_and_lists_every_command() -> None:
+    done = edgert("--help")
+    for name in ("pull", "convert", "inspect", "verify", "chat", "run", "bench", "eval", "doctor"):
+        assert f"\n  {name} " in done.stdout
+        assert edgert(name, "--help").returncode == 0
+
+
+def test_help_imports_neither_numpy_nor_numba() -> None:
+    code = "import sys, edgert.cli; sys.exit(any(m in sys.modules for m in ('numpy', 'numba', 'tokenizers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_running_a_model_needs_neither_numba_nor_llvm(smollm2: Path) -> None:
+    code = ("import sys, edgert\n"
+            "with edgert.load(sys.argv[1], context=64) as m: m.generate('Hello', max_tokens=2).text()\n"
+            "sys.exit(any(m in sys.modules for m in ('numba', 'llvmlite')))")
+    assert subprocess.run([sys.executable, "-c", code, str(smollm2)], check=False).returncode == 0
+
+
+def test_run_json(smollm2: Path) -> None:
+    done = edgert("run", smollm2, "-p", "The capital of France is", "-n", 3, "--json", "--logprobs", 2)
+    result = json.loads(done.stdout)
+    assert result["text"].startswith(" Paris")
+    assert result["prompt_tokens"] == 5
+    assert len(result["token_ids"]) == len(result["logprobs"]) == 3
+    assert result["finish_reason"] == "length"
+    assert result["decode_tok_s"] > 0
+    assert result["peak_rss_bytes"] > 80e6
+
+
+def test_run_takes_a_file_or_standard_input(smollm2: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("The capital of France is")
+    texts = {edgert("run", smollm2, "-n", 3, *more, stdin=stdin).stdout
+             for more, stdin in ((["-f", file], ""), ([], "The capital of France is"))}
+    assert len(texts) == 1
+    assert " Paris" in texts.pop()
+
+
+@pytest.mark.parametrize("target", ["avx2", "plain"])
+def test_a_forced_instruction_set_runs(smollm2: Path, target: str) -> None:
+    from edgert.kernels.simd.target import executable_targets
+    if target not in [t.name for t in executable_targets()]:
+        pytest.skip(f"this processor has no {target}")
+    done = edgert("run", smollm2, "-p", "The capital of France is", "-n", 2, EDGERT_SIMD=target)
+    assert done.stdout.startswith(" Paris")
+
+
+def test_refusals_are_one_sentence(smollm2: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
+    (empty := tmp_path / "empty.edge").touch()
+    (cut := tmp_path / "cut.edge").write_bytes(smollm2.read_bytes()[:1_000_000])
+    (text := tmp_path / "text.txt").write_bytes(b"\xff\xfe")
+    assert "no such file" in refused("run", tmp_path / "none.edge", "-p", "x")
+    assert "is empty" in refused("run", empty, "-p", "x")
+    assert "is a GGUF file" in refused("run", smollm2_gguf, "-p", "x")
+    assert "directory" in refused("run", tmp_path, "-p", "x")
+    assert "file" in refused("verify", cut)
+    assert "the prompt is empty" in refused("run", smollm2, "-p", "")
+    assert "not UTF-8" in refused("run", smollm2, "-f", text)
+    assert "no such file" in refused("run", smollm2, "-f", tmp_path / "none.txt")
+    assert "temperature" in refused("run", smollm2, "-p", "x", "--temperature", -1)
+    assert "context" in refused("run", smollm2, "-p", "x " * 50, "-c", 16)
+    assert "EDGERT_SIMD" in refused("run", smollm2, "-p", "x", EDGERT_SIMD="sse9")
+    assert "not in the catalogue" in refused("pull", "gpt-7")
+    assert "no such file" in refused("convert", tmp_path / "none.gguf", tmp_path / "out.edge")
+    assert "is not a folder" in refused("convert", smollm2_gguf, tmp_path / "none" / "out.edge")
+    assert "is a folder" in refused("convert", smollm2_gguf, tmp_path)
+    assert "no such file" in refused("eval", smollm2, "--text", tmp_path / "none.txt")
+    assert "at least 4" in refused("eval", smollm2, "--text", empty)
+    assert "no such file" in refused("bench", smollm2, "--against", tmp_path / "none.gguf")
+
+
+def test_wrong_usage_is_status_2() -> None:
+    assert edgert("run").returncode == 2
+    assert edgert("nonsense").returncode == 2
+    assert edgert("run", "x.edge", "-p", "x", "--threads", "many").returncode == 2
+
+
+def test_verify_names_section_and_offset(smollm2: Path, tmp_path: Path) -> None:
+    assert "whole" in edgert("verify", smollm2).stdout
+    content = bytearray(smollm2.read_bytes())
+    content[50_000_000] ^= 1
+    (damaged := tmp_path / "damaged.edge").write_bytes(content)
+    done = edgert("verify", damaged)
+    assert done.returncode == 1
+    assert "offset" in done.stderr
+    assert "does not match its checksum" in refused("run", damaged, "-p", "x")
+
+
+def test_inspect_json(smollm2: Path) -> None:
+    result = json.loads(edgert("inspect", smollm2, "--json").stdout)
+    assert result["architecture"] == "llama"
+    assert result["bytes"] == smollm2.stat().st_size
+    assert "embedding and output head" in edgert("inspect", smollm2, "--tensors").stdout
+
+
+def test_eval_json(smollm2: Path, tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("Rivers run from the mountains to the sea. " * 40)
+    result = json.loads(edgert("eval", smollm2, "--text", text, "--window", 64, "--json").stdout)
+    assert result["tokens"] == result["windows"] * 31
+    assert 1 < result["perplexity"] < 10
+
+
+def test_bench_json(smollm2: Path) -> None:
+    result = json.loads(edgert("bench", smollm2, "-r", 1, "-n", 4, "--prefill", 16, "--json").stdout)
+    for field in ("decode_tok_s", "prefill_tok_s", "first_token_s", "peak_rss_bytes", "load_s"):
+        assert result[field] > 0
+
+
+def test_doctor() -> None:
+    facts = json.loads(edgert("doctor", "--json").stdout)
+    assert facts["instruction set in use"] in facts["instruction sets"]
+
+
+def test_interrupting_ends_with_130(smollm2: Path) -> None:
+    process = subprocess.Popen([*EDGERT, "run", str(smollm2), "-p", "Once", "--ignore-eos"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_a_reader_that_leaves_is_no_error_worth_words(smollm2: Path) -> None:
+    process = subprocess.Popen([*EDGERT, "run", str(smollm2), "-p", "Once", "--ignore-eos"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.read(20)
+    process.stdout.close()
+    started = time.monotonic()
+    assert process.wait(timeout=20) == 1
+    assert time.monotonic() - started < 15
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
