@@ -36,12 +36,15 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     """
     chosen = preset(preset_name)
     path = Path(out)
-    if path.is_dir():
-        raise SourceError(f"{path}: is a folder; name the bundle to write, such as {path / 'model.edge'}")
-    if not path.parent.is_dir():
-        raise SourceError(f"{path.parent}: is not a folder; make it first")
-    if path.exists() and Path(source).is_file() and path.samefile(source):
-        raise SourceError(f"{path}: is the model to convert; give the bundle another name")
+    try:
+        if path.is_dir():
+            raise SourceError(f"{path}: is a folder; name the bundle to write, such as {path / 'model.edge'}")
+        if not path.parent.is_dir():
+            raise SourceError(f"{path.parent}: is not a folder; make it first")
+        if path.exists() and Path(source).is_file() and path.samefile(source):
+            raise SourceError(f"{path}: is the model to convert; give the bundle another name")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
     opened = open_source(source)
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)

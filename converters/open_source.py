@@ -21,11 +21,11 @@ def open_source(spec: str) -> Source:
         source = open_safetensors(folder)
         return replace(source, provenance={**source.provenance, "source": spec, "revision": folder.name})
     path = Path(spec)
-    if path.is_dir():
-        return open_safetensors(path)
-    if not path.is_file():
-        raise SourceError(f"{spec}: no such file or folder (a model on the hub is written hf:organisation/name)")
     try:
+        if path.is_dir():
+            return open_safetensors(path)
+        if not path.is_file():
+            raise SourceError(f"{spec}: no such file or folder (a model on the hub is written hf:organisation/name)")
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:

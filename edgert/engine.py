@@ -89,7 +89,8 @@ class Engine:
             raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room for "
                              f"{session.context}; start anew or raise --context")
         if len(indices) and (indices.min() < 0 or indices.max() >= len(ids)):
-            raise ModelError(f"logits of token {indices.max()} are wanted, {len(ids)} are new")
+            wrong = indices.min() if indices.min() < 0 else indices.max()
+            raise ModelError(f"logits of token {wrong} are wanted, {len(ids)} are new")
 
     def close(self) -> None:
         """End the threads and give the memory back."""

@@ -57,8 +57,8 @@ class Buffers:
         qkv = sum(-(-size // TILE) * TILE for size in (config.query_size, *[config.key_value_size] * 2))
         places = {
             "x": rows(tokens, _row_bytes(config.hidden_size)),
-            "h": rows(tokens, _row_bytes(wide)),
-            "h_quantized": rows(tokens, _row_bytes(wide, integer=True)),
+            "h": rows(max(tokens, selected), _row_bytes(wide)),
+            "h_quantized": rows(max(tokens, selected), _row_bytes(wide, integer=True)),
             "qkv": rows(tokens, 4 * qkv),
             "hidden": rows(tokens, _row_bytes(config.intermediate_size, integer=all(
                 FORMATS[n.down].integer for n in header.neurons))),

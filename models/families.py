@@ -1,4 +1,4 @@
-"""The model families that edgert knows, by the name that GGUF's `general.architecture` and config.json's `model_type` use."""
+"""The model families that edgert knows, by the name in GGUF's `general.architecture` and config.json's `model_type`."""
 
 from types import ModuleType
 

@@ -13,6 +13,19 @@ import numpy as np
 
 from .network import Network
 
+_MAX_FREQUENCY = 1e9
+"""Radians per position. The highest of every real model is 1."""
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if type(value) is not int or not 1 <= value <= 1 << 24:
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 1 to {1 << 24}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} is {value!r}, expected a number above 0")
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -22,6 +35,14 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            _check_positive(f"rope scaling's {name}", getattr(self, name))
+        _check_whole("rope scaling's original_max_position_embeddings", self.original_max_position_embeddings)
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"rope scaling's low_freq_factor {self.low_freq_factor} is not below its high_freq_factor "
+                             f"{self.high_freq_factor}")
 
 
 @dataclass(frozen=True)
@@ -51,13 +72,9 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= 1 << 24:
-                raise ValueError(f"{name} is {value!r}, expected a whole number from 1 to {1 << 24}")
+            _check_whole(name, getattr(self, name))
         for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} is {value!r}, expected a number above 0")
+            _check_positive(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"{self.num_attention_heads} attention heads are not a multiple of "
                              f"{self.num_key_value_heads} key-value heads")
@@ -65,8 +82,16 @@ class Config:
             raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
         if self.rope_pairing not in ("half", "interleaved"):
             raise ValueError(f"rope_pairing is {self.rope_pairing!r}, expected 'half' or 'interleaved'")
-        if self.rope_frequency_factors is not None and len(self.rope_frequency_factors) != self.head_dim // 2:
-            raise ValueError(f"{len(self.rope_frequency_factors)} rope frequency factors, expected {self.head_dim // 2}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}, expected true or false")
+        if (factors := self.rope_frequency_factors) is not None:
+            if len(factors) != self.head_dim // 2:
+                raise ValueError(f"{len(factors)} rope frequency factors, expected {self.head_dim // 2}")
+            for factor in factors:
+                _check_positive("a rope frequency factor", factor)
+        with np.errstate(all="ignore"):
+            if not (self.rope_frequencies() < _MAX_FREQUENCY).all():  # or NaN
+                raise ValueError(f"rope_theta {self.rope_theta} and its scaling give impossible rotary frequencies")
 
     @property
     def query_size(self) -> int:
@@ -127,7 +152,7 @@ class Config:
 
         kind = metadata.get(f"{cls.architecture}.rope.scaling.type", "none")
         if kind != "none":
-            raise ValueError(f"rope scaling of type {kind!r} is not known; known: none, and Llama 3's rope_freqs tensor")
+            raise ValueError(f"rope scaling of type {kind!r} is not known; known: none, Llama 3's rope_freqs tensor")
         heads = int(get("attention.head_count"))
         head_dim = int(get("attention.key_length", int(get("embedding_length")) // heads))
         if int(get("rope.dimension_count", head_dim)) != head_dim:

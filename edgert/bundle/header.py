@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgert.errors import BundleError
@@ -126,12 +126,13 @@ class Header:
         for name in ("config", "generation", "quantization", "provenance", "sections", "tensors"):
             if not isinstance(values[name], dict):
                 raise ValueError(f"{name} is not an object")
+        _fields("config", values["config"], family.Config)
         return cls(
             config=family.Config.from_json(values["config"]),
             generation=values["generation"], quantization=values["quantization"], provenance=values["provenance"],
-            sections={name: Section(**s) for name, s in values["sections"].items()},
-            tensors={name: Tensor(**t) for name, t in values["tensors"].items()},
-            neurons=[Neurons(**n) for n in values["neurons"]])
+            sections={n: Section(**_fields(f"section {n!r}", s, Section)) for n, s in values["sections"].items()},
+            tensors={n: Tensor(**_fields(f"tensor {n!r}", t, Tensor)) for n, t in values["tensors"].items()},
+            neurons=[Neurons(**_fields("a layer's neurons", n, Neurons)) for n in values["neurons"]])
 
     def _check(self, header_end: int, file_length: int) -> None:
         layers = self.config.num_hidden_layers
@@ -169,7 +170,7 @@ class Header:
             if len(shape) == 1:
                 expected[name] = (RESIDENT, ("vector",), shape[0], 1)
             elif ".mlp." not in name:
-                expected[name] = (section_of(name, tied=config.tie_word_embeddings), matrices, *shape)
+                expected[name] = (section_of(name, tied=config.tie_word_embeddings), matrices, shape[0], shape[1])
         for layer, n in enumerate(self.neurons):
             if size := FORMATS[n.down].header_bytes:
                 expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
@@ -237,6 +238,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _fields(what: str, values: Any, kind: Any) -> dict[str, Any]:
+    names = [f.name for f in fields(kind)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError(f"{what} is not an object of {', '.join(names)}")
+    return values
 
 
 def _same_names(kind: str, found: Mapping[str, Any], expected: set[str]) -> None:

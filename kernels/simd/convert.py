@@ -2,13 +2,13 @@
 
 from llvmlite import ir
 
-from .target import choose
+from .target import ARM, choose
 from .vector import F16, I16, I32, VF, constant
 
 _HALVES = ir.VectorType(F16, 16)
 _SHORTS = ir.VectorType(I16, 16)
 _WORDS = ir.VectorType(I32, 16)
-_HAS_HALF = choose().name != "plain"
+_HAS_HALF = choose().name != "plain" or choose().machine == ARM
 
 
 def from_half(b, bits):

@@ -3,10 +3,10 @@
 from llvmlite import ir
 from numba import types
 
-from .target import choose
+from .target import ARM, choose
 from .vector import I16, I32, V8, V32, VF, call, constant, f32x16, i8x64, i32x16, joined, operation, pieces, splat
 
-_TARGET = choose().name
+_TARGET, _ON_ARM = choose().name, choose().machine == ARM
 _VNNI = _TARGET in ("avx512vnni", "avxvnni")
 
 
@@ -32,12 +32,24 @@ def _signed_by_signed(b, total, weights, activations):
             magnitude = call(b, "llvm.x86.avx2.psign.b", w.type, w, w)
             return b.add(t, _avx2_dot(b, magnitude, call(b, "llvm.x86.avx2.psign.b", w.type, x, w)))
         return _by_halves(b, total, weights, activations, signs)
+    if _ON_ARM:
+        quarters = zip(*(pieces(b, v, 4) for v in (total, weights, activations)), strict=True)
+        return joined(b, [b.add(t, _neon_dot(b, w, x)) for t, w, x in quarters])
     wide = ir.VectorType(I16, 64)
     products = b.mul(b.sext(weights, wide), b.sext(activations, wide))
     for position in range(4):
         lanes = ir.Constant(ir.VectorType(I32, 16), list(range(position, 64, 4)))
         total = b.add(total, b.sext(b.shuffle_vector(products, products, lanes), V32))
     return total
+
+
+def _neon_dot(b, weights, activations):
+    """Without the dot product instruction. Sums of pairs fit 16 bits, as for AVX2."""
+    products = ir.VectorType(I16, 8)
+    low, high = (call(b, "llvm.aarch64.neon.smull.v8i16", products, w, x)
+                 for w, x in zip(pieces(b, weights, 2), pieces(b, activations, 2), strict=True))
+    pairs = call(b, "llvm.aarch64.neon.addp.v8i16", products, low, high)
+    return call(b, "llvm.aarch64.neon.saddlp.v4i32.v8i16", ir.VectorType(I32, 4), pairs)
 
 
 def _as_words(b, value):

@@ -3,7 +3,7 @@
     python tests/golden/make_models.py [NAME ...]
 
 Needs `pip install edgert[golden]`. Sizes are odd on purpose: matrices that end in the middle of a tile or a block,
-heads that are no power of two, more embeddings than tokens. Biases and norms are random, so that none is left out unseen.
+heads that are no power of two, more embeddings than tokens. Biases and norms are random: none is left out unseen.
 """
 
 import json

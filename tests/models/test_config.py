@@ -84,3 +84,31 @@ def test_missing() -> None:
         llama.Config.from_hf({name: value for name, value in LLAMA3_2.items() if name != "hidden_size"})
     with pytest.raises(KeyError, match=r"llama\.embedding_length"):
         llama.Config.from_gguf({"llama.attention.head_count": 4}, vocab_size=8, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize("extra", [
+    {"factor": 0.0}, {"factor": float("inf")}, {"factor": -8.0}, {"low_freq_factor": 4.0}, {"low_freq_factor": 5.0},
+    {"low_freq_factor": 0.0}, {"high_freq_factor": float("nan")}, {"original_max_position_embeddings": 0},
+    {"original_max_position_embeddings": 1 << 40},
+])
+def test_rope_scaling_refused(extra: dict) -> None:
+    with pytest.raises(ValueError, match="rope scaling's"):
+        llama.Config.from_hf({**LLAMA3_2, "rope_scaling": {**LLAMA3_ROPE, **extra}})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("hidden_size", True), ("hidden_size", 512.0), ("hidden_size", 10 ** 30), ("vocab_size", None),
+    ("tie_word_embeddings", 1), ("tie_word_embeddings", "no"), ("rms_norm_eps", 1), ("rms_norm_eps", "1e-5"),
+    ("rope_theta", float("inf")), ("rope_theta", 1e-300), ("rope_pairing", "both"), ("rope_pairing", ["half"]),
+    ("rope_scaling", []), ("rope_scaling", {"factor": 8.0}), ("rope_scaling", {**LLAMA3_ROPE, "factor": 8.0}),
+    ("rope_scaling", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                      "original_max_position_embeddings": True}),
+    ("rope_frequency_factors", [1.0] * 15), ("rope_frequency_factors", [1] * 16), ("rope_frequency_factors", "x" * 16),
+    ("rope_frequency_factors", [0.0] * 16), ("rope_frequency_factors", [1e-20] * 16), ("rope_frequency_factors", 7),
+    ("sliding_window", 8),
+])
+def test_from_json_refused(name: str, value: object) -> None:
+    """What a bundle's header can hold that `to_json` never gave."""
+    values = llama.Config.from_hf(LLAMA3_2).to_json()
+    with pytest.raises((TypeError, ValueError)):
+        llama.Config.from_json({**values, name: value})

@@ -1,0 +1,114 @@
+"""Runs single operations: arrays in, arrays out, every output row between canaries."""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from guarded import Buffer, floats
+from hypothesis import settings
+
+from edgert.kernels import native, records
+from edgert.kernels.formats import BLOCK, QUANTIZED_BLOCK, TILE, Format
+from edgert.kernels.team import Program, Team
+
+EXAMPLES = int(os.environ.get("EDGERT_EXAMPLES", "25"))
+"""Hypothesis examples of each property; emulated machines do fewer."""
+
+
+def examples(count: int = EXAMPLES) -> settings:
+    """The same examples every time, at most `count` and at most EXAMPLES of them."""
+    return settings(derandomize=True, deadline=None, database=None, max_examples=min(count, EXAMPLES))
+
+
+@functools.cache
+def team(target: str, threads: int = 1) -> Team:
+    return Team(native.library(target), threads)
+
+
+def close_teams() -> None:
+    """End the threads of every team, before the interpreter ends."""
+    made = [team(t, n) for t in native._loaded for n in range(1, 9)] if team.cache_info().currsize else []
+    for one in made:
+        one.close()
+    team.cache_clear()
+
+
+def run(team: Team, *operations: tuple[int, tuple[int, ...]]) -> bool:
+    program = Program()
+    for code, record in operations:
+        program.append(code, record)
+    return team.run(program.array)
+
+
+def bits(value: float) -> int:
+    """A float32's bits, as records hold them."""
+    return int(np.array(value, np.float32).view(np.int32))
+
+
+def blocks(columns: int) -> int:
+    return -(-columns // BLOCK)
+
+
+def tiles(rows: int) -> int:
+    return -(-rows // TILE)
+
+
+def padded(values: np.ndarray, multiple: int) -> np.ndarray:
+    """Zeros added to the last axis up to a multiple."""
+    extra = -values.shape[-1] % multiple
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, extra)])
+
+
+class Activations:
+    """Token rows in the form that a weight format wants, and the float64 values that they stand for."""
+
+    def __init__(self, buffer: Buffer, *, integer: bool) -> None:
+        self.address, self.stride, self.buffer = buffer.address, buffer.stride, buffer
+        if not integer:
+            self.values = buffer.view(np.float32).astype(np.float64)
+            return
+        raw = np.ascontiguousarray(buffer.bytes).reshape(len(buffer.bytes), -1, QUANTIZED_BLOCK)
+        self.q = raw[:, :, :32].view(np.int8).astype(np.int64)
+        self.scale = np.ascontiguousarray(raw[:, :, 32:36]).view(np.float32)
+        self.scaled_sum = np.ascontiguousarray(raw[:, :, 36:40]).view(np.float32)[..., 0]
+        self.sum = np.ascontiguousarray(raw[:, :, 40:44]).view(np.int32)[..., 0]
+        with np.errstate(invalid="ignore"):
+            self.values = (self.q * self.scale.astype(np.float64)).reshape(len(raw), -1)
+
+
+def quantize(team: Team, x: np.ndarray) -> tuple[Activations, bool]:
+    """float32 rows as int8 blocks, and whether all was finite."""
+    source = floats(padded(x, BLOCK))
+    out = Buffer(len(x), blocks(x.shape[1]) * QUANTIZED_BLOCK)
+    team.set(tokens=len(x))
+    finite = run(team, (records.QUANTIZE, records.Quantize(
+        source.address, source.stride, blocks(x.shape[1]), out.address, out.stride)))
+    out.check()
+    return Activations(out, integer=True), finite
+
+
+def activations(team: Team, form: Format, x: np.ndarray) -> Activations:
+    return quantize(team, x)[0] if form.integer else Activations(floats(padded(x, BLOCK)), integer=False)
+
+
+def linear(team: Team, form: Format, packed: np.ndarray, x: Activations, *, tokens: int | None = None,
+           bias: np.ndarray | None = None, add_to: np.ndarray | None = None,
+           selected: Sequence[int] | None = None) -> np.ndarray:
+    """float32 of shape (tokens, rows of whole tiles)."""
+    count = len(x.buffer.bytes) if tokens is None else tokens
+    out = Buffer(count, 64 * len(packed))
+    if add_to is not None:
+        out.view(np.float32)[:] = add_to
+    places = 0 if bias is None else bias.ctypes.data
+    if selected is not None:
+        team.set(tokens=1000, selected=count)
+    else:
+        team.set(tokens=count, selected=1000)
+    weights = np.ascontiguousarray(packed)
+    assert run(team, (records.LINEAR + form.code, records.Linear(
+        weights.ctypes.data, len(packed), x.buffer.bytes.shape[1] // (QUANTIZED_BLOCK if form.integer else 128),
+        x.address, x.stride, out.address, out.stride, places, int(add_to is not None), int(selected is not None))))
+    out.check()
+    x.buffer.check()
+    return out.view(np.float32).copy()

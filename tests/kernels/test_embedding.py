@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+import rig
+from guarded import Buffer
+from hypothesis import given
+from hypothesis import strategies as st
+from weights_for import FORMAT_NAMES, kinds, matrix, seeds
+
+from edgert.kernels import records
+from edgert.kernels.formats import FORMATS, unpack
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+@rig.examples()
+@given(seed=seeds, kind=kinds, rows=st.integers(1, 60), columns=st.integers(1, 130), tokens=st.integers(1, 9))
+def test_rows_of_the_matrix(target: str, name: str, seed: int, kind: str, rows: int, columns: int,
+                            tokens: int) -> None:
+    """Each row comes from its own tile, wherever that was read to, and equals what formats.unpack says of it."""
+    rng, form, team = np.random.default_rng(seed), FORMATS[name], rig.team(target, 2)
+    packed = matrix(rng, form, kind, rows, columns).packed
+    wanted = rng.integers(0, rows, tokens)
+    tiles = Buffer(tokens, packed.shape[1], gap=7)
+    tiles.bytes[:] = packed[wanted // 16]
+    places = np.array([[tiles.address + i * tiles.stride, row % 16] for i, row in enumerate(wanted)], dtype=np.int64)
+    out = Buffer(tokens, 128 * form.blocks(columns))
+    team.set(tokens=tokens)
+    assert rig.run(team, (records.EMBEDDING + form.code, records.Embedding(
+        places.ctypes.data, form.blocks(columns), out.address, out.stride)))
+    out.check()
+    assert np.array_equal(out.view(np.float32), unpack(form, packed)[wanted])

@@ -1,0 +1,156 @@
+"""The SwiGLU part: groups of 32 neurons, each wherever memory had room."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import rig
+from guarded import Buffer, floats
+from hypothesis import given
+from hypothesis import strategies as st
+from weights_for import FORMAT_NAMES, Weights, matrix, product, seeds, values
+
+from edgert.kernels import records
+from edgert.kernels.formats import FORMATS, QUANTIZED_BLOCK, Format
+from edgert.kernels.team import Team
+
+PAIRS = [(up, down) for up in FORMAT_NAMES for down in FORMAT_NAMES]
+pairs = pytest.mark.parametrize(("up_name", "down_name"), PAIRS)
+formats = pytest.mark.parametrize("name", FORMAT_NAMES)
+
+
+class Neurons(NamedTuple):
+    """A feed-forward part as bundles hold it: groups at shuffled places, and the three matrices they came from."""
+
+    gate: Weights
+    up: Weights
+    down: Weights
+    groups: int
+    memory: Buffer
+    table: np.ndarray
+    headers: np.ndarray
+    offset: int
+
+
+def neurons(rng: np.random.Generator, up_form: Format, down_form: Format, hidden_size: int, groups: int,
+            kind: str = "ordinary") -> Neurons:
+    gate, up = (matrix(rng, up_form, kind, 32 * groups, hidden_size) for _ in range(2))
+    down = matrix(rng, down_form, kind, hidden_size, 32 * groups)
+    body = down.packed[:, down_form.header_bytes:].reshape(len(down.packed), groups, down_form.block_bytes)
+    parts = [np.concatenate([gate.packed[2 * g:2 * g + 2].ravel(), up.packed[2 * g:2 * g + 2].ravel(),
+                             body[:, g].ravel()]) for g in range(groups)]
+    memory = Buffer(groups, len(parts[0]), gap=int(rng.integers(1, 99)), shift=int(rng.integers(0, 64)))
+    places = rng.permutation(groups)
+    memory.bytes[places] = parts
+    table = memory.address + places.astype(np.int64) * memory.stride
+    headers = np.ascontiguousarray(down.packed[:, :down_form.header_bytes])
+    return Neurons(gate, up, down, groups, memory, table, headers, 4 * up_form.tile_bytes(hidden_size))
+
+
+def hidden(team: Team, n: Neurons, x: rig.Activations, *, threads: int = 1, as_float: bool = True) -> rig.Activations:
+    """silu(gate x) * (up x)"""
+    tokens = len(x.buffer.bytes)
+    out = Buffer(tokens, n.groups * (128 if as_float else QUANTIZED_BLOCK))
+    scratch = Buffer(threads, records.UP_SCRATCH_BYTES)
+    team.set(tokens=tokens)
+    assert rig.run(team, (records.UP + n.gate.form.code, records.Up(
+        n.table.ctypes.data, n.groups, n.gate.form.blocks(n.gate.exact.shape[1]), x.address, x.stride,
+        out.address, out.stride, int(as_float), scratch.address, scratch.stride)))
+    out.check()
+    scratch.check()
+    return rig.Activations(out, integer=not as_float)
+
+
+def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threads: int = 1,
+             room: int = 1) -> np.ndarray:
+    """y + down h; `room` times the scratch that is needed at least for these tokens."""
+    tokens, tiles = len(y), len(n.down.packed)
+    out = floats(y)
+    scratch = Buffer(threads, room * records.down_scratch_bytes(min(tiles, 4 * tokens), tokens))
+    team.set(tokens=tokens)
+    assert rig.run(team, (records.DOWN + n.down.form.code, records.Down(
+        n.table.ctypes.data, n.groups, n.offset, n.headers.ctypes.data, tiles, h.address, h.stride,
+        out.address, out.stride, scratch.address, scratch.stride - 64)))
+    for buffer in (out, h.buffer, n.memory):
+        buffer.check()
+    return out.view(np.float32).copy()
+
+
+@formats
+@rig.examples(6)
+@given(seed=seeds, hidden_size=st.integers(1, 130), groups=st.integers(1, 6),
+       tokens=st.one_of(st.integers(1, 9), st.integers(31, 70)), kind=st.sampled_from(["ordinary", "mixed"]))
+def test_up_against_float64(target: str, name: str, seed: int, hidden_size: int, groups: int, tokens: int,
+                            kind: str) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target, 2)
+    n = neurons(rng, FORMATS[name], FORMATS["f32"], hidden_size, groups, kind)
+    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (tokens, hidden_size)))
+    (gate, gate_error), (up, up_error) = (product(w, x.values) for w in (n.gate, n.up))
+    silu = gate / (1 + np.exp(-np.maximum(gate, -700)))
+    # |silu'| <= 1.1, exp is right to some 2**-22 and is held to e**88 at most.
+    silu_error = 1.1 * gate_error + 2**-21 * np.abs(silu) + np.where(gate < -86, np.abs(gate) * 2e-38, 0)
+    allowed = silu_error * (np.abs(up) + up_error) + (np.abs(silu) + silu_error) * up_error + 1e-37
+    got = hidden(team, n, x, threads=2).values
+    assert (np.abs(got - silu * up) <= allowed + 2**-23 * np.abs(silu * up)).all()
+
+
+@formats
+@rig.examples(4)
+@given(seed=seeds, hidden_size=st.integers(1, 130), groups=st.integers(1, 6), tokens=st.integers(1, 9))
+def test_up_quantizes_as_quantize_does(target: str, name: str, seed: int, hidden_size: int, groups: int,
+                                       tokens: int) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target)
+    n = neurons(rng, FORMATS[name], FORMATS["q8"], hidden_size, groups)
+    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (tokens, hidden_size)))
+    want, _ = rig.quantize(team, hidden(team, n, x).buffer.view(np.float32).copy())
+    got = hidden(team, n, x, as_float=False)
+    for name in ("q", "scale", "scaled_sum", "sum"):
+        assert np.array_equal(getattr(got, name), getattr(want, name))
+
+
+@pairs
+@rig.examples(2)
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 19), tokens=st.integers(1, 9),
+       room=st.integers(1, 5))
+def test_down_against_float64(target: str, up_name: str, down_name: str, seed: int, hidden_size: int, groups: int,
+                              tokens: int, room: int) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target, 2)
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups)
+    h = rig.activations(team, n.down.form, values(rng, "ordinary", (tokens, 32 * groups)))
+    y = values(rng, "ordinary", (tokens, len(n.down.exact)))
+    exact, allowed = product(n.down, h.values)
+    got = add_down(team, n, h, y, threads=2, room=room)
+    assert (np.abs(got - (y + exact)) <= allowed + 2**-23 * (np.abs(y) + np.abs(exact))).all()
+
+
+@pytest.mark.parametrize(("up_name", "down_name"), [
+    ("q4", "q6"), ("q6", "q4"), ("q8", "q8"), ("f16", "f16"), ("f32", "f32")])
+@rig.examples(4)
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 19), tokens=st.integers(2, 40))
+def test_alone_or_with_others_on_any_number_of_threads(target: str, up_name: str, down_name: str, seed: int,
+                                                        hidden_size: int, groups: int, tokens: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
+    x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
+
+    def result(threads: int, first: int, last: int, room: int) -> np.ndarray:
+        team = rig.team(target, threads)
+        h = hidden(team, n, rig.activations(team, n.gate.form, x[first:last]), threads=threads,
+                   as_float=not n.down.form.integer)
+        return add_down(team, n, h, y[first:last], threads=threads, room=room).view(np.int32)
+
+    together = result(1, 0, tokens, 1)
+    for token in range(0, tokens, 1 + tokens // 4):
+        assert np.array_equal(result(1, token, token + 1, 2)[0], together[token])
+    for threads in (2, 3, 4):
+        assert np.array_equal(result(threads, 0, tokens, threads), together), threads
+
+
+def test_values_that_are_not_finite_are_reported(target: str) -> None:
+    rng, team = np.random.default_rng(0), rig.team(target)
+    n = neurons(rng, FORMATS["f32"], FORMATS["q8"], 64, 2, "large")
+    x = floats(np.full((1, 64), 1e37, np.float32))
+    out, scratch = Buffer(1, 2 * QUANTIZED_BLOCK), Buffer(1, records.UP_SCRATCH_BYTES)
+    team.set(tokens=1)
+    assert not rig.run(team, (records.UP + n.gate.form.code, records.Up(
+        n.table.ctypes.data, 2, 2, x.address, x.stride, out.address, out.stride, 0, scratch.address, scratch.stride)))

@@ -1,0 +1,120 @@
+"""y = W x for every weight format."""
+
+import numpy as np
+import pytest
+import rig
+from guarded import Buffer
+from hypothesis import given
+from hypothesis import strategies as st
+from weights_for import FORMAT_NAMES, kinds, matrix, product, seeds, values
+
+from edgert.kernels.formats import FORMATS, QUANTIZED_BLOCK, Quantized, pack
+from edgert.kernels.simd.target import executable_targets
+
+TARGETS = [t.name for t in executable_targets()]
+formats = pytest.mark.parametrize("name", FORMAT_NAMES)
+few_tokens, sizes = st.integers(1, 9), st.integers(1, 150)
+
+
+@formats
+@rig.examples()
+@given(seed=seeds, kind=kinds, x_kind=kinds, rows=sizes, columns=sizes, tokens=few_tokens)
+def test_against_float64(target: str, name: str, seed: int, kind: str, x_kind: str, rows: int, columns: int,
+                         tokens: int) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target, 2)
+    weights = matrix(rng, FORMATS[name], kind, rows, columns)
+    x = rig.activations(team, weights.form, values(rng, x_kind, (tokens, columns)))
+    exact, allowed = product(weights, x.values)
+    assert (np.abs(rig.linear(team, weights.form, weights.packed, x) - exact) <= allowed).all()
+
+
+@formats
+@rig.examples(5)
+@given(seed=seeds, rows=sizes, columns=sizes, tokens=few_tokens)
+def test_bias_and_addition(target: str, name: str, seed: int, rows: int, columns: int, tokens: int) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target)
+    weights = matrix(rng, FORMATS[name], "ordinary", rows, columns)
+    x = rig.activations(team, weights.form, values(rng, "ordinary", (tokens, columns)))
+    tall = len(weights.exact)
+    bias, before = values(rng, "mixed", (tall,)), values(rng, "mixed", (tokens, tall))
+    y = rig.linear(team, weights.form, weights.packed, x)
+    assert np.array_equal(rig.linear(team, weights.form, weights.packed, x, bias=bias), y + bias)
+    assert np.array_equal(rig.linear(team, weights.form, weights.packed, x, add_to=before), before + y)
+    both = rig.linear(team, weights.form, weights.packed, x, bias=bias, add_to=before)
+    assert np.array_equal(both, before + (y + bias))
+
+
+@formats
+@rig.examples(5)
+@given(seed=seeds, rows=st.integers(1, 400), columns=sizes, tokens=st.integers(2, 40))
+def test_alone_or_with_others_on_any_number_of_threads(target: str, name: str, seed: int, rows: int, columns: int,
+                                                        tokens: int) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target)
+    weights = matrix(rng, FORMATS[name], "mixed", rows, columns)
+    x = values(rng, "mixed", (tokens, columns))
+    together = rig.linear(team, weights.form, weights.packed, rig.activations(team, weights.form, x))
+    for token in range(0, tokens, 1 + tokens // 5):
+        alone = rig.linear(team, weights.form, weights.packed, rig.activations(team, weights.form, x[token:token + 1]))
+        assert np.array_equal(alone[0].view(np.int32), together[token].view(np.int32))
+    for threads in (2, 3, 4):
+        other = rig.team(target, threads)
+        y = rig.linear(other, weights.form, weights.packed, rig.activations(other, weights.form, x))
+        assert np.array_equal(y.view(np.int32), together.view(np.int32)), threads
+
+
+@formats
+def test_only_the_selected_rows(target: str, name: str) -> None:
+    """The number of rows comes from `selected`, not from `tokens`."""
+    rng, team = np.random.default_rng(5), rig.team(target)
+    weights = matrix(rng, FORMATS[name], "ordinary", 40, 70)
+    x = rig.activations(team, weights.form, values(rng, "ordinary", (6, 70)))
+    every = rig.linear(team, weights.form, weights.packed, x)
+    some = rig.linear(team, weights.form, weights.packed, x, tokens=2, selected=[0, 1])
+    assert np.array_equal(some, every[:2])
+
+
+def integers(rng: np.random.Generator, tokens: int, blocks: int) -> rig.Activations:
+    """Activation blocks of scale 1, many of them at the ends of the range."""
+    q = rng.integers(-127, 128, (tokens, blocks, 32))
+    q = np.where(rng.random(q.shape) < 0.5, np.sign(q) * 127, q)
+    raw = np.zeros((tokens, blocks), np.dtype([("q", np.int8, 32), ("scale", "f4"), ("scaled_sum", "f4"), ("sum", "i4"),
+                                               ("unused", "i4")]))
+    raw["q"], raw["scale"], raw["scaled_sum"], raw["sum"] = q, 1, q.sum(2), q.sum(2)
+    buffer = Buffer(tokens, QUANTIZED_BLOCK * blocks)
+    buffer.bytes[:] = raw.view(np.uint8).reshape(tokens, -1)
+    return rig.Activations(buffer, integer=True)
+
+
+@pytest.mark.parametrize("name", ["q4", "q6", "q8"])
+@rig.examples(20)
+@given(seed=seeds, tokens=few_tokens)
+def test_integer_dot_products_are_exact(target: str, name: str, seed: int, tokens: int) -> None:
+    """With scales of 1 the result is an integer below 2**24, and float32 must have it exactly."""
+    rng, form = np.random.default_rng(seed), FORMATS[name]
+    tall, wide = 48, 64
+    low, high = {"q4": (0, 15), "q6": (0, 63), "q8": (-127, 127)}[name]
+    q = rng.integers(low, high + 1, (tall, wide))
+    q = np.where(rng.random(q.shape) < 0.3, rng.choice([low, high], q.shape), q)
+    ones, zeros = np.ones((tall, 2)), np.zeros((tall, 2))
+    one = np.ones(tall, np.float32)
+    numbers = (Quantized(q.astype(np.int8), ones.astype(np.float32)) if name == "q8" else
+               Quantized(q.astype(np.uint8), ones.astype(np.uint8), zeros.astype(np.uint8), one, one))
+    x = integers(rng, tokens, 2)
+    y = rig.linear(rig.team(target), form, pack(form, numbers), x)
+    assert np.array_equal(y.astype(np.int64), x.q.reshape(tokens, wide) @ q.T)
+
+
+@pytest.mark.skipif(len(TARGETS) < 2, reason="this machine executes one instruction set only")
+@formats
+@rig.examples()
+@given(seed=seeds, kind=kinds, rows=sizes, columns=sizes, tokens=few_tokens)
+def test_instruction_sets_agree(name: str, seed: int, kind: str, rows: int, columns: int, tokens: int) -> None:
+    """The operations and their order are the same everywhere: on the machines seen so far, so are the bits."""
+    weights = matrix(np.random.default_rng(seed), FORMATS[name], kind, rows, columns)
+    x = values(np.random.default_rng(seed + 1), "mixed", (tokens, columns))
+    results = []
+    for target in TARGETS:
+        team = rig.team(target)
+        results.append(rig.linear(team, weights.form, weights.packed, rig.activations(team, weights.form, x)))
+    for y in results[1:]:
+        assert np.allclose(y, results[0], rtol=1e-6, atol=1e-30)

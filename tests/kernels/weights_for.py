@@ -1,0 +1,90 @@
+"""Random weights and activations of every kind that could go wrong, and what they stand for in float64."""
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from edgert.kernels.formats import BLOCK, FORMATS, TILE, Format, Quantized, pack, round_bf16
+
+FORMAT_NAMES = list(FORMATS)
+KINDS = ("ordinary", "large", "denormal", "zero", "mixed", "sparse")
+seeds = st.integers(0, 2**32 - 1)
+kinds = st.sampled_from(KINDS)
+
+
+def values(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 of a kind: around 1, around 1e4, around 1e-38, zeros, magnitudes from 1e-9 to 1e4, or mostly zeros."""
+    x = rng.standard_normal(shape)
+    if kind == "large":
+        x *= 1e4 / 3
+    elif kind == "denormal":
+        x *= 1e-38
+    elif kind == "zero":
+        x *= 0
+    elif kind == "mixed":
+        x *= 10.0 ** rng.uniform(-9, 4, shape)
+    elif kind == "sparse":
+        x *= rng.random(shape) < 0.05
+    return x.astype(np.float32)
+
+
+class Weights(NamedTuple):
+    """A matrix: packed, and as float64 with zeros in the padding. positive, negative: D*s*q and M*m of it."""
+
+    form: Format
+    packed: np.ndarray
+    exact: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+
+
+def quantized(rng: np.random.Generator, form: Format, kind: str, rows: int, columns: int) -> Quantized:
+    """Integers and scales of whole tiles and blocks, zero past `rows` and `columns`."""
+    tall, wide = -(-rows // TILE) * TILE, -(-columns // BLOCK) * BLOCK
+    groups = wide // BLOCK
+    inside = np.zeros((tall, wide), dtype=bool)
+    inside[:rows, :columns] = True
+    if form.name == "q8":
+        q = np.where(inside, rng.integers(-127, 128, (tall, wide)), 0).astype(np.int8)
+        return Quantized(q, round_bf16(np.abs(values(rng, kind, (tall, groups)))))
+    top = {"q4": 16, "q6": 64}[form.name]
+    q = rng.integers(0, top, (tall, wide)).astype(np.uint8)
+    if rng.random() < 0.2:
+        q[:] = top - 1
+    s, m = (rng.integers(0, 256, (tall, groups)).astype(np.uint8) for _ in range(2))
+    scale, minimum = (round_bf16(np.abs(values(rng, kind, (tall,))) / 256) for _ in range(2))
+    return Quantized(np.where(inside, q, 0).astype(np.uint8), s, m, scale, minimum)
+
+
+def meaning(form: Format, weights: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    """D*s*q and M*m of each weight, in float64: the definitions in formats.py."""
+    q = weights.q.astype(np.float64)
+    s = np.repeat(weights.s.astype(np.float64), BLOCK, axis=1)
+    if weights.m is None or weights.scale is None or weights.minimum is None:
+        return s * q, np.zeros_like(q)
+    m = np.repeat(weights.m.astype(np.float64), BLOCK, axis=1)
+    return weights.scale[:, None] * s * q, weights.minimum[:, None] * m
+
+
+def matrix(rng: np.random.Generator, form: Format, kind: str, rows: int, columns: int) -> Weights:
+    """A random matrix of `rows` x `columns`."""
+    if form.integer:
+        numbers = quantized(rng, form, kind, rows, columns)
+        positive, negative = meaning(form, numbers)
+        return Weights(form, pack(form, numbers), positive - negative, positive, negative)
+    wide = np.zeros((-(-rows // TILE) * TILE, -(-columns // BLOCK) * BLOCK), dtype=np.float32)
+    wide[:rows, :columns] = values(rng, kind, (rows, columns))
+    held = wide.astype(np.float16 if form.name == "f16" else np.float32).astype(np.float64)
+    return Weights(form, pack(form, wide), held, held, np.zeros_like(held))
+
+
+def product(weights: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x W^T in float64, and how far float32 may be from it by the error bound of a sum (Higham 2002, chapter 3).
+
+    Denormal products lose up to 2**-149 each, times a block's integers (at most 2**20) and a row's scale (2**8).
+    """
+    terms = (x.shape[1] if not weights.form.integer else x.shape[1] // BLOCK) + 8
+    size = np.abs(x) @ np.abs(weights.positive).T + np.abs(x) @ np.abs(weights.negative).T
+    lost = 2.0**-121 if weights.form.integer else 2.0**-149
+    return x @ weights.exact.T, terms * (2.0**-24 * size + lost)

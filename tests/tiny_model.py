@@ -1,0 +1,66 @@
+"""A model small enough to convert a thousand times, in Hugging Face's layout, and its bundle."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
+
+from edgert.bundle.header import MAGIC, PREFIX_BYTES
+from edgert.converters.convert import convert
+from edgert.models.families import FAMILIES
+
+CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 20,
+          "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+          "bos_token_id": 0, "eos_token_id": 1}
+
+
+def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any) -> Path:
+    """A safetensors folder of random weights with standard deviation `size`; config overrides CONFIG."""
+    folder.mkdir(exist_ok=True)
+    merged = {**CONFIG, **config}
+    (folder / "config.json").write_text(json.dumps(merged))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    words = {"<s>": 0, "</s>": 1, **{chr(97 + i): 2 + i for i in range(16)}}
+    (folder / "tokenizer.json").write_text(Tokenizer(models.BPE(vocab=words, merges=[])).to_str())
+    random = np.random.default_rng(seed)
+    shapes = FAMILIES[merged["model_type"]].Config.from_hf(merged).tensor_shapes()
+    save_file({name: size * random.standard_normal(shape, np.float32) for name, shape in shapes.items()},
+              folder / "model.safetensors")
+    return folder
+
+
+def write_bundle(path: Path, preset: str = "q4", **options: Any) -> Path:
+    """The bundle of `write_model`, whose folder stands beside it."""
+    convert(str(write_model(path.with_suffix(".model"), **options)), path, preset)
+    return path
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The JSON object in a bundle's header."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[16:24], "little")
+    values: dict[str, Any] = json.loads(content[PREFIX_BYTES:PREFIX_BYTES + length])
+    return values
+
+
+def with_header(content: bytes, header: bytes) -> bytes:
+    """A bundle's bytes with another header, whose length and checksum are right."""
+    start = min(s["offset"] for s in json.loads(
+        content[PREFIX_BYTES:PREFIX_BYTES + int.from_bytes(content[16:24], "little")])["sections"].values())
+    prefix = MAGIC + (1).to_bytes(8, "little") + len(header).to_bytes(8, "little")
+    prefix += xxhash.xxh3_64_intdigest(header).to_bytes(8, "little")
+    return (prefix + header).ljust(start, b"\0") + content[start:]
+
+
+def change_header(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a bundle with its header's object changed in place."""
+    values = header_of(path)
+    change(values)
+    out.write_bytes(with_header(path.read_bytes(), json.dumps(values, separators=(",", ":")).encode()))
+    return out
