@@ -13,7 +13,8 @@ class Region:
     def __init__(self, size: int, what: str) -> None:
         self.size = max(size, 1)
         try:
-            self._map = mmap.mmap(-1, self.size)
+            # Private: a shared mapping, Python's default, gets no huge pages.
+            self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError):
             raise ModelError(f"no memory for {what}: {self.size / 1e6:.0f} MB were refused; "
                              "close other programs or take a smaller model or context") from None
