@@ -37,6 +37,7 @@ class Engine:
         network = NetworkBuilder(self.config, header, self._weights, self._buffers, cache_type)
         FAMILIES[self.config.architecture].wire(self.config, network)
         self._body, self._head = network.body.array, network.head.array
+        self._whole = np.concatenate([self._body, self._head])
         self._team = Team(library, threads)
         self._team.set(selected_rows=self._buffers.selected_buffer.address)
 
@@ -63,13 +64,14 @@ class Engine:
             self._team.set(tokens=len(part), position=start + first, cache=session.cache_address,
                            cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
                            rope=session.rope_address)
-            self._run(self._body)
             here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
+            if not len(here):
+                self._run(self._body)
             for at in range(0, len(here), LOGIT_ROWS):
                 rows = here[at:at + LOGIT_ROWS]
                 self._buffers.selected[:len(rows)] = indices[rows] - first
                 self._team.set(selected=len(rows))
-                self._run(self._head)
+                self._run(self._head if at else self._whole)
                 logits[rows] = self._buffers.logits[:len(rows)]
         session.length = start + len(ids)
         return logits

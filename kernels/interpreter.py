@@ -8,7 +8,7 @@ from .feed_forward import DOWN_KERNELS, UP_KERNELS
 from .linear import LINEAR_KERNELS
 from .norm import norm, quantize
 from .records import RUNS
-from .simd.atomic import call_function, fetch_add, load_acquire
+from .simd.atomic import call_function, fetch_add, load_acquire, pause
 from .simd.memory import load_i64, store_i64
 from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, THREADS, WAIT, barrier
 
@@ -21,6 +21,10 @@ _attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
 
 NORM, QUANTIZE, ROPE, ATTENTION = records.NORM, records.QUANTIZE, records.ROPE, records.ATTENTION
 RECORD_BYTES = 8 * records.RECORD
+
+SPINS_BEFORE_SLEEP = 20000
+"""Half a millisecond or so, about what passes between two tokens: waking a sleeping processor costs a part of that again,
+in a virtual machine most of it."""
 
 
 @kernel
@@ -125,8 +129,13 @@ def enter(program, count, state, thread):
         return
     runs = 0
     while True:
-        while load_acquire(state + RUNS) == runs:  # a signal may end a wait early
-            call_function(load_i64(state + WAIT), load_i64(load_i64(state + SEMAPHORES) + 8 * (thread - 1)))
+        spins = 0
+        while load_acquire(state + RUNS) == runs:
+            if spins < SPINS_BEFORE_SLEEP:
+                pause()
+                spins += 1
+            else:  # may end early, by a signal or by a wake-up that a spin had no need of
+                call_function(load_i64(state + WAIT), load_i64(load_i64(state + SEMAPHORES) + 8 * (thread - 1)))
         runs += 1
         if load_i64(state + COUNT) < 0:
             return
