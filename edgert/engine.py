@@ -1,10 +1,11 @@
 """The engine: one call that takes n >= 1 new tokens of a session and gives logits for any of them."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from edgert.bundle import Bundle
+from edgert.bundle import Bundle, Header
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS
 from edgert.kernels.native import Library
@@ -18,6 +19,14 @@ from .weights import Weights
 
 LOGIT_ROWS = 8
 """Rows of logits computed at once."""
+
+
+class Programs(NamedTuple):
+    """What is run for new tokens, for their logits, and for both: records.py's arrays."""
+
+    body: np.ndarray
+    head: np.ndarray
+    whole: np.ndarray
 
 
 class Engine:
@@ -34,12 +43,15 @@ class Engine:
         self._buffers = Buffers(self.config, header, chunk, LOGIT_ROWS, threads)
         embedding = header.tensors[self._embedding]
         self._staging = Region(chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
-        network = NetworkBuilder(self.config, header, self._weights, self._buffers, cache_type)
-        FAMILIES[self.config.architecture].wire(self.config, network)
-        self._body, self._head = network.body.array, network.head.array
-        self._whole = np.concatenate([self._body, self._head])
+        self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
         self._team = Team(library, threads)
         self._team.set(selected_rows=self._buffers.selected_buffer.address)
+
+    def _build(self, header: Header, cache_type: str, *, one_token: bool) -> Programs:
+        network = NetworkBuilder(self.config, header, self._weights, self._buffers, cache_type, one_token=one_token)
+        FAMILIES[self.config.architecture].wire(self.config, network)
+        body, head = network.body.array, network.head.array
+        return Programs(body, head, np.concatenate([body, head]))
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -64,14 +76,15 @@ class Engine:
             self._team.set(tokens=len(part), position=start + first, cache=session.cache_address,
                            cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
                            rope=session.rope_address)
+            programs = self._programs[len(part) == 1]
             here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
             if not len(here):
-                self._run(self._body)
+                self._run(programs.body)
             for at in range(0, len(here), LOGIT_ROWS):
                 rows = here[at:at + LOGIT_ROWS]
                 self._buffers.selected[:len(rows)] = indices[rows] - first
                 self._team.set(selected=len(rows))
-                self._run(self._head if at else self._whole)
+                self._run(programs.head if at else programs.whole)
                 logits[rows] = self._buffers.logits[:len(rows)]
         session.length = start + len(ids)
         return logits

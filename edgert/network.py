@@ -62,6 +62,7 @@ class Buffers:
             "qkv": rows(tokens, 4 * qkv),
             "hidden": rows(tokens, _row_bytes(config.intermediate_size, integer=all(
                 FORMATS[n.down].integer for n in header.neurons))),
+            "partial": rows(records.SEGMENTS, records.one_token_bytes(-(-config.hidden_size // TILE))),
             "logits": rows(selected, 4 * -(-config.vocab_size // TILE) * TILE),
             "rows": (allocator.reserve(16 * tokens), 16),
             "selected": (allocator.reserve(8 * selected), 8),
@@ -73,6 +74,7 @@ class Buffers:
         self._region = Region(allocator.size, "working memory")
         made = {name: Buffer(self._region.address + at, stride) for name, (at, stride) in places.items()}
         self.x, self.h, self.h_quantized, self.qkv = (made[n] for n in ("x", "h", "h_quantized", "qkv"))
+        self.partial = made["partial"]
         self.hidden, self.scratch = made["hidden"], self._region.address + scratch
         self.logits_buffer, self.rows_buffer, self.selected_buffer = (made[n] for n in ("logits", "rows", "selected"))
 
@@ -94,9 +96,14 @@ class Buffers:
 
 
 class NetworkBuilder:
-    """Implements models.network.Network: appends to `body`, and for the output head to `head`."""
+    """Implements models.network.Network: appends to `body`, and for the output head to `head`.
 
-    def __init__(self, config: Config, header: Header, weights: Weights, buffers: Buffers, cache_type: str) -> None:
+    one_token: for one new token at a time, with the feed-forward part as it then reads memory best; same results.
+    """
+
+    def __init__(self, config: Config, header: Header, weights: Weights, buffers: Buffers, cache_type: str, *,
+                 one_token: bool) -> None:
+        self._one_token = one_token
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
         self._cache_code = {"f16": 0, "f32": 1}[cache_type]
         self.body, self.head = Program(), Program()
@@ -162,14 +169,21 @@ class NetworkBuilder:
         b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
         table = self._weights.group_table(layer).ctypes.data
-        source = x.form(gate_up)
+        source, tiles = x.form(gate_up), -(-hidden_size // TILE)
+        offset, _ = Neurons.layout(hidden_size, gate_up, down)
+        headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
+        if self._one_token:
+            record = records.OneToken(
+                table, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code, offset, headers,
+                tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride)
+            self.body.append(records.NEURONS, record)
+            self.body.append(records.GATHER, record)
+            return
         self.body.append(records.UP + gate_up.code, records.Up(
             table, n.groups, gate_up.blocks(hidden_size), source.address, source.stride, b.hidden.address,
             b.hidden.stride, int(not down.integer), b.scratch, b.scratch_stride))
-        offset, _ = Neurons.layout(hidden_size, gate_up, down)
-        headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
         self.body.append(records.DOWN + down.code, records.Down(
-            table, n.groups, offset, headers, -(-hidden_size // TILE), b.hidden.address, b.hidden.stride,
+            table, n.groups, offset, headers, tiles, b.hidden.address, b.hidden.stride,
             add_to.address, add_to.stride, b.scratch, b.scratch_stride))
 
     def logits(self, x: Buffer, norm: str, head: str) -> None:

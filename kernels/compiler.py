@@ -29,7 +29,7 @@ def set_numba_target(target: Target) -> None:
 
 def _kernels() -> Iterator[tuple[str, Any, int]]:
     """Name, dispatcher and number of arguments of each kernel, in an order in which none waits for a later one."""
-    from . import attention, embedding, feed_forward, interpreter, linear, norm
+    from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token
     for title, kernels, arguments in (
         ("embedding", embedding.EMBEDDING_KERNELS, 2),
         ("matrix", linear.LINEAR_KERNELS, 2),
@@ -42,6 +42,8 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
             yield f"{title} {form}", dispatcher, arguments
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
+    yield "one token", one_token.neurons, 3
+    yield "one token, sums", one_token.gather, 2
     yield "interpreter", interpreter.enter, 4
 
 

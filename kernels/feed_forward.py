@@ -9,13 +9,13 @@ address is looked up in a table.
 from typing import Any
 
 from .activation import quantize_pair
-from .compiled import kernel
+from .compiled import inlined, kernel
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
 from .functions import silu
 from .linear import TILE_KERNELS
-from .records import TOKENS_AT_ONCE, Down, Up, offsets
+from .records import SEGMENTS, TOKENS_AT_ONCE, Down, Up, offsets
 from .simd.arithmetic import add, mul, zero_f32
-from .simd.memory import load_f32x16, load_i64, prefetch, store_f32x16
+from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .state import ERROR, TOKENS, share, take
 from .weights import STEPS
 
@@ -24,14 +24,18 @@ from .weights import STEPS
 (_, _, DOWN_OFFSET, DOWN_HEADERS, DOWN_TILES, DOWN_HIDDEN, DOWN_HIDDEN_STRIDE, DOWN_Y, DOWN_Y_STRIDE, DOWN_SCRATCH,
  DOWN_SCRATCH_STRIDE) = offsets(Down)
 
-GROUPS_AT_ONCE = 8
-"""Groups whose down blocks are added while the sums stay in registers."""
 _ROW_BYTES = 4 * TILE * 4
 
 
 def down_scratch_bytes(tiles: int, tokens: int) -> int:
     """Bytes of scratch a thread needs for the down projection: two vectors a tile and token."""
     return 128 * max(tiles, 4 * tokens)
+
+
+@inlined
+def _add_to(sums, a, b):
+    store_f32x16(sums, add(load_f32x16(sums), a))
+    store_f32x16(sums + 64, add(load_f32x16(sums + 64), b))
 
 
 def up_kernel(name: str, tile: Any) -> Any:
@@ -80,38 +84,28 @@ def down_kernel(name: str) -> Any:
     block_bytes, header_bytes = FORMATS[name].block_bytes, FORMATS[name].header_bytes
 
     @kernel
-    def add_groups(table, groups, first, last, offset, hidden, hidden_stride, tokens, sums):
-        """Groups first to last into one tile's sums: two vectors a token at `sums`."""
+    def add_segment(table, first, last, offset, hidden, hidden_stride, tokens, sums):
+        """Groups first to last of one tile, summed alone and added to its totals: two vectors a token at `sums`."""
         token = 0
         while token + 4 <= tokens:
             at, x = sums + token * 128, hidden + token * hidden_stride
-            a0, b0, a1, b1 = load_f32x16(at), load_f32x16(at + 64), load_f32x16(at + 128), load_f32x16(at + 192)
-            a2, b2, a3, b3 = (load_f32x16(at + 256), load_f32x16(at + 320), load_f32x16(at + 384),
-                              load_f32x16(at + 448))
+            a0, a1, a2, a3 = zero_f32(), zero_f32(), zero_f32(), zero_f32()
+            b0, b1, b2, b3 = zero_f32(), zero_f32(), zero_f32(), zero_f32()
             for group in range(first, last):
                 a0, a1, a2, a3, b0, b1, b2, b3 = four(
                     load_i64(table + 8 * group) + offset, x + group * activation_block, hidden_stride,
                     a0, a1, a2, a3, b0, b1, b2, b3)
-            store_f32x16(at, a0)
-            store_f32x16(at + 64, b0)
-            store_f32x16(at + 128, a1)
-            store_f32x16(at + 192, b1)
-            store_f32x16(at + 256, a2)
-            store_f32x16(at + 320, b2)
-            store_f32x16(at + 384, a3)
-            store_f32x16(at + 448, b3)
+            _add_to(at, a0, b0)
+            _add_to(at + 128, a1, b1)
+            _add_to(at + 256, a2, b2)
+            _add_to(at + 384, a3, b3)
             token += 4
         while token < tokens:
-            at, x = sums + token * 128, hidden + token * hidden_stride
-            a, b = load_f32x16(at), load_f32x16(at + 64)
+            x = hidden + token * hidden_stride
+            a, b = zero_f32(), zero_f32()
             for group in range(first, last):
-                # The same tile's blocks of the next groups: far apart in memory, which no processor foresees.
-                later = load_i64(table + 8 * min(group + GROUPS_AT_ONCE, groups - 1)) + offset
-                for line in range(0, block_bytes, 64):
-                    prefetch(later + line)
                 a, b = one(load_i64(table + 8 * group) + offset, x + group * activation_block, a, b)
-            store_f32x16(at, a)
-            store_f32x16(at + 64, b)
+            _add_to(sums + token * 128, a, b)
             token += 1
 
     @kernel
@@ -129,10 +123,11 @@ def down_kernel(name: str) -> Any:
             last = min(first + chunk, tiles)
             for at in range(sums, sums + (last - first) * tokens * 128, 64):
                 store_f32x16(at, zero_f32())
-            for group in range(0, groups, GROUPS_AT_ONCE):
+            for segment in range(SEGMENTS):
+                start, end = segment * groups // SEGMENTS, (segment + 1) * groups // SEGMENTS
                 for i in range(first, last):
-                    add_groups(table, groups, group, min(group + GROUPS_AT_ONCE, groups), offset + i * block_bytes,
-                               hidden, hidden_stride, tokens, sums + (i - first) * tokens * 128)
+                    add_segment(table, start, end, offset + i * block_bytes, hidden, hidden_stride, tokens,
+                                sums + (i - first) * tokens * 128)
             for i in range(first, last):
                 for token in range(tokens):
                     at, out = sums + ((i - first) * tokens + token) * 128, y + token * y_stride + i * 64

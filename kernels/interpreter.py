@@ -7,6 +7,7 @@ from .embedding import EMBEDDING_KERNELS
 from .feed_forward import DOWN_KERNELS, UP_KERNELS
 from .linear import LINEAR_KERNELS
 from .norm import norm, quantize
+from .one_token import gather, neurons
 from .records import RUNS
 from .simd.atomic import call_function, fetch_add, load_acquire, pause
 from .simd.memory import load_i64, store_i64
@@ -20,6 +21,7 @@ _rope_f16, _rope_f32 = ROPE_KERNELS.values()
 _attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
 
 NORM, QUANTIZE, ROPE, ATTENTION = records.NORM, records.QUANTIZE, records.ROPE, records.ATTENTION
+NEURONS, GATHER = records.NEURONS, records.GATHER
 RECORD_BYTES = 8 * records.RECORD
 
 SPINS_BEFORE_SLEEP = 20000
@@ -101,6 +103,10 @@ def _run(program, count, state, thread):
             norm(op, state)
         elif code == QUANTIZE:
             quantize(op, state)
+        elif code == NEURONS:
+            neurons(op, state, thread)
+        elif code == GATHER:
+            gather(op, state)
         elif code == ROPE:
             _rope_f16(op, state)
         elif code == ROPE + 1:

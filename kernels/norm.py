@@ -7,14 +7,14 @@ from .compiled import kernel
 from .formats import QUANTIZED_BLOCK
 from .records import Norm, Quantize, offsets
 from .simd.arithmetic import fma, mul, reduce_add, splat, square_root, zero_f32
-from .simd.memory import load_f32, load_f32x16, load_i64, store_f32x16
+from .simd.memory import load_f32, load_f32x16, load_i64, store_f32x16, store_i64
 from .state import ERROR, SELECTED, SELECTED_ROWS, TOKENS, take
 
 (X, X_STRIDE, WEIGHT, COLUMNS, BLOCKS, EPSILON, OUT, OUT_STRIDE, OUT_QUANTIZED, OUT_QUANTIZED_STRIDE,
  OF_SELECTED) = offsets(Norm)
 _, _, ROW_BLOCKS, ROW_OUT, ROW_OUT_STRIDE = offsets(Quantize)
 
-_ONE = np.float32(1.0)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 @kernel
@@ -33,7 +33,10 @@ def norm(op, state):
         for column in range(0, blocks * 128, 64):
             v = load_f32x16(at + column)
             squares = fma(v, v, squares)
-        scale = splat(_ONE / square_root(reduce_add(squares) / np.float32(columns) + epsilon))
+        total = reduce_add(squares)
+        if total * _ZERO != _ZERO:  # too large to square: the rest would come out as zeros
+            store_i64(state + ERROR, 1)
+        scale = splat(_ONE / square_root(total / np.float32(columns) + epsilon))
         for block in range(blocks):
             low = mul(mul(load_f32x16(at + block * 128), scale), load_f32x16(weight + block * 128))
             high = mul(mul(load_f32x16(at + block * 128 + 64), scale), load_f32x16(weight + block * 128 + 64))

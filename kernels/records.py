@@ -21,6 +21,8 @@ def offsets(record: type[Any]) -> tuple[int, ...]:
 EMBEDDING, LINEAR, UP, DOWN = 0, 8, 16, 24
 """One operation for each weight format: the format's code is added."""
 NORM, QUANTIZE = 32, 33
+NEURONS, GATHER = 38, 39
+"""The feed-forward part for a single token: UP and DOWN with every group read once, from end to end."""
 ROPE, ATTENTION = 34, 36
 """One operation for each element type of the cache: 0 for float16, 1 for float32 is added."""
 
@@ -84,6 +86,27 @@ class Down(NamedTuple):
     hidden_stride: int
     y: int
     y_stride: int
+    scratch: int
+    scratch_stride: int
+
+
+class OneToken(NamedTuple):
+    """What NEURONS and GATHER do for a single token: y += down(silu(gate x) * up x), in SEGMENTS parts, then their sum."""
+
+    table: int
+    groups: int
+    gate_up: int
+    """The format's code."""
+    blocks: int
+    x: int
+    down: int
+    """The format's code."""
+    offset: int
+    headers: int
+    tiles: int
+    y: int
+    partial: int
+    """Room for the parts' sums: SEGMENTS * one_token_bytes(tiles)."""
     scratch: int
     scratch_stride: int
 
@@ -180,6 +203,9 @@ class State(NamedTuple):
 WAITING, GENERATION, NEXT, RUNS, STATE_BYTES = 192, 256, 320, 384, 448
 """On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun."""
 
+SEGMENTS = 16
+"""Parts into which a layer's groups are cut, always the same, whoever computes them: each is summed alone, then the sums
+are added in order. So the result depends neither on the threads nor on how many tokens come at once."""
 TOKENS_AT_ONCE = 32
 """Tokens for which gate and up are kept as float32 before they become one activation."""
 UP_SCRATCH_BYTES = TOKENS_AT_ONCE * 4 * TILE * 4
@@ -190,6 +216,11 @@ POSITIONS = 16
 def down_scratch_bytes(tiles: int, tokens: int) -> int:
     """Scratch that a thread needs for the down projection: two vectors a tile and token."""
     return 128 * max(tiles, 4 * tokens)
+
+
+def one_token_bytes(tiles: int) -> int:
+    """Room for the sums of one part: two vectors a tile."""
+    return 128 * tiles
 
 
 def padded_head_dim(head_dim: int) -> int:
