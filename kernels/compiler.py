@@ -21,8 +21,8 @@ calling convention; result and exception are not used, and 0 comes back."""
 
 
 def set_numba_target(target: Target) -> None:
-    """Make Numba compile for a target; before Numba is imported."""
-    os.environ["NUMBA_OPT"] = "3"
+    """Make Numba compile for a target; before Numba is imported. Optimizing is left to the end, once for all kernels."""
+    os.environ["NUMBA_OPT"] = "0"
     if target.cpu is not None:
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = target.cpu, target.features or ""
 
@@ -33,7 +33,6 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     for title, kernels, arguments in (
         ("embedding", embedding.EMBEDDING_KERNELS, 2),
         ("matrix", linear.LINEAR_KERNELS, 2),
-        ("feed-forward, up", feed_forward.UP_KERNELS, 3),
         ("feed-forward, down", feed_forward.DOWN_KERNELS, 3),
         ("rotary positions", attention.ROPE_KERNELS, 2),
         ("attention", attention.ATTENTION_KERNELS, 3),
@@ -42,6 +41,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
             yield f"{title} {form}", dispatcher, arguments
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
+    yield "feed-forward, up", feed_forward.up, 4
     yield "one token", one_token.neurons, 3
     yield "one token, sums", one_token.gather, 2
     yield "interpreter", interpreter.enter, 4
@@ -60,7 +60,7 @@ def _machine(target: Target) -> Any:
 
 
 def _only_entry(text: str, symbol: str, machine: Any) -> Any:
-    """The LLVM module of `text` with nothing in it but what `symbol`, renamed to ENTRY, needs."""
+    """The LLVM module of `text`, optimized, with nothing in it but what `symbol`, renamed to ENTRY, needs."""
     import llvmlite.binding as llvm
     module = llvm.parse_assembly(text.replace(f"@{symbol}(", f"@{ENTRY}(").replace(f"@{symbol} ", f"@{ENTRY} "))
     for function in module.functions:
@@ -69,9 +69,11 @@ def _only_entry(text: str, symbol: str, machine: Any) -> Any:
     for variable in module.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3)))
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
+    unused = llvm.create_new_module_pass_manager()
+    unused.add_global_dead_code_eliminate_pass()
+    unused.run(module, builder)
+    builder.getModulePassManager().run(module, builder)
     return module
 
 

@@ -12,7 +12,7 @@ from .activation import quantize_pair
 from .compiled import inlined, kernel
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
 from .functions import silu
-from .linear import TILE_KERNELS
+from .linear import tile_bytes_of, tile_of
 from .records import SEGMENTS, TOKENS_AT_ONCE, Down, Up, offsets
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
@@ -38,43 +38,37 @@ def _add_to(sums, a, b):
     store_f32x16(sums + 64, add(load_f32x16(sums + 64), b))
 
 
-def up_kernel(name: str, tile: Any) -> Any:
-    """The operation silu(gate x) * (up x), for weight format `name`, quantized where the down projection wants it so."""
-    form = FORMATS[name]
-    block_bytes, header_bytes = form.block_bytes, form.header_bytes
-
-    @kernel
-    def up(op, state, thread):
-        table, groups, blocks = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + UP_BLOCKS)
-        x, x_stride = load_i64(op + UP_X), load_i64(op + UP_X_STRIDE)
-        hidden, hidden_stride = load_i64(op + UP_HIDDEN), load_i64(op + UP_HIDDEN_STRIDE)
-        as_float = load_i64(op + AS_FLOAT)
-        scratch = load_i64(op + UP_SCRATCH) + thread * load_i64(op + UP_SCRATCH_STRIDE)
-        tokens = load_i64(state + TOKENS)
-        tile_bytes = header_bytes + blocks * block_bytes
-        chunk = min(share(state, groups, 16), 4)
+@kernel
+def up(form, op, state, thread):
+    """silu(gate x) * (up x), for the weight format with code `form`, quantized where the down projection wants it so."""
+    table, groups, blocks = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + UP_BLOCKS)
+    x, x_stride = load_i64(op + UP_X), load_i64(op + UP_X_STRIDE)
+    hidden, hidden_stride = load_i64(op + UP_HIDDEN), load_i64(op + UP_HIDDEN_STRIDE)
+    as_float = load_i64(op + AS_FLOAT)
+    scratch = load_i64(op + UP_SCRATCH) + thread * load_i64(op + UP_SCRATCH_STRIDE)
+    tokens = load_i64(state + TOKENS)
+    tile_bytes = tile_bytes_of(form, blocks)
+    chunk = min(share(state, groups, 16), 4)
+    first = take(state, chunk)
+    while first < groups:
+        for group in range(first, min(first + chunk, groups)):
+            w = load_i64(table + 8 * group)
+            for start in range(0, tokens, TOKENS_AT_ONCE):
+                count = min(tokens - start, TOKENS_AT_ONCE)
+                for i in range(4):
+                    tile_of(form, w + i * tile_bytes, blocks, x + start * x_stride, x_stride, count,
+                            scratch + i * 64, _ROW_BYTES)
+                for token in range(count):
+                    row = scratch + token * _ROW_BYTES
+                    low = mul(silu(load_f32x16(row)), load_f32x16(row + 128))
+                    high = mul(silu(load_f32x16(row + 64)), load_f32x16(row + 192))
+                    out = hidden + (start + token) * hidden_stride
+                    if as_float:
+                        store_f32x16(out + group * FLOAT_BLOCK, low)
+                        store_f32x16(out + group * FLOAT_BLOCK + 64, high)
+                    else:
+                        quantize_pair(low, high, out + group * QUANTIZED_BLOCK, state + ERROR)
         first = take(state, chunk)
-        while first < groups:
-            for group in range(first, min(first + chunk, groups)):
-                w = load_i64(table + 8 * group)
-                for start in range(0, tokens, TOKENS_AT_ONCE):
-                    count = min(tokens - start, TOKENS_AT_ONCE)
-                    for i in range(4):
-                        tile(w + i * tile_bytes, blocks, x + start * x_stride, x_stride, count,
-                             scratch + i * 64, _ROW_BYTES, 0, 0)
-                    for token in range(count):
-                        row = scratch + token * _ROW_BYTES
-                        low = mul(silu(load_f32x16(row)), load_f32x16(row + 128))
-                        high = mul(silu(load_f32x16(row + 64)), load_f32x16(row + 192))
-                        out = hidden + (start + token) * hidden_stride
-                        if as_float:
-                            store_f32x16(out + group * FLOAT_BLOCK, low)
-                            store_f32x16(out + group * FLOAT_BLOCK + 64, high)
-                        else:
-                            quantize_pair(low, high, out + group * QUANTIZED_BLOCK, state + ERROR)
-            first = take(state, chunk)
-
-    return up
 
 
 def down_kernel(name: str) -> Any:
@@ -139,5 +133,4 @@ def down_kernel(name: str) -> Any:
 
 
 assert BLOCK == 2 * TILE
-UP_KERNELS: dict[str, Any] = {name: up_kernel(name, TILE_KERNELS[name]) for name in FORMATS}
 DOWN_KERNELS: dict[str, Any] = {name: down_kernel(name) for name in FORMATS}

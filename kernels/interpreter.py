@@ -4,7 +4,7 @@ from . import records
 from .attention import ATTENTION_KERNELS, ROPE_KERNELS
 from .compiled import kernel
 from .embedding import EMBEDDING_KERNELS
-from .feed_forward import DOWN_KERNELS, UP_KERNELS
+from .feed_forward import DOWN_KERNELS, up
 from .linear import LINEAR_KERNELS
 from .norm import norm, quantize
 from .one_token import gather, neurons
@@ -15,7 +15,6 @@ from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, THREADS, WAIT, barrier
 
 _embed_q4, _embed_q6, _embed_q8, _embed_f16, _embed_f32 = EMBEDDING_KERNELS.values()
 _linear_q4, _linear_q6, _linear_q8, _linear_f16, _linear_f32 = LINEAR_KERNELS.values()
-_up_q4, _up_q6, _up_q8, _up_f16, _up_f32 = UP_KERNELS.values()
 _down_q4, _down_q6, _down_q8, _down_f16, _down_f32 = DOWN_KERNELS.values()
 _rope_f16, _rope_f32 = ROPE_KERNELS.values()
 _attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
@@ -58,20 +57,6 @@ def _linear(form, op, state):
 
 
 @kernel
-def _up(form, op, state, thread):
-    if form == 0:
-        _up_q4(op, state, thread)
-    elif form == 1:
-        _up_q6(op, state, thread)
-    elif form == 2:
-        _up_q8(op, state, thread)
-    elif form == 3:
-        _up_f16(op, state, thread)
-    else:
-        _up_f32(op, state, thread)
-
-
-@kernel
 def _down(form, op, state, thread):
     if form == 0:
         _down_q4(op, state, thread)
@@ -96,7 +81,7 @@ def _run(program, count, state, thread):
         elif code < 16:
             _linear(code - 8, op, state)
         elif code < 24:
-            _up(code - 16, op, state, thread)
+            up(code - 16, op, state, thread)
         elif code < 32:
             _down(code - 24, op, state, thread)
         elif code == NORM:

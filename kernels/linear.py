@@ -85,3 +85,28 @@ def linear_kernel(name: str, tile: Any) -> Any:
 
 TILE_KERNELS: dict[str, Any] = {name: tile_kernel(name) for name in FORMATS}
 LINEAR_KERNELS: dict[str, Any] = {name: linear_kernel(name, TILE_KERNELS[name]) for name in FORMATS}
+
+_tile_q4, _tile_q6, _tile_q8, _tile_f16, _tile_f32 = TILE_KERNELS.values()
+_HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
+_BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
+
+
+@kernel
+def tile_bytes_of(form, blocks):
+    """Bytes of a tile of the format with this code."""
+    return _HEADER_BYTES[form] + blocks * _BLOCK_BYTES[form]
+
+
+@kernel
+def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride):
+    """A tile of the format with this code, without bias, to y."""
+    if form == 0:
+        _tile_q4(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+    elif form == 1:
+        _tile_q6(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+    elif form == 2:
+        _tile_q8(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+    elif form == 3:
+        _tile_f16(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+    else:
+        _tile_f32(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)

@@ -11,7 +11,7 @@ from .activation import quantize_pair
 from .compiled import kernel
 from .formats import FORMATS
 from .functions import silu
-from .linear import TILE_KERNELS
+from .linear import tile_bytes_of, tile_of
 from .records import SEGMENTS, OneToken, offsets
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
@@ -24,27 +24,8 @@ HIDDEN = 256
 """Where in a thread's scratch the group's 32 activations stand, behind 64 float32."""
 
 _affine_finish = STEPS["q4"].finish
-_FORMS = list(FORMATS.values())
-assert [f.code for f in _FORMS] == [0, 1, 2, 3, 4]
-_tile_q4, _tile_q6, _tile_q8, _tile_f16, _tile_f32 = TILE_KERNELS.values()
-_Q4, _Q6, _Q8, _F16, _F32 = (f.header_bytes for f in _FORMS)
-_BLOCK_Q4, _BLOCK_Q6, _BLOCK_Q8, _BLOCK_F16, _BLOCK_F32 = (f.block_bytes for f in _FORMS)
-
-
-@kernel
-def _gate_and_up(form, w, blocks, x, out):
-    """The group's 4 tiles of gate and up rows: 64 float32."""
-    for i in range(4):
-        if form == 0:
-            _tile_q4(w + i * (_Q4 + blocks * _BLOCK_Q4), blocks, x, 0, 1, out + 64 * i, 0, 0, 0)
-        elif form == 1:
-            _tile_q6(w + i * (_Q6 + blocks * _BLOCK_Q6), blocks, x, 0, 1, out + 64 * i, 0, 0, 0)
-        elif form == 2:
-            _tile_q8(w + i * (_Q8 + blocks * _BLOCK_Q8), blocks, x, 0, 1, out + 64 * i, 0, 0, 0)
-        elif form == 3:
-            _tile_f16(w + i * (_F16 + blocks * _BLOCK_F16), blocks, x, 0, 1, out + 64 * i, 0, 0, 0)
-        else:
-            _tile_f32(w + i * (_F32 + blocks * _BLOCK_F32), blocks, x, 0, 1, out + 64 * i, 0, 0, 0)
+_HEADER_BYTES = FORMATS["q4"].header_bytes
+"""Of q4 and q6, the formats that have one."""
 
 
 def _down_group(name: str) -> Any:
@@ -84,6 +65,8 @@ def neurons(op, state, thread):
     """The first operation: each segment's groups, one after another, into the segment's own sums."""
     table, groups, gate_up = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + GATE_UP)
     down, offset, tiles = load_i64(op + DOWN), load_i64(op + OFFSET), load_i64(op + TILES)
+    blocks = load_i64(op + BLOCKS)
+    tile_bytes = tile_bytes_of(gate_up, blocks)
     scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
     segment = take(state, 1)
     while segment < SEGMENTS:
@@ -92,7 +75,8 @@ def neurons(op, state, thread):
             store_f32x16(at, zero_f32())
         for group in range(segment * groups // SEGMENTS, (segment + 1) * groups // SEGMENTS):
             w = load_i64(table + 8 * group)
-            _gate_and_up(gate_up, w, load_i64(op + BLOCKS), load_i64(op + X), scratch)
+            for i in range(4):
+                tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + X), 0, 1, scratch + 64 * i, 0)
             low = mul(silu(load_f32x16(scratch)), load_f32x16(scratch + 128))
             high = mul(silu(load_f32x16(scratch + 64)), load_f32x16(scratch + 192))
             if down < 3:
@@ -118,6 +102,6 @@ def gather(op, state):
                 at = partial + (segment * tiles + i) * 128
                 a, b = add(a, load_f32x16(at)), add(b, load_f32x16(at + 64))
             if down < 2:
-                a = _affine_finish(headers + i * _Q4, a, b)
+                a = _affine_finish(headers + i * _HEADER_BYTES, a, b)
             store_f32x16(y + 64 * i, add(load_f32x16(y + 64 * i), a))
         first = take(state, chunk)
