@@ -11,7 +11,7 @@ from edgert.errors import ModelError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The filters apply in llama.cpp's order: repetition, top-k, top-p, min-p, temperature.
+    """How the next token is chosen. Filters apply in llama.cpp's order: repetition, top-k, top-p, min-p, temperature.
 
     temperature: 0 takes the most likely token (greedy). top_k: keep the k most likely, 0 for all. top_p: keep the most
     likely that together reach this probability (Holtzman et al. 2019). min_p: keep those at least this fraction as
@@ -56,10 +56,9 @@ class Sampler:
             logits[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
         if s.temperature == 0:
             return int(logits.argmax())
+        kept = np.arange(len(logits))
         if 0 < s.top_k < len(logits):
             kept = np.argpartition(logits, -s.top_k)[-s.top_k:]
-        else:
-            kept = np.arange(len(logits))
         # Most likely first, lower ids first among equals: the outcome must not depend on how a partition is made.
         kept = kept[np.lexsort((kept, -logits[kept]))]
         scores = logits[kept].astype(np.float64)

@@ -1,4 +1,4 @@
-"""How every kernel is compiled: by Numba, without the GIL, without exceptions, without reordering of float operations."""
+"""How every kernel is compiled: by Numba, without the GIL, exceptions, or reordering of float operations."""
 
 from collections.abc import Callable
 from typing import Any

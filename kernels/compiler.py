@@ -1,4 +1,4 @@
-"""Compiles every kernel into one object file. Run as a program of its own, so that what Numba and LLVM allocate goes with it.
+"""Compiles every kernel into one object file. A program of its own, so that what Numba and LLVM allocate goes with it.
 
     python -m edgert.kernels.compiler OBJECT
 
@@ -21,7 +21,7 @@ calling convention; result and exception are not used, and 0 comes back."""
 
 
 def set_numba_target(target: Target) -> None:
-    """Make Numba compile for a target; before Numba is imported. Optimizing is left to the end, once for all kernels."""
+    """Make Numba compile for a target; before Numba is imported. Optimizing comes at the end, once for all kernels."""
     os.environ["NUMBA_OPT"] = "0"
     if target.cpu is not None:
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = target.cpu, target.features or ""

@@ -1,7 +1,7 @@
 """Loads the kernels' object file into memory, so that running needs neither Numba nor LLVM (110 MB of them).
 
 It is an ELF relocatable file for this machine that refers to nothing outside itself but a few functions of C. The
-allocated sections are laid end to end, relocated (System V ABI: AMD64 and ELF for the Arm 64-bit architecture), and made
+allocated sections are laid end to end, relocated (System V ABI for AMD64, ELF for the Arm 64-bit architecture), made
 executable. Whatever is not known here is refused; `native` then loads the object through LLVM.
 """
 

@@ -40,7 +40,7 @@ def _add_to(sums, a, b):
 
 @kernel
 def up(form, op, state, thread):
-    """silu(gate x) * (up x), for the weight format with code `form`, quantized where the down projection wants it so."""
+    """silu(gate x) * (up x), for the weight format with code `form`, quantized where down wants it so."""
     table, groups, blocks = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + UP_BLOCKS)
     x, x_stride = load_i64(op + UP_X), load_i64(op + UP_X_STRIDE)
     hidden, hidden_stride = load_i64(op + UP_HIDDEN), load_i64(op + UP_HIDDEN_STRIDE)

@@ -128,7 +128,7 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
 
 
 def unpack(form: Format, tiles: np.ndarray) -> np.ndarray:
-    """The weights that a packed matrix stands for: float32 of shape (tiles * 16, blocks * 32). The inverse of `pack`."""
+    """The weights of a packed matrix: float32 of shape (tiles * 16, blocks * 32). The inverse of `pack`."""
     count = tiles.shape[0]
     if not form.integer:
         kind = np.float16 if form.name == "f16" else np.float32

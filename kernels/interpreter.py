@@ -24,8 +24,8 @@ NEURONS, GATHER = records.NEURONS, records.GATHER
 RECORD_BYTES = 8 * records.RECORD
 
 SPINS_BEFORE_SLEEP = 20000
-"""Half a millisecond or so, about what passes between two tokens: waking a sleeping processor costs a part of that again,
-in a virtual machine most of it."""
+"""Half a millisecond or so, what passes between two tokens: waking a sleeping processor costs a part of that, in
+a virtual machine most of it."""
 
 
 @kernel

@@ -22,6 +22,8 @@ from .simd.target import VARIABLE, choose, machine
 Progress = Callable[[int, int, str], None]
 _KIND = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 _ENTRY = "edgert_run"
+_NOT_COMPILED = {"elf", "native", "semaphores", "team"}
+"""Modules here that do not go into the object file."""
 
 
 class CompilationError(RuntimeError):
@@ -50,7 +52,8 @@ def _load_through_llvm(data: bytes) -> tuple[object, int]:
     import llvmlite.binding as llvm
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(data))
     engine.finalize_object()
     return engine, engine.get_function_address(_ENTRY)
@@ -76,7 +79,8 @@ def _processor() -> str:
 @functools.cache
 def _key(target: str) -> str:
     digest = xxhash.xxh3_128()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    sources = [path for path in Path(__file__).parent.rglob("*.py") if path.stem not in _NOT_COMPILED]
+    for path in sorted(sources):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     overrides = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     digest.update("|".join([sys.platform, machine(), target, _processor(), *overrides]).encode())

@@ -91,7 +91,7 @@ class Down(NamedTuple):
 
 
 class OneToken(NamedTuple):
-    """What NEURONS and GATHER do for a single token: y += down(silu(gate x) * up x), in SEGMENTS parts, then their sum."""
+    """What NEURONS and GATHER do for one token: y += down(silu(gate x) * up x), in SEGMENTS parts, then their sum."""
 
     table: int
     groups: int
@@ -204,8 +204,8 @@ WAITING, GENERATION, NEXT, RUNS, STATE_BYTES = 192, 256, 320, 384, 448
 """On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun."""
 
 SEGMENTS = 16
-"""Parts into which a layer's groups are cut, always the same, whoever computes them: each is summed alone, then the sums
-are added in order. So the result depends neither on the threads nor on how many tokens come at once."""
+"""Parts into which a layer's groups are cut, always the same, whoever computes them: each is summed alone, then the
+sums are added in order. So the result depends neither on the threads nor on how many tokens come at once."""
 TOKENS_AT_ONCE = 32
 """Tokens for which gate and up are kept as float32 before they become one activation."""
 UP_SCRATCH_BYTES = TOKENS_AT_ONCE * 4 * TILE * 4

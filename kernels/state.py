@@ -1,6 +1,6 @@
 """What the threads of a run share (records.State), and the words to wait and to take work with.
 
-Kernels take work items from one counter and never divide one output element, so results do not depend on who takes what.
+Kernels take work items from one counter and never divide an output element: results do not depend on who takes what.
 """
 
 from .compiled import kernel

@@ -43,7 +43,7 @@ class Steps(NamedTuple):
     one: Any
     """(w, x, a, m) -> (a, m): one block into one token's sums."""
     four: Any
-    """(w, x, stride, a0..a3, m0..m3) -> the same eight: one block into four tokens' sums, activations `stride` apart."""
+    """(w, x, stride, a0..a3, m0..m3) -> the same eight: one block into four tokens' sums, `stride` apart."""
     finish: Any
     """(header, a, m) -> y: 16 rows' results."""
 

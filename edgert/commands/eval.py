@@ -85,5 +85,6 @@ def _lines(result: dict[str, Any]) -> str:
              f"edgert     perplexity {result['perplexity']:.4f}"]
     if "peer" in result:
         lines += [f"llama.cpp  perplexity {result['peer']['perplexity']:.4f}",
-                  f"ratio {result['ratio']:.4f}, same next token {100 * result['next_token_agreement']:.1f} % of the time"]
+                  f"ratio {result['ratio']:.4f}, the same next token {100 * result['next_token_agreement']:.1f} % "
+                  "of the time"]
     return "\n".join(lines)

@@ -19,7 +19,8 @@ class Worker:
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         self._process = subprocess.Popen([sys.executable, "-m", f"edgert.measuring.{module}", *arguments],
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                         text=True)
         self.load_s: float = self._answer()["load_s"]
 
     def measure(self, prompt: Sequence[int], decode: int, prefill: int) -> dict[str, Any]:
@@ -43,7 +44,8 @@ class Worker:
         self._process.communicate()
 
 
-def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int, prefill: int,
+def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
+          prefill: int,
           report: Callable[[str, int, dict[str, Any]], None] = lambda name, run, result: None) -> dict[str, Any]:
     """Median speeds of a bundle, and of llama.cpp on a GGUF file, repacked and memory-mapped, in interleaved runs.
 

@@ -46,7 +46,7 @@ def machine() -> str:
 
 
 def processor_features() -> frozenset[str]:
-    """What the processor offers, in the spelling of /proc/cpuinfo; on macOS what every Apple or Intel Mac of use has."""
+    """What the processor offers, in the spelling of /proc/cpuinfo; on macOS what every Mac of use has."""
     if sys.platform == "darwin":
         return frozenset({"asimddp"}) if machine() == ARM else _AVX2
     try:

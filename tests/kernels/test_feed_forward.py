@@ -154,3 +154,27 @@ def test_values_that_are_not_finite_are_reported(target: str) -> None:
     team.set(tokens=1)
     assert not rig.run(team, (records.UP + n.gate.form.code, records.Up(
         n.table.ctypes.data, 2, 2, x.address, x.stride, out.address, out.stride, 0, scratch.address, scratch.stride)))
+
+
+@pairs
+@rig.examples(2)
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 40), threads=st.integers(1, 3))
+def test_one_token_is_bit_equal_to_up_and_down(target: str, up_name: str, down_name: str, seed: int, hidden_size: int,
+                                               groups: int, threads: int) -> None:
+    rng, team = np.random.default_rng(seed), rig.team(target, threads)
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
+    x, y = values(rng, "ordinary", (1, hidden_size)), values(rng, "ordinary", (1, len(n.down.exact)))
+    given_x = rig.activations(team, n.gate.form, x)
+    h = hidden(team, n, given_x, threads=threads, as_float=not n.down.form.integer)
+    expected = add_down(team, n, h, y, threads=threads)
+    out, tiles = floats(y), len(n.down.packed)
+    partial, scratch = (Buffer(records.SEGMENTS, records.one_token_bytes(tiles), gap=0),
+                        Buffer(threads, records.UP_SCRATCH_BYTES))
+    record = records.OneToken(
+        n.table.ctypes.data, n.groups, n.gate.form.code, n.gate.form.blocks(hidden_size), given_x.address,
+        n.down.form.code, n.offset, n.headers.ctypes.data, tiles, out.address, partial.address, scratch.address,
+        scratch.stride)
+    assert rig.run(team, (records.NEURONS, record), (records.GATHER, record))
+    for buffer in (out, scratch, n.memory):
+        buffer.check()
+    assert np.array_equal(out.view(np.float32).view(np.int32), expected.view(np.int32))
