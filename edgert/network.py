@@ -71,7 +71,7 @@ class Buffers:
             records.UP_SCRATCH_BYTES, records.attention_scratch_bytes(config.head_dim),
             records.down_scratch_bytes(-(-config.hidden_size // TILE), tokens)) // 4096) * 4096
         scratch = allocator.reserve(threads * self.scratch_stride, 4096)
-        self._region = Region(allocator.size, "working memory")
+        self._region = Region(allocator.size, "working memory", huge=True)
         made = {name: Buffer(self._region.address + at, stride) for name, (at, stride) in places.items()}
         self.x, self.h, self.h_quantized, self.qkv = (made[n] for n in ("x", "h", "h_quantized", "qkv"))
         self.partial = made["partial"]

@@ -8,9 +8,12 @@ from edgert.errors import ModelError
 
 
 class Region:
-    """`size` bytes of zeroed memory at `address`, aligned to pages, on huge pages where the system has them."""
+    """`size` bytes of zeroed memory at `address`, aligned to pages; resident only as far as it is touched.
 
-    def __init__(self, size: int, what: str) -> None:
+    huge: on huge pages where the system has them, for what is read from end to end.
+    """
+
+    def __init__(self, size: int, what: str, *, huge: bool = False) -> None:
         self.size = max(size, 1)
         try:
             # Private: a shared mapping, Python's default, gets no huge pages.
@@ -18,7 +21,7 @@ class Region:
         except (OSError, ValueError, OverflowError):
             raise ModelError(f"no memory for {what}: {self.size / 1e6:.0f} MB were refused; "
                              "close other programs or take a smaller model or context") from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self._anchor = (ctypes.c_char * self.size).from_buffer(self._map)

@@ -26,7 +26,7 @@ class Weights:
         self._sections = {name: allocator.reserve(header.sections[name].length, TENSOR_ALIGNMENT)
                           for name in (RESIDENT, HEAD)}
         groups = [allocator.reserve(n.groups * n.group_bytes, TENSOR_ALIGNMENT) for n in header.neurons]
-        self._region = Region(allocator.size, "the weights")
+        self._region = Region(allocator.size, "the weights", huge=True)
         self._tables = [np.array([self._region.address + start + i * n.group_bytes for i in range(n.groups)], np.int64)
                         for start, n in zip(groups, header.neurons, strict=True)]
         bundle.group_checksums()
