@@ -17,13 +17,19 @@ import pytest
 CHAT = [sys.executable, "-m", "edgert", "chat"]
 
 
+def hear_interrupts() -> None:
+    """What starts tests in the background ignores Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A chat on a pseudo-terminal."""
 
     def __init__(self, bundle: Path, *options: str) -> None:
         master, slave = pty.openpty()
         self.process = subprocess.Popen([*CHAT, str(bundle), "--seed", "1", *options], stdin=slave, stdout=slave,
-                                        stderr=slave, start_new_session=True, env={**os.environ, "TERM": "dumb"})
+                                        stderr=slave, start_new_session=True, preexec_fn=hear_interrupts,
+                                        env={**os.environ, "TERM": "dumb"})
         os.close(slave)
         self._master = master
 

@@ -142,9 +142,15 @@ def test_doctor() -> None:
     assert facts["instruction set in use"] in facts["instruction sets"]
 
 
+def hear_interrupts() -> None:
+    """What starts tests in the background ignores Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupting_ends_with_130(smollm2: Path) -> None:
     process = subprocess.Popen([*EDGERT, "run", str(smollm2), "-p", "Once", "--ignore-eos"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=hear_interrupts)
     assert process.stdout is not None
     process.stdout.read(20)
     process.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fake_hub import COMMIT, FakeHub, run
 
 from edgert import download
-from edgert.commands.pull import pull as pull_command
+from edgert.commands.pull import command as pull_command
 from edgert.download import models_folder, pull
 from edgert.errors import DownloadError
 from edgert.models import catalog
