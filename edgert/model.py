@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -90,9 +91,8 @@ class Model:
         self.tokenizer = Tokenizer.from_json(
             self._bundle.read_section(TOKENIZER).decode(), generation["bos_token_id"], generation["eos_token_ids"],
             generation["add_bos_token"])
-        template = (self._bundle.read_section(CHAT_TEMPLATE).decode()
-                    if CHAT_TEMPLATE in header.sections else None)
-        self._template = template
+        self._template_text = (self._bundle.read_section(CHAT_TEMPLATE).decode()
+                               if CHAT_TEMPLATE in header.sections else None)
         self._engine = Engine(self._bundle, library, threads=self.threads, chunk=min(chunk, self._session.context),
                               cache_type=kv_type)
 
@@ -174,15 +174,19 @@ class Model:
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of a conversation, as the model's chat template writes it, ready for the next answer."""
-        def name(index: int | None) -> str:
-            return "" if index is None else self.tokenizer.id_to_token(index) or ""
+        text = self._template.render(messages)
+        bos = self._token_name(self.tokenizer.bos_token_id)
+        return self.tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
 
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        """The chat template, compiled once. Raises TemplateError where the model has none."""
         tokenizer = self.tokenizer
-        template = ChatTemplate(self._template, name(tokenizer.bos_token_id),
-                                name(next(iter(tokenizer.eos_token_ids), None)))
-        text = template.render(messages)
-        bos = name(tokenizer.bos_token_id)
-        return tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
+        return ChatTemplate(self._template_text, self._token_name(tokenizer.bos_token_id),
+                            self._token_name(next(iter(tokenizer.eos_token_ids), None)))
+
+    def _token_name(self, index: int | None) -> str:
+        return "" if index is None else self.tokenizer.id_to_token(index) or ""
 
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute tokens after those computed since the last `reset`, without sampling; ends the answer under way.

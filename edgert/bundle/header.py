@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -274,7 +274,3 @@ def _check_generation(generation: Mapping[str, Any], vocab_size: int) -> None:
         raise ValueError("eos_token_ids is not a list or add_bos_token not true or false")
     for value in generation["eos_token_ids"]:
         token(value, "an end-of-sequence token")
-
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes done since the last call."""

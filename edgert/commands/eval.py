@@ -2,17 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from edgert.errors import ModelError, PeerError
-from edgert.measuring.perplexity import score, windows
+from edgert.errors import PeerError
+from edgert.measuring.perplexity import EveryLogits, score, windows
 
-from .loading import load_model, model_options
+from .loading import load_model, model_options, read_text
 
 _ROWS = 64
 """Positions whose logits are held at once."""
@@ -30,12 +30,7 @@ _ROWS = 64
 def command(bundle: str, text_file: str, against: str | None, window: int, max_tokens: int | None, threads: int | None,
             context: int | None, prefill_chunk: int, kv_type: str | None, as_json: bool) -> None:
     """Measure the perplexity of a text under BUNDLE, windows and scoring as llama.cpp's own tool does it."""
-    try:
-        text = Path(text_file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ModelError(f"{text_file}: {(error.strerror or str(error)).lower()}") from None
-    except UnicodeDecodeError:
-        raise ModelError(f"{text_file}: is not UTF-8 text") from None
+    text = read_text(text_file)
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
     with load_model(bundle, threads=threads, context=context or window, prefill_chunk=prefill_chunk,
@@ -43,34 +38,31 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
         parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
-
-        def logits_of(part: Sequence[int], first: int) -> Iterator[np.ndarray]:
-            model.reset()
-            model.extend(part[:first])
-            for start in range(first, len(part), _ROWS):
-                yield model.extend(part[start:start + _ROWS], every=True)
-
-        ours = score(parts, logits_of, _progress("edgert"))
+        ours = score(parts, _logits_of(model.reset, model.extend), _progress("edgert"))
         used = model.threads
     result: dict[str, Any] = {"bundle": bundle, "text": text_file, "tokens": ours.tokens, "windows": len(parts),
                               "window": len(parts[0]), "perplexity": ours.perplexity, "threads": used}
     if against is not None:
         from edgert.measuring.peer import Peer
         peer = Peer(against, threads=used, context=len(parts[0]))
-
-        def peer_logits_of(part: Sequence[int], first: int) -> Iterator[np.ndarray]:
-            peer.reset()
-            peer.forward(part[:first])
-            for start in range(first, len(part), _ROWS):
-                yield peer.forward(part[start:start + _ROWS], every=True)
-
-        theirs = score(parts, peer_logits_of, _progress("llama.cpp"))
+        theirs = score(parts, _logits_of(peer.reset, peer.forward), _progress("llama.cpp"))
         same = sum(a == b for a, b in zip(ours.choices, theirs.choices, strict=True))
         result["peer"] = {"name": "llama.cpp", "model": against, "perplexity": theirs.perplexity,
                           "tokens": theirs.tokens, "same_token_ids": peer.tokenize(text)[:max_tokens] == ids}
         result["ratio"] = ours.perplexity / theirs.perplexity
         result["next_token_agreement"] = same / len(ours.choices)
     click.echo(json.dumps(result) if as_json else _lines(result))
+
+
+def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray]) -> EveryLogits:
+    """What `score` asks of an engine, a few rows at a time."""
+    def logits_of(part: Sequence[int], first: int) -> Iterator[np.ndarray]:
+        reset()
+        forward(part[:first])
+        for start in range(first, len(part), _ROWS):
+            yield forward(part[start:start + _ROWS], every=True)
+
+    return logits_of
 
 
 def _progress(name: str) -> Any:

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from edgert.errors import ModelError
 from edgert.model import DEFAULT_CHUNK, Model, load
 
 Command = Callable[..., Any]
@@ -51,6 +53,16 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
 def load_model(path: str, **settings: Any) -> Model:
     """Load a bundle; at the very first start say which kernels are being compiled."""
     return load(path, compile_progress=compile_progress, **settings)
+
+
+def read_text(path: str) -> str:
+    """A file's text. Raises ModelError where it cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: is not UTF-8 text") from None
 
 
 def compile_progress(number: int, count: int, name: str) -> None:

@@ -3,15 +3,13 @@
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 
-from edgert.errors import ModelError
 from edgert.measuring.process import peak_rss_bytes
 
-from .loading import load_model, model_options, sampling_options
+from .loading import load_model, model_options, read_text, sampling_options
 
 
 @click.command("run")
@@ -80,12 +78,7 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
     if prompt is not None:
         return prompt
     if prompt_file is not None:
-        try:
-            return Path(prompt_file).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ModelError(f"{prompt_file}: {(error.strerror or str(error)).lower()}") from None
-        except UnicodeDecodeError:
-            raise ModelError(f"{prompt_file}: is not UTF-8 text") from None
+        return read_text(prompt_file)
     if sys.stdin.isatty():
         raise click.UsageError("give a prompt: -p TEXT, -f FILE, or on standard input")
     return sys.stdin.read()
