@@ -31,7 +31,7 @@ TILE = 16
 BLOCK = 32
 """Columns in a block; also the group of activations that share a scale."""
 
-QUANTIZED_BLOCK, FLOAT_BLOCK = 48, 4 * BLOCK
+QUANTIZED_BLOCK, FLOAT_BLOCK = 80, 4 * BLOCK
 """Bytes of a block of 32 activations, quantized (activation.py) and as float32."""
 
 
@@ -44,7 +44,9 @@ class Format:
     block_bytes: int
     header_bytes: int
     integer: bool
-    """Activations are quantized to int8 before they meet these weights."""
+    """Activations are quantized before they meet these weights."""
+    fine: bool = False
+    """They are taken to 15 bits, not to 8."""
 
     def blocks(self, columns: int) -> int:
         return -(-columns // BLOCK)
@@ -59,7 +61,7 @@ class Format:
 FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("q4", 0, 288, 64, True),
     Format("q6", 1, 416, 64, True),
-    Format("q8", 2, 544, 0, True),
+    Format("q8", 2, 544, 0, True, fine=True),
     Format("f16", 3, 1024, 0, False),
     Format("f32", 4, 2048, 0, False),
 )}

@@ -50,7 +50,7 @@ def norm(op, state):
 
 @kernel
 def quantize(op, state):
-    """Each new token's float32 row to int8 blocks."""
+    """Each new token's float32 row to quantized blocks."""
     x, x_stride, blocks = load_i64(op + X), load_i64(op + X_STRIDE), load_i64(op + ROW_BLOCKS)
     out, out_stride = load_i64(op + ROW_OUT), load_i64(op + ROW_OUT_STRIDE)
     tokens = load_i64(state + TOKENS)

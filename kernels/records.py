@@ -125,13 +125,13 @@ class Norm(NamedTuple):
     """float32, or 0."""
     out_stride: int
     out_quantized: int
-    """int8 blocks, or 0."""
+    """Quantized blocks, or 0."""
     out_quantized_stride: int
     of_selected: int
 
 
 class Quantize(NamedTuple):
-    """float32 rows to int8 blocks."""
+    """float32 rows to quantized blocks."""
 
     x: int
     x_stride: int

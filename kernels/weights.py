@@ -7,7 +7,7 @@ the same operations in the same order whether it comes alone or with three other
 
 from typing import Any, NamedTuple
 
-from .activation import SCALE, SCALED_SUM, SUM
+from .activation import FINE, FINE_SCALE, FINE_SUM, SCALE, SCALED_SUM
 from .compiled import inlined
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
 from .simd.arithmetic import fma, mul, sub
@@ -16,6 +16,7 @@ from .simd.dot import (
     dot_offset,
     high_nibbles,
     low_nibbles,
+    plus_128_times,
     start_offset,
     to_f32,
     with_bits_0,
@@ -69,11 +70,10 @@ def _q8_quads(w):
             load_i8x64(w + 256), load_i8x64(w + 320), load_i8x64(w + 384), load_i8x64(w + 448))
 
 
-def _quantized_dot(dot_product: Any, start: Any) -> Any:
-    """A block's dot product with one token, as float32 lanes."""
+def _block_dot(dot_product: Any) -> Any:
+    """(total, q, x): total + a block's dot products with the 32 int8 at x."""
     @inlined
-    def block_dot(q, x):
-        total = start(x)
+    def block_dot(total, q, x):
         total = dot_product(total, q[0], splat_4bytes(x))
         total = dot_product(total, q[1], splat_4bytes(x + 4))
         total = dot_product(total, q[2], splat_4bytes(x + 8))
@@ -81,23 +81,20 @@ def _quantized_dot(dot_product: Any, start: Any) -> Any:
         total = dot_product(total, q[4], splat_4bytes(x + 16))
         total = dot_product(total, q[5], splat_4bytes(x + 20))
         total = dot_product(total, q[6], splat_4bytes(x + 24))
-        return to_f32(dot_product(total, q[7], splat_4bytes(x + 28)))
+        return dot_product(total, q[7], splat_4bytes(x + 28))
 
     return block_dot
 
 
-@inlined
-def _start_at_zero(_x):
-    return zero_i32()
+_affine_dot = _block_dot(dot)
+_offset_dot = _block_dot(dot_offset)
 
 
 @inlined
-def _start_at_offset(x):
-    return start_offset(load_i32(x + SUM))
-
-
-_affine_dot = _quantized_dot(dot, _start_at_zero)
-_offset_dot = _quantized_dot(dot_offset, _start_at_offset)
+def _fine_dot(q, x):
+    """The same of 8-bit weights with the 15-bit activations; at most 127 * 127 * 128 * 32 < 2**31."""
+    fine = _offset_dot(start_offset(load_i32(x + FINE_SUM)), q, x + FINE)
+    return plus_128_times(fine, _offset_dot(zero_i32(), q, x))
 
 
 def _affine_steps(quads: Any, block_bytes: int) -> Steps:
@@ -106,7 +103,7 @@ def _affine_steps(quads: Any, block_bytes: int) -> Steps:
 
     @inlined
     def into(q, s, m, x, a, b):
-        return fma(_affine_dot(q, x), mul(s, splat_f32(x + SCALE)), a), fma(m, splat_f32(x + SCALED_SUM), b)
+        return fma(to_f32(_affine_dot(zero_i32(), q, x)), mul(s, splat_f32(x + SCALE)), a), fma(m, splat_f32(x + SCALED_SUM), b)
 
     @inlined
     def one(w, x, a, b):
@@ -136,7 +133,7 @@ def _finished(_header, a, _b):
 def _q8_steps() -> Steps:
     @inlined
     def into(q, s, x, a):
-        return fma(_offset_dot(q, x), mul(s, splat_f32(x + SCALE)), a)
+        return fma(to_f32(_fine_dot(q, x)), mul(s, splat_f32(x + FINE_SCALE)), a)
 
     @inlined
     def one(w, x, a, b):

@@ -16,6 +16,7 @@ import psutil
 from edgert import __version__
 from edgert.download import models_folder
 from edgert.kernels import native
+from edgert.kernels.formats import QUANTIZED_BLOCK
 from edgert.kernels.records import QUANTIZE, Quantize
 from edgert.kernels.simd.target import VARIABLE, choose, executable_targets, machine, processor_features
 from edgert.kernels.team import Program, Team
@@ -87,10 +88,10 @@ def examine() -> tuple[dict[str, Any], list[str]]:
 
 def _step_us(library: native.Library, threads: int) -> float:
     """Microseconds from one operation of a program to the next, with next to nothing to do in between."""
-    x, out = np.ones(32, np.float32), np.zeros(48, np.uint8)
+    x, out = np.ones(32, np.float32), np.zeros(QUANTIZED_BLOCK, np.uint8)
     program, steps = Program(), 2000
     for _ in range(steps):
-        program.append(QUANTIZE, Quantize(x.ctypes.data, 128, 1, out.ctypes.data, 48))
+        program.append(QUANTIZE, Quantize(x.ctypes.data, 128, 1, out.ctypes.data, QUANTIZED_BLOCK))
     team = Team(library, threads)
     team.set(tokens=1)
     times = []

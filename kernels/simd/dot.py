@@ -126,6 +126,18 @@ def _with_bits(position):
 with_bits_0, with_bits_2, with_bits_4, with_bits_6 = (_with_bits(position) for position in (0, 2, 4, 6))
 
 
+@operation(i32x16, i32x16, i32x16)
+def plus_128_times(b, x, y):
+    """x + 128 * y"""
+    return b.add(x, b.shl(y, constant(V32, 7)))
+
+
+@operation(i32x16, i32x16, i32x16)
+def minus_128_times(b, x, y):
+    """x - 128 * y"""
+    return b.sub(x, b.shl(y, constant(V32, 7)))
+
+
 @operation(f32x16, i32x16)
 def to_f32(b, value):
     """int32 to float32."""

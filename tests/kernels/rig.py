@@ -60,36 +60,42 @@ def padded(values: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, extra)])
 
 
-class Activations:
-    """Token rows in the form that a weight format wants, and the float64 values that they stand for."""
+QUANTIZED = np.dtype([("q", np.int8, 32), ("r", np.int8, 32), ("scale", "f4"), ("scaled_sum", "f4"),
+                      ("fine_scale", "f4"), ("fine_sum", "i4")])
+"""A block of activation.py."""
 
-    def __init__(self, buffer: Buffer, *, integer: bool) -> None:
+
+class Activations:
+    """Token rows in the form that a weight format wants, and the float64 values that they stand for; `fine`: to q8."""
+
+    def __init__(self, buffer: Buffer, *, integer: bool, fine: bool = False) -> None:
         self.address, self.stride, self.buffer = buffer.address, buffer.stride, buffer
         if not integer:
             self.values = buffer.view(np.float32).astype(np.float64)
             return
-        raw = np.ascontiguousarray(buffer.bytes).reshape(len(buffer.bytes), -1, QUANTIZED_BLOCK)
-        self.q = raw[:, :, :32].view(np.int8).astype(np.int64)
-        self.scale = np.ascontiguousarray(raw[:, :, 32:36]).view(np.float32)
-        self.scaled_sum = np.ascontiguousarray(raw[:, :, 36:40]).view(np.float32)[..., 0]
-        self.sum = np.ascontiguousarray(raw[:, :, 40:44]).view(np.int32)[..., 0]
+        self.raw = np.ascontiguousarray(buffer.bytes).view(QUANTIZED).copy()
+        self.q, self.r = (self.raw[name].astype(np.int64) for name in ("q", "r"))
+        self.scale = self.raw["scale"][..., None]
+        numbers = (128 * self.q + self.r) / 128 if fine else self.q
         with np.errstate(invalid="ignore"):
-            self.values = (self.q * self.scale.astype(np.float64)).reshape(len(raw), -1)
+            self.values = (numbers * self.scale.astype(np.float64)).reshape(len(self.raw), -1)
 
 
-def quantize(team: Team, x: np.ndarray) -> tuple[Activations, bool]:
-    """float32 rows as int8 blocks, and whether all was finite."""
+def quantize(team: Team, x: np.ndarray, *, fine: bool = False) -> tuple[Activations, bool]:
+    """float32 rows as quantized blocks, and whether all was finite."""
     source = floats(padded(x, BLOCK))
     out = Buffer(len(x), blocks(x.shape[1]) * QUANTIZED_BLOCK)
     team.set(tokens=len(x))
     finite = run(team, (records.QUANTIZE, records.Quantize(
         source.address, source.stride, blocks(x.shape[1]), out.address, out.stride)))
     out.check()
-    return Activations(out, integer=True), finite
+    return Activations(out, integer=True, fine=fine), finite
 
 
 def activations(team: Team, form: Format, x: np.ndarray) -> Activations:
-    return quantize(team, x)[0] if form.integer else Activations(floats(padded(x, BLOCK)), integer=False)
+    if form.integer:
+        return quantize(team, x, fine=form.fine)[0]
+    return Activations(floats(padded(x, BLOCK)), integer=False)
 
 
 def linear(team: Team, form: Format, packed: np.ndarray, x: Activations, *, tokens: int | None = None,

@@ -74,12 +74,16 @@ def test_only_the_selected_rows(target: str, name: str) -> None:
 
 
 def integers(rng: np.random.Generator, tokens: int, blocks: int) -> rig.Activations:
-    """Activation blocks of scale 1, many of them at the ends of the range."""
-    q = rng.integers(-127, 128, (tokens, blocks, 32))
-    q = np.where(rng.random(q.shape) < 0.5, np.sign(q) * 127, q)
-    raw = np.zeros((tokens, blocks), np.dtype([("q", np.int8, 32), ("scale", "f4"), ("scaled_sum", "f4"), ("sum", "i4"),
-                                               ("unused", "i4")]))
-    raw["q"], raw["scale"], raw["scaled_sum"], raw["sum"] = q, 1, q.sum(2), q.sum(2)
+    """Activation blocks of scale 1, also as 8-bit weights see them, many of them at the ends of the range."""
+    def extreme(most: int) -> np.ndarray:
+        numbers = rng.integers(-most, most + 1, (tokens, blocks, 32))
+        return np.where(rng.random(numbers.shape) < 0.5, np.sign(numbers) * most, numbers)
+
+    raw = np.zeros((tokens, blocks), rig.QUANTIZED)
+    raw["q"], raw["r"] = extreme(127), extreme(64)
+    raw["scale"], raw["fine_scale"] = 1, 1
+    raw["scaled_sum"] = raw["q"].sum(2, dtype=np.int64)
+    raw["fine_sum"] = (128 * raw["q"].astype(np.int64) + raw["r"]).sum(2)
     buffer = Buffer(tokens, QUANTIZED_BLOCK * blocks)
     buffer.bytes[:] = raw.view(np.uint8).reshape(tokens, -1)
     return rig.Activations(buffer, integer=True)
@@ -89,7 +93,7 @@ def integers(rng: np.random.Generator, tokens: int, blocks: int) -> rig.Activati
 @rig.examples(20)
 @given(seed=seeds, tokens=few_tokens)
 def test_integer_dot_products_are_exact(target: str, name: str, seed: int, tokens: int) -> None:
-    """With scales of 1 the result is an integer below 2**24, and float32 must have it exactly."""
+    """With scales of 1 the result is an integer, below 2**24 but for 8-bit weights, and float32 must have it."""
     rng, form = np.random.default_rng(seed), FORMATS[name]
     tall, wide = 48, 64
     low, high = {"q4": (0, 15), "q6": (0, 63), "q8": (-127, 127)}[name]
@@ -101,7 +105,12 @@ def test_integer_dot_products_are_exact(target: str, name: str, seed: int, token
                Quantized(q.astype(np.uint8), ones.astype(np.uint8), zeros.astype(np.uint8), one, one))
     x = integers(rng, tokens, 2)
     y = rig.linear(rig.team(target), form, pack(form, numbers), x)
-    assert np.array_equal(y.astype(np.int64), x.q.reshape(tokens, wide) @ q.T)
+    if form.fine:
+        exact = np.stack([(128 * x.q[:, i] + x.r[:, i]) @ q[:, 32 * i:32 * i + 32].T for i in range(2)])
+        exact = exact.astype(np.float32)  # of each block; then their sum
+        assert np.array_equal(y, exact[0] + exact[1])
+        return
+    assert np.array_equal(y, x.q.reshape(tokens, wide) @ q.T)
 
 
 @pytest.mark.skipif(len(TARGETS) < 2, reason="this machine executes one instruction set only")

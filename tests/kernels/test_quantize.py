@@ -20,8 +20,13 @@ def test_blocks_hold_the_row(target: str, seed: int, kind: str, tokens: int, col
     allowed = np.where(largest > 1e-30, largest / 127 * (0.5 + 1e-4), largest)
     assert (np.abs(got.values.reshape(exact.shape) - exact) <= allowed + 2.0**-149).all()
     assert (np.abs(got.q).max(2, keepdims=True) == np.where(largest > 1e-30, 127, 0)).all()
-    assert np.array_equal(got.sum, got.q.sum(2))
-    assert np.array_equal(got.scaled_sum, got.scale[..., 0] * got.sum.astype(np.float32))
+    assert np.array_equal(got.raw["scaled_sum"], got.raw["scale"] * got.q.sum(2).astype(np.float32))
+    finer, _ = rig.quantize(rig.team(target), x, fine=True)
+    allowed = np.where(largest > 1e-30, largest / 127 * (0.5 / 128 + 1e-4), largest)
+    assert (np.abs(finer.values.reshape(exact.shape) - exact) <= allowed + 2.0**-149).all()
+    assert np.abs(got.r).max() <= 64
+    assert np.array_equal(got.raw["fine_sum"], (128 * got.q + got.r).sum(2))
+    assert np.array_equal(got.raw["fine_scale"], got.raw["scale"] / np.float32(128))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
