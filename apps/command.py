@@ -19,8 +19,7 @@ DEFAULT_MODEL = "smollm2-135m"
 @sampling_options(temperature=0.8)
 @model_options
 def command(bundle: str | None, system: str | None, max_tokens: int | None, temperature: float, top_k: int,
-            top_p: float, min_p: float, repetition_penalty: float, seed: int | None, threads: int | None,
-            context: int | None, prefill_chunk: int, kv_type: str | None) -> None:
+            top_p: float, min_p: float, repetition_penalty: float, seed: int | None, **model_settings: Any) -> None:
     """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, fetched and converted if need be.
 
     Where standard input is not a terminal, the question is read from it and answered once.
@@ -31,7 +30,7 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
     settings: dict[str, Any] = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed}
-    with load_model(path, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type) as model:
+    with load_model(path, **model_settings) as model:
         chat(model, system, settings)
 
 

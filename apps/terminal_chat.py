@@ -99,7 +99,7 @@ class Chat:
                    f"new, {s.prefill_tok_s:.0f} tokens/s)")
             used = s.prompt_tokens + s.generated_tokens
             yield f"context: {used} of {self.model.context} tokens used"
-        yield "memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.model.memory.items())
+        yield "memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.model.plan.parts.items())
         yield f"threads: {self.model.threads}"
 
 

@@ -13,7 +13,7 @@ from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
 from edgert.errors import SourceError
-from edgert.kernels.formats import BLOCK, FORMATS, TILE
+from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 
 from .layout import lay_out
 from .open_source import open_source
@@ -67,19 +67,22 @@ class _Conversion:
         self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
         if self._source.chat_template is not None:
             self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
-        checksums: list[int] = []
+        groups: list[int] = []
+        slabs: dict[str, list[int]] = {}
         for name, shape in self._source.config.tensor_shapes().items():
             if len(shape) == 1:
                 values = self._source.tensors[name].read(0, shape[0])
                 self._write(name, np.pad(values, (0, -shape[0] % BLOCK)).astype(np.float32))
             elif ".mlp." not in name:
-                self._write_matrix(name)
+                slabs[self._header.tensors[name].section] = self._write_matrix(name)
             elif name.endswith("down_proj.weight"):
-                checksums += self._write_neurons(int(name.split(".")[2]))
+                groups += self._write_neurons(int(name.split(".")[2]))
             else:
                 continue  # gate and up go with down
             self._report(name, int(np.prod(shape)) * (3 if ".mlp." in name else 1))
-        self._writer.write(GROUP_CHECKSUMS, np.array(checksums, dtype="<u8"))
+        for section in self._header.matrices_in_slabs():
+            groups += slabs[section]
+        self._writer.write(GROUP_CHECKSUMS, np.array(groups, dtype="<u8"))
 
     def _report(self, name: str, weights: int) -> None:
         self._done += weights
@@ -100,12 +103,18 @@ class _Conversion:
                               "the file is damaged, or takes another preset")
         return packed(FORMATS[form], values, grid)
 
-    def _write_matrix(self, name: str) -> None:
+    def _write_matrix(self, name: str) -> list[int]:
+        """A matrix that is not in neuron groups; its slabs' checksums come back."""
         tensor, form = self._source.tensors[name], self._header.tensors[name].format
         rows, columns = tensor.shape
-        step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
+        step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
+        checksums = []
         for start in range(0, rows, step):
-            self._write(name, self._tiles(tensor, form, start, min(start + step, rows)), more=start > 0)
+            tiles = self._tiles(tensor, form, start, min(start + step, rows))
+            self._write(name, tiles, more=start > 0)
+            checksums += [xxhash.xxh3_64_intdigest(tiles[i:i + SLAB].tobytes())
+                          for i in range(0, len(tiles), SLAB)]
+        return checksums
 
     def _write_neurons(self, layer: int) -> list[int]:
         """A layer's groups; their checksums come back."""

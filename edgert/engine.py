@@ -1,6 +1,7 @@
 """The engine: one call that takes n >= 1 new tokens of a session and gives logits for any of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +13,14 @@ from edgert.kernels.native import Library
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
 
-from .network import Buffers, NetworkBuilder
+from .buffers import LOGIT_ROWS, Buffers
+from .flash.file import FlashFile
+from .flash.stream import NO_ANSWER, Stream
+from .network import NetworkBuilder
+from .plan import Plan
 from .region import Region
 from .session import Session
 from .weights import Weights
-
-LOGIT_ROWS = 8
-"""Rows of logits computed at once."""
 
 
 class Programs(NamedTuple):
@@ -30,22 +32,31 @@ class Programs(NamedTuple):
 
 
 class Engine:
-    """A loaded model that computes.
+    """A loaded model that computes, its memory used as `plan` says.
 
-    chunk: new tokens computed at once; more are taken in turns. The results do not depend on it, nor on `threads`.
+    New tokens are computed `plan.chunk` at once; more are taken in turns. The results do not depend on that, nor on
+    `threads`, nor on which weights are streamed.
     """
 
-    def __init__(self, bundle: Bundle, library: Library, *, threads: int, chunk: int, cache_type: str) -> None:
+    def __init__(self, bundle: Bundle, file: FlashFile, library: Library, plan: Plan, *, threads: int,
+                 cache_type: str) -> None:
         header = bundle.header
-        self.config, self.chunk = header.config, chunk
-        self._embedding = "model.embed_tokens.weight"
-        self._weights = Weights(bundle, threads)
-        self._buffers = Buffers(self.config, header, chunk, LOGIT_ROWS, threads)
-        embedding = header.tensors[self._embedding]
-        self._staging = Region(chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
-        self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
-        self._team = Team(library, threads)
-        self._team.set(selected_rows=self._buffers.selected_buffer.address)
+        self.config, self.chunk = header.config, plan.chunk
+        with ExitStack() as made:
+            self._team = Team(library, threads)
+            made.callback(self._team.close)
+            self._weights = Weights(bundle, file, plan.placement, stop=lambda: self._team.set(stop=1))
+            made.callback(self._weights.close)
+            self._buffers = Buffers(self.config, header, self.chunk, threads)
+            made.callback(self._buffers.close)
+            embedding = header.tensors["model.embed_tokens.weight"]
+            self._staging = Region(self.chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
+            made.callback(self._staging.close)
+            self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
+            self._team.set(selected_rows=self._buffers.selected_buffer.address)
+            if self.stream is not None:
+                self._team.set(freed=self.stream.freed)
+            self._closing = made.pop_all()
 
     def _build(self, header: Header, cache_type: str, *, one_token: bool) -> Programs:
         network = NetworkBuilder(self.config, header, self._weights, self._buffers, cache_type, one_token=one_token)
@@ -54,16 +65,22 @@ class Engine:
         return Programs(body, head, np.concatenate([body, head]))
 
     @property
-    def bytes(self) -> dict[str, int]:
-        """Bytes of memory by purpose."""
-        return {"weights": self._weights.bytes, "working memory": self._buffers.bytes}
+    def stream(self) -> Stream | None:
+        """What reads weights that are not in memory; None where all are."""
+        return self._weights.stream
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that computing has waited for weights from flash."""
+        return self._team.waited_s
 
     def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> np.ndarray:
         """Compute new tokens at the end of a session.
 
         wanted: indices of the tokens whose logits are wanted; by default the last. Returns float32 of shape
         (len(wanted), vocab_size). Raises ModelError when the context is full, a token is not in the vocabulary, or
-        values are not finite; then the session is as it was.
+        values are not finite; then the session is as it was. Raises what Stream.error says when weights cannot be read:
+        then, too, the session is as it was, but nothing can be computed any more.
         """
         ids = np.asarray(tokens, dtype=np.int64)
         indices = np.array([len(ids) - 1] if wanted is None else wanted, dtype=np.int64)
@@ -72,25 +89,52 @@ class Engine:
         start = session.length
         for first in range(0, len(ids), self.chunk):
             part = ids[first:first + self.chunk]
-            self._weights.embedding_tiles(self._embedding, part, self._staging, self._buffers.rows[:len(part)])
+            self._weights.embedding_tiles(part, self._staging, self._buffers.rows[:len(part)])
             self._team.set(tokens=len(part), position=start + first, cache=session.cache_address,
                            cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
                            rope=session.rope_address)
-            programs = self._programs[len(part) == 1]
             here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
-            if not len(here):
-                self._run(programs.body)
-            for at in range(0, len(here), LOGIT_ROWS):
-                rows = here[at:at + LOGIT_ROWS]
-                self._buffers.selected[:len(rows)] = indices[rows] - first
-                self._team.set(selected=len(rows))
-                self._run(programs.head if at else programs.whole)
-                logits[rows] = self._buffers.logits[:len(rows)]
+            with self._in_step(heads=-(-len(here) // LOGIT_ROWS)):
+                self._compute(self._programs[len(part) == 1], here, indices[here] - first, logits)
         session.length = start + len(ids)
         return logits
 
+    def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
+        """Compute the tokens that were set, and logits[here] of those at `rows`."""
+        if not len(here):
+            self._run(programs.body)
+        for at in range(0, len(here), LOGIT_ROWS):
+            some = rows[at:at + LOGIT_ROWS]
+            self._buffers.selected[:len(some)] = some
+            self._team.set(selected=len(some))
+            self._run(programs.head if at else programs.whole)
+            logits[here[at:at + LOGIT_ROWS]] = self._buffers.logits[:len(some)]
+
+    @contextmanager
+    def _in_step(self, heads: int) -> Iterator[None]:
+        """Have what is streamed come as it will be used, also after an interruption in between."""
+        stream = self.stream
+        if stream is None:
+            yield
+            return
+        if stream.error is not None:
+            raise stream.error
+        stream.expect(heads)
+        try:
+            yield
+        except BaseException:
+            if stream.error is None:
+                stream.restart()
+            raise
+
     def _run(self, program: np.ndarray) -> None:
-        if not self._team.run(program):
+        finite = self._team.run(program)
+        if self._team.stopped:
+            assert self.stream is not None
+            self.stream.fail(NO_ANSWER)  # unless it said itself what is wrong
+            assert self.stream.error is not None
+            raise self.stream.error
+        if not finite:
             raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
                              "do not hold them, try --kv-type f32")
 
@@ -109,7 +153,4 @@ class Engine:
 
     def close(self) -> None:
         """End the threads and give the memory back."""
-        self._team.close()
-        self._buffers.close()
-        self._staging.close()
-        self._weights.close()
+        self._closing.close()

@@ -3,21 +3,26 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import psutil
 
+from .budget import free_bytes, parse_size, process_bytes
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .chat_template import ChatTemplate
 from .engine import Engine
 from .errors import EdgertError, ModelError
+from .flash.device import device_of
+from .flash.file import FlashFile
 from .generation import Generation
 from .kernels import native
+from .plan import Planner
 from .sampling import Sampling
-from .session import Session
+from .session import Session, check_session
 from .tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
@@ -25,20 +30,22 @@ DEFAULT_CHUNK = 256
 CompileProgress = Callable[[int, int, str], None]
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None,
-         prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
+def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
+         context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle.
 
-    threads: how many compute, by default one for each physical core that this process may use. context: how many tokens
-    fit in the conversation, by default 4096 or what the model takes. prefill_chunk: prompt tokens computed at once.
+    memory: the budget of the whole process, in bytes or like "600M" (budget.parse_size); weights that have no room in
+    it are read from flash for each token. By default what fits comfortably in the memory that is free now. threads: how
+    many compute, by default one for each physical core that this process may use. context: how many tokens fit in the
+    conversation, by default 4096 or what the model takes. prefill_chunk: prompt tokens computed at once, at most.
     kv_type: element type of the key-value cache, "f16" or "f32", by default "f16", and "f32" for bundles that are not
     quantized. compile_progress(number, count, kernel) is called before each kernel that has to be compiled, at the very
-    first start only. The answers do not depend on threads, nor on prefill_chunk.
+    first start only. The answers depend neither on memory, nor on threads, nor on prefill_chunk.
 
     Raises BundleError for a bundle that is damaged or none, ModelError for settings out of range or too little memory.
     """
-    return Model(path, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
+    return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
                  compile_progress=compile_progress)
 
 
@@ -51,15 +58,25 @@ def default_threads() -> int:
     return max(min(psutil.cpu_count(logical=False) or allowed, allowed), 1)
 
 
+def session_settings(header: Header, context: int | None, kv_type: str | None) -> tuple[int, str]:
+    """The context and the cache's element type, with defaults for what is None. Raises ModelError."""
+    quantized = header.quantization.get("preset") != "f32"
+    kv_type = kv_type or ("f16" if quantized else "f32")
+    context = min(DEFAULT_CONTEXT, header.config.max_position_embeddings) if context is None else context
+    check_session(header.config, context, kv_type)
+    return context, kv_type
+
+
 class Model:
-    """A loaded model. A context manager; usable from any thread, one answer at a time.
+    """A loaded model; `plan` says how it uses memory. A context manager; usable from any thread, one answer at a time.
 
     The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
     next turn of a chat costs no more than what is new in it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None, context: int | None, prefill_chunk: int,
-                 kv_type: str | None, compile_progress: CompileProgress) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
+                 context: int | None, prefill_chunk: int, kv_type: str | None,
+                 compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -69,32 +86,34 @@ class Model:
         self._closed = False
         self._current: Generation | None = None
         self._tokens: list[int] = []
-        self._bundle = Bundle(path)
-        try:
+        budget = parse_size(memory) if isinstance(memory, str) else memory
+        with ExitStack() as opened:
+            self._bundle = opened.enter_context(Bundle(path))
             try:
                 library = native.library(progress=compile_progress)
             except (ValueError, native.CompilationError) as error:
                 raise EdgertError(str(error)) from None
-            self._open(library, context, prefill_chunk, kv_type)
-        except BaseException:
-            self._bundle.close()
-            raise
+            self._open(opened, library, budget, context, prefill_chunk, kv_type)
+            self._opened = opened.pop_all()
 
-    def _open(self, library: native.Library, context: int | None, chunk: int, kv_type: str | None) -> None:
+    def _open(self, opened: ExitStack, library: native.Library, budget: int | None, context: int | None, chunk: int,
+              kv_type: str | None) -> None:
         header = self._bundle.header
-        config = header.config
-        quantized = header.quantization.get("preset") != "f32"
-        kv_type = kv_type or ("f16" if quantized else "f32")
-        self._session = Session(config, min(DEFAULT_CONTEXT, config.max_position_embeddings)
-                                if context is None else context, kv_type)
+        context, kv_type = session_settings(header, context, kv_type)
         generation = header.generation
         self.tokenizer = Tokenizer.from_json(
-            self._bundle.read_section(TOKENIZER).decode(), generation["bos_token_id"], generation["eos_token_ids"],
+            self._bundle.read_section(TOKENIZER), generation["bos_token_id"], generation["eos_token_ids"],
             generation["add_bos_token"])
         self._template_text = (self._bundle.read_section(CHAT_TEMPLATE).decode()
                                if CHAT_TEMPLATE in header.sections else None)
-        self._engine = Engine(self._bundle, library, threads=self.threads, chunk=min(chunk, self._session.context),
-                              cache_type=kv_type)
+        planner = Planner(header, process=process_bytes(), context=context, cache_type=kv_type, chunk=chunk,
+                          threads=self.threads)
+        self.plan = planner.plan(free_bytes() if budget is None else budget, lambda: device_of(self._bundle.path))
+        self._file = opened.enter_context(FlashFile(self._bundle.path))
+        self._session = Session(header.config, context, kv_type)
+        opened.callback(self._session.close)
+        self._engine = Engine(self._bundle, self._file, library, self.plan, threads=self.threads, cache_type=kv_type)
+        opened.callback(self._engine.close)
 
     @property
     def header(self) -> Header:
@@ -105,11 +124,6 @@ class Model:
     def context(self) -> int:
         """How many tokens fit in a conversation."""
         return self._session.context
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of memory by purpose."""
-        return {**self._engine.bytes, "key-value cache": self._session.bytes}
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
@@ -217,9 +231,7 @@ class Model:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._engine.close()
-                self._session.close()
-                self._bundle.close()
+                self._opened.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,30 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgert.bundle import Header, Neurons
-from edgert.bundle.header import down_headers
+from edgert.bundle.header import down_headers, slabs
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE, Format
 from edgert.kernels.team import Program
 from edgert.models.llama import Config
 
-from .region import Allocator, Region
+from .buffers import Buffer, Buffers, segment_start
 from .weights import Weights
 
 
 def _float_bits(value: float) -> int:
     return int(np.array(value, np.float32).view(np.int32))
-
-
-def _row_bytes(columns: int, *, integer: bool = False) -> int:
-    return -(-columns // BLOCK) * (QUANTIZED_BLOCK if integer else FLOAT_BLOCK)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A row for each token at `address + i * stride`."""
-
-    address: int
-    stride: int
 
 
 @dataclass(frozen=True)
@@ -41,58 +29,6 @@ class Activation:
 
     def form(self, form: Format) -> Buffer:
         return self.quantized if form.integer else self.floats
-
-
-class Buffers:
-    """The memory that programs work in, for `tokens` new tokens at once, `selected` rows of logits and `threads`."""
-
-    def __init__(self, config: Config, header: Header, tokens: int, selected: int, threads: int) -> None:
-        allocator = Allocator()
-
-        def rows(count: int, row_bytes: int) -> tuple[int, int]:
-            stride = -(-row_bytes // 64) * 64
-            return allocator.reserve(count * stride), stride
-
-        wide = max(config.hidden_size, config.query_size)
-        qkv = sum(-(-size // TILE) * TILE for size in (config.query_size, *[config.key_value_size] * 2))
-        places = {
-            "x": rows(tokens, _row_bytes(config.hidden_size)),
-            "h": rows(max(tokens, selected), _row_bytes(wide)),
-            "h_quantized": rows(max(tokens, selected), _row_bytes(wide, integer=True)),
-            "qkv": rows(tokens, 4 * qkv),
-            "hidden": rows(tokens, _row_bytes(config.intermediate_size, integer=all(
-                FORMATS[n.down].integer for n in header.neurons))),
-            "partial": rows(records.SEGMENTS, records.one_token_bytes(-(-config.hidden_size // TILE))),
-            "logits": rows(selected, 4 * -(-config.vocab_size // TILE) * TILE),
-            "rows": (allocator.reserve(16 * tokens), 16),
-            "selected": (allocator.reserve(8 * selected), 8),
-        }
-        self.scratch_stride = -(-max(
-            records.UP_SCRATCH_BYTES, records.attention_scratch_bytes(config.head_dim),
-            records.down_scratch_bytes(-(-config.hidden_size // TILE), tokens)) // 4096) * 4096
-        scratch = allocator.reserve(threads * self.scratch_stride, 4096)
-        self._region = Region(allocator.size, "working memory", huge=True)
-        made = {name: Buffer(self._region.address + at, stride) for name, (at, stride) in places.items()}
-        self.x, self.h, self.h_quantized, self.qkv = (made[n] for n in ("x", "h", "h_quantized", "qkv"))
-        self.partial = made["partial"]
-        self.hidden, self.scratch = made["hidden"], self._region.address + scratch
-        self.logits_buffer, self.rows_buffer, self.selected_buffer = (made[n] for n in ("logits", "rows", "selected"))
-
-        def view(name: str, count: int, kind: type) -> np.ndarray:
-            at, stride = places[name]
-            return np.frombuffer(self._region.view(at, count * stride), kind).reshape(count, -1)
-
-        self.rows = view("rows", tokens, np.int64)
-        self.selected = view("selected", selected, np.int64)[:, 0]
-        self.logits = view("logits", selected, np.float32)[:, :config.vocab_size]
-
-    @property
-    def bytes(self) -> int:
-        return self._region.size
-
-    def close(self) -> None:
-        del self.rows, self.selected, self.logits
-        self._region.close()
 
 
 class NetworkBuilder:
@@ -127,12 +63,11 @@ class NetworkBuilder:
     def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
                add_to: Buffer | None = None) -> Buffer:
         out = self._buffers.qkv if add_to is None else add_to
-        self._matrices(self.body, x, [(n + ".weight", n + ".bias" if bias else None) for n in names], out,
+        self._matrices(x, [(n + ".weight", n + ".bias" if bias else None) for n in names], out,
                        accumulate=add_to is not None)
         return out
 
-    def _matrices(self, program: Program, x: Activation, names: list[tuple[str, str | None]], out: Buffer, *,
-                  accumulate: bool = False, selected: bool = False) -> None:
+    def _matrices(self, x: Activation, names: list[tuple[str, str | None]], out: Buffer, *, accumulate: bool) -> None:
         """One operation for each run of matrices that stand next to each other in the same format."""
         column = 0
         runs: list[list[int]] = []  # code, weights, tiles, blocks, first column, bias, end of weights, end of bias
@@ -150,9 +85,9 @@ class NetworkBuilder:
             column += tensor.rows
         for code, address, tiles, blocks, first, bias_at, *_ in runs:
             source = x.form(list(FORMATS.values())[code])
-            program.append(records.LINEAR + code, records.Linear(
+            self.body.append(records.LINEAR + code, records.Linear(
                 address, tiles, blocks, source.address, source.stride, out.address + 4 * first, out.stride, bias_at,
-                int(accumulate), int(selected)))
+                int(accumulate)))
 
     def attention(self, qkv: Buffer, layer: int) -> Activation:
         c, b = self._config, self._buffers
@@ -168,24 +103,34 @@ class NetworkBuilder:
     def feed_forward(self, x: Activation, layer: int, *, add_to: Buffer) -> None:
         b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
-        table = self._weights.group_table(layer).ctypes.data
+        table, counters = self._weights.table(n.section)
         source, tiles = x.form(gate_up), -(-hidden_size // TILE)
         offset, _ = Neurons.layout(hidden_size, gate_up, down)
         headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
         if self._one_token:
             record = records.OneToken(
                 table, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code, offset, headers,
-                tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride)
+                tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride, counters)
             self.body.append(records.NEURONS, record)
             self.body.append(records.GATHER, record)
             return
-        self.body.append(records.UP + gate_up.code, records.Up(
-            table, n.groups, gate_up.blocks(hidden_size), source.address, source.stride, b.hidden.address,
-            b.hidden.stride, int(not down.integer), b.scratch, b.scratch_stride))
-        self.body.append(records.DOWN + down.code, records.Down(
-            table, n.groups, offset, headers, tiles, b.hidden.address, b.hidden.stride,
-            add_to.address, add_to.stride, b.scratch, b.scratch_stride))
+        hidden_block = QUANTIZED_BLOCK if down.integer else FLOAT_BLOCK
+        for first, last in b.phases:
+            start, end = segment_start(n.groups, first), segment_start(n.groups, last)
+            self.body.append(records.UP + gate_up.code, records.Up(
+                table + 8 * start, end - start, gate_up.blocks(hidden_size), source.address, source.stride,
+                b.hidden.address, b.hidden.stride, int(not down.integer), b.scratch, b.scratch_stride))
+            self.body.append(records.DOWN + down.code, records.Down(
+                table, n.groups, first, last, b.sums.address, offset, headers, tiles,
+                b.hidden.address - start * hidden_block, b.hidden.stride, add_to.address, add_to.stride))
+            if counters:
+                self.body.append(records.RELEASE, records.Release(table + 8 * start, counters + 8 * start, end - start))
 
     def logits(self, x: Buffer, norm: str, head: str) -> None:
         h = self.norm(x, norm, selected=True)
-        self._matrices(self.head, h, [(head + ".weight", None)], self._buffers.logits_buffer, selected=True)
+        tensor = self._header.tensors[head + ".weight"]
+        form, (table, counters) = FORMATS[tensor.format], self._weights.table(tensor.section)
+        source, out = h.form(form), self._buffers.logits_buffer
+        self.head.append(records.SLABS, records.Slabs(
+            table, counters, slabs(tensor.rows), -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns),
+            source.address, source.stride, out.address, out.stride))

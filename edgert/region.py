@@ -32,9 +32,11 @@ class Region:
         return memoryview(self._map)[offset:None if length is None else offset + length]
 
     def close(self) -> None:
-        """Give the memory back. Nothing may use it, or a view of it, any more."""
+        """Give the memory back, with the last view of it where there still are some, in a traceback say."""
         del self._anchor
-        self._map.close()
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        del self._map
 
 
 class Allocator:

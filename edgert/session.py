@@ -9,6 +9,7 @@ from edgert.models.llama import Config
 from .region import Region
 
 CACHE_TYPES = {"f16": 2, "f32": 4}
+_ROPE_ROWS = 512
 
 
 class Session:
@@ -18,17 +19,17 @@ class Session:
     """
 
     def __init__(self, config: Config, context: int, cache_type: str) -> None:
-        if cache_type not in CACHE_TYPES:
-            raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
-        if not 1 <= context <= config.max_position_embeddings:
-            raise ModelError(f"a context of {context} tokens was asked for; this model takes 1 to "
-                             f"{config.max_position_embeddings}")
+        check_session(config, context, cache_type)
         self.context, self.cache_type = context, cache_type
         self.length = 0
         self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
         self._cache = Region(self.bytes, f"the cache of {context} tokens")
-        angles = np.arange(context)[:, None] * config.rope_frequencies()
-        self._rope = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        self._rope = np.empty((context, config.head_dim), np.float32)
+        half, frequencies = config.head_dim // 2, config.rope_frequencies()
+        for start in range(0, context, _ROPE_ROWS):  # in float64, a part at a time
+            angles = np.arange(start, min(start + _ROPE_ROWS, context))[:, None] * frequencies
+            self._rope[start:start + _ROPE_ROWS, :half] = np.cos(angles)
+            self._rope[start:start + _ROPE_ROWS, half:] = np.sin(angles)
 
     @property
     def cache_address(self) -> int:
@@ -46,6 +47,20 @@ class Session:
 
     def close(self) -> None:
         self._cache.close()
+
+
+def check_session(config: Config, context: int, cache_type: str) -> None:
+    """Raises ModelError for settings that no session can have."""
+    if cache_type not in CACHE_TYPES:
+        raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
+    if not 1 <= context <= config.max_position_embeddings:
+        raise ModelError(f"a context of {context} tokens was asked for; this model takes 1 to "
+                         f"{config.max_position_embeddings}")
+
+
+def session_bytes(config: Config, context: int, cache_type: str) -> int:
+    """All that a session takes: cache and rotary angles."""
+    return cache_bytes(config, context, cache_type)[2] + 4 * context * config.head_dim
 
 
 def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:

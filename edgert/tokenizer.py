@@ -14,6 +14,8 @@ import tokenizers
 
 from edgert.errors import ModelError
 
+from .bpe import BpeTables
+
 
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's printable characters and the bytes they stand for (Radford et al. 2019, `bytes_to_unicode`)."""
@@ -35,13 +37,20 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, bos_token_id: int | None = None,
-                 eos_token_ids: Sequence[int] = (), add_bos_token: bool = False) -> None:
-        """Raises ModelError where the tokenizer decodes in a way that is not known here."""
+                 eos_token_ids: Sequence[int] = (), add_bos_token: bool = False,
+                 tables: BpeTables | None = None) -> None:
+        """tables: what was taken out of `tokenizer` by `BpeTables.read`.
+
+        Raises ModelError where the tokenizer decodes in a way that is not known here.
+        """
         self._tokenizer = tokenizer
+        self._tables = tables
         self._lock = threading.Lock()
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(eos_token_ids)
         self.add_bos_token = add_bos_token
+        if (resize := getattr(tokenizer.model, "_resize_cache", None)) is not None:
+            resize(0)  # it keeps 10 000 words for ever, several MB, and `finish` has what one text repeats
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
@@ -62,13 +71,17 @@ class Tokenizer:
             step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps)
 
     @classmethod
-    def from_json(cls, text: str, bos_token_id: int | None = None, eos_token_ids: Sequence[int] = (),
+    def from_json(cls, data: str | bytes, bos_token_id: int | None = None, eos_token_ids: Sequence[int] = (),
                   add_bos_token: bool = False) -> Self:
-        """From the `tokenizers` library's JSON. Raises ModelError."""
+        """From the `tokenizers` library's JSON, which takes least memory as bytes. Raises ModelError."""
         with _library("The model's tokenizer cannot be read"):
-            tokenizer = tokenizers.Tokenizer.from_str(text)
+            data = data.encode() if isinstance(data, str) else bytes(data)
+            read = BpeTables.read(data)
+            front, tables = read if read is not None else (data, None)
+            tokenizer = tokenizers.Tokenizer.from_buffer(front)
+        del data, read, front
         _return_freed_memory()
-        return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token)
+        return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token, tables)
 
     def encode(self, text: str, *, special: bool = True, add_bos: bool | None = None) -> list[int]:
         """The ids of `text`, with BOS before them if `add_bos`, or where it is None if the model wants it.
@@ -85,7 +98,13 @@ class Tokenizer:
         # The setting belongs to the shared tokenizer: without the lock another thread could switch it in between.
         with self._lock, _library("The text cannot be tokenized"):
             self._tokenizer.encode_special_tokens = not special
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids, words = encoding.ids, encoding.word_ids if self._tables is not None else []
+        del encoding
+        if self._tables is not None:
+            ids = self._tables.finish(ids, words)
+        if len(text) > 10_000:  # the library takes 100 bytes for each, for a moment
+            _return_freed_memory()
         if not special and not self.special_ids.isdisjoint(ids):
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
@@ -104,13 +123,19 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """How many tokens there are; a model may have more rows of embedding, as padding."""
+        if self._tables is not None:
+            return self._tables.vocab_size
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def id_to_token(self, index: int) -> str | None:
         """The token as the vocabulary spells it; None where there is none. Raises ModelError for a negative id."""
         if not 0 <= index < 1 << 32:
             raise ModelError(f"{index} is no token id; ids are whole numbers from 0.")
-        return self._tokenizer.id_to_token(index)
+        if self._tables is None:
+            return self._tokenizer.id_to_token(index)
+        if (added := self._added.get(index)) is not None:
+            return added.decode()
+        return self._tables.token(index).decode() or None
 
     def token_bytes(self, index: int) -> bytes:
         """What the token stands for in the text; nothing for an id without a token, such as the embedding's padding.
@@ -171,7 +196,7 @@ class StreamDecoder:
 
 
 def _return_freed_memory() -> None:
-    """Parsing a vocabulary frees as much as it keeps, and glibc holds on to it: 60 MB for 151 936 tokens."""
+    """Parsing a vocabulary frees as much as it keeps, and glibc holds on to it."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:

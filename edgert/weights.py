@@ -1,83 +1,142 @@
-"""Where weights are: a bundle's tensors and neuron groups at addresses in memory, checked on their way in."""
+"""Where weights are: in memory at addresses, or on flash and streamed; every byte checked on its way in."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import xxhash
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import HEAD, RESIDENT, TENSOR_ALIGNMENT
-from edgert.kernels.formats import FORMATS, TILE
+from edgert.bundle.header import HEAD, RESIDENT
+from edgert.bundle.reader import damaged
+from edgert.flash.file import ALIGNMENT, FlashFile, aligned
+from edgert.flash.stream import Stream, runs_of
+from edgert.kernels.formats import FORMATS, SLAB, TILE
+from edgert.plan import Placement
 
 from .region import Allocator, Region
 
-_GROUPS_AT_ONCE = 64
+_PIECE = 1 << 20
+"""Bytes read at once while loading."""
 
 
 class Weights:
-    """The weights of an open bundle, all in memory but an embedding that is not also the output head.
+    """The weights of an open bundle, as far as `placement` has room for them; the rest comes through `stream`.
 
-    Raises BundleError when what is read is damaged, ModelError when there is no memory.
+    stop: called from a reader's thread when weights cannot be read. Raises BundleError when what is read is damaged,
+    ModelError when there is no memory.
     """
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, file: FlashFile, placement: Placement, *, stop: Callable[[], None]) -> None:
+        self._bundle, self._file = bundle, file
+        self._units = bundle.units
         header = bundle.header
+        resident = header.sections[RESIDENT]
+        parts = {RESIDENT: (resident.offset, resident.offset + resident.length)}
+        for section, count in placement.pinned.items():
+            parts[section] = (self._units[section].start(0), self._units[section].start(count))
         allocator = Allocator()
-        self._sections = {name: allocator.reserve(header.sections[name].length, TENSOR_ALIGNMENT)
-                          for name in (RESIDENT, HEAD)}
-        groups = [allocator.reserve(n.groups * n.group_bytes, TENSOR_ALIGNMENT) for n in header.neurons]
+        ranges = {name: aligned(*part) for name, part in parts.items()}
+        places = {name: allocator.reserve(end - start, ALIGNMENT) for name, (start, end) in ranges.items()}
         self._region = Region(allocator.size, "the weights", huge=True)
-        self._tables = [np.array([self._region.address + start + i * n.group_bytes for i in range(n.groups)], np.int64)
-                        for start, n in zip(groups, header.neurons, strict=True)]
-        bundle.group_checksums()
+        """Where each section begins, had it been loaded from its beginning."""
+        self._starts = {name: self._region.address + places[name] + parts[name][0] - ranges[name][0] for name in parts}
+        self._entries = {}
+        count = 0
+        for section in placement.pinned:
+            self._entries[section] = count
+            count += self._units[section].count
+        self._table, self._counters = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        try:
+            with ThreadPoolExecutor(placement.readers) as pool:
+                jobs = [pool.submit(self._load, name, places[name], *ranges[name], parts[name]) for name in parts]
+                try:
+                    for job in jobs:
+                        job.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+            for section, pinned in placement.pinned.items():
+                entry = self._entries[section]
+                self._table[entry:entry + pinned] = (
+                    self._starts[section] + self._units[section].unit_bytes * np.arange(pinned))
+            self.stream = self._stream(placement, stop)
+        except BaseException:
+            self._region.close()
+            raise
+        embedding = header.tensors["model.embed_tokens.weight"]
+        self._rows = self._units[embedding.section]
+        self._rows_pinned = placement.pinned.get(embedding.section, 0)
+        self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
+        self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
 
-        def load_section(name: str) -> None:
-            bundle.load_section(name, self._region.view(self._sections[name], header.sections[name].length))
+    def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int]) -> None:
+        view = self._region.view(place, end - start)
+        for at in range(0, end - start, _PIECE):
+            stop = min(at + _PIECE, end - start)
+            self._file.read(start + at, view[at:stop], min(stop, part[1] - start) - at)
+        data = view[part[0] - start:part[1] - start]
+        if name == RESIDENT:
+            if xxhash.xxh3_64_hexdigest(data) != self._bundle.header.sections[name].checksum:
+                raise damaged(self._bundle.path, f"section {name!r}", part[0])
+            return
+        units = self._units[name]
+        for i, at in enumerate(range(0, len(data), units.unit_bytes)):
+            units.check(i, data[at:at + units.unit_bytes])
 
-        def load_groups(layer: int, first: int, count: int) -> None:
-            size = header.neurons[layer].group_bytes
-            bundle.load_groups(layer, first, count, self._region.view(groups[layer] + first * size, count * size))
-
-        with ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(load_section, name) for name in self._sections]
-            jobs += [pool.submit(load_groups, layer, first, min(_GROUPS_AT_ONCE, n.groups - first))
-                     for layer, n in enumerate(header.neurons) for first in range(0, n.groups, _GROUPS_AT_ONCE)]
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    def _stream(self, placement: Placement, stop: Callable[[], None]) -> Stream | None:
+        runs = {section: runs_of(self._units[section], pinned, self._entries[section], placement.chunk_bytes)
+                for section, pinned in placement.pinned.items()}
+        if not any(runs.values()):
+            return None
+        body = [run for section, of in runs.items() if section != HEAD for run in of]
+        return Stream(self._file, body, runs[HEAD], self._table, self._counters, slots=placement.slots,
+                      slot_bytes=placement.slot_bytes, readers=placement.readers, stop=stop)
 
     @property
     def bytes(self) -> int:
+        """Of memory, without what is streamed."""
         return self._region.size
 
     def address(self, name: str) -> int:
-        """Where a tensor of the resident section or the output head stands."""
-        tensor = self._bundle.header.tensors[name]
-        return self._region.address + self._sections[tensor.section] + tensor.offset
+        """Where a tensor of the resident section stands."""
+        return self._starts[RESIDENT] + self._bundle.header.tensors[name].offset
 
-    def group_table(self, layer: int) -> np.ndarray:
-        """int64 of shape (groups,): where each neuron group of a layer stands."""
-        return self._tables[layer]
+    def table(self, section: str) -> tuple[int, int]:
+        """Of a section of neuron groups, or the output head: the addresses of its units' addresses (int64, 0 while it
+        is not there) and counters (int64; the address is 0 where nothing is streamed)."""
+        entry = 8 * self._entries[section]
+        return self._table.ctypes.data + entry, self._counters.ctypes.data + entry if self.stream else 0
 
-    def embedding_tiles(self, name: str, tokens: np.ndarray, staging: Region, rows: np.ndarray) -> None:
+    def embedding_tiles(self, tokens: np.ndarray, staging: Region, rows: np.ndarray) -> None:
         """Find the tokens' embedding rows: rows[i] becomes (address of the tile, row in it).
 
-        tokens: int64 of shape (n,). staging: room for n tiles, used when the embedding is not in memory. rows: int64
-        of shape (n, 2).
+        tokens: int64 of shape (n,). staging: room for n tiles, for those that are not in memory. rows: int64 of shape
+        (n, 2). Raises BundleError.
         """
-        tensor = self._bundle.header.tensors[name]
-        size = FORMATS[tensor.format].tile_bytes(tensor.columns)
         rows[:, 1] = tokens % TILE
-        if tensor.section in self._sections:
-            rows[:, 0] = self.address(name) + tokens // TILE * size
-            return
-        start = self._bundle.header.sections[tensor.section].offset + tensor.offset
+        read: dict[int, int] = {}
         for i, tile in enumerate((tokens // TILE).tolist()):
-            self._bundle.read_into(start + tile * size, staging.view(i * size, size))
-            rows[i, 0] = staging.address + i * size
+            if tile // SLAB < self._rows_pinned:
+                rows[i, 0] = self._starts[self._rows.section] + tile * self._tile_bytes
+                continue
+            if tile not in read:
+                read[tile] = len(read) * self._tile_bytes
+                staging.view(read[tile], self._tile_bytes)[:] = self._read_tile(tile)
+            rows[i, 0] = staging.address + read[tile]
+
+    def _read_tile(self, tile: int) -> memoryview:
+        slab = tile // SLAB
+        first, last = self._rows.start(slab), self._rows.start(slab + 1)
+        start, end = aligned(first, last)
+        view = self._slab.view(0, end - start)
+        self._file.read(start, view, last - start)
+        self._rows.check(slab, view[first - start:last - start])
+        at = first - start + tile % SLAB * self._tile_bytes
+        return view[at:at + self._tile_bytes]
 
     def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self._slab.close()
         self._region.close()

@@ -33,7 +33,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     for title, kernels, arguments in (
         ("embedding", embedding.EMBEDDING_KERNELS, 2),
         ("matrix", linear.LINEAR_KERNELS, 2),
-        ("feed-forward, down", feed_forward.DOWN_KERNELS, 3),
+        ("feed-forward, down", feed_forward.DOWN_KERNELS, 2),
         ("rotary positions", attention.ROPE_KERNELS, 2),
         ("attention", attention.ATTENTION_KERNELS, 3),
     ):
@@ -42,6 +42,8 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
     yield "feed-forward, up", feed_forward.up, 4
+    yield "feed-forward, release", feed_forward.release_groups, 2
+    yield "output head", linear.slabs, 3
     yield "one token", one_token.neurons, 3
     yield "one token, sums", one_token.gather, 2
     yield "interpreter", interpreter.enter, 4

@@ -13,23 +13,19 @@ from .compiled import inlined, kernel
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
 from .functions import silu
 from .linear import tile_bytes_of, tile_of
-from .records import SEGMENTS, TOKENS_AT_ONCE, Down, Up, offsets
+from .records import SEGMENTS, TOKENS_AT_ONCE, Down, Release, Up, offsets
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
-from .state import ERROR, TOKENS, share, take
+from .state import ERROR, TOKENS, arrived, release, share, take
 from .weights import STEPS
 
 (TABLE, GROUPS, UP_BLOCKS, UP_X, UP_X_STRIDE, UP_HIDDEN, UP_HIDDEN_STRIDE, AS_FLOAT, UP_SCRATCH,
  UP_SCRATCH_STRIDE) = offsets(Up)
-(_, _, DOWN_OFFSET, DOWN_HEADERS, DOWN_TILES, DOWN_HIDDEN, DOWN_HIDDEN_STRIDE, DOWN_Y, DOWN_Y_STRIDE, DOWN_SCRATCH,
- DOWN_SCRATCH_STRIDE) = offsets(Down)
+(_, _, DOWN_FIRST, DOWN_LAST, DOWN_SUMS, DOWN_OFFSET, DOWN_HEADERS, DOWN_TILES, DOWN_HIDDEN, DOWN_HIDDEN_STRIDE, DOWN_Y,
+ DOWN_Y_STRIDE) = offsets(Down)
+RELEASE_TABLE, RELEASE_COUNTERS, RELEASE_GROUPS = offsets(Release)
 
 _ROW_BYTES = 4 * TILE * 4
-
-
-def down_scratch_bytes(tiles: int, tokens: int) -> int:
-    """Bytes of scratch a thread needs for the down projection: two vectors a tile and token."""
-    return 128 * max(tiles, 4 * tokens)
 
 
 @inlined
@@ -52,7 +48,9 @@ def up(form, op, state, thread):
     first = take(state, chunk)
     while first < groups:
         for group in range(first, min(first + chunk, groups)):
-            w = load_i64(table + 8 * group)
+            w = arrived(state, thread, table, group)
+            if w == 0:
+                return
             for start in range(0, tokens, TOKENS_AT_ONCE):
                 count = min(tokens - start, TOKENS_AT_ONCE)
                 for i in range(4):
@@ -103,33 +101,46 @@ def down_kernel(name: str) -> Any:
             token += 1
 
     @kernel
-    def down(op, state, thread):
+    def down(op, state):
         table, groups, offset = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + DOWN_OFFSET)
         headers, tiles = load_i64(op + DOWN_HEADERS), load_i64(op + DOWN_TILES)
         hidden, hidden_stride = load_i64(op + DOWN_HIDDEN), load_i64(op + DOWN_HIDDEN_STRIDE)
         y, y_stride = load_i64(op + DOWN_Y), load_i64(op + DOWN_Y_STRIDE)
-        room = load_i64(op + DOWN_SCRATCH_STRIDE)
-        sums = load_i64(op + DOWN_SCRATCH) + thread * room
+        first_segment, last_segment = load_i64(op + DOWN_FIRST), load_i64(op + DOWN_LAST)
         tokens = load_i64(state + TOKENS)
-        chunk = max(min(share(state, tiles, 2), room // (128 * tokens)), 1)
+        chunk = max(min(share(state, tiles, 2), 64), 1)
         first = take(state, chunk)
         while first < tiles:
             last = min(first + chunk, tiles)
-            for at in range(sums, sums + (last - first) * tokens * 128, 64):
-                store_f32x16(at, zero_f32())
-            for segment in range(SEGMENTS):
+            sums = load_i64(op + DOWN_SUMS) + first * tokens * 128
+            if first_segment == 0:
+                for at in range(sums, sums + (last - first) * tokens * 128, 64):
+                    store_f32x16(at, zero_f32())
+            for segment in range(first_segment, last_segment):
                 start, end = segment * groups // SEGMENTS, (segment + 1) * groups // SEGMENTS
                 for i in range(first, last):
                     add_segment(table, start, end, offset + i * block_bytes, hidden, hidden_stride, tokens,
                                 sums + (i - first) * tokens * 128)
-            for i in range(first, last):
-                for token in range(tokens):
-                    at, out = sums + ((i - first) * tokens + token) * 128, y + token * y_stride + i * 64
-                    value = finish(headers + i * header_bytes, load_f32x16(at), load_f32x16(at + 64))
-                    store_f32x16(out, add(load_f32x16(out), value))
+            if last_segment == SEGMENTS:
+                for i in range(first, last):
+                    for token in range(tokens):
+                        at, out = sums + ((i - first) * tokens + token) * 128, y + token * y_stride + i * 64
+                        value = finish(headers + i * header_bytes, load_f32x16(at), load_f32x16(at + 64))
+                        store_f32x16(out, add(load_f32x16(out), value))
             first = take(state, chunk)
 
     return down
+
+
+@kernel
+def release_groups(op, state):
+    """Give back the room of the groups that UP and DOWN are done with."""
+    table, counters, groups = (load_i64(op + RELEASE_TABLE), load_i64(op + RELEASE_COUNTERS),
+                               load_i64(op + RELEASE_GROUPS))
+    group = take(state, 1)
+    while group < groups:
+        release(state, table, counters, group)
+        group = take(state, 1)
 
 
 assert BLOCK == 2 * TILE

@@ -31,6 +31,9 @@ TILE = 16
 BLOCK = 32
 """Columns in a block; also the group of activations that share a scale."""
 
+SLAB = 4
+"""Tiles of the embedding, or of the output head, that are read and checked together."""
+
 QUANTIZED_BLOCK, FLOAT_BLOCK = 80, 4 * BLOCK
 """Bytes of a block of 32 activations, quantized (activation.py) and as float32."""
 

@@ -4,14 +4,14 @@ from . import records
 from .attention import ATTENTION_KERNELS, ROPE_KERNELS
 from .compiled import kernel
 from .embedding import EMBEDDING_KERNELS
-from .feed_forward import DOWN_KERNELS, up
-from .linear import LINEAR_KERNELS
+from .feed_forward import DOWN_KERNELS, release_groups, up
+from .linear import LINEAR_KERNELS, slabs
 from .norm import norm, quantize
 from .one_token import gather, neurons
 from .records import RUNS
 from .simd.atomic import call_function, fetch_add, load_acquire, pause
 from .simd.memory import load_i64, store_i64
-from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, THREADS, WAIT, barrier
+from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, STOPPED, THREADS, TRACE, WAIT, barrier, now
 
 _embed_q4, _embed_q6, _embed_q8, _embed_f16, _embed_f32 = EMBEDDING_KERNELS.values()
 _linear_q4, _linear_q6, _linear_q8, _linear_f16, _linear_f32 = LINEAR_KERNELS.values()
@@ -20,7 +20,7 @@ _rope_f16, _rope_f32 = ROPE_KERNELS.values()
 _attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
 
 NORM, QUANTIZE, ROPE, ATTENTION = records.NORM, records.QUANTIZE, records.ROPE, records.ATTENTION
-NEURONS, GATHER = records.NEURONS, records.GATHER
+NEURONS, GATHER, SLABS, RELEASE = records.NEURONS, records.GATHER, records.SLABS, records.RELEASE
 RECORD_BYTES = 8 * records.RECORD
 
 SPINS_BEFORE_SLEEP = 20000
@@ -57,22 +57,25 @@ def _linear(form, op, state):
 
 
 @kernel
-def _down(form, op, state, thread):
+def _down(form, op, state):
     if form == 0:
-        _down_q4(op, state, thread)
+        _down_q4(op, state)
     elif form == 1:
-        _down_q6(op, state, thread)
+        _down_q6(op, state)
     elif form == 2:
-        _down_q8(op, state, thread)
+        _down_q8(op, state)
     elif form == 3:
-        _down_f16(op, state, thread)
+        _down_f16(op, state)
     else:
-        _down_f32(op, state, thread)
+        _down_f32(op, state)
 
 
 @kernel
 def _run(program, count, state, thread):
     """Do `count` operations at address `program`; `thread` is this thread's number, `state` is records.State."""
+    trace = load_i64(state + TRACE) if thread == 0 else 0
+    if trace:
+        now(state, trace)
     for i in range(count):
         op = program + i * RECORD_BYTES
         code = load_i64(op)
@@ -83,7 +86,7 @@ def _run(program, count, state, thread):
         elif code < 24:
             up(code - 16, op, state, thread)
         elif code < 32:
-            _down(code - 24, op, state, thread)
+            _down(code - 24, op, state)
         elif code == NORM:
             norm(op, state)
         elif code == QUANTIZE:
@@ -92,6 +95,10 @@ def _run(program, count, state, thread):
             neurons(op, state, thread)
         elif code == GATHER:
             gather(op, state)
+        elif code == SLABS:
+            slabs(op, state, thread)
+        elif code == RELEASE:
+            release_groups(op, state)
         elif code == ROPE:
             _rope_f16(op, state)
         elif code == ROPE + 1:
@@ -101,6 +108,10 @@ def _run(program, count, state, thread):
         else:
             _attention_f32(op, state, thread)
         barrier(state)
+        if trace:
+            now(state, trace + 16 * (i + 1))
+        if load_i64(state + STOPPED):
+            return
 
 
 @kernel
@@ -114,7 +125,7 @@ def enter(program, count, state, thread):
         store_i64(state + COUNT, count)
         fetch_add(state + RUNS, 1)
         for helper in range(load_i64(state + THREADS) - 1):
-            call_function(load_i64(state + SIGNAL), load_i64(load_i64(state + SEMAPHORES) + 8 * helper))
+            call_function(load_i64(state + SIGNAL), load_i64(load_i64(state + SEMAPHORES) + 8 * helper), 0)
         if count >= 0:
             _run(program, count, state, 0)
         return
@@ -126,7 +137,7 @@ def enter(program, count, state, thread):
                 pause()
                 spins += 1
             else:  # may end early, by a signal or by a wake-up that a spin had no need of
-                call_function(load_i64(state + WAIT), load_i64(load_i64(state + SEMAPHORES) + 8 * (thread - 1)))
+                call_function(load_i64(state + WAIT), load_i64(load_i64(state + SEMAPHORES) + 8 * (thread - 1)), -1)
         runs += 1
         if load_i64(state + COUNT) < 0:
             return

@@ -3,14 +3,16 @@
 from typing import Any
 
 from .compiled import kernel
-from .formats import FORMATS
-from .records import Linear, offsets
+from .formats import FORMATS, SLAB
+from .records import Linear, Slabs, offsets
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
-from .state import SELECTED, TOKENS, share, take
+from .state import SELECTED, TOKENS, arrived, release, share, take
 from .weights import STEPS
 
-WEIGHTS, TILES, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE, OF_SELECTED = offsets(Linear)
+WEIGHTS, TILES, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE = offsets(Linear)
+(TABLE, COUNTERS, SLAB_COUNT, SLAB_TILES, SLAB_FORM, SLAB_BLOCKS, SLAB_X, SLAB_X_STRIDE, SLAB_Y,
+ SLAB_Y_STRIDE) = offsets(Slabs)
 
 
 @kernel
@@ -70,7 +72,7 @@ def linear_kernel(name: str, tile: Any) -> Any:
         x, x_stride = load_i64(op + X), load_i64(op + X_STRIDE)
         y, y_stride = load_i64(op + Y), load_i64(op + Y_STRIDE)
         bias, accumulate = load_i64(op + BIAS), load_i64(op + ACCUMULATE)
-        tokens = load_i64(state + SELECTED) if load_i64(op + OF_SELECTED) else load_i64(state + TOKENS)
+        tokens = load_i64(state + TOKENS)
         tile_bytes = header_bytes + blocks * block_bytes
         chunk = min(share(state, tiles, 8), 16)
         first = take(state, chunk)
@@ -110,3 +112,23 @@ def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride):
         _tile_f16(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
     else:
         _tile_f32(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+
+
+@kernel
+def slabs(op, state, thread):
+    """The output head, for the selected rows."""
+    table, counters, count = load_i64(op + TABLE), load_i64(op + COUNTERS), load_i64(op + SLAB_COUNT)
+    tiles, form, blocks = load_i64(op + SLAB_TILES), load_i64(op + SLAB_FORM), load_i64(op + SLAB_BLOCKS)
+    x, x_stride = load_i64(op + SLAB_X), load_i64(op + SLAB_X_STRIDE)
+    y, y_stride = load_i64(op + SLAB_Y), load_i64(op + SLAB_Y_STRIDE)
+    selected, tile_bytes = load_i64(state + SELECTED), tile_bytes_of(form, blocks)
+    slab = take(state, 1)
+    while slab < count:
+        w = arrived(state, thread, table, slab)
+        if w == 0:
+            return
+        first = slab * SLAB
+        for i in range(first, min(first + SLAB, tiles)):
+            tile_of(form, w + (i - first) * tile_bytes, blocks, x, x_stride, selected, y + i * 64, y_stride)
+        release(state, table, counters, slab)
+        slab = take(state, 1)

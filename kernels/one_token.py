@@ -15,11 +15,11 @@ from .linear import tile_bytes_of, tile_of
 from .records import SEGMENTS, OneToken, offsets
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
-from .state import ERROR, share, take
+from .state import ERROR, arrived, release, share, take
 from .weights import STEPS
 
 (TABLE, GROUPS, GATE_UP, BLOCKS, X, DOWN, OFFSET, HEADERS, TILES, Y, PARTIAL, SCRATCH,
- SCRATCH_STRIDE) = offsets(OneToken)
+ SCRATCH_STRIDE, COUNTERS) = offsets(OneToken)
 HIDDEN = 256
 """Where in a thread's scratch the group's 32 activations stand, behind 64 float32."""
 
@@ -65,7 +65,7 @@ def neurons(op, state, thread):
     """The first operation: each segment's groups, one after another, into the segment's own sums."""
     table, groups, gate_up = load_i64(op + TABLE), load_i64(op + GROUPS), load_i64(op + GATE_UP)
     down, offset, tiles = load_i64(op + DOWN), load_i64(op + OFFSET), load_i64(op + TILES)
-    blocks = load_i64(op + BLOCKS)
+    blocks, counters = load_i64(op + BLOCKS), load_i64(op + COUNTERS)
     tile_bytes = tile_bytes_of(gate_up, blocks)
     scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
     segment = take(state, 1)
@@ -74,7 +74,9 @@ def neurons(op, state, thread):
         for at in range(sums, sums + tiles * 128, 64):
             store_f32x16(at, zero_f32())
         for group in range(segment * groups // SEGMENTS, (segment + 1) * groups // SEGMENTS):
-            w = load_i64(table + 8 * group)
+            w = arrived(state, thread, table, group)
+            if w == 0:
+                return
             for i in range(4):
                 tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + X), 0, 1, scratch + 64 * i, 0)
             low = mul(silu(load_f32x16(scratch)), load_f32x16(scratch + 128))
@@ -85,6 +87,7 @@ def neurons(op, state, thread):
                 store_f32x16(scratch + HIDDEN, low)
                 store_f32x16(scratch + HIDDEN + 64, high)
             _down(down, w + offset, scratch + HIDDEN, sums, tiles)
+            release(state, table, counters, group)
         segment = take(state, 1)
 
 

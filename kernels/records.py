@@ -23,6 +23,8 @@ EMBEDDING, LINEAR, UP, DOWN = 0, 8, 16, 24
 NORM, QUANTIZE = 32, 33
 NEURONS, GATHER = 38, 39
 """The feed-forward part for a single token: UP and DOWN with every group read once, from end to end."""
+SLABS, RELEASE = 40, 41
+"""The output head; and giving back the room of neuron groups that UP and DOWN are done with."""
 ROPE, ATTENTION = 34, 36
 """One operation for each element type of the cache: 0 for float16, 1 for float32 is added."""
 
@@ -51,15 +53,39 @@ class Linear(NamedTuple):
     """Address of float32, 16 a tile; or 0."""
     accumulate: int
     """1 to add to what y holds."""
-    of_selected: int
-    """1 to do this for the selected rows, not for every new token."""
+
+
+class Slabs(NamedTuple):
+    """y = W x for the selected rows, by slabs of tiles (formats.SLAB)."""
+
+    table: int
+    """int64 a slab: its address; 0 while it is still being read."""
+    counters: int
+    """int64 a slab: the address of the counter to lower when done with it, or 0; or 0 where all stay."""
+    slabs: int
+    tiles: int
+    form: int
+    """The format's code."""
+    blocks: int
+    x: int
+    x_stride: int
+    y: int
+    y_stride: int
+
+
+class Release(NamedTuple):
+    """Give back the room of groups."""
+
+    table: int
+    counters: int
+    groups: int
 
 
 class Up(NamedTuple):
     """hidden = silu(gate x) * (up x), by groups of 32 neurons."""
 
     table: int
-    """int64 a group: its address."""
+    """int64 a group: its address; 0 while it is still being read."""
     groups: int
     blocks: int
     x: int
@@ -73,10 +99,16 @@ class Up(NamedTuple):
 
 
 class Down(NamedTuple):
-    """y += down hidden."""
+    """y += down hidden, some segments of it: the first set their sums to zero, the last add them to y."""
 
     table: int
     groups: int
+    """Of the whole layer, as is `table`."""
+    first: int
+    last: int
+    """Segments."""
+    sums: int
+    """Sums of the segments so far, two vectors a tile and token."""
     offset: int
     """Where the down blocks begin in a group."""
     headers: int
@@ -86,8 +118,6 @@ class Down(NamedTuple):
     hidden_stride: int
     y: int
     y_stride: int
-    scratch: int
-    scratch_stride: int
 
 
 class OneToken(NamedTuple):
@@ -109,6 +139,8 @@ class OneToken(NamedTuple):
     """Room for the parts' sums: SEGMENTS * one_token_bytes(tiles)."""
     scratch: int
     scratch_stride: int
+    counters: int
+    """As in Slabs."""
 
 
 class Norm(NamedTuple):
@@ -198,10 +230,26 @@ class State(NamedTuple):
     """The program that the helpers join in; operations below 0 end them."""
     error: int
     """Set to 1 by values that are not finite."""
+    stop: int
+    """Set to 1 by whoever reads weights when they cannot be had, and to 2 when they do not come: the run ends."""
+    stopped: int
+    """`stop`, as it was at the last barrier: the same for all threads."""
+    sleep: int
+    """Address of a C function that waits so many microseconds."""
+    clock: int
+    clock_id: int
+    """Address of clock_gettime, and its first argument."""
+    freed: int
+    """Semaphore raised when room was given back."""
+    patience: int
+    """How many times to sleep for weights that do not come before giving up."""
+    trace: int
+    """Where to write the time after each operation, 16 bytes each as clock_gettime does, or 0."""
 
 
-WAITING, GENERATION, NEXT, RUNS, STATE_BYTES = 192, 256, 320, 384, 448
-"""On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun."""
+WAITING, GENERATION, NEXT, RUNS, WAITED, STATE_BYTES = 192, 256, 320, 384, 448, 512
+"""On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun, nanoseconds
+that thread 0 waited for weights (and room for two times)."""
 
 SEGMENTS = 16
 """Parts into which a layer's groups are cut, always the same, whoever computes them: each is summed alone, then the
@@ -213,9 +261,9 @@ POSITIONS = 16
 """Positions in a tile of keys."""
 
 
-def down_scratch_bytes(tiles: int, tokens: int) -> int:
-    """Scratch that a thread needs for the down projection: two vectors a tile and token."""
-    return 128 * max(tiles, 4 * tokens)
+def down_bytes(tiles: int, tokens: int) -> int:
+    """Room for the sums of the down projection: two vectors a tile and token."""
+    return 128 * tiles * tokens
 
 
 def one_token_bytes(tiles: int) -> int:

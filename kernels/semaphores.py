@@ -1,4 +1,5 @@
-"""The operating system's semaphores, as addresses that compiled code can wait on: POSIX, or libdispatch on macOS."""
+"""What compiled code asks of the operating system, as addresses of C functions: semaphores (POSIX, or libdispatch on
+macOS), giving the processor away, sleeping, the time."""
 
 import ctypes
 import sys
@@ -32,6 +33,28 @@ class Semaphores:
                 libc.sem_init(ctypes.c_void_p(semaphore), 0, 0)
 
 
+    def raise_(self, index: int) -> None:
+        """Raise a semaphore by one."""
+        _CALL(self.signal)(self.table[index], -1)
+
+    def lower(self, index: int) -> None:
+        """Wait until a semaphore is above zero, without the GIL, and lower it; may come back early, by a signal."""
+        _CALL(self.wait)(self.table[index], -1)
+
+
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
+
+
 def yield_function() -> int:
     """The address of the C function that lets another thread run."""
     return _address(ctypes.CDLL(None).sched_yield)
+
+
+def sleep_function() -> int:
+    """The address of the C function that waits so many microseconds."""
+    return _address(ctypes.CDLL(None).usleep)
+
+
+def clock_function() -> int:
+    """The address of the C function clock_gettime."""
+    return _address(ctypes.CDLL(None).clock_gettime)

@@ -5,12 +5,16 @@ next costs a fraction of a microsecond: OpenMP costs 1.7, Numba's own pool 95.
 """
 
 import threading
+import time
 
 import numpy as np
 
 from .native import Library
-from .records import RECORD, STATE_BYTES, State, offsets
-from .semaphores import Semaphores, yield_function
+from .records import RECORD, STATE_BYTES, WAITED, State, offsets
+from .semaphores import Semaphores, clock_function, sleep_function, yield_function
+
+PATIENCE = 1_000_000
+"""Sleeps of 40 µs, each of which takes 60 to 100 in fact, until weights that do not come are given up."""
 
 _PLACES = {name: (at - 8) // 8 for name, at in zip(State._fields, offsets(State), strict=True)}
 
@@ -47,7 +51,8 @@ class Team:
         self._closed = False
         self._semaphores = Semaphores(threads - 1)
         self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.signal,
-                 wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data)
+                 wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data,
+                 sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE)
         self._helpers = [threading.Thread(target=library.run, args=(0, 0, self._state_at, i), daemon=True,
                                           name=f"edgert-{i}") for i in range(1, threads)]
         for helper in self._helpers:
@@ -64,6 +69,16 @@ class Team:
         self._state[_PLACES["error"]] = 0
         self._library.run(program.ctypes.data, len(program), self._state_at, 0)
         return not self._state[_PLACES["error"]]
+
+    @property
+    def stopped(self) -> int:
+        """records.State.stopped, after a run."""
+        return int(self._state[_PLACES["stopped"]])
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that the caller's thread has waited for weights, in all runs."""
+        return float(self._state[WAITED // 8]) / 1e9
 
     def close(self) -> None:
         """End the helpers."""

@@ -103,7 +103,8 @@ def _affine_steps(quads: Any, block_bytes: int) -> Steps:
 
     @inlined
     def into(q, s, m, x, a, b):
-        return fma(to_f32(_affine_dot(zero_i32(), q, x)), mul(s, splat_f32(x + SCALE)), a), fma(m, splat_f32(x + SCALED_SUM), b)
+        a = fma(to_f32(_affine_dot(zero_i32(), q, x)), mul(s, splat_f32(x + SCALE)), a)
+        return a, fma(m, splat_f32(x + SCALED_SUM), b)
 
     @inlined
     def one(w, x, a, b):

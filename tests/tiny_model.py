@@ -10,7 +10,7 @@ import xxhash
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from edgert.bundle.header import MAGIC, PREFIX_BYTES
+from edgert.bundle.header import MAGIC, PREFIX_BYTES, VERSION
 from edgert.converters.convert import convert
 from edgert.models.families import FAMILIES
 
@@ -53,7 +53,7 @@ def with_header(content: bytes, header: bytes) -> bytes:
     """A bundle's bytes with another header, whose length and checksum are right."""
     start = min(s["offset"] for s in json.loads(
         content[PREFIX_BYTES:PREFIX_BYTES + int.from_bytes(content[16:24], "little")])["sections"].values())
-    prefix = MAGIC + (1).to_bytes(8, "little") + len(header).to_bytes(8, "little")
+    prefix = MAGIC + VERSION.to_bytes(8, "little") + len(header).to_bytes(8, "little")
     prefix += xxhash.xxh3_64_intdigest(header).to_bytes(8, "little")
     return (prefix + header).ljust(start, b"\0") + content[start:]
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgert.errors import BundleError
-from edgert.kernels.formats import BLOCK, FORMATS, TILE, Format
+from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format
 from edgert.models.families import FAMILIES
 from edgert.models.llama import Config
 
 MAGIC = b"EDGERT\r\n"
 """Carriage return and newline show a file mangled by a text-mode copy."""
-VERSION = 1
+VERSION = 2
 PREFIX_BYTES = 32
 """Magic, uint32 version, 4 zero bytes, uint64 header length, uint64 xxh3_64 of the header; little-endian."""
 MAX_HEADER_BYTES = 4 << 20
@@ -193,9 +193,16 @@ class Header:
             ends[section] = t.offset + t.length
             if ends[section] > self.sections[section].length:
                 raise ValueError(f"tensor {name!r} reaches past the end of section {section!r}")
+        units = sum(n.groups for n in self.neurons)
+        for section, matrix in self.matrices_in_slabs().items():
+            if matrix.length != self.sections[section].length:
+                raise ValueError(f"section {section!r} is not one matrix")
+            units += slabs(matrix.rows)
+        if self.sections[GROUP_CHECKSUMS].length != 8 * units:
+            raise ValueError(f"section {GROUP_CHECKSUMS!r} is not 8 bytes for each of {units} groups and slabs")
 
     def _check_neurons(self) -> None:
-        config, total = self.config, 0
+        config = self.config
         for layer, n in enumerate(self.neurons):
             if n.section != neuron_section(layer):
                 raise ValueError(f"the neurons of layer {layer} are in section {n.section!r}")
@@ -207,9 +214,16 @@ class Header:
                 raise ValueError(f"layer {layer} has {groups} groups of {size} bytes")
             if self.sections[n.section].length != groups * size:
                 raise ValueError(f"section {n.section!r} is not {groups} groups of {size} bytes")
-            total += groups
-        if self.sections[GROUP_CHECKSUMS].length != 8 * total:
-            raise ValueError(f"section {GROUP_CHECKSUMS!r} is not 8 bytes for each of {total} groups")
+
+    def matrices_in_slabs(self) -> dict[str, Tensor]:
+        """The embedding, where it is not the output head, and the output head, by section."""
+        found = {t.section: t for t in self.tensors.values()}
+        return {name: found[name] for name in (EMBEDDING, HEAD) if name in found}
+
+
+def slabs(rows: int) -> int:
+    """How many slabs a matrix of so many rows has."""
+    return -(-rows // (SLAB * TILE))
 
 
 def neuron_section(layer: int) -> str:

@@ -2,16 +2,54 @@
 
 import os
 import struct
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from edgert.errors import BundleError
+from edgert.kernels.formats import FORMATS, SLAB
 
-from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header
+from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, slabs
 
 _CHUNK = 4 << 20
+
+
+def damaged(path: Path, what: str, offset: int) -> BundleError:
+    """What to raise where bytes do not match their checksum."""
+    return BundleError(f"{path}: {what} at offset {offset} does not match its checksum; "
+                       "the file is damaged, convert the model again")
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a section that are read and checked one by one: neuron groups, or slabs of a matrix.
+
+    offset, length: where the section is in the file at `path`. Every unit but the last is `unit_bytes` long.
+    checksums: xxh3_64 of each.
+    """
+
+    path: Path
+    section: str
+    offset: int
+    length: int
+    unit_bytes: int
+    checksums: list[int]
+
+    @property
+    def count(self) -> int:
+        return len(self.checksums)
+
+    def start(self, index: int) -> int:
+        """Where a unit starts in the file, or where the last one ends."""
+        return self.offset + min(index * self.unit_bytes, self.length)
+
+    def check(self, index: int, data: bytes | memoryview) -> None:
+        """Check a unit's bytes. Raises BundleError."""
+        if xxhash.xxh3_64_intdigest(data) != self.checksums[index]:
+            raise damaged(self.path, f"part {index} of section {self.section!r}", self.start(index))
 
 
 class Bundle:
@@ -32,7 +70,6 @@ class Bundle:
         except BaseException:
             self._file.close()
             raise
-        self._group_checksums: list[list[int]] | None = None
 
     def _read_header(self) -> Header:
         try:
@@ -101,36 +138,27 @@ class Bundle:
             self.read_into(section.offset + start, part)
             digest.update(part)
         if digest.hexdigest() != section.checksum:
-            raise self._damaged(f"section {name!r}", section.offset)
+            raise damaged(self.path, f"section {name!r}", section.offset)
 
-    def load_groups(self, layer: int, first: int, count: int, buffer: memoryview) -> None:
-        """Fill a buffer with `count` neuron groups of a layer and check each. Raises BundleError."""
-        neurons = self.header.neurons[layer]
-        start = self.header.sections[neurons.section].offset + first * neurons.group_bytes
-        self.read_into(start, buffer)
-        self.check_groups(layer, first, count, buffer)
+    @cached_property
+    def units(self) -> dict[str, Units]:
+        """What is read and checked piece by piece, by section: every layer's neuron groups, the slabs of the embedding
+        and of the output head. Raises BundleError."""
+        checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8").tolist()
+        found, used = {}, 0
 
-    def check_groups(self, layer: int, first: int, count: int, buffer: memoryview) -> None:
-        """Check `count` neuron groups of a layer that stand one after another in a buffer. Raises BundleError."""
-        neurons = self.header.neurons[layer]
-        size = neurons.group_bytes
-        expected = self.group_checksums()[layer]
-        for i in range(count):
-            if xxhash.xxh3_64_intdigest(buffer[i * size:(i + 1) * size]) != expected[first + i]:
-                offset = self.header.sections[neurons.section].offset + (first + i) * size
-                raise self._damaged(f"group {first + i} of section {neurons.section!r}", offset)
+        def add(section: str, unit_bytes: int, count: int) -> None:
+            nonlocal used
+            place = self.header.sections[section]
+            found[section] = Units(self.path, section, place.offset, place.length, unit_bytes,
+                                   checksums[used:used + count])
+            used += count
 
-    def group_checksums(self) -> list[list[int]]:
-        """xxh3_64 of every neuron group, by layer and group."""
-        if self._group_checksums is None:
-            values = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8")
-            cuts = np.cumsum([n.groups for n in self.header.neurons])[:-1]
-            self._group_checksums = [part.tolist() for part in np.split(values, cuts)]
-        return self._group_checksums
-
-    def _damaged(self, what: str, offset: int) -> BundleError:
-        return BundleError(f"{self.path}: {what} at offset {offset} does not match its checksum; "
-                           "the file is damaged, convert the model again")
+        for neurons in self.header.neurons:
+            add(neurons.section, neurons.group_bytes, neurons.groups)
+        for section, tensor in self.header.matrices_in_slabs().items():
+            add(section, SLAB * FORMATS[tensor.format].tile_bytes(tensor.columns), slabs(tensor.rows))
+        return found
 
     def verify(self) -> list[str]:
         """Check every section and every neuron group; what is wrong, each with its offset, in one sentence each."""
@@ -144,16 +172,15 @@ class Bundle:
                 problems.append(str(error))
                 continue
             if digest.hexdigest() != section.checksum:
-                problems.append(str(self._damaged(f"section {name!r}", section.offset)))
+                problems.append(str(damaged(self.path, f"section {name!r}", section.offset)))
         try:
-            self.group_checksums()
+            every = self.units
         except BundleError:
             return problems
-        for layer, neurons in enumerate(self.header.neurons):
-            for group in range(neurons.groups):
-                buffer = bytearray(neurons.group_bytes)
+        for units in every.values():
+            for index in range(len(units.checksums)):
                 try:
-                    self.load_groups(layer, group, 1, memoryview(buffer))
+                    units.check(index, self.read_at(units.start(index), units.start(index + 1) - units.start(index)))
                 except BundleError as error:
                     problems.append(str(error))
         return problems

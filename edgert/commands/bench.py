@@ -38,7 +38,7 @@ def command(bundle: str, against: str | None, threads: int | None, runs: int, de
     """
     with Bundle(bundle) as opened:
         generation = opened.header.generation
-        tokenizer = Tokenizer.from_json(opened.read_section(TOKENIZER).decode(), generation["bos_token_id"],
+        tokenizer = Tokenizer.from_json(opened.read_section(TOKENIZER), generation["bos_token_id"],
                                         generation["eos_token_ids"], generation["add_bos_token"])
     ids = tokenizer.encode(prompt)
     if not ids:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 
 from edgert import __version__
 from edgert.download import models_folder
+from edgert.flash import Device, device_of, stored_devices
 from edgert.kernels import native
 from edgert.kernels.formats import QUANTIZED_BLOCK
 from edgert.kernels.records import QUANTIZE, Quantize
@@ -26,19 +28,36 @@ from .loading import compile_progress
 
 
 @click.command("doctor")
+@click.argument("bundle", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(as_json: bool) -> None:
-    """Show what this machine offers and what is missing."""
+def command(bundle: str | None, as_json: bool) -> None:
+    """Show what this machine offers and what is missing.
+
+    With a BUNDLE, measure the disk that holds it anew (three seconds) and show that one.
+    """
+    devices = [device_of(bundle, again=True)] if bundle else stored_devices()
     facts, problems = examine()
+    problems += [f"{device.name} refuses direct reading; what edgert reads there passes through the page cache, "
+                 "which costs time: keep bundles on another disk" for device in devices if not device.direct]
     if as_json:
-        click.echo(json.dumps({**facts, "problems": problems}))
+        click.echo(json.dumps({**facts, "flash": [asdict(device) for device in devices], "problems": problems}))
     else:
+        flash = [_describe(device) for device in devices] or ["not measured yet: edgert doctor BUNDLE"]
         width = max(map(len, facts))
-        for name, value in facts.items():
+        for name, value in [*facts.items(), *(("flash", line) for line in flash)]:
             click.echo(f"{name:{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
         click.echo("\n".join(["", *problems]) if problems else "\nNothing is missing.")
     if any(problem.startswith("missing") for problem in problems):
         raise click.exceptions.Exit(1)
+
+
+def _describe(device: Device) -> str:
+    speed = device.bandwidth
+    chunk = device.chunk_bytes >> 10
+    return (f"{device.name}: {f'{speed / 1e9:.2f} GB/s' if speed >= 1e9 else f'{speed / 1e6:.3g} MB/s'} in reads of "
+            f"{f'{chunk >> 10} MiB' if chunk % 1024 == 0 else f'{chunk} KiB'}, "
+            f"{f'{device.depth} at once' if device.depth > 1 else 'one at a time'}; "
+            f"{1e6 * device.latency_s:.0f} µs for 4 KiB; {'direct' if device.direct else 'through the page cache'}")
 
 
 def examine() -> tuple[dict[str, Any], list[str]]:

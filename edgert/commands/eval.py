@@ -27,14 +27,13 @@ _ROWS = 64
 @click.option("--max-tokens", type=click.IntRange(4), help="Take no more than so many tokens of the text.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: str, text_file: str, against: str | None, window: int, max_tokens: int | None, threads: int | None,
-            context: int | None, prefill_chunk: int, kv_type: str | None, as_json: bool) -> None:
+def command(bundle: str, text_file: str, against: str | None, window: int, max_tokens: int | None,
+            as_json: bool, **model_settings: Any) -> None:
     """Measure the perplexity of a text under BUNDLE, windows and scoring as llama.cpp's own tool does it."""
     text = read_text(text_file)
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
-    with load_model(bundle, threads=threads, context=context or window, prefill_chunk=prefill_chunk,
-                    kv_type=kv_type) as model:
+    with load_model(bundle, **{**model_settings, "context": model_settings["context"] or window}) as model:
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
         parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)

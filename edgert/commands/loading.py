@@ -14,7 +14,7 @@ Command = Callable[..., Any]
 
 
 def model_options(command: Command) -> Command:
-    """--threads, --context, --prefill-chunk, --kv-type."""
+    """--memory, --threads, --context, --prefill-chunk, --kv-type."""
     for option in (
         click.option("--kv-type", type=click.Choice(["f16", "f32"]),
                      help="Element type of the key-value cache.  [default: f16; f32 for bundles not quantized]"),
@@ -24,6 +24,8 @@ def model_options(command: Command) -> Command:
                      help="Tokens that a conversation may have.  [default: 4096, or what the model takes]"),
         click.option("-t", "--threads", type=click.IntRange(1, 256),
                      help="Threads that compute.  [default: one for each physical core]"),
+        click.option("-m", "--memory", metavar="SIZE",
+                     help="Memory that the whole process may use, like 600M or 1.5G.  [default: what is free]"),
     ):
         command = option(command)
     return command

@@ -28,8 +28,7 @@ from .loading import load_model, model_options, read_text, sampling_options
 def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool, system: str | None,
             max_tokens: int | None, temperature: float, top_k: int, top_p: float, min_p: float,
             repetition_penalty: float, seed: int | None, stop: tuple[str, ...], logprobs: int | None, ignore_eos: bool,
-            threads: int | None, context: int | None, prefill_chunk: int, kv_type: str | None,
-            as_json: bool) -> None:
+            as_json: bool, **model_settings: Any) -> None:
     """Continue a prompt with the model in BUNDLE, greedily unless told otherwise.
 
     The prompt is taken as it is; --chat asks it as a question.
@@ -38,7 +37,7 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
     if system is not None and not chat:
         raise click.UsageError("--system goes with --chat")
     started = time.perf_counter()
-    with load_model(bundle, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type) as model:
+    with load_model(bundle, **model_settings) as model:
         loaded = time.perf_counter()
         settings: dict[str, Any] = {
             "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,

@@ -40,8 +40,8 @@ def pause(b):
         call(b, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-@operation(types.void, address, types.int64)
-def call_function(b, function, argument):
-    """Call the C function at an address with an integer, and with -1 for those that take a second."""
+@operation(types.void, address, types.int64, types.int64)
+def call_function(b, function, first, second):
+    """Call the C function at an address with two integers; one that takes a single one never sees the other."""
     kind = ir.FunctionType(ir.VoidType(), [I64, I64])
-    b.call(b.inttoptr(function, kind.as_pointer()), [argument, ir.Constant(I64, -1)])
+    b.call(b.inttoptr(function, kind.as_pointer()), [first, second])

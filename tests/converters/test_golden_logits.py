@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_engine import make_engine
 
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine import Engine
-from edgert.kernels import native
 from edgert.session import Session
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -47,7 +47,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
 
 
 def engine(bundle: Bundle, *, threads: int = 2, chunk: int = 64, cache_type: str = "f32") -> Engine:
-    return Engine(bundle, native.library(), threads=threads, chunk=chunk, cache_type=cache_type)
+    return make_engine(bundle, threads=threads, chunk=chunk, cache_type=cache_type)
 
 
 def all_logits(bundle: Bundle, tokens: list[int], pieces: list[int] | None = None, *, threads: int = 2, chunk: int = 64,

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_engine import make_engine
 from tiny_model import CONFIG, write_bundle
 
+from edgert.buffers import LOGIT_ROWS
 from edgert.bundle import Bundle
-from edgert.engine import LOGIT_ROWS, Engine
+from edgert.engine import Engine
 from edgert.errors import BundleError, ModelError
-from edgert.kernels import native
 from edgert.session import Session
 
 VOCABULARY = 20
@@ -25,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
 
 @pytest.fixture
 def engine(bundle: Bundle) -> Iterator[Engine]:
-    made = Engine(bundle, native.library(), threads=2, chunk=4, cache_type="f32")
+    made = make_engine(bundle, threads=2, chunk=4, cache_type="f32")
     yield made
     made.close()
 
@@ -110,7 +111,7 @@ def test_sessions_refused(bundle: Bundle, make: Callable[[object], Session], mes
 def test_values_that_are_not_finite(tmp_path: Path, preset: str, size: float, chunk: int) -> None:
     """Weights that are finite, but whose products are not."""
     with Bundle(write_bundle(tmp_path / "m.edge", preset, size=size)) as bundle:
-        engine = Engine(bundle, native.library(), threads=2, chunk=chunk, cache_type="f32")
+        engine = make_engine(bundle, threads=2, chunk=chunk, cache_type="f32")
         session = Session(bundle.header.config, 16, "f32")
         for _ in range(2):
             with pytest.raises(ModelError, match="the model computed values that are not finite"):
@@ -128,7 +129,7 @@ def test_damaged_weights_are_not_loaded(tmp_path: Path) -> None:
         at = sections[name].offset + sections[name].length - 1
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x80]) + content[at + 1:])
         with Bundle(path) as bundle, pytest.raises(BundleError, match=f"'{name}' at offset .* its checksum"):
-            Engine(bundle, native.library(), threads=2, chunk=4, cache_type="f32")
+            make_engine(bundle, threads=2, chunk=4, cache_type="f32")
 
 
 def test_the_file_shrinks_while_it_is_used(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_the_file_shrinks_while_it_is_used(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "m.edge", tie_word_embeddings=False, vocab_size=40)
     assert CONFIG["vocab_size"] != 40
     with Bundle(path) as bundle:
-        engine = Engine(bundle, native.library(), threads=1, chunk=4, cache_type="f32")
+        engine = make_engine(bundle, threads=1, chunk=4, cache_type="f32")
         session = Session(bundle.header.config, 16, "f32")
         engine.forward(session, [1])
         with path.open("r+b") as file:

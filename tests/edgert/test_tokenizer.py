@@ -1,8 +1,11 @@
 """Encoding, decoding and streaming, with a byte-level vocabulary and a SentencePiece-style one."""
 
 import codecs
+import json
+import random
 import threading
 import time
+from typing import Any
 
 import pytest
 import tokenizers
@@ -10,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from edgert import bpe as module
+from edgert.bpe import BpeTables
 from edgert.errors import ModelError
 from edgert.tokenizer import LONGEST_TEXT, StreamDecoder, Tokenizer
 
@@ -209,3 +214,99 @@ def test_settings_for_training_are_ignored() -> None:
     library.enable_truncation(2)
     library.enable_padding(length=8)
     assert len(Tokenizer.from_json(library.to_str()).encode("xyz")) == 3
+
+
+def grown(seed: int, *, ordered: bool, **settings: Any) -> tokenizers.Tokenizer:
+    """Merges of random pairs, each a new token; unless ordered, a token may be made later than it is merged again."""
+    source = random.Random(seed)
+    vocabulary = {character: index for index, character in enumerate(ALPHABET)}
+    tokens, merges = list("abcĠ"), []
+    for _ in range(150):
+        left, right = source.choice(tokens), source.choice(tokens)
+        if left + right not in vocabulary and len(left + right) < 12:
+            vocabulary[left + right] = len(vocabulary)
+            merges.append((left, right))
+            tokens.append(left + right)
+    if not ordered:
+        source.shuffle(merges)
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **settings))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>"])
+    return tokenizer
+
+
+def old_merges(text: str) -> str:
+    values = json.loads(text)
+    values["model"]["merges"] = [" ".join(merge) for merge in values["model"]["merges"]]
+    return json.dumps(values, indent=2)
+
+
+@pytest.mark.parametrize("in_front", [0, 7, 4096])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("ignore_merges", [True, False])
+@pytest.mark.parametrize("write", [str, old_merges])
+def test_merging_is_the_librarys(in_front: int, ordered: bool, ignore_merges: bool, write: Any,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MERGES_IN_FRONT", in_front)
+    for seed in range(4):
+        library = grown(seed, ordered=ordered, ignore_merges=ignore_merges)
+        text = write(library.to_str())
+        ours = Tokenizer.from_json(text)
+        assert ours._tables is not None
+        assert ours.vocab_size == library.get_vocab_size()
+        assert [ours.id_to_token(i) for i in range(999)] == [library.id_to_token(i) for i in range(999)]
+        source = random.Random(seed)
+        for length in (*range(12), 3000):
+            sample = "".join(source.choices(["a", "b", "c", " ", "d", "é", "<|end|>"], [9, 9, 9, 3, 1, 1, 1], k=length))
+            ids = library.encode(sample, add_special_tokens=False).ids
+            assert ours.encode(sample) == ids
+            assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("in_front", [0, 1, 4096])
+@given(text=mixed_text)
+def test_pieces_are_the_librarys(in_front: int, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MERGES_IN_FRONT", in_front)
+        ours = Tokenizer.from_json(sentencepiece().to_str())
+    assert ours._tables is not None
+    assert ours.encode(text) == sentencepiece().encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("change", [
+    {"dropout": 0.0}, {"unk_token": "<|end|>"}, {"continuing_subword_prefix": "#", "merges": []},
+    {"end_of_word_suffix": "$"}, {"merges": []}, {"merges": [["a", "b"], ["Ġ", "a"], ["a", "b"]]},
+    {"ignore_merges": True}, {"vocab": {"a": 0, "b": 1, "ab": 10_000_000}, "merges": [["a", "b"]]},
+    {"merges": ["#version a", "a b"]}], ids=str)
+def test_strange_settings_are_left_to_the_library(change: dict[str, Any]) -> None:
+    values = json.loads(byte_level().to_str())
+    values["model"] |= change
+    text = json.dumps(values)
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception:
+        with pytest.raises(ModelError):
+            Tokenizer.from_json(text)
+        return
+    ours = Tokenizer.from_json(text.encode())
+    for sample in ("ab ab", "a", "aab<|end|>", "bab<é>"):
+        try:
+            ids = library.encode(sample, add_special_tokens=False).ids
+        except Exception:
+            with pytest.raises(ModelError):
+                ours.encode(sample)
+            continue
+        assert ours.encode(sample) == ids
+        assert [ours.id_to_token(i) for i in ids] == [library.id_to_token(i) for i in ids]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: text.replace('["a","b"]', '["a","zz"]'), lambda text: text.replace('["a","b"]', '["a" "b"]'),
+    lambda text: text.replace('"a":', '"\\ud800":'), lambda text: text.replace('"merges":[[', '"merges":[[],['),
+    lambda text: text.replace('"a":', '"a":-'), lambda text: text.replace('"!":0', '"!":1'),
+    lambda text: text.replace('"id":', '"id":1')])
+def test_damage_is_left_to_the_library(damage: Any) -> None:
+    text = damage(byte_level().to_str())
+    assert text != byte_level().to_str()
+    assert BpeTables.read(text.encode()) is None

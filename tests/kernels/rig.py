@@ -2,14 +2,13 @@
 
 import functools
 import os
-from collections.abc import Sequence
 
 import numpy as np
 from guarded import Buffer, floats
 from hypothesis import settings
 
 from edgert.kernels import native, records
-from edgert.kernels.formats import BLOCK, QUANTIZED_BLOCK, TILE, Format
+from edgert.kernels.formats import BLOCK, QUANTIZED_BLOCK, SLAB, TILE, Format
 from edgert.kernels.team import Program, Team
 
 EXAMPLES = int(os.environ.get("EDGERT_EXAMPLES", "25"))
@@ -99,22 +98,37 @@ def activations(team: Team, form: Format, x: np.ndarray) -> Activations:
 
 
 def linear(team: Team, form: Format, packed: np.ndarray, x: Activations, *, tokens: int | None = None,
-           bias: np.ndarray | None = None, add_to: np.ndarray | None = None,
-           selected: Sequence[int] | None = None) -> np.ndarray:
+           bias: np.ndarray | None = None, add_to: np.ndarray | None = None) -> np.ndarray:
     """float32 of shape (tokens, rows of whole tiles)."""
     count = len(x.buffer.bytes) if tokens is None else tokens
     out = Buffer(count, 64 * len(packed))
     if add_to is not None:
         out.view(np.float32)[:] = add_to
     places = 0 if bias is None else bias.ctypes.data
-    if selected is not None:
-        team.set(tokens=1000, selected=count)
-    else:
-        team.set(tokens=count, selected=1000)
+    team.set(tokens=count, selected=1000)
     weights = np.ascontiguousarray(packed)
     assert run(team, (records.LINEAR + form.code, records.Linear(
         weights.ctypes.data, len(packed), x.buffer.bytes.shape[1] // (QUANTIZED_BLOCK if form.integer else 128),
-        x.address, x.stride, out.address, out.stride, places, int(add_to is not None), int(selected is not None))))
+        x.address, x.stride, out.address, out.stride, places, int(add_to is not None))))
     out.check()
     x.buffer.check()
     return out.view(np.float32).copy()
+
+
+def slab_addresses(packed: np.ndarray) -> np.ndarray:
+    """The table of a matrix that stands in memory as a whole."""
+    slabs = -(-len(packed) // SLAB)
+    return packed.ctypes.data + SLAB * packed.shape[1] * np.arange(slabs, dtype=np.int64)
+
+
+def slabs(team: Team, form: Format, packed: np.ndarray, x: Activations, selected: int, table: np.ndarray,
+          counters: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
+    """The output head: float32 of shape (selected, rows of whole tiles); and whether the run came to its end."""
+    out = Buffer(selected, 64 * len(packed))
+    team.set(tokens=1000, selected=selected)
+    run(team, (records.SLABS, records.Slabs(
+        table.ctypes.data, 0 if counters is None else counters.ctypes.data, len(table), len(packed), form.code,
+        x.buffer.bytes.shape[1] // (QUANTIZED_BLOCK if form.integer else 128), x.address, x.stride, out.address,
+        out.stride)))
+    out.check()
+    return out.view(np.float32).copy(), not team.stopped

@@ -1,5 +1,7 @@
 """The SwiGLU part: groups of 32 neurons, each wherever memory had room."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,17 +63,16 @@ def hidden(team: Team, n: Neurons, x: rig.Activations, *, threads: int = 1, as_f
     return rig.Activations(out, integer=not as_float)
 
 
-def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threads: int = 1,
-             room: int = 1) -> np.ndarray:
-    """y + down h; `room` times the scratch that is needed at least for these tokens."""
+def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, cuts: Sequence[int] = ()) -> np.ndarray:
+    """y + down h, in phases that end before the segments `cuts`."""
     tokens, tiles = len(y), len(n.down.packed)
-    out = floats(y)
-    scratch = Buffer(threads, room * records.down_scratch_bytes(min(tiles, 4 * tokens), tokens))
+    out, sums = floats(y), Buffer(1, records.down_bytes(tiles, tokens))
     team.set(tokens=tokens)
-    assert rig.run(team, (records.DOWN + n.down.form.code, records.Down(
-        n.table.ctypes.data, n.groups, n.offset, n.headers.ctypes.data, tiles, h.address, h.stride,
-        out.address, out.stride, scratch.address, scratch.stride - 64)))
-    for buffer in (out, h.buffer, n.memory):
+    ends = [0, *cuts, records.SEGMENTS]
+    assert rig.run(team, *((records.DOWN + n.down.form.code, records.Down(
+        n.table.ctypes.data, n.groups, first, last, sums.address, n.offset, n.headers.ctypes.data, tiles, h.address,
+        h.stride, out.address, out.stride)) for first, last in itertools.pairwise(ends)))
+    for buffer in (out, sums, h.buffer, n.memory):
         buffer.check()
     return out.view(np.float32).copy()
 
@@ -110,15 +111,15 @@ def test_up_quantizes_as_quantize_does(target: str, name: str, seed: int, hidden
 @pairs
 @rig.examples(2)
 @given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 19), tokens=st.integers(1, 9),
-       room=st.integers(1, 5))
+       cuts=st.sets(st.integers(1, 15), max_size=3).map(sorted))
 def test_down_against_float64(target: str, up_name: str, down_name: str, seed: int, hidden_size: int, groups: int,
-                              tokens: int, room: int) -> None:
+                              tokens: int, cuts: list[int]) -> None:
     rng, team = np.random.default_rng(seed), rig.team(target, 2)
     n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups)
     h = rig.activations(team, n.down.form, values(rng, "ordinary", (tokens, 32 * groups)))
     y = values(rng, "ordinary", (tokens, len(n.down.exact)))
     exact, allowed = product(n.down, h.values)
-    got = add_down(team, n, h, y, threads=2, room=room)
+    got = add_down(team, n, h, y, cuts=cuts)
     assert (np.abs(got - (y + exact)) <= allowed + 2**-23 * (np.abs(y) + np.abs(exact))).all()
 
 
@@ -132,17 +133,17 @@ def test_alone_or_with_others_on_any_number_of_threads(target: str, up_name: str
     n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
 
-    def result(threads: int, first: int, last: int, room: int) -> np.ndarray:
+    def result(threads: int, first: int, last: int, cuts: Sequence[int] = ()) -> np.ndarray:
         team = rig.team(target, threads)
         h = hidden(team, n, rig.activations(team, n.gate.form, x[first:last]), threads=threads,
                    as_float=not n.down.form.integer)
-        return add_down(team, n, h, y[first:last], threads=threads, room=room).view(np.int32)
+        return add_down(team, n, h, y[first:last], cuts=cuts).view(np.int32)
 
-    together = result(1, 0, tokens, 1)
+    together = result(1, 0, tokens)
     for token in range(0, tokens, 1 + tokens // 4):
-        assert np.array_equal(result(1, token, token + 1, 2)[0], together[token])
+        assert np.array_equal(result(1, token, token + 1, range(1, 16))[0], together[token])
     for threads in (2, 3, 4):
-        assert np.array_equal(result(threads, 0, tokens, threads), together), threads
+        assert np.array_equal(result(threads, 0, tokens, [threads, 9]), together), threads
 
 
 def test_values_that_are_not_finite_are_reported(target: str) -> None:
@@ -165,14 +166,14 @@ def test_one_token_is_bit_equal_to_up_and_down(target: str, up_name: str, down_n
     x, y = values(rng, "ordinary", (1, hidden_size)), values(rng, "ordinary", (1, len(n.down.exact)))
     given_x = rig.activations(team, n.gate.form, x)
     h = hidden(team, n, given_x, threads=threads, as_float=not n.down.form.integer)
-    expected = add_down(team, n, h, y, threads=threads)
+    expected = add_down(team, n, h, y)
     out, tiles = floats(y), len(n.down.packed)
     partial, scratch = (Buffer(records.SEGMENTS, records.one_token_bytes(tiles), gap=0),
                         Buffer(threads, records.UP_SCRATCH_BYTES))
     record = records.OneToken(
         n.table.ctypes.data, n.groups, n.gate.form.code, n.gate.form.blocks(hidden_size), given_x.address,
         n.down.form.code, n.offset, n.headers.ctypes.data, tiles, out.address, partial.address, scratch.address,
-        scratch.stride)
+        scratch.stride, 0)
     assert rig.run(team, (records.NEURONS, record), (records.GATHER, record))
     for buffer in (out, scratch, n.memory):
         buffer.check()

@@ -63,14 +63,17 @@ def test_alone_or_with_others_on_any_number_of_threads(target: str, name: str, s
 
 
 @formats
-def test_only_the_selected_rows(target: str, name: str) -> None:
-    """The number of rows comes from `selected`, not from `tokens`."""
-    rng, team = np.random.default_rng(5), rig.team(target)
-    weights = matrix(rng, FORMATS[name], "ordinary", 40, 70)
+@rig.examples(5)
+@given(seed=seeds, rows=st.integers(1, 400), threads=st.integers(1, 3))
+def test_the_output_head_is_bit_equal(target: str, name: str, seed: int, rows: int, threads: int) -> None:
+    """By slabs, for the number of rows that comes from `selected`, not from `tokens`."""
+    rng, team = np.random.default_rng(seed), rig.team(target, threads)
+    weights = matrix(rng, FORMATS[name], "ordinary", rows, 70)
     x = rig.activations(team, weights.form, values(rng, "ordinary", (6, 70)))
     every = rig.linear(team, weights.form, weights.packed, x)
-    some = rig.linear(team, weights.form, weights.packed, x, tokens=2, selected=[0, 1])
-    assert np.array_equal(some, every[:2])
+    for selected in (1, 2, 5):
+        got, ended = rig.slabs(team, weights.form, weights.packed, x, selected, rig.slab_addresses(weights.packed))
+        assert ended and np.array_equal(got, every[:selected])
 
 
 def integers(rng: np.random.Generator, tokens: int, blocks: int) -> rig.Activations:

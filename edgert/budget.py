@@ -1,0 +1,88 @@
+"""The memory budget: what a user asks for, what is free now, what this process takes."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from .errors import ModelError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_OF_FREE, _OF_LIMIT = 0.8, 0.97
+"""Shares that may be used: of memory that other programs want too, of a control group's that is ours."""
+_NO_LIMIT = 1 << 60
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "600M", "1.5G", "800MB": K, M and G count by 1024, as the kernel, docker and systemd do; KB, MB and GB
+    by 1000, KiB, MiB and GiB by 1024. Raises ModelError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?\s*", text.upper())
+    if not match:
+        raise ModelError(f"{text!r} is not a size; write it like 600M or 1.5G")
+    number, unit, suffix = match.groups()
+    scale = _UNITS[unit] if suffix != "B" else {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[unit]
+    return int(float(number) * scale)
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: "600 MiB"."""
+    return f"{size / (1 << 20):.0f} MiB" if size >= 10 << 20 else f"{size / (1 << 20):.1f} MiB"
+
+
+def process_bytes() -> int:
+    """What this process has resident now, shared libraries included."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_bytes() -> int:
+    """How large this process may comfortably become, with what is free now and what its control group allows."""
+    own = process_bytes()
+    free = own + int(_OF_FREE * psutil.virtual_memory().available)
+    for limit, used in _control_groups():
+        free = min(free, int(_OF_LIMIT * (own + limit - used)))
+    return max(free, 0)
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Limit and use, less the cache that can be dropped, of each limited memory control group that we are in."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit_name, use_name, cache = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, cache = Path("/sys/fs/cgroup/memory"), "total_inactive_file"
+            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        while folder != base.parent:
+            limit, used = _number(folder / limit_name), _number(folder / use_name)
+            if limit is not None and used is not None and limit < _NO_LIMIT:
+                yield limit, max(used - _statistic(folder / "memory.stat", cache), 0)
+            folder = folder.parent
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        fields = dict(line.split() for line in path.read_text().splitlines())
+        return int(fields.get(name, 0))
+    except (OSError, ValueError):
+        return 0
+
+
+def page_table_bytes(size: int) -> int:
+    """What the kernel keeps to describe `size` bytes of a process's memory, at worst."""
+    return size // (os.sysconf("SC_PAGE_SIZE") // 8)

@@ -1,0 +1,121 @@
+"""Reading a file directly: from the device into our memory, with no copy left in the page cache."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from edgert.errors import BundleError
+
+ALIGNMENT = 4096
+"""Bytes. Offset, length and address of every direct read are multiples of it."""
+
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+_AT_ONCE = 1 << 30  # one call to the system reads at most 2 GiB less a page
+
+
+def aligned(start: int, end: int) -> tuple[int, int]:
+    """The smallest range of whole 4096-byte pages that holds bytes `start` to `end`."""
+    return start // ALIGNMENT * ALIGNMENT, -(-end // ALIGNMENT) * ALIGNMENT
+
+
+class FlashFile:
+    """An open file, for reads that leave nothing in the page cache. Any number of threads may read at once.
+
+    path: where it is. size: bytes, when opened. direct: reads go past the page cache; where the file system refuses
+    that, at opening or at a read, they go through it and what they leave there is dropped. Raises BundleError when the
+    file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.alignment = ALIGNMENT
+        try:
+            handle, self.direct = _open(self.path)
+            self._file = os.fdopen(handle, "rb", buffering=0)
+            self.size = os.fstat(handle).st_size
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot be opened: {(error.strerror or str(error)).lower()}") from None
+        if not self.direct:
+            self._read_plainly()
+
+    def read(self, offset: int, buffer: memoryview, needed: int) -> None:
+        """Fill a buffer from a file offset. The file may end first, but not before `needed` bytes have come.
+
+        offset, and the buffer's length and address: multiples of 4096. Raises BundleError on a read error or a short
+        file.
+        """
+        assert offset % ALIGNMENT == 0 and len(buffer) % ALIGNMENT == 0 and needed <= len(buffer)
+        # The system would say EINVAL to this too, and we would take it for a file system without direct reading.
+        assert not len(buffer) or ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % ALIGNMENT == 0
+        there = min(len(buffer), self.size - offset)
+        done = 0
+        while done < there:
+            start = done // ALIGNMENT * ALIGNMENT  # after a short read, again from where a direct read may start
+            try:
+                got = self._read_some(offset + start, buffer[start:start + _AT_ONCE])
+            except OSError as error:
+                raise BundleError(f"{self.path}: reading at offset {offset + start} failed: "
+                                  f"{(error.strerror or str(error)).lower()}; check the disk, or copy the file to "
+                                  "another") from None
+            if start + got <= done:
+                break
+            done = start + got
+        if done < needed:
+            raise BundleError(f"{self.path}: ends at offset {min(offset + done, self.size)}, before what its header "
+                              "promises; the file is truncated, convert the model again")
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        handle, direct = self._file.fileno(), self.direct
+        try:
+            got = os.preadv(handle, [buffer], offset)
+        except OSError as error:
+            if not direct or error.errno not in _REFUSED:
+                raise
+            self._read_plainly()
+            got = os.preadv(handle, [buffer], offset)
+        if not self.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, offset, got, os.POSIX_FADV_DONTNEED)
+        return got
+
+    def _read_plainly(self) -> None:
+        """Give up direct reading. Several threads may come here, each with a read that was refused."""
+        handle = self._file.fileno()
+        if _O_DIRECT:
+            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) & ~_O_DIRECT)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead: nobody would drop that
+        self.direct = False  # last: a thread that sees it must find the flag gone
+
+    def close(self) -> None:
+        """Close the file. Nothing may read from it any more."""
+        self._file.close()
+
+    def __enter__(self) -> "FlashFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A file descriptor, and whether its reads go past the page cache. Raises OSError."""
+    if _O_DIRECT:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT), True
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if sys.platform == "darwin":
+        try:
+            fcntl.fcntl(handle, fcntl.F_NOCACHE, 1)
+        except OSError:
+            return handle, False
+        return handle, True
+    return handle, False

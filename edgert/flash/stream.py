@@ -1,0 +1,229 @@
+"""Streaming: weights that have no place in memory are read for each token, just ahead of the threads that use them.
+
+What is streamed comes in a fixed order: the layers' neuron groups, then, where logits are wanted, the output head. It
+is cut into *runs* of neighbouring units, each read at once into a *slot*. A unit's address is put into the kernels'
+table when it has been read and checked; the kernel that is done with it takes the address out again and lowers the
+slot's counter; at zero the slot is free. Reader threads take the next run whenever there is a free slot: they are ahead
+by as much as there are slots, over layers and tokens.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgert.bundle.reader import Units
+from edgert.errors import EdgertError, ModelError
+from edgert.kernels.semaphores import Semaphores
+from edgert.region import Region
+
+from .file import ALIGNMENT, FlashFile, aligned
+
+NO_ANSWER = ModelError("the disk does not answer; check it, then load the model again")
+_LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
+"""How long a read under way may take when readers are to end, before and after something has failed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Neighbouring units, read at once: the file from `offset`, `length` bytes.
+
+    entries: the units' places in the table. starts, ends: where they are in what is read.
+    """
+
+    units: Units
+    first: int
+    offset: int
+    length: int
+    entries: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+def run_units(unit_bytes: int, chunk_bytes: int) -> int:
+    """How many units of this size are read at once, for reads of about `chunk_bytes`."""
+    return max(chunk_bytes // unit_bytes, 1)
+
+
+def runs_of(units: Units, first: int, entry: int, chunk_bytes: int) -> list[Run]:
+    """A section's units from `first` on in runs of about `chunk_bytes`; unit 0's place in the table is `entry`."""
+    at_once = run_units(units.unit_bytes, chunk_bytes)
+    runs = []
+    for start in range(first, units.count, at_once):
+        end = min(start + at_once, units.count)
+        offset, stop = aligned(units.start(start), units.start(end))
+        places = np.array([units.start(i) for i in range(start, end + 1)], np.int64) - offset
+        runs.append(Run(units, start, offset, stop - offset, entry + np.arange(start, end), places[:-1], places[1:]))
+    return runs
+
+
+def slot_bytes(unit_bytes: Iterable[int], chunk_bytes: int) -> int:
+    """Room that any run fits in, for sections with units of these sizes."""
+    most = max(run_units(size, chunk_bytes) * size for size in unit_bytes)
+    return -(-most // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+
+
+@dataclass
+class Reading:
+    """What has been read so far."""
+
+    bytes: int = 0
+    runs: int = 0
+    seconds: float = 0.0
+    """Summed over the readers."""
+
+
+ReadHook = Callable[[int, Run, float, float, float], None]
+"""Reader, run, when reading began, when it ended, when checking ended (time.perf_counter)."""
+
+
+@dataclass
+class _Slot:
+    run: Run | None = None
+    """What is read into it, or in it; None while the slot is free."""
+    ready: bool = False
+
+
+class Stream:
+    """Reader threads that fill slots.
+
+    body, head: the runs of the layers, and of the output head. table: int64, the address of every unit, or 0. counters:
+    int64, for every streamed unit the address of its slot's counter. stop: called when reading failed, from a reader's
+    thread; `error` then says why.
+    """
+
+    def __init__(self, file: FlashFile, body: Sequence[Run], head: Sequence[Run], table: np.ndarray,
+                 counters: np.ndarray, *, slots: int, slot_bytes: int, readers: int, stop: Callable[[], None]) -> None:
+        self._file, self._body, self._head, self._stop = file, body, head, stop
+        self._table, self._counters = table, counters
+        self._readers, self._slot_bytes = readers, slot_bytes
+        self._region = Region(slots * slot_bytes, "reading ahead", huge=True)
+        self._left = np.zeros(8 * slots, np.int64)
+        """Units of each slot that are still to be used; on cache lines of their own."""
+        self._semaphores = Semaphores(1)
+        self._lock = threading.Lock()
+        self._hook: ReadHook | None = None
+        self.error: EdgertError | None = None
+        self.reading = Reading()
+        self._start()
+
+    @property
+    def freed(self) -> int:
+        """Address of the semaphore to raise when a slot's counter has come to zero."""
+        return int(self._semaphores.table[0])
+
+    @property
+    def bytes(self) -> int:
+        return self._region.size
+
+    def expect(self, heads: int) -> None:
+        """Say what is computed next: the layers, and then the output head so many times.
+
+        The layers are being read already: whatever comes after, it begins with them.
+        """
+        with self._lock:
+            for _ in range(heads):
+                self._queue.extend(self._head)
+            self._queue.extend(self._body)
+        self._wake()
+
+    def trace(self, hook: ReadHook | None) -> None:
+        """Have every read reported."""
+        self._hook = hook
+
+    def restart(self) -> None:
+        """Forget what was expected: what was announced by `expect` is not going to be computed, or not to its end."""
+        if not self._end():
+            self.fail(NO_ANSWER)
+            return
+        for run in (*self._body, *self._head):
+            self._table[run.entries] = 0
+        self._start()
+
+    def close(self) -> None:
+        """End the readers, and give the memory back; but not if a read under way may still write to it."""
+        if self._end():
+            self._region.close()
+
+    def _start(self) -> None:
+        self._closing = False
+        self._slots = [_Slot() for _ in range(len(self._left) // 8)]
+        self._left[:] = 0
+        self._queue = deque(self._body)
+        self._threads = [threading.Thread(target=self._read_runs, args=(i,), daemon=True, name=f"edgert-reader-{i}")
+                         for i in range(self._readers)]
+        for thread in self._threads:
+            thread.start()
+
+    def _end(self) -> bool:
+        """End the readers; whether all have ended: a disk that does not answer holds its reader for ever."""
+        self._closing = True
+        self._wake()
+        for thread in self._threads:
+            thread.join(_LONGEST_READ_S if self.error is None else _LAST_READ_S)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _wake(self) -> None:
+        for _ in range(self._readers):
+            self._semaphores.raise_(0)
+
+    def _read_runs(self, reader: int) -> None:
+        """A reader's thread. The semaphore says that there may be something to do; `_take` decides."""
+        while not self._closing and self.error is None:
+            taken = self._take()
+            if taken is None:
+                self._semaphores.lower(0)
+                continue
+            try:
+                self._read(reader, *taken)
+            except EdgertError as error:
+                self.fail(error)
+            except Exception as error:  # whatever it is, the threads that compute must not wait for ever
+                self.fail(ModelError(f"{self._file.path}: reading failed: {error!r}"))
+
+    def _take(self) -> tuple[int, Run] | None:
+        """A free slot and the run to read into it; None where there is no slot, or nothing to read, for now."""
+        with self._lock:
+            free, held = None, set()
+            for index, slot in enumerate(self._slots):
+                if slot.ready and self._left[8 * index] == 0:
+                    slot.run, slot.ready = None, False
+                if slot.run is None:
+                    free = index
+                else:
+                    held.add(slot.run)
+            # A run that is still in use has its addresses in the table: it is not read again before they are gone.
+            if free is None or not self._queue or self._queue[0] in held:
+                return None
+            run = self._slots[free].run = self._queue.popleft()
+            return free, run
+
+    def _read(self, reader: int, index: int, run: Run) -> None:
+        at = index * self._slot_bytes
+        started = time.perf_counter()
+        data = self._region.view(at, run.length)
+        self._file.read(run.offset, data, int(run.ends[-1]))
+        read = time.perf_counter()
+        for i, (start, end) in enumerate(zip(run.starts.tolist(), run.ends.tolist(), strict=True)):
+            run.units.check(run.first + i, data[start:end])
+        if self._hook is not None:
+            self._hook(reader, run, started, read, time.perf_counter())
+        self._left[8 * index] = len(run.entries)
+        self._counters[run.entries] = self._left.ctypes.data + 64 * index
+        with self._lock:
+            self._slots[index].ready = True
+            self.reading.bytes += run.length
+            self.reading.runs += 1
+            self.reading.seconds += read - started
+        self._table[run.entries] = self._region.address + at + run.starts
+
+    def fail(self, error: EdgertError) -> None:
+        """End all reading; `error` is what to say from now on, if nothing failed before."""
+        with self._lock:
+            if self.error is None:
+                self.error = error
+        self._stop()
+        self._wake()

@@ -1,0 +1,191 @@
+"""The memory plan: where each byte of the budget goes, and what is read from flash for each token because of it.
+
+The plan is made before anything is loaded. What every token needs and what the process itself takes comes first; all
+that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so that each pinned byte saves
+a byte read, whichever it is: what is streamed is spread evenly over the layers and the output head, which keeps the
+disk busy all the time with little read ahead.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgert.bundle import Header
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, slabs
+from edgert.flash import stream
+from edgert.flash.device import Device
+from edgert.flash.file import ALIGNMENT
+from edgert.kernels.formats import FORMATS, SLAB
+
+from .budget import page_table_bytes, size_text
+from .buffers import buffer_bytes, phases, segment_start
+from .errors import ModelError
+from .session import session_bytes
+
+_LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
+"""Where nothing is streamed, the disk is not measured."""
+_GROWTH = 10 << 20
+"""What the process still takes after the plan was made: Python objects, thread stacks, templates, the allocator."""
+_LOGITS_COPIES = 6
+"""A row of logits, and what sampling makes of it."""
+_SHARE_OF_CHUNK = 12
+"""Many prompt tokens at once save reading, but may take this part of the budget."""
+_SMALLEST_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which weights stay in memory, and how the others are read.
+
+    pinned: for every section that can be streamed, in the order of use, how many of its units stay: the first ones.
+    chunk_bytes: how much is read at once. slots: room for so many reads, of `slot_bytes` each.
+    """
+
+    pinned: dict[str, int]
+    chunk_bytes: int = _LOAD_CHUNK
+    readers: int = _LOAD_READERS
+    slots: int = 0
+    slot_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where memory goes.
+
+    budget: bytes. parts: bytes by purpose; they add up to no more than the budget. streamed: bytes read for a token.
+    weights: bytes that computing a token takes, wherever they come from. chunk: prompt tokens computed at once.
+    smallest: the smallest budget that works with these settings.
+    """
+
+    budget: int
+    parts: dict[str, int]
+    streamed: int
+    weights: int
+    chunk: int
+    smallest: int
+    placement: Placement
+
+    @property
+    def needed(self) -> int:
+        """What everything takes together."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class _Section:
+    name: str
+    unit_bytes: int
+    count: int
+    length: int
+
+    def bytes_of(self, first: int) -> int:
+        """Of the units from `first` on."""
+        return self.length - min(first * self.unit_bytes, self.length)
+
+
+class Planner:
+    """Makes plans for one bundle and settings. process: bytes that the process takes before anything is loaded."""
+
+    def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
+                 threads: int) -> None:
+        self._header, self._process, self._threads = header, process, threads
+        self._chunk = min(chunk, context)
+        config = header.config
+        self._session = session_bytes(config, context, cache_type)
+        self._sections = [_Section(n.section, n.group_bytes, n.groups, n.groups * n.group_bytes)
+                          for n in header.neurons]
+        matrices = header.matrices_in_slabs()
+        head = matrices[HEAD]
+        self._sections.append(_Section(HEAD, SLAB * FORMATS[head.format].tile_bytes(head.columns), slabs(head.rows),
+                                       head.length))
+        self._embedding = matrices.get(EMBEDDING, head)
+        self._resident = header.sections[RESIDENT].length
+        self._weights = self._resident + sum(s.length for s in self._sections)
+
+    def _fixed(self, chunk: int) -> dict[str, int]:
+        config, embedding = self._header.config, self._embedding
+        tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
+        return {
+            "process": self._process,
+            "growth": _GROWTH + 4 * config.vocab_size * _LOGITS_COPIES + page_table_bytes(self._weights),
+            "attention and norms": self._resident,
+            "key-value cache": self._session,
+            "working memory": buffer_bytes(config, self._header, chunk, self._threads) + chunk * tile
+            + SLAB * tile + 2 * ALIGNMENT,
+        }
+
+    def plan(self, budget: int | None, device: Callable[[], Device]) -> Plan:
+        """The plan for a budget in bytes, None for what it takes to hold everything.
+
+        device: measures the disk, called where weights have to be streamed. Raises ModelError for a budget that is too
+        small, with the smallest one that works.
+        """
+        fixed = self._fixed(self._chunk)
+        held = sum(s.length for s in self._sections)
+        whole = sum(fixed.values()) + held + 2 * ALIGNMENT * len(self._sections)
+        if budget is None or whole <= budget:
+            return self._made(budget or whole, fixed, self._chunk, Placement({s.name: s.count for s in self._sections}),
+                              smallest=0)
+        disk = device()
+        smallest = self.smallest(disk)
+        if budget < smallest:
+            raise ModelError(f"a budget of {size_text(budget)} is too small: this model needs at least "
+                             f"{-(-smallest // (1 << 20))} MiB with these settings; a smaller context takes less, and "
+                             f"with {-(-whole // (1 << 20))} MiB nothing is read from flash")
+        chunk = self._chunk
+        while chunk > _SMALLEST_CHUNK and (
+                self._fixed(chunk)["working memory"] > budget // _SHARE_OF_CHUNK
+                or sum(self._fixed(chunk).values()) + self._ahead(disk) > budget):
+            chunk //= 2
+        fixed = self._fixed(chunk)
+        left = budget - sum(fixed.values()) - self._ahead(disk)
+        placement = Placement(self._spread(left, disk.chunk_bytes), disk.chunk_bytes, disk.depth, self.slots(disk),
+                              self.slot_bytes(disk))
+        return self._made(budget, fixed, chunk, placement, smallest=smallest)
+
+    def _made(self, budget: int, fixed: dict[str, int], chunk: int, placement: Placement, *, smallest: int) -> Plan:
+        streamed = {s.name: s.bytes_of(placement.pinned[s.name]) for s in self._sections}
+        parts = {**fixed, "read ahead": placement.slots * placement.slot_bytes}
+        parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
+        parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
+        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, smallest, placement)
+
+    def smallest(self, disk: Device) -> int:
+        """The smallest budget that works, in bytes: every layer streamed whole."""
+        return sum(self._fixed(min(_SMALLEST_CHUNK, self._chunk)).values()) + self._ahead(disk) + (
+            2 * ALIGNMENT * len(self._sections))
+
+    def slot_bytes(self, disk: Device) -> int:
+        """Room for one read."""
+        return stream.slot_bytes((s.unit_bytes for s in self._sections), disk.chunk_bytes)
+
+    def slots(self, disk: Device) -> int:
+        """Enough that all readers have one to fill while a phase of many tokens (buffers.phases) holds its own."""
+        held = 0
+        for neurons in self._header.neurons:
+            most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
+                       for first, last in phases(neurons.groups, self._threads))
+            held = max(held, -(-most // stream.run_units(neurons.group_bytes, disk.chunk_bytes)) + 1)
+        return held + disk.depth
+
+    def _ahead(self, disk: Device) -> int:
+        return self.slots(disk) * self.slot_bytes(disk)
+
+    def _spread(self, left: int, chunk_bytes: int) -> dict[str, int]:
+        """How many units of each section to pin with `left` bytes, the streamed ones in whole runs as far as may be."""
+        left -= 2 * ALIGNMENT * len(self._sections)
+        share = 1 - min(left / sum(s.length for s in self._sections), 1.0)
+        pinned, wanted, streamed = {}, 0.0, 0
+        for section in self._sections:
+            wanted += share * section.length
+            run = stream.run_units(section.unit_bytes, chunk_bytes)
+            first = section.count
+            while first > 0 and streamed + section.bytes_of(first) < wanted:
+                first = max(first - run, 0)
+            pinned[section.name] = first
+            streamed += section.bytes_of(first)
+        # Rounding to runs must not have pinned too much.
+        for section in reversed(self._sections):
+            while sum(s.length - s.bytes_of(pinned[s.name]) for s in self._sections) > left and pinned[section.name]:
+                pinned[section.name] -= 1
+        return pinned
+
