@@ -92,6 +92,7 @@ class Chat:
             self.out.write(HELP + "\n")
 
     def _statistics(self) -> Iterator[str]:
+        plan = self.model.plan
         if self.last is not None:
             s = self.last.statistics
             yield (f"last answer: {s.generated_tokens} tokens at {s.decode_tok_s:.1f} tokens/s; "
@@ -99,7 +100,12 @@ class Chat:
                    f"new, {s.prefill_tok_s:.0f} tokens/s)")
             used = s.prompt_tokens + s.generated_tokens
             yield f"context: {used} of {self.model.context} tokens used"
-        yield "memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.model.plan.parts.items())
+            if (disk := plan.disk) is not None:
+                yield (f"flash: {s.flash_bytes_per_token / 1e6:.0f} MB read for each token at "
+                       f"{s.flash_bandwidth / 1e9:.2f} GB/s (the disk was measured at {disk.bandwidth / 1e9:.2f}); "
+                       f"{100 * s.flash_wait_share:.0f} % of the time was waiting for it; "
+                       f"{100 * plan.pinned_share:.0f} % of the weights are in memory")
+        yield "memory: " + ", ".join(f"{name} {size / (1 << 20):.0f} MiB" for name, size in plan.parts.items())
         yield f"threads: {self.model.threads}"
 
 

@@ -21,15 +21,16 @@ from .errors import (
 if TYPE_CHECKING:
     from .converters.convert import convert
     from .download import pull
-    from .generation import Generation, Piece
+    from .generation import Generation, Piece, Statistics
     from .model import Model, load
 
 __version__ = "0.1.0"
 __all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError", "PeerError", "Piece",
-           "SourceError", "TemplateError", "convert", "load", "pull"]
+           "SourceError", "Statistics", "TemplateError", "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
-         "Model": "model", "Generation": "generation", "Piece": "generation"}
+         "Model": "model", "Generation": "generation", "Piece": "generation",
+         "Statistics": "generation"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,6 @@ import psutil
 
 from .errors import ModelError
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _OF_FREE, _OF_LIMIT = 0.8, 0.97
 """Shares that may be used: of memory that other programs want too, of a control group's that is ours."""
 _NO_LIMIT = 1 << 60
@@ -18,12 +17,12 @@ _NO_LIMIT = 1 << 60
 def parse_size(text: str) -> int:
     """Bytes of "600M", "1.5G", "800MB": K, M and G count by 1024, as the kernel, docker and systemd do; KB, MB and GB
     by 1000, KiB, MiB and GiB by 1024. Raises ModelError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?B)?|B)?\s*", text.upper())
     if not match:
         raise ModelError(f"{text!r} is not a size; write it like 600M or 1.5G")
     number, unit, suffix = match.groups()
-    scale = _UNITS[unit] if suffix != "B" else {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[unit]
-    return int(float(number) * scale)
+    power = 0 if unit is None else "KMGT".index(unit) + 1
+    return int(float(number) * (1000 if suffix == "B" else 1024) ** power)
 
 
 def size_text(size: float) -> str:

@@ -20,6 +20,7 @@ from .network import NetworkBuilder
 from .plan import Plan
 from .region import Region
 from .session import Session
+from .tracing import Trace
 from .weights import Weights
 
 
@@ -42,6 +43,7 @@ class Engine:
                  cache_type: str) -> None:
         header = bundle.header
         self.config, self.chunk = header.config, plan.chunk
+        self._trace: Trace | None = None
         with ExitStack() as made:
             self._team = Team(library, threads)
             made.callback(self._team.close)
@@ -90,6 +92,7 @@ class Engine:
         for first in range(0, len(ids), self.chunk):
             part = ids[first:first + self.chunk]
             self._weights.embedding_tiles(part, self._staging, self._buffers.rows[:len(part)])
+            self._tokens = len(part)
             self._team.set(tokens=len(part), position=start + first, cache=session.cache_address,
                            cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
                            rope=session.rope_address)
@@ -127,8 +130,22 @@ class Engine:
                 stream.restart()
             raise
 
+    def trace(self, trace: Trace) -> None:
+        """Have everything that is computed and read written down."""
+        self._trace = trace
+        if self.stream is not None:
+            self.stream.trace(trace.read)
+
     def _run(self, program: np.ndarray) -> None:
-        finite = self._team.run(program)
+        if self._trace is None:
+            finite = self._team.run(program)
+        else:
+            times = np.zeros((len(program) + 1, 2), np.int64)
+            self._team.set(trace=times.ctypes.data)
+            finite = self._team.run(program)
+            self._team.set(trace=0)
+            if not self._team.stopped:
+                self._trace.computed(program, times, self._tokens)
         if self._team.stopped:
             assert self.stream is not None
             self.stream.fail(NO_ANSWER)  # unless it said itself what is wrong

@@ -38,6 +38,12 @@ class Statistics:
     first_token_s: float = 0.0
     generated_tokens: int = 0
     decode_s: float = 0.0
+    flash_bytes: int = 0
+    """Read from flash while decoding, and while taking in the prompt."""
+    flash_bytes_prompt: int = 0
+    flash_wait_s: float = 0.0
+    """How long decoding, and taking in the prompt, waited for flash."""
+    flash_wait_prompt_s: float = 0.0
 
     @property
     def prefill_tok_s(self) -> float:
@@ -48,9 +54,25 @@ class Statistics:
         """Steady rate: tokens after the first, by the time between the first and the last."""
         return (self.generated_tokens - 1) / self.decode_s if self.decode_s and self.generated_tokens > 1 else 0.0
 
+    @property
+    def flash_bytes_per_token(self) -> float:
+        return self.flash_bytes / max(self.generated_tokens - 1, 1)
+
+    @property
+    def flash_bandwidth(self) -> float:
+        """Bytes a second while decoding."""
+        return self.flash_bytes / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def flash_wait_share(self) -> float:
+        """Part of the decoding time in which computing waited for flash."""
+        return self.flash_wait_s / self.decode_s if self.decode_s else 0.0
+
 
 Step = Callable[[Sequence[int]], np.ndarray]
 """Computes new tokens, gives the last one's logits: float32 of shape (vocab_size,)."""
+Flash = Callable[[], tuple[int, float]]
+"""Bytes read from flash so far, and seconds that computing has waited for them."""
 
 
 class Generation:
@@ -59,13 +81,13 @@ class Generation:
     Closing it, or letting it go, ends the answer; the model can be asked again at once.
     """
 
-    def __init__(self, step: Step, tokenizer: Tokenizer, prompt: Sequence[int], held: int, room: int, *,
+    def __init__(self, step: Step, flash: Flash, tokenizer: Tokenizer, prompt: Sequence[int], held: int, room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
                  ignore_eos: bool) -> None:
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
         self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt) - held)
-        self._step, self._tokenizer, self._held = step, tokenizer, held
+        self._step, self._flash, self._tokenizer, self._held = step, flash, tokenizer, held
         self._limit = room if max_tokens is None else min(max_tokens, room)
         self._sampler = Sampler(sampling)
         self._stops = StopStrings(stop)
@@ -91,15 +113,21 @@ class Generation:
         decoder = self._tokenizer.stream_decoder(skip_special=True)
         reason: Literal["stop", "length"] = "length"
         start = last = time.perf_counter()
+        flash = self._flash()
         new: Sequence[int] = self.prompt_ids[self._held:]
         while len(self.token_ids) < self._limit:
             logits = self._step(new)
             token = self._sampler.choose(logits, [*self.prompt_ids[-64:], *self.token_ids])
             now = time.perf_counter()
+            before, flash = flash, self._flash()
+            read, waited = flash[0] - before[0], flash[1] - before[1]
             if not self.token_ids:
                 self.statistics.first_token_s = now - start
+                self.statistics.flash_bytes_prompt, self.statistics.flash_wait_prompt_s = read, waited
             else:
                 self.statistics.decode_s += now - last
+                self.statistics.flash_bytes += read
+                self.statistics.flash_wait_s += waited
             last = now
             if token in self._ends:
                 reason = "stop"

@@ -24,6 +24,7 @@ from .plan import Planner
 from .sampling import Sampling
 from .session import Session, check_session
 from .tokenizer import Tokenizer
+from .tracing import Trace
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
@@ -32,6 +33,7 @@ CompileProgress = Callable[[int, int, str], None]
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
+         trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle.
 
@@ -40,13 +42,14 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     many compute, by default one for each physical core that this process may use. context: how many tokens fit in the
     conversation, by default 4096 or what the model takes. prefill_chunk: prompt tokens computed at once, at most.
     kv_type: element type of the key-value cache, "f16" or "f32", by default "f16", and "f32" for bundles that are not
-    quantized. compile_progress(number, count, kernel) is called before each kernel that has to be compiled, at the very
+    quantized. trace: a file to write what was computed and read when, in Chrome's trace format, when the model is
+    closed. compile_progress(number, count, kernel) is called before each kernel that has to be compiled, at the very
     first start only. The answers depend neither on memory, nor on threads, nor on prefill_chunk.
 
     Raises BundleError for a bundle that is damaged or none, ModelError for settings out of range or too little memory.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 compile_progress=compile_progress)
+                 trace=trace, compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -76,7 +79,7 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
                  context: int | None, prefill_chunk: int, kv_type: str | None,
-                 compile_progress: CompileProgress) -> None:
+                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -94,6 +97,10 @@ class Model:
             except (ValueError, native.CompilationError) as error:
                 raise EdgertError(str(error)) from None
             self._open(opened, library, budget, context, prefill_chunk, kv_type)
+            if trace is not None:
+                written = Trace(trace)
+                opened.callback(written.close)
+                self._engine.trace(written)
             self._opened = opened.pop_all()
 
     def _open(self, opened: ExitStack, library: native.Library, budget: int | None, context: int | None, chunk: int,
@@ -119,6 +126,11 @@ class Model:
     def header(self) -> Header:
         """What the bundle says of itself: hyper-parameters, provenance, quantization."""
         return self._bundle.header
+
+    @property
+    def direct(self) -> bool:
+        """Whether the bundle is read past the page cache."""
+        return self._file.direct
 
     @property
     def context(self) -> int:
@@ -165,10 +177,14 @@ class Model:
                     return logits[0]
 
             generation = Generation(
-                step, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
+                step, self._flash, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
                 stop=[stop] if isinstance(stop, str) else list(stop), logprobs=logprobs, ignore_eos=ignore_eos)
             self._current = generation
             return generation
+
+    def _flash(self) -> tuple[int, float]:
+        stream = self._engine.stream
+        return (stream.reading.bytes if stream else 0), self._engine.waited_s
 
     def _share(self, ids: Sequence[int]) -> int:
         """How many tokens of a prompt the session already holds; the last one is always computed, for its logits."""

@@ -23,13 +23,14 @@ from .session import session_bytes
 
 _LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
 """Where nothing is streamed, the disk is not measured."""
-_GROWTH = 10 << 20
+_GROWTH = 8 << 20
 """What the process still takes after the plan was made: Python objects, thread stacks, templates, the allocator."""
 _LOGITS_COPIES = 6
 """A row of logits, and what sampling makes of it."""
 _SHARE_OF_CHUNK = 12
 """Many prompt tokens at once save reading, but may take this part of the budget."""
-_SMALLEST_CHUNK = 16
+_CHUNK_STEP = 16
+"""They are taken by so many; fewer than these save next to no memory."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Plan:
 
     budget: bytes. parts: bytes by purpose; they add up to no more than the budget. streamed: bytes read for a token.
     weights: bytes that computing a token takes, wherever they come from. chunk: prompt tokens computed at once.
-    smallest: the smallest budget that works with these settings.
+    smallest: the smallest budget that works with these settings. disk: what streams, None where all stays in memory.
     """
 
     budget: int
@@ -63,11 +64,22 @@ class Plan:
     chunk: int
     smallest: int
     placement: Placement
+    disk: Device | None
+
+    @property
+    def pinned_share(self) -> float:
+        """Part of the weights that a token finds in memory."""
+        return 1 - self.streamed / self.weights
 
     @property
     def needed(self) -> int:
         """What everything takes together."""
         return sum(self.parts.values())
+
+
+def readers(disk: Device) -> int:
+    """Threads that read: as many as the disk wants reads at once, and one more, since some are checking."""
+    return disk.depth + 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,8 @@ class Planner:
                                        head.length))
         self._embedding = matrices.get(EMBEDDING, head)
         self._resident = header.sections[RESIDENT].length
-        self._weights = self._resident + sum(s.length for s in self._sections)
+        self._held = sum(s.length for s in self._sections)
+        self._weights = self._resident + self._held
 
     def _fixed(self, chunk: int) -> dict[str, int]:
         config, embedding = self._header.config, self._embedding
@@ -119,40 +132,52 @@ class Planner:
         device: measures the disk, called where weights have to be streamed. Raises ModelError for a budget that is too
         small, with the smallest one that works.
         """
-        fixed = self._fixed(self._chunk)
-        held = sum(s.length for s in self._sections)
-        whole = sum(fixed.values()) + held + 2 * ALIGNMENT * len(self._sections)
+        whole, everything = self.whole, Placement({s.name: s.count for s in self._sections})
         if budget is None or whole <= budget:
-            return self._made(budget or whole, fixed, self._chunk, Placement({s.name: s.count for s in self._sections}),
-                              smallest=0)
+            return self._made(budget or whole, self._chunk, everything, smallest=0, disk=None)
         disk = device()
         smallest = self.smallest(disk)
         if budget < smallest:
             raise ModelError(f"a budget of {size_text(budget)} is too small: this model needs at least "
                              f"{-(-smallest // (1 << 20))} MiB with these settings; a smaller context takes less, and "
                              f"with {-(-whole // (1 << 20))} MiB nothing is read from flash")
-        chunk = self._chunk
-        while chunk > _SMALLEST_CHUNK and (
-                self._fixed(chunk)["working memory"] > budget // _SHARE_OF_CHUNK
-                or sum(self._fixed(chunk).values()) + self._ahead(disk) > budget):
-            chunk //= 2
-        fixed = self._fixed(chunk)
-        left = budget - sum(fixed.values()) - self._ahead(disk)
-        placement = Placement(self._spread(left, disk.chunk_bytes), disk.chunk_bytes, disk.depth, self.slots(disk),
+        chunk = self._chunk_for(budget, disk)
+        left = budget - sum(self._fixed(chunk).values()) - self._ahead(disk)
+        placement = Placement(self._spread(left, disk.chunk_bytes), disk.chunk_bytes, readers(disk), self.slots(disk),
                               self.slot_bytes(disk))
-        return self._made(budget, fixed, chunk, placement, smallest=smallest)
+        if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
+            return self._made(budget, chunk, everything, smallest=0, disk=None)
+        return self._made(budget, chunk, placement, smallest=smallest, disk=disk)
 
-    def _made(self, budget: int, fixed: dict[str, int], chunk: int, placement: Placement, *, smallest: int) -> Plan:
+    def _chunk_for(self, budget: int, disk: Device) -> int:
+        """How many prompt tokens to compute at once: no more than what has its share of the budget.
+
+        In small steps, so that a larger budget never leaves noticeably less for weights.
+        """
+        for chunk in (self._chunk, *range((self._chunk - 1) // _CHUNK_STEP * _CHUNK_STEP, 0, -_CHUNK_STEP)):
+            fixed = self._fixed(chunk)
+            if fixed["working memory"] <= budget // _SHARE_OF_CHUNK and self._smallest_with(fixed, disk) <= budget:
+                return chunk
+        return min(_CHUNK_STEP, self._chunk)
+
+    def _made(self, budget: int, chunk: int, placement: Placement, *, smallest: int, disk: Device | None) -> Plan:
         streamed = {s.name: s.bytes_of(placement.pinned[s.name]) for s in self._sections}
-        parts = {**fixed, "read ahead": placement.slots * placement.slot_bytes}
+        parts = {**self._fixed(chunk), "read ahead": placement.slots * placement.slot_bytes}
         parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
         parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
-        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, smallest, placement)
+        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, smallest, placement, disk)
+
+    @property
+    def whole(self) -> int:
+        """The budget with which nothing is streamed, in bytes."""
+        return sum(self._fixed(self._chunk).values()) + self._held + 2 * ALIGNMENT * len(self._sections)
 
     def smallest(self, disk: Device) -> int:
-        """The smallest budget that works, in bytes: every layer streamed whole."""
-        return sum(self._fixed(min(_SMALLEST_CHUNK, self._chunk)).values()) + self._ahead(disk) + (
-            2 * ALIGNMENT * len(self._sections))
+        """The smallest budget that works, in bytes: every layer streamed whole, where reading ahead takes less."""
+        return min(self._smallest_with(self._fixed(min(_CHUNK_STEP, self._chunk)), disk), self.whole)
+
+    def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
+        return sum(fixed.values()) + self._ahead(disk) + 2 * ALIGNMENT * len(self._sections)
 
     def slot_bytes(self, disk: Device) -> int:
         """Room for one read."""
@@ -165,7 +190,7 @@ class Planner:
             most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
                        for first, last in phases(neurons.groups, self._threads))
             held = max(held, -(-most // stream.run_units(neurons.group_bytes, disk.chunk_bytes)) + 1)
-        return held + disk.depth
+        return held + readers(disk)
 
     def _ahead(self, disk: Device) -> int:
         return self.slots(disk) * self.slot_bytes(disk)
@@ -173,7 +198,7 @@ class Planner:
     def _spread(self, left: int, chunk_bytes: int) -> dict[str, int]:
         """How many units of each section to pin with `left` bytes, the streamed ones in whole runs as far as may be."""
         left -= 2 * ALIGNMENT * len(self._sections)
-        share = 1 - min(left / sum(s.length for s in self._sections), 1.0)
+        share = 1 - min(left / self._held, 1.0)
         pinned, wanted, streamed = {}, 0.0, 0
         for section in self._sections:
             wanted += share * section.length

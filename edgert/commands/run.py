@@ -8,8 +8,13 @@ from typing import Any
 import click
 
 from edgert.measuring.process import peak_rss_bytes
+from edgert.model import DEFAULT_CONTEXT
 
 from .loading import load_model, model_options, read_text, sampling_options
+from .statistics import flash_use
+
+_TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
+"""What a chat template may add; contexts are multiples."""
 
 
 @click.command("run")
@@ -37,6 +42,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
     if system is not None and not chat:
         raise click.UsageError("--system goes with --chat")
     started = time.perf_counter()
+    if model_settings["context"] is None and max_tokens is not None:
+        model_settings["context"] = _enough_context(text, max_tokens)
     with load_model(bundle, **model_settings) as model:
         loaded = time.perf_counter()
         settings: dict[str, Any] = {
@@ -65,10 +72,19 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             "load_s": round(loaded - started, 4), "first_token_s": round(statistics.first_token_s, 4),
             "prefill_tok_s": round(statistics.prefill_tok_s, 2), "decode_tok_s": round(statistics.decode_tok_s, 2),
             "threads": model.threads, "peak_rss_bytes": peak_rss_bytes()}
+        if model.plan.disk is not None:
+            result["flash"] = flash_use(model, statistics)
         if logprobs is not None:
             result["logprobs"] = [{"token_id": p.token_id, "logprob": p.logprob, "top": p.top_logprobs}
                                   for p in pieces if p.token_id is not None]
         click.echo(json.dumps(result))
+
+
+def _enough_context(text: str, max_tokens: int) -> int | None:
+    """Room for one answer of a known length, where that is less than the default: memory goes to the weights."""
+    room = len(text.encode()) + _TEMPLATE_TOKENS + max_tokens  # a token is a byte at least
+    room = -(-room // _CONTEXT_STEP) * _CONTEXT_STEP
+    return room if room < DEFAULT_CONTEXT else None
 
 
 def _prompt(prompt: str | None, prompt_file: str | None) -> str:

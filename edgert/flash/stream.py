@@ -76,8 +76,13 @@ class Reading:
     """Summed over the readers."""
 
 
+def _now() -> float:
+    """The time in seconds, by the clock that the kernels have too."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 ReadHook = Callable[[int, Run, float, float, float], None]
-"""Reader, run, when reading began, when it ended, when checking ended (time.perf_counter)."""
+"""Reader, run, when reading began, when it ended, when checking ended (clock_gettime, as the kernels)."""
 
 
 @dataclass
@@ -203,14 +208,14 @@ class Stream:
 
     def _read(self, reader: int, index: int, run: Run) -> None:
         at = index * self._slot_bytes
-        started = time.perf_counter()
+        started = _now()
         data = self._region.view(at, run.length)
         self._file.read(run.offset, data, int(run.ends[-1]))
-        read = time.perf_counter()
+        read = _now()
         for i, (start, end) in enumerate(zip(run.starts.tolist(), run.ends.tolist(), strict=True)):
             run.units.check(run.first + i, data[start:end])
         if self._hook is not None:
-            self._hook(reader, run, started, read, time.perf_counter())
+            self._hook(reader, run, started, read, _now())
         self._left[8 * index] = len(run.entries)
         self._counters[run.entries] = self._left.ctypes.data + 64 * index
         with self._lock:

@@ -68,7 +68,7 @@ def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
     terminal.type("/stats")
     shown = terminal.until("\n>>> ")
     assert "tokens/s" in shown
-    assert "MB" in shown
+    assert "MiB" in shown
     file = tmp_path / "chat.json"
     terminal.type(f"/save {file}")
     terminal.until("saved.*\n>>> ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def test_running_a_model_needs_neither_numba_nor_llvm(smollm2: Path) -> None:
             "with edgert.load(sys.argv[1], context=64) as m: m.generate('Hello', max_tokens=2).text()\n"
             "sys.exit(any(m in sys.modules for m in ('numba', 'llvmlite')))")
     assert subprocess.run([sys.executable, "-c", code, str(smollm2)], check=False).returncode == 0
+
+
+def test_a_memory_budget_changes_the_speed_and_not_the_answer(smollm2: Path, tmp_path: Path) -> None:
+    """The smallest budget is what the refusal of a smaller one says; the process stays below it."""
+    call = ["run", smollm2, "-p", "The capital of France is", "-n", 12, "--json", "--threads", 2]
+    whole = json.loads(edgert(*call).stdout)
+    assert "flash" not in whole
+    smallest = int(re.search(r"at least (\d+) MiB", refused(*call, "--memory", "20M"))[1])  # type: ignore[index]
+    for budget in (smallest, smallest + 30):
+        trace = tmp_path / "trace.json"
+        done = edgert(*call, "--memory", f"{budget}M", "--trace", trace)
+        result = json.loads(done.stdout)
+        assert done.stderr.startswith(f"memory: {budget} MiB; ")
+        assert result["token_ids"] == whole["token_ids"]
+        assert result["peak_rss_bytes"] < budget << 20
+        flash = result["flash"]
+        assert flash["bytes_per_token"] > 0 and 0 <= flash["wait_share"] <= 1 and 0 < flash["pinned_share"] < 1
+        events = json.loads(trace.read_text())["traceEvents"]
+        lanes = {e["args"]["name"] for e in events if e["ph"] == "M"}
+        assert {"computing", "passes", "reader 0"} <= lanes
+        assert {"attention", "feed-forward", "output head", "head", "check"} <= {e["name"] for e in events}
+        assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
+
+
+def test_a_trace_that_cannot_be_written(smollm2: Path, tmp_path: Path) -> None:
+    assert "the trace cannot be written" in refused("run", smollm2, "-p", "x", "-n", 1, "--trace", tmp_path)
 
 
 def test_run_json(smollm2: Path) -> None:

@@ -1,0 +1,73 @@
+"""Charts of a memory plan: in the terminal, and as a picture."""
+
+from collections.abc import Mapping, Sequence
+
+MIB = 1 << 20
+_WIDTH, _HEIGHT, _BAR = 60, 12, 40
+_LEVELS = " ▁▂▃▄▅▆▇█"
+
+Point = tuple[float, float]
+"""A budget in MiB, and tokens a second."""
+
+
+def parts_table(parts: Mapping[str, int], budget: int) -> str:
+    """A line for each part, in MiB, what is left over, and the whole; each has its stretch of a common bar."""
+    used = [(name, size) for name, size in parts.items() if size]
+    lines, at = [], 0
+    for name, size in [*used, ("left over", budget - sum(size for _, size in used))]:
+        start, end = (round(_BAR * edge / budget) for edge in (at, at + size))
+        bar = " " * start + ("█" * (end - start) or "▏")
+        lines.append(f"{name:20} {size / MIB:8.1f} MiB {100 * size / budget:5.1f} %  {bar}".rstrip())
+        at += size
+    lines.append(f"{'budget':20} {budget / MIB:8.1f} MiB {100:5.1f} %  {'━' * _BAR}")
+    return "\n".join(lines)
+
+
+def curve(points: Sequence[Point]) -> str:
+    """Tokens a second over the budget, an area of blocks; points in the order of their budgets."""
+    low, high = points[0][0], points[-1][0]
+    top = max(speed for _, speed in points)
+    columns = [_at(points, low + (high - low) * i / (_WIDTH - 1)) / top * _HEIGHT for i in range(_WIDTH)]
+    lines = ["tokens/s"]
+    for row in range(_HEIGHT - 1, -1, -1):
+        label = f"{top * (row + 1) / _HEIGHT:8.1f}" if row % 3 == 2 else " " * 8
+        cells = "".join(_LEVELS[round(8 * min(max(level - row, 0), 1))] for level in columns)
+        lines.append(f"{label} ┤{cells}".rstrip())
+    lines.append(f"{0:8.1f} └{'─' * _WIDTH}")
+    left, right = f"{low:.0f} MiB", f"{high:.0f} MiB"
+    return "\n".join([*lines, f"{'':10}{left}{'budget':^{_WIDTH - len(left) - len(right)}}{right}"])
+
+
+def _at(points: Sequence[Point], budget: float) -> float:
+    """The speed of the largest budget among the points that is not above this one."""
+    return [speed for of, speed in points if of <= budget + 1e-6][-1]
+
+
+def picture(path: str, bundle: str, points: Sequence[Point], chosen: Point | None) -> None:
+    """The same as a PNG file, both ends and the chosen budget marked. Raises OSError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    budgets, speeds = zip(*points, strict=True)
+    axes.plot(budgets, speeds, color="#1f5f99", linewidth=2)
+    axes.fill_between(budgets, speeds, color="#1f5f99", alpha=0.12, linewidth=0)
+    room = {"ha": "center", "va": "bottom", "textcoords": "offset points", "fontsize": 9}
+    for (budget, speed), what in ((points[0], "smallest\nthat works"), (points[-1], "all in memory")):
+        right = budget == points[-1][0]
+        axes.plot([budget], [speed], "o", color="#1f5f99")
+        axes.annotate(f"{what}\n{budget:.0f} MiB, {speed:.3g} tokens/s", (budget, speed),
+                      **{**room, "ha": "right" if right else "left"}, xytext=(0, 8))
+    if chosen is not None and points[0][0] < chosen[0] < points[-1][0]:
+        axes.plot([chosen[0]], [chosen[1]], "o", color="#c0392b")
+        axes.vlines(chosen[0], 0, chosen[1], color="#c0392b", linestyles="dashed", linewidth=1)
+        axes.annotate(f"{chosen[0]:.0f} MiB\n{chosen[1]:.3g} tokens/s", chosen, **room, xytext=(0, 8), color="#c0392b")
+    axes.set_title(f"Predicted speed of {bundle} over its memory budget")
+    axes.set_xlabel("memory budget of the whole process (MiB)")
+    axes.set_ylabel("tokens per second")
+    axes.set_ylim(0, 1.25 * max(speeds))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")

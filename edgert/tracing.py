@@ -1,0 +1,67 @@
+"""A trace of computing and reading, in Chrome's trace event format (chrome://tracing, ui.perfetto.dev)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ModelError
+from .flash.stream import Run
+from .kernels import records
+
+_COMPUTING = "computing"
+_BY_FORMAT = {records.EMBEDDING: "embedding", records.LINEAR: "attention matrices", records.UP: "gate and up",
+              records.DOWN: "down"}
+_NAMES = {records.NORM: "norm", records.QUANTIZE: "quantize", records.ROPE: "rotary positions",
+          records.ROPE + 1: "rotary positions", records.ATTENTION: "attention", records.ATTENTION + 1: "attention",
+          records.NEURONS: "feed-forward", records.GATHER: "feed-forward, sums", records.SLABS: "output head",
+          records.RELEASE: "release"}
+_LAYER = 1 + records.Rope._fields.index("layer")
+
+
+class Trace:
+    """Collects events and writes them to a file when closed. Raises ModelError where the file cannot be written."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._events: list[dict[str, Any]] = []
+        self._lanes: list[str] = []
+        self._write()
+
+    def _add(self, lane: str, name: str, start_s: float, end_s: float, **arguments: Any) -> None:
+        if lane not in self._lanes:
+            self._lanes.append(lane)
+        self._events.append({"name": name, "ph": "X", "pid": 1, "tid": self._lanes.index(lane), "ts": 1e6 * start_s,
+                             "dur": 1e6 * (end_s - start_s), "args": arguments})
+
+    def computed(self, program: np.ndarray, times: np.ndarray, tokens: int) -> None:
+        """A program was run. times: int64 of shape (operations + 1, 2), as clock_gettime gives them."""
+        seconds = times[:, 0] + times[:, 1] / 1e9
+        self._add("passes", f"{tokens} token{'s' * (tokens > 1)}", seconds[0], seconds[-1])
+        layer = 0
+        for i, record in enumerate(program.tolist()):
+            if records.ROPE <= record[0] <= records.ROPE + 1:
+                layer = record[_LAYER]
+            name = _NAMES.get(record[0]) or _BY_FORMAT[record[0] // 8 * 8]
+            self._add(_COMPUTING, name, seconds[i], seconds[i + 1], layer=layer)
+
+    def read(self, reader: int, run: Run, started: float, read: float, checked: float) -> None:
+        """A reader has read and checked a run (flash.stream.ReadHook)."""
+        lane = f"reader {reader}"
+        self._add(lane, run.units.section, started, read, bytes=run.length, offset=run.offset)
+        self._add(lane, "check", read, checked)
+
+    def _write(self) -> None:
+        lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": name}}
+                 for i, name in enumerate(self._lanes)]
+        try:
+            self._path.write_text(json.dumps({"traceEvents": lanes + self._events, "displayTimeUnit": "ms"}))
+        except OSError as error:
+            raise ModelError(f"{self._path}: the trace cannot be written: "
+                             f"{(error.strerror or str(error)).lower()}") from None
+
+    def close(self) -> None:
+        """Write the file."""
+        self._write()
