@@ -113,6 +113,8 @@ def chat(model: Model, system: str | None, settings: dict[str, Any]) -> None:
     """Chat on the terminal, or answer standard input where it is not one. Raises EdgertError."""
     session = Chat(model, Conversation(system=system), settings, sys.stdout)
     if sys.stdin.isatty():
+        if model.plan.disk is None:
+            sys.stdout.write(f"memory: {model.plan.summary}\n")
         sys.stdout.write("Ask something; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.\n")
         session.run()
         return

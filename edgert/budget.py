@@ -12,6 +12,7 @@ from .errors import ModelError
 _OF_FREE, _OF_LIMIT = 0.8, 0.97
 """Shares that may be used: of memory that other programs want too, of a control group's that is ours."""
 _NO_LIMIT = 1 << 60
+_LARGEST = 1 << 62
 
 
 def parse_size(text: str) -> int:
@@ -22,7 +23,10 @@ def parse_size(text: str) -> int:
         raise ModelError(f"{text!r} is not a size; write it like 600M or 1.5G")
     number, unit, suffix = match.groups()
     power = 0 if unit is None else "KMGT".index(unit) + 1
-    return int(float(number) * (1000 if suffix == "B" else 1024) ** power)
+    size = float(number) * (1000 if suffix == "B" else 1024) ** power
+    if size > _LARGEST:
+        raise ModelError(f"{text[:20].strip()!r} is more memory than any machine has")
+    return int(size)
 
 
 def size_text(size: float) -> str:

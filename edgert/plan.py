@@ -72,6 +72,14 @@ class Plan:
         return 1 - self.streamed / self.weights
 
     @property
+    def summary(self) -> str:
+        """A line for people."""
+        if self.disk is None:
+            return f"{size_text(self.needed)}, with all weights"
+        return (f"{size_text(self.budget)}; {100 * self.pinned_share:.0f} % of the weights stay in it, "
+                f"{size_text(self.streamed)} are read for each token")
+
+    @property
     def needed(self) -> int:
         """What everything takes together."""
         return sum(self.parts.values())

@@ -22,6 +22,8 @@ from .loading import compile_progress
 @click.option("--against", metavar="MODEL.gguf", help="Measure llama.cpp on this file too, in turn with the bundle.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256),
               help="Threads that compute, for both.  [default: one for each physical core]")
+@click.option("-m", "--memory", metavar="SIZE",
+              help="Memory that the process may use, like 600M; llama.cpp has no such limit.  [default: what is free]")
 @click.option("-r", "--runs", type=click.IntRange(1, 1000), default=5, show_default=True,
               help="Runs of each, after one to warm up; medians are shown.")
 @click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to decode.")
@@ -29,8 +31,8 @@ from .loading import compile_progress
               help="Prompt tokens to compute at once, 0 for none.")
 @click.option("-p", "--prompt", default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: str, against: str | None, threads: int | None, runs: int, decode: int, prefill: int, prompt: str,
-            as_json: bool) -> None:
+def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
+            prefill: int, prompt: str, as_json: bool) -> None:
     """Measure how fast BUNDLE decodes and takes in a prompt.
 
     Each engine runs in a process of its own; llama.cpp is measured with its weights repacked and memory-mapped, and
@@ -53,7 +55,7 @@ def command(bundle: str, against: str | None, threads: int | None, runs: int, de
                    f"prefill {result.get('prefill_tok_s', 0):8.2f} tok/s", err=True)
 
     result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
-                   prefill=prefill, report=report)
+                   prefill=prefill, memory=memory, report=report)
     click.echo(json.dumps(result) if as_json else _table(result))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from edgert.budget import size_text
 from edgert.errors import ModelError
 from edgert.model import DEFAULT_CHUNK, Model, load
 
@@ -15,10 +14,15 @@ Command = Callable[..., Any]
 
 
 def model_options(command: Command) -> Command:
-    """--memory, --threads, --context, --prefill-chunk, --kv-type, --trace."""
+    """--trace, and those of `plan_options`."""
+    trace = click.option("--trace", type=click.Path(), metavar="FILE",
+                         help="Write what was computed and read when, for chrome://tracing or ui.perfetto.dev.")
+    return plan_options(trace(command))
+
+
+def plan_options(command: Command) -> Command:
+    """--memory, --threads, --context, --prefill-chunk, --kv-type."""
     for option in (
-        click.option("--trace", type=click.Path(), metavar="FILE",
-                     help="Write what was computed and read when, for chrome://tracing or ui.perfetto.dev."),
         click.option("--kv-type", type=click.Choice(["f16", "f32"]),
                      help="Element type of the key-value cache.  [default: f16; f32 for bundles not quantized]"),
         click.option("--prefill-chunk", type=click.IntRange(1, 4096), default=DEFAULT_CHUNK, show_default=True,
@@ -56,15 +60,11 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
 
 
 def load_model(path: str, **settings: Any) -> Model:
-    """Load a bundle; at the very first start say which kernels are being compiled, and where weights do not fit what
-    that means."""
+    """Load a bundle; say what is streamed, and at the very first start which kernels are being compiled."""
     model = load(path, compile_progress=compile_progress, **settings)
-    plan = model.plan
-    if plan.disk is not None:
-        free = " (what is free)" if settings.get("memory") is None else ""
+    if model.plan.disk is not None:
         refused = "" if model.direct else "; direct reading is refused here, so through the page cache"
-        click.echo(f"memory: {size_text(plan.budget)}{free}; {100 * plan.pinned_share:.0f} % of the weights stay in "
-                   f"it, {size_text(plan.streamed)} are read for each token{refused}", err=True)
+        click.echo(f"memory: {model.plan.summary}{refused}", err=True)
     return model
 
 

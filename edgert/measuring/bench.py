@@ -18,6 +18,7 @@ class Worker:
     """A measuring process (worker.py, peer.py)."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self._error = PeerError if module == "peer" else EdgertError
         self._process = subprocess.Popen([sys.executable, "-m", f"edgert.measuring.{module}", *arguments],
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                          text=True)
@@ -34,8 +35,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             last = self._process.stderr.read().strip().splitlines()[-1:] or ["it ended without a word"]
-            kind = PeerError if "peer" in str(self._process.args) else EdgertError
-            raise kind(last[0].rpartition("Error: ")[2])
+            raise self._error(last[0].rpartition("Error: ")[2])
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -45,15 +45,16 @@ class Worker:
 
 
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
-          prefill: int,
+          prefill: int, memory: str | None = None,
           report: Callable[[str, int, dict[str, Any]], None] = lambda name, run, result: None) -> dict[str, Any]:
-    """Median speeds of a bundle, and of llama.cpp on a GGUF file, repacked and memory-mapped, in interleaved runs.
+    """Median speeds of a bundle, in a memory budget if one is given, and of llama.cpp on a GGUF file, repacked and
+    memory-mapped, in interleaved runs.
 
     Returns FIELDS and `load_s`, `threads`, `runs`; with `against` also `peer`, which for each field has the better of
     llama.cpp's two ways, `peer.variants`, and `ratio`: how many times faster we are. Raises PeerError, EdgertError.
     """
     context = str(max(len(prompt) + decode, prefill) + 64)
-    engines = {"edgert": ("worker", [bundle, str(threads), context])}
+    engines = {"edgert": ("worker", [bundle, str(threads), context, *([memory] if memory else [])])}
     if against is not None:
         for variant in ("repack", "mmap"):
             engines[variant] = ("peer", [against, str(threads), context, variant])
@@ -73,7 +74,8 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
             worker.close()
     medians = {name: {"load_s": workers[name].load_s, **_medians(found)} for name, found in results.items()}
     answer: dict[str, Any] = {"bundle": bundle, "threads": threads, "runs": runs, "prompt_tokens": len(prompt),
-                              "decode_tokens": decode, "prefill_tokens": prefill, **medians.pop("edgert")}
+                              "decode_tokens": decode, "prefill_tokens": prefill, "memory": memory,
+                              **medians.pop("edgert")}
     if against is not None:
         best = {field: (min if field in _FEWER_IS_BETTER else max)(m[field] for m in medians.values() if field in m)
                 for field in FIELDS if field in answer}

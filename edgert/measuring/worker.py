@@ -1,6 +1,6 @@
 """A process that holds one engine and measures it on request, so that two engines can be measured in turn.
 
-    python -m edgert.measuring.worker BUNDLE THREADS CONTEXT
+    python -m edgert.measuring.worker BUNDLE THREADS CONTEXT [MEMORY]
 
 Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n}; so are the answers.
 """
@@ -59,9 +59,9 @@ def serve(forward: Forward, reset: Callable[[], None], load_s: float) -> None:
 
 def main() -> None:
     from edgert.model import load
-    path, threads, context = sys.argv[1:]
+    path, threads, context, *memory = sys.argv[1:]
     started = time.perf_counter()
-    with load(path, threads=int(threads), context=int(context)) as model:
+    with load(path, threads=int(threads), context=int(context), memory=memory[0] if memory else None) as model:
         serve(model.extend, model.reset, time.perf_counter() - started)
 
 
