@@ -1,6 +1,7 @@
 """Charts of a memory plan: in the terminal, and as a picture."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 MIB = 1 << 20
 _WIDTH, _HEIGHT, _BAR = 60, 12, 40
@@ -54,7 +55,7 @@ def picture(path: str, bundle: str, points: Sequence[Point], chosen: Point | Non
     budgets, speeds = zip(*points, strict=True)
     axes.plot(budgets, speeds, color="#1f5f99", linewidth=2)
     axes.fill_between(budgets, speeds, color="#1f5f99", alpha=0.12, linewidth=0)
-    room = {"ha": "center", "va": "bottom", "textcoords": "offset points", "fontsize": 9}
+    room: dict[str, Any] = {"ha": "center", "va": "bottom", "textcoords": "offset points", "fontsize": 9}
     for (budget, speed), what in ((points[0], "smallest\nthat works"), (points[-1], "all in memory")):
         right = budget == points[-1][0]
         axes.plot([budget], [speed], "o", color="#1f5f99")
