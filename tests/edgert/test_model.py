@@ -45,6 +45,18 @@ def test_the_same_tokens_at_every_thread_count_and_chunk(smollm2: Path) -> None:
     assert len(answers) == 1
 
 
+@pytest.mark.reference
+def test_the_same_tokens_at_every_budget(qwen_gguf: Path, tmp_path: Path) -> None:
+    """The 1.5B model with half of it on flash; prompts that are taken in at once, answers token by token."""
+    edgert.convert(str(qwen_gguf), tmp_path / "m.edge")
+    answers = set()
+    for memory, threads in ((None, 2), ("450M", 1), ("600M", 2)):
+        with edgert.load(tmp_path / "m.edge", memory=memory, threads=threads, context=512) as loaded:
+            assert (loaded.plan.disk is not None) == (memory is not None)
+            answers.add((*greedy(loaded, "def quicksort(values):"), *greedy(loaded, "A long time ago, " * 40)))
+    assert len(answers) == 1
+
+
 def test_token_by_token_is_bit_equal_to_at_once(model: edgert.Model) -> None:
     ids = model.tokenizer.encode("def fibonacci(n):\n    return n if n < 2 else")
     model.reset()
