@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": ("edgert.commands.verify", "Check every checksum of a bundle."),
     "chat": ("edgert.apps.command", "Chat with a model in the terminal."),
     "run": ("edgert.commands.run", "Continue one prompt."),
+    "plan": ("edgert.commands.plan", "Show where the memory goes, and how fast that will be."),
     "bench": ("edgert.commands.bench", "Measure speed, beside llama.cpp if wanted."),
     "eval": ("edgert.commands.eval", "Measure perplexity, beside llama.cpp if wanted."),
     "doctor": ("edgert.commands.doctor", "Show what this machine offers and what is missing."),

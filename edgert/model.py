@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import psutil
@@ -70,6 +70,27 @@ def session_settings(header: Header, context: int | None, kv_type: str | None) -
     return context, kv_type
 
 
+class Prepared(NamedTuple):
+    """What a model needs before its memory is planned."""
+
+    library: native.Library
+    tokenizer: Tokenizer
+    template: str | None
+
+
+def prepare(bundle: Bundle, compile_progress: CompileProgress = lambda number, count, name: None) -> Prepared:
+    """Load kernels, tokenizer and chat template. Raises EdgertError."""
+    try:
+        library = native.library(progress=compile_progress)
+    except (ValueError, native.CompilationError) as error:
+        raise EdgertError(str(error)) from None
+    generation = bundle.header.generation
+    tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
+                                    generation["eos_token_ids"], generation["add_bos_token"])
+    has_template = CHAT_TEMPLATE in bundle.header.sections
+    return Prepared(library, tokenizer, bundle.read_section(CHAT_TEMPLATE).decode() if has_template else None)
+
+
 class Model:
     """A loaded model; `plan` says how it uses memory. A context manager; usable from any thread, one answer at a time.
 
@@ -92,34 +113,27 @@ class Model:
         budget = parse_size(memory) if isinstance(memory, str) else memory
         with ExitStack() as opened:
             self._bundle = opened.enter_context(Bundle(path))
-            try:
-                library = native.library(progress=compile_progress)
-            except (ValueError, native.CompilationError) as error:
-                raise EdgertError(str(error)) from None
-            self._open(opened, library, budget, context, prefill_chunk, kv_type)
+            self._prepared = prepare(self._bundle, compile_progress)
+            self.tokenizer = self._prepared.tokenizer
+            self._open(opened, budget, context, prefill_chunk, kv_type)
             if trace is not None:
                 written = Trace(trace)
                 opened.callback(written.close)
                 self._engine.trace(written)
             self._opened = opened.pop_all()
 
-    def _open(self, opened: ExitStack, library: native.Library, budget: int | None, context: int | None, chunk: int,
+    def _open(self, opened: ExitStack, budget: int | None, context: int | None, chunk: int,
               kv_type: str | None) -> None:
         header = self._bundle.header
         context, kv_type = session_settings(header, context, kv_type)
-        generation = header.generation
-        self.tokenizer = Tokenizer.from_json(
-            self._bundle.read_section(TOKENIZER), generation["bos_token_id"], generation["eos_token_ids"],
-            generation["add_bos_token"])
-        self._template_text = (self._bundle.read_section(CHAT_TEMPLATE).decode()
-                               if CHAT_TEMPLATE in header.sections else None)
         planner = Planner(header, process=process_bytes(), context=context, cache_type=kv_type, chunk=chunk,
                           threads=self.threads)
         self.plan = planner.plan(free_bytes() if budget is None else budget, lambda: device_of(self._bundle.path))
         self._file = opened.enter_context(FlashFile(self._bundle.path))
         self._session = Session(header.config, context, kv_type)
         opened.callback(self._session.close)
-        self._engine = Engine(self._bundle, self._file, library, self.plan, threads=self.threads, cache_type=kv_type)
+        self._engine = Engine(self._bundle, self._file, self._prepared.library, self.plan, threads=self.threads,
+                              cache_type=kv_type)
         opened.callback(self._engine.close)
 
     @property
@@ -212,7 +226,7 @@ class Model:
     def _template(self) -> ChatTemplate:
         """The chat template, compiled once. Raises TemplateError where the model has none."""
         tokenizer = self.tokenizer
-        return ChatTemplate(self._template_text, self._token_name(tokenizer.bos_token_id),
+        return ChatTemplate(self._prepared.template, self._token_name(tokenizer.bos_token_id),
                             self._token_name(next(iter(tokenizer.eos_token_ids), None)))
 
     def _token_name(self, index: int | None) -> str:

@@ -12,6 +12,8 @@ from .plan import Plan
 PROMPT = 200
 """Tokens of the prompt whose first answer token is predicted."""
 _MEASURED = (1, 16, 64)
+_AROUND_S = 3e-4
+"""What Python does for a step: choosing the token, its text, waking the threads."""
 
 Seconds = Callable[[int], tuple[float, float]]
 """Tokens at once (1, 16 or 64) to what computing them takes: all layers, and one row of the output head."""
@@ -36,7 +38,7 @@ def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, prompt: 
     """
     row = _embedding_row_s(header, plan, disk)
     head = seconds(1)[1]
-    reading, computing = plan.streamed / disk.bandwidth, row + seconds(1)[0] + head
+    reading, computing = plan.streamed / disk.bandwidth, row + seconds(1)[0] + head + _AROUND_S
     passes = [plan.chunk] * (prompt // plan.chunk) + ([prompt % plan.chunk] if prompt % plan.chunk else [])
     head_streamed = header.sections[HEAD].length - plan.parts["pinned output head"]
     prompt_reading = (len(passes) * (plan.streamed - head_streamed) + head_streamed) / disk.bandwidth

@@ -14,14 +14,16 @@ Command = Callable[..., Any]
 
 
 def model_options(command: Command) -> Command:
-    """--trace, and those of `plan_options`."""
+    """--memory, --trace, and those of `plan_options`."""
+    memory = click.option("-m", "--memory", metavar="SIZE",
+                          help="Memory that the whole process may use, like 600M or 1.5G.  [default: what is free]")
     trace = click.option("--trace", type=click.Path(), metavar="FILE",
                          help="Write what was computed and read when, for chrome://tracing or ui.perfetto.dev.")
-    return plan_options(trace(command))
+    return memory(plan_options(trace(command)))
 
 
 def plan_options(command: Command) -> Command:
-    """--memory, --threads, --context, --prefill-chunk, --kv-type."""
+    """--threads, --context, --prefill-chunk, --kv-type."""
     for option in (
         click.option("--kv-type", type=click.Choice(["f16", "f32"]),
                      help="Element type of the key-value cache.  [default: f16; f32 for bundles not quantized]"),
@@ -31,8 +33,6 @@ def plan_options(command: Command) -> Command:
                      help="Tokens that a conversation may have.  [default: 4096, or what the model takes]"),
         click.option("-t", "--threads", type=click.IntRange(1, 256),
                      help="Threads that compute.  [default: one for each physical core]"),
-        click.option("-m", "--memory", metavar="SIZE",
-                     help="Memory that the whole process may use, like 600M or 1.5G.  [default: what is free]"),
     ):
         command = option(command)
     return command

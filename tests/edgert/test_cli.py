@@ -31,7 +31,7 @@ def refused(*arguments: object, stdin: str = "", **environment: str) -> str:
 
 def test_help_is_quick_and_lists_every_command() -> None:
     done = edgert("--help")
-    for name in ("pull", "convert", "inspect", "verify", "chat", "run", "bench", "eval", "doctor"):
+    for name in ("pull", "convert", "inspect", "verify", "plan", "chat", "run", "bench", "eval", "doctor"):
         assert f"\n  {name} " in done.stdout
         assert edgert(name, "--help").returncode == 0
 

@@ -164,10 +164,8 @@ def large_planner(chunk: int = 256) -> tuple[Header, Planner]:
 def test_the_slower_of_reading_and_computing_sets_the_pace() -> None:
     header, planner = large_planner()
     small, whole = (planner.plan(b, lambda: DEVICE) for b in (planner.smallest(DEVICE), planner.whole))
-    slow = predict(header, small, DEVICE, SECONDS.__getitem__)
-    assert slow.limit == "flash" or small.streamed / 1e9 < 0.06
     fast = predict(header, whole, DEVICE, SECONDS.__getitem__)
-    assert fast.limit == "computing" and fast.decode_tok_s == pytest.approx(1 / 0.06)
+    assert fast.limit == "computing" and fast.decode_tok_s == pytest.approx(1 / 0.06, rel=0.01)
     assert fast.first_token_s == pytest.approx(0.7 * 200 / 64 + 0.01, rel=0.1)
     slower_disk = replace(DEVICE, bandwidth=1e7)
     reading = predict(header, small, slower_disk, SECONDS.__getitem__)

@@ -1,0 +1,183 @@
+"""`edgert plan`: where the memory goes, what is read from flash because of it, and how fast that will be."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from edgert.budget import parse_size
+from edgert.bundle import Bundle, Header
+from edgert.errors import EdgertError
+from edgert.flash.device import Device, device_of
+from edgert.kernels import native
+from edgert.measuring.compute import Rehearsal
+from edgert.measuring.startup import process_cost
+from edgert.model import default_threads, session_settings
+from edgert.plan import Plan, Planner
+from edgert.prediction import PROMPT, Prediction, predict
+
+from .loading import compile_progress, plan_options
+from .plan_chart import curve, parts_table, picture
+
+MIB = 1 << 20
+_ROWS, _POINTS = 7, 60
+"""About so many budgets in the table, and in the plot."""
+_STEPS = [n * 10 ** power // 10 for power in range(10) for n in (10, 15, 20, 30, 50)]
+"""MiB, round numbers."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the speed that it will have."""
+
+    plan: Plan
+    speed: Prediction
+
+    def values(self) -> dict[str, Any]:
+        return {"budget": self.plan.budget, "parts": self.plan.parts,
+                "left_over": self.plan.budget - self.plan.needed, "bytes_per_token": self.plan.streamed,
+                "weights_bytes": self.plan.weights, "pinned_share": round(self.plan.pinned_share, 4),
+                "prefill_chunk": self.plan.chunk,
+                "predicted_decode_tok_s": round(self.speed.decode_tok_s, 2),
+                "predicted_first_token_s": round(self.speed.first_token_s, 3), "limit": self.speed.limit}
+
+
+class _Measured:
+    """A bundle's planner, with everything that plans and predictions need measured."""
+
+    def __init__(self, header: Header, planner: Planner, disk: Device, rehearsal: Rehearsal) -> None:
+        self._header, self._planner, self._rehearsal, self.disk = header, planner, rehearsal, disk
+        self.smallest, self.whole = (_round_up(n) for n in (planner.smallest(disk), planner.whole))
+
+    def planned(self, budget: int) -> Planned:
+        plan = self._planner.plan(budget, lambda: self.disk)
+        return Planned(plan, predict(self._header, plan, self.disk, self._rehearsal.seconds))
+
+
+@click.command("plan")
+@click.argument("bundle")
+@click.option("-m", "--memory", metavar="SIZE",
+              help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare some]")
+@plan_options
+@click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
+              help="Draw the speed over the budget into this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
+            kv_type: str | None, png: str | None, as_json: bool) -> None:
+    """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
+
+    Without --memory, compare budgets from the smallest that works to the whole model in memory. Nothing is loaded; the
+    process, the processor and, at the first time, the disk are measured.
+    """
+    budget = None if memory is None else parse_size(memory)
+    with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk,
+                                                     kv_type) as measured:
+        chosen = None if budget is None else measured.planned(budget)
+        table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
+        points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]
+                  if png or not (chosen or as_json) else [])
+    if png:
+        picture(png, opened.path.name, [_point(p) for p in points], None if chosen is None else _point(chosen))
+    if as_json:
+        common = {"smallest_budget": measured.smallest, "whole_budget": measured.whole,
+                  "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk)}
+        own = chosen.values() if chosen else {"budgets": [p.values() for p in table]}
+        click.echo(json.dumps({**own, **common}))
+    elif chosen:
+        _show(chosen, measured)
+    else:
+        _compare(table, points, measured)
+
+
+@contextmanager
+def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: int | None, chunk: int,
+              kv_type: str | None) -> Iterator[_Measured]:
+    """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as may be."""
+    header = bundle.header
+    threads = default_threads() if threads is None else threads
+    context, kv_type = session_settings(header, context, kv_type)
+    try:
+        library = native.library(progress=compile_progress)
+    except (ValueError, native.CompilationError) as error:
+        raise EdgertError(str(error)) from None
+    with _saying("measuring the process ..."):
+        process = process_cost(bundle.path)
+    with _saying("measuring the disk ..."):
+        disk = device_of(bundle.path)
+    planner = Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads)
+    planner.plan(budget, lambda: disk)
+    with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:
+        with _saying("measuring the processor ..."):
+            for tokens in (1, 16, 64):
+                rehearsal.seconds(tokens)
+        yield _Measured(header, planner, disk, rehearsal)
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Show on standard error what takes its time, on a terminal, and take it away again."""
+    shown = sys.stderr.isatty()
+    if shown:
+        click.echo(what, nl=False, err=True)
+    try:
+        yield
+    finally:
+        if shown:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _round_up(size: int) -> int:
+    return -(-size // MIB) * MIB
+
+
+def _budgets(smallest: int, whole: int, rows: int) -> list[int]:
+    """Budgets from the smallest to the whole, about so many, in between at round numbers."""
+    span = (whole - smallest) // MIB
+    step = MIB * next(n for n in _STEPS if n * rows >= span)
+    first = smallest // step * step + step
+    # One that is next to the smallest or to the whole tells nothing new.
+    return sorted({smallest, *(b for b in range(first, whole, step)
+                               if min(b - smallest, whole - b) * 4 > step), whole})
+
+
+def _point(planned: Planned) -> tuple[float, float]:
+    return planned.plan.budget / MIB, planned.speed.decode_tok_s
+
+
+def _show(planned: Planned, measured: _Measured) -> None:
+    plan, speed = planned.plan, planned.speed
+    click.echo(parts_table(plan.parts, plan.budget))
+    click.echo()
+    read = (f"{plan.streamed / MIB:.0f} of {plan.weights / MIB:.0f} MiB of weights" if plan.streamed
+            else "nothing: all weights are in memory")
+    rows = [("smallest budget", f"{measured.smallest // MIB} MiB"),
+            ("nothing is read", f"from {measured.whole // MIB} MiB on"),
+            ("read for a token", read),
+            ("stay in memory", f"{100 * plan.pinned_share:.0f} % of the weights"),
+            ("prompt at once", f"{plan.chunk} tokens"),
+            ("disk", f"{measured.disk.name}, {measured.disk.bandwidth / 1e9:.2f} GB/s when it was measured"),
+            ("predicted speed", f"{_rate(speed.decode_tok_s)} tokens/s, as fast as "
+                                f"{'the disk' if speed.limit == 'flash' else 'computing'} allows"),
+            ("first token", f"after {speed.first_token_s:.1f} s, for a prompt of {PROMPT} tokens")]
+    for name, value in rows:
+        click.echo(f"{name:20}{value}")
+
+
+def _compare(table: list[Planned], points: list[Planned], measured: _Measured) -> None:
+    click.echo(f"{'budget':>10}  {'read for a token':>18}  {'in memory':>10}  {'tokens/s':>9}  {'first token':>11}")
+    for planned in table:
+        plan, speed = planned.plan, planned.speed
+        note = {measured.smallest: "the smallest that works", measured.whole: "all in memory"}.get(plan.budget, "")
+        click.echo(f"{plan.budget / MIB:6.0f} MiB  {plan.streamed / MIB:14.0f} MiB  {100 * plan.pinned_share:8.0f} %  "
+                   f"{_rate(speed.decode_tok_s):>9}  {speed.first_token_s:>9.1f} s  {note}".rstrip())
+    click.echo(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); "
+               f"the first token of a prompt of {PROMPT} tokens.\n")
+    click.echo(curve([_point(p) for p in points]))
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}"

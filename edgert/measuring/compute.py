@@ -1,0 +1,143 @@
+"""How fast this machine computes a model: its own operations on made-up weights, timed before anything is loaded."""
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Self, cast
+
+import numpy as np
+
+from edgert.buffers import Buffers
+from edgert.bundle import Header
+from edgert.bundle.header import HEAD, RESIDENT, slabs
+from edgert.kernels.formats import FORMATS, SLAB
+from edgert.kernels.native import Library
+from edgert.kernels.team import Team
+from edgert.models.families import FAMILIES
+from edgert.network import NetworkBuilder
+from edgert.region import Region
+from edgert.session import Session
+from edgert.weights import Weights
+
+MOST_TOKENS = 64
+"""More at once are no faster, each."""
+_ENOUGH = 128 << 20
+"""Bytes of weights: more than caches hold."""
+_LEAST_S, _LEAST_RUNS, _MOST_S = 0.15, 3, 0.8
+
+
+class Rehearsal:
+    """The first layers of a model and its output head, on weights that are all zero; a context manager.
+
+    There are as many layers as make 128 MiB, or the whole model: weights come from memory where those of the model
+    would, and from a cache where the model is small enough. What one layer takes, all the others take too.
+    """
+
+    def __init__(self, header: Header, library: Library, *, threads: int, cache_type: str) -> None:
+        config = header.config
+        self._layers = config.num_hidden_layers
+        weights = _MadeUpWeights(header)
+        self._share = weights.layers / self._layers
+        few = replace(config, num_hidden_layers=weights.layers)
+        self._times: dict[int, tuple[float, float]] = {}
+        with ExitStack() as made:
+            made.callback(weights.close)
+            self._buffers = Buffers(few, header, MOST_TOKENS, threads)
+            made.callback(self._buffers.close)
+            context = min(2 * MOST_TOKENS, config.max_position_embeddings)
+            session = Session(few, context, cache_type)
+            made.callback(session.close)
+            self._room = context
+            self._team = Team(library, threads)
+            made.callback(self._team.close)
+            self._programs = []
+            for one_token in (False, True):
+                network = NetworkBuilder(few, header, cast(Weights, weights), self._buffers, cache_type,
+                                         one_token=one_token)
+                FAMILIES[config.architecture].wire(few, network)
+                self._programs.append((network.body.array, network.head.array))
+            self._buffers.rows[:] = (weights.start, 0)
+            self._buffers.selected[:] = 0
+            self._team.set(selected=1, selected_rows=self._buffers.selected_buffer.address,
+                           cache=session.cache_address, cache_layer_bytes=session.layer_bytes,
+                           cache_head_bytes=session.head_bytes, rope=session.rope_address)
+            self._closing = made.pop_all()
+
+    def seconds(self, tokens: int) -> tuple[float, float]:
+        """What so many tokens at once (at most MOST_TOKENS) take in all layers, and one row of the output head."""
+        if tokens not in self._times:
+            tokens = min(tokens, self._room)
+            self._team.set(tokens=tokens, position=self._room - tokens)
+            body, head = self._programs[tokens == 1]
+            self._times[tokens] = (_median(lambda: self._team.run(body)) / self._share,
+                                   _median(lambda: self._team.run(head)))
+        return self._times[tokens]
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _MadeUpWeights:
+    """Stands for Weights where a network is built: zeros, laid out as the first layers are.
+
+    The output head's slabs follow the layers, and where there is no room go over them again.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        resident = [0] * len(header.neurons)
+        for name, tensor in header.tensors.items():
+            if tensor.section == RESIDENT and (match := re.search(r"layers\.(\d+)\.", name)):
+                layer = int(match[1])
+                resident[layer] = max(resident[layer], tensor.offset + tensor.length)
+        self._places: dict[str, int] = {}
+        neurons, self.layers = 0, 0
+        for n in header.neurons:
+            self._places[n.section] = neurons
+            neurons += n.groups * n.group_bytes
+            self.layers += 1
+            self._resident = max(resident[:self.layers])
+            if self._resident + neurons >= _ENOUGH:
+                break
+        layers = -(-self._resident // 64) * 64 + neurons
+        head = next(t for t in header.tensors.values() if t.section == HEAD)
+        slab = SLAB * FORMATS[head.format].tile_bytes(head.columns)
+        size = max(layers + min(head.length, max(_ENOUGH - layers, 0)), slab)
+        self._region = Region(size + slab, "measuring", huge=True)
+        self.start = self._region.address
+        np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is none
+        self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
+                        + n.group_bytes * np.arange(n.groups, dtype=np.int64)
+                        for n in header.neurons[:self.layers]}
+        at = layers + slab * np.arange(slabs(head.rows), dtype=np.int64)
+        self._tables[HEAD] = self.start + at % size // 64 * 64
+
+    def address(self, name: str) -> int:
+        tensor = self._header.tensors[name]
+        return self.start + (tensor.offset if tensor.offset + tensor.length <= self._resident else 0)
+
+    def table(self, section: str) -> tuple[int, int]:
+        return self._tables[section].ctypes.data, 0
+
+    def close(self) -> None:
+        self._region.close()
+
+
+def _median(run: Callable[[], object]) -> float:
+    """Seconds that a run takes, with as much else going on as there is now."""
+    run()
+    times: list[float] = []
+    while sum(times) < (_LEAST_S if len(times) >= _LEAST_RUNS else _MOST_S):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)

@@ -1,0 +1,54 @@
+"""What a process takes before anything is loaded: measured in a fresh one that starts as `edgert run` does.
+
+    python -m edgert.measuring.startup BUNDLE
+
+prints it, in bytes, as JSON.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from edgert.errors import EdgertError
+
+_PATIENCE_S = 120.0
+
+
+def process_cost(bundle: str | os.PathLike[str]) -> int:
+    """Bytes that a fresh process has resident when it makes the plan of a bundle. Raises EdgertError."""
+    try:
+        done = subprocess.run([sys.executable, "-m", "edgert.measuring.startup", os.fspath(bundle)],
+                              capture_output=True, text=True, timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise EdgertError(f"a process that was to be measured did not start in {_PATIENCE_S:.0f} s") from None
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        last = done.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
+        raise EdgertError(f"a process that was to be measured failed: {last[0]}") from None
+    if "error" in answer:
+        raise EdgertError(answer["error"])
+    return int(answer["process_bytes"])
+
+
+def main() -> None:
+    from edgert.cli import COMMANDS, cli
+    importlib.import_module(COMMANDS["run"][0])
+    assert cli
+    from edgert.budget import process_bytes
+    from edgert.bundle import Bundle
+    from edgert.model import prepare
+    try:
+        with Bundle(sys.argv[1]) as bundle:
+            prepared = prepare(bundle)
+            print(json.dumps({"process_bytes": process_bytes()}))
+            del prepared
+    except EdgertError as error:
+        print(json.dumps({"error": str(error)}))
+
+
+if __name__ == "__main__":
+    main()
