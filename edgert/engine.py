@@ -122,12 +122,15 @@ class Engine:
             return
         if stream.error is not None:
             raise stream.error
-        stream.expect(heads)
+        if stream.out_of_step:
+            stream.restart()
         try:
+            stream.expect(heads)
             yield
         except BaseException:
-            if stream.error is None:
-                stream.restart()
+            if self._team.stopped:
+                stream.fail(NO_ANSWER)  # unless it said itself what is wrong
+            stream.out_of_step = True
             raise
 
     def trace(self, trace: Trace) -> None:
@@ -148,7 +151,7 @@ class Engine:
                 self._trace.computed(program, times, self._tokens)
         if self._team.stopped:
             assert self.stream is not None
-            self.stream.fail(NO_ANSWER)  # unless it said itself what is wrong
+            self.stream.fail(NO_ANSWER)
             assert self.stream.error is not None
             raise self.stream.error
         if not finite:

@@ -21,6 +21,7 @@ from .flash.file import FlashFile
 from .generation import Generation
 from .kernels import native
 from .plan import Planner
+from .region import Region
 from .sampling import Sampling
 from .session import Session, check_session
 from .tokenizer import Tokenizer
@@ -28,6 +29,8 @@ from .tracing import Trace
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
+_LONGEST_TOKEN = 128
+"""Characters; the longest tokens of known vocabularies are runs of spaces."""
 CompileProgress = Callable[[int, int, str], None]
 
 
@@ -111,6 +114,8 @@ class Model:
         self._current: Generation | None = None
         self._tokens: list[int] = []
         budget = parse_size(memory) if isinstance(memory, str) else memory
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
+            raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
         with ExitStack() as opened:
             self._bundle = opened.enter_context(Bundle(path))
             self._prepared = prepare(self._bundle, compile_progress)
@@ -126,8 +131,8 @@ class Model:
               kv_type: str | None) -> None:
         header = self._bundle.header
         context, kv_type = session_settings(header, context, kv_type)
-        planner = Planner(header, process=process_bytes(), context=context, cache_type=kv_type, chunk=chunk,
-                          threads=self.threads)
+        planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
+                          chunk=chunk, threads=self.threads)
         self.plan = planner.plan(free_bytes() if budget is None else budget, lambda: device_of(self._bundle.path))
         self._file = opened.enter_context(FlashFile(self._bundle.path))
         self._session = Session(header.config, context, kv_type)
@@ -167,6 +172,9 @@ class Model:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
         if logprobs is not None and not 0 <= logprobs <= 1000:
             raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        if isinstance(prompt, str) and len(prompt) > _LONGEST_TOKEN * self._session.context:  # it takes memory to count
+            raise ModelError(f"the prompt has {len(prompt)} characters, far more than fit in a context of "
+                             f"{self._session.context} tokens; shorten it or raise the context")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         with self._lock:
             self._check_open()

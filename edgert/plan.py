@@ -25,6 +25,8 @@ _LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
 """Where nothing is streamed, the disk is not measured."""
 _GROWTH = 8 << 20
 """What the process still takes after the plan was made: Python objects, thread stacks, templates, the allocator."""
+_UNIT_BYTES = 64
+"""The checksum and the table entry of a unit."""
 _LOGITS_COPIES = 6
 """A row of logits, and what sampling makes of it."""
 _SHARE_OF_CHUNK = 12
@@ -127,7 +129,8 @@ class Planner:
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         return {
             "process": self._process,
-            "growth": _GROWTH + 4 * config.vocab_size * _LOGITS_COPIES + page_table_bytes(self._weights),
+            "growth": _GROWTH + 4 * config.vocab_size * _LOGITS_COPIES + page_table_bytes(self._weights)
+            + _UNIT_BYTES * sum(s.count for s in self._sections),
             "attention and norms": self._resident,
             "key-value cache": self._session,
             "working memory": buffer_bytes(config, self._header, chunk, self._threads) + chunk * tile
@@ -170,7 +173,7 @@ class Planner:
 
     def _made(self, budget: int, chunk: int, placement: Placement, *, smallest: int, disk: Device | None) -> Plan:
         streamed = {s.name: s.bytes_of(placement.pinned[s.name]) for s in self._sections}
-        parts = {**self._fixed(chunk), "read ahead": placement.slots * placement.slot_bytes}
+        parts = {**self._fixed(chunk), "read ahead": self._ahead(disk) if disk else 0}
         parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
         parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
         return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, smallest, placement, disk)
@@ -201,7 +204,11 @@ class Planner:
         return held + readers(disk)
 
     def _ahead(self, disk: Device) -> int:
-        return self.slots(disk) * self.slot_bytes(disk)
+        return self.slots(disk) * self.slot_bytes(disk) + self._runs_bytes(disk.chunk_bytes)
+
+    def _runs_bytes(self, chunk_bytes: int) -> int:
+        runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._sections)
+        return stream.RUN_BYTES * runs
 
     def _spread(self, left: int, chunk_bytes: int) -> dict[str, int]:
         """How many units of each section to pin with `left` bytes, the streamed ones in whole runs as far as may be."""

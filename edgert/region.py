@@ -10,10 +10,13 @@ from edgert.errors import ModelError
 class Region:
     """`size` bytes of zeroed memory at `address`, aligned to pages; resident only as far as it is touched.
 
-    huge: on huge pages where the system has them, for what is read from end to end.
+    huge: on huge pages where the system has them, for what is read from end to end. filled: it is about to be, all of
+    it; what is not may become resident at any time, and `promised` is the sum of that.
     """
 
-    def __init__(self, size: int, what: str, *, huge: bool = False) -> None:
+    promised = 0
+
+    def __init__(self, size: int, what: str, *, huge: bool = False, filled: bool = False) -> None:
         self.size = max(size, 1)
         try:
             # Private: a shared mapping, Python's default, gets no huge pages.
@@ -24,6 +27,8 @@ class Region:
         if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._promise = 0 if filled else self.size
+        Region.promised += self._promise
         self._anchor = (ctypes.c_char * self.size).from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)
 
@@ -33,6 +38,7 @@ class Region:
 
     def close(self) -> None:
         """Give the memory back, with the last view of it where there still are some, in a traceback say."""
+        Region.promised -= self._promise
         del self._anchor
         with contextlib.suppress(BufferError):
             self._map.close()

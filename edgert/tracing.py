@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,35 @@ _LAYER = 1 + records.Rope._fields.index("layer")
 
 
 class Trace:
-    """Collects events and writes them to a file when closed. Raises ModelError where the file cannot be written."""
+    """Writes events to a file as they come. Raises ModelError where the file cannot be written."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._events: list[dict[str, Any]] = []
         self._lanes: list[str] = []
-        self._write()
+        self._lock = threading.Lock()
+        with self._refusals():
+            self._file = self._path.open("w", encoding="utf-8")
+        self._file.write('{"displayTimeUnit": "ms", "traceEvents": [')
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(f"{self._path}: the trace cannot be written: "
+                             f"{(error.strerror or str(error)).lower()}") from None
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event) + ",\n")
 
     def _add(self, lane: str, name: str, start_s: float, end_s: float, **arguments: Any) -> None:
-        if lane not in self._lanes:
-            self._lanes.append(lane)
-        self._events.append({"name": name, "ph": "X", "pid": 1, "tid": self._lanes.index(lane), "ts": 1e6 * start_s,
-                             "dur": 1e6 * (end_s - start_s), "args": arguments})
+        with self._lock, self._refusals():
+            if lane not in self._lanes:
+                self._lanes.append(lane)
+                self._write({"name": "thread_name", "ph": "M", "pid": 1, "tid": len(self._lanes) - 1,
+                             "args": {"name": lane}})
+            self._write({"name": name, "ph": "X", "pid": 1, "tid": self._lanes.index(lane), "ts": 1e6 * start_s,
+                         "dur": 1e6 * (end_s - start_s), "args": arguments})
 
     def computed(self, program: np.ndarray, times: np.ndarray, tokens: int) -> None:
         """A program was run. times: int64 of shape (operations + 1, 2), as clock_gettime gives them."""
@@ -53,15 +72,8 @@ class Trace:
         self._add(lane, run.units.section, started, read, bytes=run.length, offset=run.offset)
         self._add(lane, "check", read, checked)
 
-    def _write(self) -> None:
-        lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": name}}
-                 for i, name in enumerate(self._lanes)]
-        try:
-            self._path.write_text(json.dumps({"traceEvents": lanes + self._events, "displayTimeUnit": "ms"}))
-        except OSError as error:
-            raise ModelError(f"{self._path}: the trace cannot be written: "
-                             f"{(error.strerror or str(error)).lower()}") from None
-
     def close(self) -> None:
-        """Write the file."""
-        self._write()
+        """End the file."""
+        with self._refusals():
+            self._file.write('{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "edgert"}}]}\n')
+            self._file.close()

@@ -38,7 +38,7 @@ class Weights:
         allocator = Allocator()
         ranges = {name: aligned(*part) for name, part in parts.items()}
         places = {name: allocator.reserve(end - start, ALIGNMENT) for name, (start, end) in ranges.items()}
-        self._region = Region(allocator.size, "the weights", huge=True)
+        self._region = Region(allocator.size, "the weights", huge=True, filled=True)
         """Where each section begins, had it been loaded from its beginning."""
         self._starts = {name: self._region.address + places[name] + parts[name][0] - ranges[name][0] for name in parts}
         self._entries = {}
@@ -60,7 +60,6 @@ class Weights:
                 entry = self._entries[section]
                 self._table[entry:entry + pinned] = (
                     self._starts[section] + self._units[section].unit_bytes * np.arange(pinned))
-            self.stream = self._stream(placement, stop)
         except BaseException:
             self._region.close()
             raise
@@ -69,6 +68,7 @@ class Weights:
         self._rows_pinned = placement.pinned.get(embedding.section, 0)
         self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
         self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
+        self.stream = self._stream(placement, stop)
 
     def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int]) -> None:
         view = self._region.view(place, end - start)

@@ -53,10 +53,17 @@ class Team:
         self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.signal,
                  wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data,
                  sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE)
-        self._helpers = [threading.Thread(target=library.run, args=(0, 0, self._state_at, i), daemon=True,
-                                          name=f"edgert-{i}") for i in range(1, threads)]
-        for helper in self._helpers:
-            helper.start()
+        self._helpers: list[threading.Thread] = []
+        try:
+            for i in range(1, threads):
+                helper = threading.Thread(target=library.run, args=(0, 0, self._state_at, i), daemon=True,
+                                          name=f"edgert-{i}")
+                helper.start()
+                self._helpers.append(helper)
+        except BaseException:
+            self.set(threads=len(self._helpers) + 1)
+            self.close()
+            raise
 
     def set(self, **values: int) -> None:
         """Set fields of records.State, between runs."""

@@ -7,12 +7,9 @@ from typing import Any
 import click
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import TOKENIZER
 from edgert.errors import PeerError
-from edgert.kernels import native
 from edgert.measuring.bench import DEFAULT_PROMPT, bench
-from edgert.model import default_threads
-from edgert.tokenizer import Tokenizer
+from edgert.model import default_threads, prepare
 
 from .loading import compile_progress
 
@@ -39,16 +36,11 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     the better of the two counts.
     """
     with Bundle(bundle) as opened:
-        generation = opened.header.generation
-        tokenizer = Tokenizer.from_json(opened.read_section(TOKENIZER), generation["bos_token_id"],
-                                        generation["eos_token_ids"], generation["add_bos_token"])
-    ids = tokenizer.encode(prompt)
+        ids = prepare(opened, compile_progress).tokenizer.encode(prompt)
     if not ids:
         raise click.UsageError("the prompt is empty")
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
-    native.library(progress=compile_progress)
-
     def report(name: str, run: int, result: dict[str, Any]) -> None:
         label = name if name == "edgert" else f"llama.cpp, {name}"
         click.echo(f"run {run + 1}: {label:18} decode {result['decode_tok_s']:7.2f} tok/s, "

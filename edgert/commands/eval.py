@@ -14,8 +14,8 @@ from edgert.measuring.perplexity import EveryLogits, score, windows
 
 from .loading import load_model, model_options, read_text
 
-_ROWS = 64
-"""Positions whose logits are held at once."""
+_ROWS, _FEW_ROWS = 64, 16
+"""Positions whose logits are held at once, and when memory is scarce."""
 
 
 @click.command("eval")
@@ -37,14 +37,15 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
         parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
-        ours = score(parts, _logits_of(model.reset, model.extend), _progress("edgert"))
+        rows = _FEW_ROWS if model.plan.disk else _ROWS
+        ours = score(parts, _logits_of(model.reset, model.extend, rows), _progress("edgert"))
         used = model.threads
     result: dict[str, Any] = {"bundle": bundle, "text": text_file, "tokens": ours.tokens, "windows": len(parts),
                               "window": len(parts[0]), "perplexity": ours.perplexity, "threads": used}
     if against is not None:
         from edgert.measuring.peer import Peer
         peer = Peer(against, threads=used, context=len(parts[0]))
-        theirs = score(parts, _logits_of(peer.reset, peer.forward), _progress("llama.cpp"))
+        theirs = score(parts, _logits_of(peer.reset, peer.forward, _ROWS), _progress("llama.cpp"))
         same = sum(a == b for a, b in zip(ours.choices, theirs.choices, strict=True))
         result["peer"] = {"name": "llama.cpp", "model": against, "perplexity": theirs.perplexity,
                           "tokens": theirs.tokens, "same_token_ids": peer.tokenize(text)[:max_tokens] == ids}
@@ -53,13 +54,13 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
     click.echo(json.dumps(result) if as_json else _lines(result))
 
 
-def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray]) -> EveryLogits:
-    """What `score` asks of an engine, a few rows at a time."""
+def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray], rows: int) -> EveryLogits:
+    """What `score` asks of an engine, so many rows at a time."""
     def logits_of(part: Sequence[int], first: int) -> Iterator[np.ndarray]:
         reset()
         forward(part[:first])
-        for start in range(first, len(part), _ROWS):
-            yield forward(part[start:start + _ROWS], every=True)
+        for start in range(first, len(part), rows):
+            yield forward(part[start:start + rows], every=True)
 
     return logits_of
 

@@ -25,7 +25,7 @@ ENOUGH = 32 << 20
 
 _VERSION = 1
 _BLOCK = 2 << 20
-_MOST_IN_FLIGHT = 8 << 20
+_LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2 << 20, 8 << 20
 _POINTS = [(chunk, depth) for chunk in (64 << 10, 256 << 10, 1 << 20, 2 << 20) for depth in (1, 2, 4, 8)
            if chunk * depth <= _MOST_IN_FLIGHT]
 _ROUNDS = 3
@@ -110,7 +110,8 @@ def probe(path: str | os.PathLike[str]) -> Device:
             rates.setdefault((chunk, depth), []).append(_rate(file, region, pool, pieces, chunk, depth))
         direct = file.direct
         medians = {point: statistics.median(of_point) for point, of_point in rates.items()}
-        finalists = sorted(medians, key=lambda point: -medians[point])[:_FINALISTS]
+        finalists = sorted((p for p in medians if p[0] * p[1] >= _LEAST_IN_FLIGHT), key=lambda p: -medians[p])
+        finalists = finalists[:_FINALISTS] or list(medians)
         steady = _steady(file, region, pool, finalists, deadline) or {p: medians[p] for p in finalists}
     chunk, depth = choose(steady)
     return Device(_identity(path)[1], direct, chunk, depth, steady[chunk, depth], latency,
@@ -139,7 +140,12 @@ def _steady(file: FlashFile, region: Region, pool: ThreadPoolExecutor, points: l
 
 
 def choose(rates: dict[tuple[int, int], float]) -> tuple[int, int]:
-    """The (chunk, depth) with the least memory in flight, then the fewest threads, that is nearly the fastest."""
+    """The (chunk, depth) with the least memory in flight, then the fewest threads, that is nearly the fastest.
+
+    One read at a time is only chosen where nothing else was measured: it leaves the disk idle in between, and what a
+    short measurement shows of such differences is partly luck, while memory in flight costs little.
+    """
+    rates = {p: rate for p, rate in rates.items() if p[1] > 1 and p[0] * p[1] >= _LEAST_IN_FLIGHT} or rates
     best = max(rates.values())
     return min((point for point, rate in rates.items() if rate >= _GOOD_ENOUGH * best),
                key=lambda point: (point[0] * point[1], point[1]))

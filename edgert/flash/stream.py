@@ -81,6 +81,10 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+RUN_BYTES = 700
+"""What a run takes in this process, beside its slot."""
+
+
 ReadHook = Callable[[int, Run, float, float, float], None]
 """Reader, run, when reading began, when it ended, when checking ended (clock_gettime, as the kernels)."""
 
@@ -112,8 +116,15 @@ class Stream:
         self._lock = threading.Lock()
         self._hook: ReadHook | None = None
         self.error: EdgertError | None = None
+        self.out_of_step = False
+        """What was expected is not going to be computed, or not to its end: `restart` before anything else is."""
         self.reading = Reading()
-        self._start()
+        self._threads: list[threading.Thread] = []
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def freed(self) -> int:
@@ -140,13 +151,14 @@ class Stream:
         self._hook = hook
 
     def restart(self) -> None:
-        """Forget what was expected: what was announced by `expect` is not going to be computed, or not to its end."""
+        """Forget what was expected. When this is interrupted the stream is still out of step; call it again."""
         if not self._end():
             self.fail(NO_ANSWER)
             return
         for run in (*self._body, *self._head):
             self._table[run.entries] = 0
         self._start()
+        self.out_of_step = False
 
     def close(self) -> None:
         """End the readers, and give the memory back; but not if a read under way may still write to it."""
@@ -158,17 +170,20 @@ class Stream:
         self._slots = [_Slot() for _ in range(len(self._left) // 8)]
         self._left[:] = 0
         self._queue = deque(self._body)
-        self._threads = [threading.Thread(target=self._read_runs, args=(i,), daemon=True, name=f"edgert-reader-{i}")
-                         for i in range(self._readers)]
-        for thread in self._threads:
+        self._threads = []
+        for number in range(self._readers):
+            thread = threading.Thread(target=self._read_runs, args=(number,), daemon=True,
+                                      name=f"edgert-reader-{number}")
             thread.start()
+            self._threads.append(thread)
 
     def _end(self) -> bool:
         """End the readers; whether all have ended: a disk that does not answer holds its reader for ever."""
         self._closing = True
         self._wake()
+        deadline = _now() + (_LONGEST_READ_S if self.error is None else _LAST_READ_S)
         for thread in self._threads:
-            thread.join(_LONGEST_READ_S if self.error is None else _LAST_READ_S)
+            thread.join(max(deadline - _now(), 0))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _wake(self) -> None:
@@ -204,6 +219,10 @@ class Stream:
             if free is None or not self._queue or self._queue[0] in held:
                 return None
             run = self._slots[free].run = self._queue.popleft()
+            # Not later: from here to where addresses are published two locks are taken and let go, so that whoever
+            # sees an address sees its counter too, on processors that reorder what is stored.
+            self._left[8 * free] = len(run.entries)
+            self._counters[run.entries] = self._left.ctypes.data + 64 * free
             return free, run
 
     def _read(self, reader: int, index: int, run: Run) -> None:
@@ -216,8 +235,6 @@ class Stream:
             run.units.check(run.first + i, data[start:end])
         if self._hook is not None:
             self._hook(reader, run, started, read, _now())
-        self._left[8 * index] = len(run.entries)
-        self._counters[run.entries] = self._left.ctypes.data + 64 * index
         with self._lock:
             self._slots[index].ready = True
             self.reading.bytes += run.length

@@ -50,8 +50,8 @@ def score(parts: Sequence[Sequence[int]], logits_of: EveryLogits,
         for logits in logits_of(part, at):
             targets: Any = part[at + 1:at + 1 + len(logits)]
             logits = logits[:len(targets)]
-            chances = log_probabilities(logits)
-            result.loss -= float(chances[np.arange(len(targets)), targets].sum())
+            for row, target in zip(logits, targets, strict=True):  # one by one: float64 of all would be large
+                result.loss -= float(log_probabilities(row)[target])
             result.tokens += len(targets)
             result.choices += logits.argmax(-1).tolist()
             at += len(logits)

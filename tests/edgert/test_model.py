@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import edgert
+from edgert.budget import process_bytes
+from edgert.region import Region
 
 PROMPT = "The capital of France is"
 QUESTION = [{"role": "user", "content": "Write one sentence about rivers."}]
@@ -45,12 +47,24 @@ def test_the_same_tokens_at_every_thread_count_and_chunk(smollm2: Path) -> None:
     assert len(answers) == 1
 
 
+@pytest.mark.parametrize("memory", [0, -1, True, 1.5, float("nan"), b"600M", "600X"])
+def test_budgets_that_are_none(smollm2: Path, memory: object) -> None:
+    with pytest.raises(edgert.ModelError, match=r"memory is .*; give bytes|is not a size"):
+        edgert.load(smollm2, memory=memory)  # type: ignore[arg-type]
+
+
+def test_a_prompt_far_too_long_is_refused_before_it_is_cut_into_tokens(model: edgert.Model) -> None:
+    with pytest.raises(edgert.ModelError, match="far more than fit in a context of 1024 tokens"):
+        model.generate("a" * 1_000_000)
+
+
 @pytest.mark.reference
 def test_the_same_tokens_at_every_budget(qwen_gguf: Path, tmp_path: Path) -> None:
     """The 1.5B model with half of it on flash; prompts that are taken in at once, answers token by token."""
     edgert.convert(str(qwen_gguf), tmp_path / "m.edge")
     answers = set()
-    for memory, threads in ((None, 2), ("450M", 1), ("600M", 2)):
+    for room, threads in ((None, 2), (350 << 20, 1), (550 << 20, 2)):
+        memory = None if room is None else process_bytes() + Region.promised + room
         with edgert.load(tmp_path / "m.edge", memory=memory, threads=threads, context=512) as loaded:
             assert (loaded.plan.disk is not None) == (memory is not None)
             answers.add((*greedy(loaded, "def quicksort(values):"), *greedy(loaded, "A long time ago, " * 40)))

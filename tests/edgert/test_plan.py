@@ -106,7 +106,7 @@ def test_a_plan_keeps_to_its_budget_and_accounts_for_every_weight(data: st.DataO
     if plan.streamed:  # what is left over is too little for another unit, or so
         room = run_bytes(planner, disk) + 2 * 4096 * len(planner._sections)
         assert plan.budget - plan.needed <= room
-        assert plan.placement.slots * plan.placement.slot_bytes == plan.parts["read ahead"]
+        assert plan.placement.slots * plan.placement.slot_bytes < plan.parts["read ahead"]
         assert plan.placement.slot_bytes >= run_bytes(planner, disk)
 
 

@@ -96,6 +96,35 @@ def test_an_interrupted_computation_can_be_done_again(small: Bundle, monkeypatch
     engine.close()
 
 
+@pytest.mark.parametrize("where", ["expect", "restart"])
+def test_interrupted_between_the_lines(small: Bundle, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Ctrl-C after heads were announced that are not computed, and again while that is being mended."""
+    engine = make_engine(small, keep=0.2, chunk=20, chunk_bytes=1)
+    assert engine.stream is not None
+    expected = logits(engine, small)
+    expect, start = engine.stream.expect, engine.stream._start
+
+    def interrupted(heads: int) -> None:
+        expect(heads)
+        raise KeyboardInterrupt
+
+    def not_started() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.stream, "expect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.forward(session_of(small), [1])
+    monkeypatch.setattr(engine.stream, "expect", expect)
+    if where == "restart":
+        monkeypatch.setattr(engine.stream, "_start", not_started)
+        with pytest.raises(KeyboardInterrupt):
+            engine.forward(session_of(small), [1])
+        monkeypatch.setattr(engine.stream, "_start", start)
+    engine.forward(session_of(small), [1, 2, 3], [])  # no logits: heads read for nothing would hold all slots
+    assert np.array_equal(logits(engine, small), expected)
+    engine.close()
+
+
 class FaultyFile(FlashFile):
     """A file whose read number `fail_at` does not end well."""
 
