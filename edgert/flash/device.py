@@ -25,7 +25,7 @@ ENOUGH = 32 << 20
 
 _VERSION = 1
 _BLOCK = 2 << 20
-_LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2 << 20, 8 << 20
+_LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 4 << 20, 8 << 20
 _POINTS = [(chunk, depth) for chunk in (64 << 10, 256 << 10, 1 << 20, 2 << 20) for depth in (1, 2, 4, 8)
            if chunk * depth <= _MOST_IN_FLIGHT]
 _ROUNDS = 3
