@@ -204,7 +204,7 @@ class Planner:
         return held + readers(disk)
 
     def _ahead(self, disk: Device) -> int:
-        return self.slots(disk) * self.slot_bytes(disk) + self._runs_bytes(disk.chunk_bytes)
+        return stream.ring_bytes(self.slots(disk), self.slot_bytes(disk)) + self._runs_bytes(disk.chunk_bytes)
 
     def _runs_bytes(self, chunk_bytes: int) -> int:
         runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._sections)

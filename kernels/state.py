@@ -13,10 +13,10 @@ from .simd.memory import load_i64, store_i64
  PATIENCE, TRACE) = (offset - 8 for offset in offsets(State))
 
 _SPINS_BEFORE_YIELD = 500
-_SPINS_BEFORE_SLEEP = 200
-_YIELDS_BEFORE_SLEEP = 3000
-"""A millisecond or more: whoever is late by that waits for flash, or for a processor."""
-_SLEEP_US = 40
+_SPINS_BEFORE_SLEEP = 100
+_YIELDS_BEFORE_SLEEP = 500
+"""A fifth of a millisecond or more: whoever is late by that waits for flash, or for a processor."""
+_SLEEP_US = 50
 
 
 @kernel

@@ -14,7 +14,7 @@ from .records import RECORD, STATE_BYTES, WAITED, State, offsets
 from .semaphores import Semaphores, clock_function, sleep_function, yield_function
 
 PATIENCE = 1_000_000
-"""Sleeps of 40 µs, each of which takes 60 to 100 in fact, until weights that do not come are given up."""
+"""Sleeps of 50 µs, each of which takes 70 to 110 in fact, until weights that do not come are given up."""
 
 _PLACES = {name: (at - 8) // 8 for name, at in zip(State._fields, offsets(State), strict=True)}
 

@@ -30,7 +30,7 @@ _POINTS = [(chunk, depth) for chunk in (64 << 10, 256 << 10, 1 << 20, 2 << 20) f
            if chunk * depth <= _MOST_IN_FLIGHT]
 _ROUNDS = 3
 _BOX_S = 2.5  # no slice begins later
-_SPAN, _SPAN_S, _FINALISTS = 256 << 20, 0.3, 5
+_SPAN, _FINALISTS = 256 << 20, 5
 _LATENCY_S = 0.1
 _SLICE_S = 0.04  # no read of a slice begins later
 _TAIL_S = 0.1  # what is in flight at the end of a slice takes no longer
@@ -43,7 +43,7 @@ class Device:
 
     name: for people, as "vda (ext4)". direct: it can be read past the page cache. chunk_bytes, depth: the least memory
     in flight, `depth` reads at once of `chunk_bytes` each, that comes within 5 % of the best bandwidth. bandwidth:
-    bytes/s of such reads, when the same run of the file is read again and again, as decoding does. latency_s: seconds
+    bytes/s of such reads, in order through the file. latency_s: seconds
     for 4 KiB alone. grid: random reads, each point with "chunk" (bytes), "depth" and "bytes_per_s".
     """
 
@@ -82,7 +82,7 @@ def probe(path: str | os.PathLike[str]) -> Device:
     Raises BundleError when it cannot be read or is empty.
     """
     deadline = time.perf_counter() + _BOX_S
-    with FlashFile(path) as file, closing(Region(_MOST_IN_FLIGHT, "measuring the disk")) as region, \
+    with FlashFile(path) as file, closing(Region(_MOST_IN_FLIGHT, "measuring the disk", huge=True)) as region, \
             ThreadPoolExecutor(max(depth for _, depth in _POINTS)) as pool:
         if not file.size:
             raise BundleError(f"{file.path}: is empty; nothing can be measured with it")
@@ -120,22 +120,17 @@ def probe(path: str | os.PathLike[str]) -> Device:
 
 def _steady(file: FlashFile, region: Region, pool: ThreadPoolExecutor, points: list[tuple[int, int]],
             deadline: float) -> dict[tuple[int, int], float]:
-    """The bandwidth of each point over a run of the file that is read from end to end, several times.
-
-    That is how weights are streamed. Where there is a cache below us, of the device or of a virtual machine's host, the
-    second reading is faster than the first, and decoding is all second readings.
-    """
-    start = max((file.size - _SPAN) // 2, 0) // _BLOCK * _BLOCK
-    stop = min(start + _SPAN, file.size)
-    first = _rate(file, region, pool, list(range(start, stop, _BLOCK)), _BLOCK, 2, _SPAN_S)
-    stop = min(stop, start + max(int(first * _SPAN_S), _MOST_IN_FLIGHT))
+    """The bandwidth of each point, in order through the file as weights are streamed, from where the last ended."""
     rates: dict[tuple[int, int], list[float]] = {}
+    at = 0
     for _ in range(_ROUNDS):
         for chunk, depth in points:
             if time.perf_counter() > deadline:
                 break
-            pieces = list(range(start, max(stop - chunk + 1, start + 1), chunk))
-            rates.setdefault((chunk, depth), []).append(_rate(file, region, pool, pieces, chunk, depth))
+            pieces = [start % max(file.size - chunk + 1, 1) // chunk * chunk for start in range(at, at + _SPAN, chunk)]
+            rate = _rate(file, region, pool, pieces, chunk, depth)
+            at = (at + int(rate * _SLICE_S) // _BLOCK * _BLOCK) % max(file.size, 1)
+            rates.setdefault((chunk, depth), []).append(rate)
     return {point: statistics.median(of_point) for point, of_point in rates.items()}
 
 
@@ -166,10 +161,10 @@ def _latency(file: FlashFile, region: Region) -> float:
 
 
 def _rate(file: FlashFile, region: Region, pool: ThreadPoolExecutor, pieces: list[int], chunk: int,
-          depth: int, seconds: float = _SLICE_S) -> float:
-    """Bytes/s while `depth` threads read pieces of the file, `chunk` bytes each, for so many seconds at most."""
+          depth: int) -> float:
+    """Bytes/s while `depth` threads read pieces of the file, `chunk` bytes each, for a slice of time at most."""
     queue = iter(pieces)
-    deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + _SLICE_S
 
     def work(number: int) -> list[tuple[float, float]]:
         times = []

@@ -18,7 +18,7 @@ import numpy as np
 from edgert.bundle.reader import Units
 from edgert.errors import EdgertError, ModelError
 from edgert.kernels.semaphores import Semaphores
-from edgert.region import Region
+from edgert.region import HUGE_PAGE, Region
 
 from .file import ALIGNMENT, FlashFile, aligned
 
@@ -66,6 +66,11 @@ def slot_bytes(unit_bytes: Iterable[int], chunk_bytes: int) -> int:
     return -(-most // ALIGNMENT) * ALIGNMENT + ALIGNMENT
 
 
+def ring_bytes(slots: int, slot_bytes: int) -> int:
+    """Room for all slots, in whole huge pages: reading into small ones is half as fast."""
+    return -(-slots * slot_bytes // HUGE_PAGE) * HUGE_PAGE
+
+
 @dataclass
 class Reading:
     """What has been read so far."""
@@ -109,7 +114,7 @@ class Stream:
         self._file, self._body, self._head, self._stop = file, body, head, stop
         self._table, self._counters = table, counters
         self._readers, self._slot_bytes = readers, slot_bytes
-        self._region = Region(slots * slot_bytes, "reading ahead", huge=True)
+        self._region = Region(ring_bytes(slots, slot_bytes), "reading ahead", huge=True)
         self._left = np.zeros(8 * slots, np.int64)
         """Units of each slot that are still to be used; on cache lines of their own."""
         self._semaphores = Semaphores(1)
