@@ -51,6 +51,10 @@ class Buffers:
         self.selected = view("selected", LOGIT_ROWS, np.int64)[:, 0]
         self.logits = view("logits", LOGIT_ROWS, np.float32)[:, :config.vocab_size]
 
+    def touch(self) -> None:
+        """Make all of it resident now."""
+        self._region.touch()
+
     @property
     def bytes(self) -> int:
         return self._region.size

@@ -133,6 +133,11 @@ class Engine:
             stream.out_of_step = True
             raise
 
+    def touch(self) -> None:
+        """Make all memory that computing will take resident now: in a budget nothing grows later."""
+        self._buffers.touch()
+        self._staging.touch()
+
     def trace(self, trace: Trace) -> None:
         """Have everything that is computed and read written down."""
         self._trace = trace

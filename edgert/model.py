@@ -140,6 +140,9 @@ class Model:
         self._engine = Engine(self._bundle, self._file, self._prepared.library, self.plan, threads=self.threads,
                               cache_type=kv_type)
         opened.callback(self._engine.close)
+        if self.plan.disk is not None:
+            self._session.touch()
+            self._engine.touch()
 
     @property
     def header(self) -> Header:

@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import mmap
 
+import numpy as np
+
 from edgert.errors import ModelError
 
 HUGE_PAGE = 2 << 20
@@ -46,6 +48,12 @@ class Region:
         """The memory from `offset`, as bytes."""
         end = self.size if length is None else offset + length
         return memoryview(self._map)[self._start + offset:self._start + end]
+
+    def touch(self) -> None:
+        """Make all of it resident now."""
+        np.frombuffer(self._map, np.uint8, self.size, self._start)[::mmap.PAGESIZE] = 0
+        Region.promised -= self._promise
+        self._promise = 0
 
     def close(self) -> None:
         """Give the memory back, with the last view of it where there still are some, in a traceback say."""

@@ -39,6 +39,10 @@ class Session:
     def rope_address(self) -> int:
         return self._rope.ctypes.data
 
+    def touch(self) -> None:
+        """Make all its memory resident now."""
+        self._cache.touch()
+
     def cut(self, length: int) -> None:
         """Forget everything from position `length` on. Raises ModelError."""
         if not 0 <= length <= self.length:

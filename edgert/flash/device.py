@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from edgert.errors import BundleError
 from edgert.kernels.native import cache_folder
 from edgert.region import Region
@@ -28,6 +30,7 @@ _BLOCK = 2 << 20
 _LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 4 << 20, 8 << 20
 _POINTS = [(chunk, depth) for chunk in (64 << 10, 256 << 10, 1 << 20, 2 << 20) for depth in (1, 2, 4, 8)
            if chunk * depth <= _MOST_IN_FLIGHT]
+_ROOM = _MOST_IN_FLIGHT + 2 * _BLOCK
 _ROUNDS = 3
 _BOX_S = 2.5  # no slice begins later
 _SPAN, _FINALISTS = 256 << 20, 5
@@ -43,7 +46,7 @@ class Device:
 
     name: for people, as "vda (ext4)". direct: it can be read past the page cache. chunk_bytes, depth: the least memory
     in flight, `depth` reads at once of `chunk_bytes` each, that comes within 5 % of the best bandwidth. bandwidth:
-    bytes/s of such reads, in order through the file. latency_s: seconds
+    bytes/s of such reads in order through the file, checked as they come. latency_s: seconds
     for 4 KiB alone. grid: random reads, each point with "chunk" (bytes), "depth" and "bytes_per_s".
     """
 
@@ -82,8 +85,8 @@ def probe(path: str | os.PathLike[str]) -> Device:
     Raises BundleError when it cannot be read or is empty.
     """
     deadline = time.perf_counter() + _BOX_S
-    with FlashFile(path) as file, closing(Region(_MOST_IN_FLIGHT, "measuring the disk", huge=True)) as region, \
-            ThreadPoolExecutor(max(depth for _, depth in _POINTS)) as pool:
+    with FlashFile(path) as file, closing(Region(_ROOM, "measuring the disk", huge=True)) as region, \
+            ThreadPoolExecutor(max(depth for _, depth in _POINTS) + 1) as pool:
         if not file.size:
             raise BundleError(f"{file.path}: is empty; nothing can be measured with it")
         shuffle = random.Random(0).shuffle
@@ -120,7 +123,8 @@ def probe(path: str | os.PathLike[str]) -> Device:
 
 def _steady(file: FlashFile, region: Region, pool: ThreadPoolExecutor, points: list[tuple[int, int]],
             deadline: float) -> dict[tuple[int, int], float]:
-    """The bandwidth of each point, in order through the file as weights are streamed, from where the last ended."""
+    """The bandwidth of each point when the file is read as weights are streamed: in order, each piece checked, by one
+    thread more than are to read at once."""
     rates: dict[tuple[int, int], list[float]] = {}
     at = 0
     for _ in range(_ROUNDS):
@@ -128,7 +132,7 @@ def _steady(file: FlashFile, region: Region, pool: ThreadPoolExecutor, points: l
             if time.perf_counter() > deadline:
                 break
             pieces = [start % max(file.size - chunk + 1, 1) // chunk * chunk for start in range(at, at + _SPAN, chunk)]
-            rate = _rate(file, region, pool, pieces, chunk, depth)
+            rate = _rate(file, region, pool, pieces, chunk, depth + 1, check=True)  # as many as plan.readers
             at = (at + int(rate * _SLICE_S) // _BLOCK * _BLOCK) % max(file.size, 1)
             rates.setdefault((chunk, depth), []).append(rate)
     return {point: statistics.median(of_point) for point, of_point in rates.items()}
@@ -161,8 +165,8 @@ def _latency(file: FlashFile, region: Region) -> float:
 
 
 def _rate(file: FlashFile, region: Region, pool: ThreadPoolExecutor, pieces: list[int], chunk: int,
-          depth: int) -> float:
-    """Bytes/s while `depth` threads read pieces of the file, `chunk` bytes each, for a slice of time at most."""
+          depth: int, *, check: bool = False) -> float:
+    """Bytes/s while `depth` threads read, and `check`, pieces of the file, `chunk` bytes each, for a slice of time."""
     queue = iter(pieces)
     deadline = time.perf_counter() + _SLICE_S
 
@@ -172,6 +176,8 @@ def _rate(file: FlashFile, region: Region, pool: ThreadPoolExecutor, pieces: lis
             for at in queue:
                 started = time.perf_counter()
                 file.read(at, buffer, min(chunk, file.size - at))
+                if check:
+                    xxhash.xxh3_64_intdigest(buffer)
                 times.append((started, time.perf_counter()))
                 if times[-1][1] > deadline:
                     break
