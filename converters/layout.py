@@ -13,7 +13,6 @@ from edgert.bundle.header import (
     down_headers,
     neuron_section,
     section_of,
-    slabs,
 )
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
@@ -58,8 +57,7 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
             neurons = Neurons(neuron_section(layer), groups, group_bytes, gate_up.name, down.name)
             header.neurons.append(neurons)
             lengths[neurons.section] = groups * group_bytes
-    units = [n.groups for n in header.neurons] + [slabs(t.rows) for t in header.matrices_in_slabs().values()]
-    lengths[GROUP_CHECKSUMS] = 8 * sum(units)
+    lengths[GROUP_CHECKSUMS] = 8 * sum(layout.count for layout in header.unit_layouts())
     # Offsets are at most 14 digits: the room kept for the header is what it takes with all of them.
     header.sections = {name: Section(10 ** 14, length) for name, length in lengths.items()}
     if (length := len(header.to_json())) > MAX_HEADER_BYTES:

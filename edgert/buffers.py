@@ -55,10 +55,6 @@ class Buffers:
         """Make all of it resident now."""
         self._region.touch()
 
-    @property
-    def bytes(self) -> int:
-        return self._region.size
-
     def close(self) -> None:
         del self.rows, self.selected, self.logits
         self._region.close()

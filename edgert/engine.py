@@ -51,7 +51,7 @@ class Engine:
             made.callback(self._weights.close)
             self._buffers = Buffers(self.config, header, self.chunk, threads)
             made.callback(self._buffers.close)
-            embedding = header.tensors["model.embed_tokens.weight"]
+            embedding = header.embedding
             self._staging = Region(self.chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
             made.callback(self._staging.close)
             self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))

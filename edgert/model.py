@@ -81,12 +81,17 @@ class Prepared(NamedTuple):
     template: str | None
 
 
-def prepare(bundle: Bundle, compile_progress: CompileProgress = lambda number, count, name: None) -> Prepared:
-    """Load kernels, tokenizer and chat template. Raises EdgertError."""
+def load_library(compile_progress: CompileProgress) -> native.Library:
+    """The kernels for this machine. Raises EdgertError."""
     try:
-        library = native.library(progress=compile_progress)
+        return native.library(progress=compile_progress)
     except (ValueError, native.CompilationError) as error:
         raise EdgertError(str(error)) from None
+
+
+def prepare(bundle: Bundle, compile_progress: CompileProgress = lambda number, count, name: None) -> Prepared:
+    """Load kernels, tokenizer and chat template. Raises EdgertError."""
+    library = load_library(compile_progress)
     generation = bundle.header.generation
     tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
                                     generation["eos_token_ids"], generation["add_bos_token"])

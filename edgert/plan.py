@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgert.bundle import Header
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, slabs
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.flash import stream
 from edgert.flash.device import Device
 from edgert.flash.file import ALIGNMENT
@@ -87,23 +87,6 @@ class Plan:
         return sum(self.parts.values())
 
 
-def readers(disk: Device) -> int:
-    """Threads that read: as many as the disk wants reads at once, and one more, since some are checking."""
-    return disk.depth + 1
-
-
-@dataclass(frozen=True)
-class _Section:
-    name: str
-    unit_bytes: int
-    count: int
-    length: int
-
-    def bytes_of(self, first: int) -> int:
-        """Of the units from `first` on."""
-        return self.length - min(first * self.unit_bytes, self.length)
-
-
 class Planner:
     """Makes plans for one bundle and settings. process: bytes that the process takes before anything is loaded."""
 
@@ -113,19 +96,13 @@ class Planner:
         self._chunk = min(chunk, context)
         config = header.config
         self._session = session_bytes(config, context, cache_type)
-        self._sections = [_Section(n.section, n.group_bytes, n.groups, n.groups * n.group_bytes)
-                          for n in header.neurons]
-        matrices = header.matrices_in_slabs()
-        head = matrices[HEAD]
-        self._sections.append(_Section(HEAD, SLAB * FORMATS[head.format].tile_bytes(head.columns), slabs(head.rows),
-                                       head.length))
-        self._embedding = matrices.get(EMBEDDING, head)
+        self._sections = [layout for layout in header.unit_layouts() if layout.name != EMBEDDING]
         self._resident = header.sections[RESIDENT].length
         self._held = sum(s.length for s in self._sections)
         self._weights = self._resident + self._held
 
     def _fixed(self, chunk: int) -> dict[str, int]:
-        config, embedding = self._header.config, self._embedding
+        config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         return {
             "process": self._process,
@@ -154,7 +131,7 @@ class Planner:
                              f"with {-(-whole // (1 << 20))} MiB nothing is read from flash")
         chunk = self._chunk_for(budget, disk)
         left = budget - sum(self._fixed(chunk).values()) - self._ahead(disk)
-        placement = Placement(self._spread(left, disk.chunk_bytes), disk.chunk_bytes, readers(disk), self.slots(disk),
+        placement = Placement(self._spread(left, disk.chunk_bytes), disk.chunk_bytes, disk.readers, self.slots(disk),
                               self.slot_bytes(disk))
         if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
             return self._made(budget, chunk, everything, smallest=0, disk=None)
@@ -201,7 +178,7 @@ class Planner:
             most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
                        for first, last in phases(neurons.groups, self._threads))
             held = max(held, -(-most // stream.run_units(neurons.group_bytes, disk.chunk_bytes)) + 1)
-        return held + readers(disk)
+        return held + disk.readers
 
     def _ahead(self, disk: Device) -> int:
         return stream.ring_bytes(self.slots(disk), self.slot_bytes(disk)) + self._runs_bytes(disk.chunk_bytes)

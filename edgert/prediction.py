@@ -60,7 +60,7 @@ def _layers_s(tokens: int, seconds: Seconds) -> float:
 
 def _embedding_row_s(header: Header, plan: Plan, disk: Device) -> float:
     """A token's embedding is read alone and waited for, unless it is part of an output head that stays in memory."""
-    embedding = header.tensors["model.embed_tokens.weight"]
+    embedding = header.embedding
     if embedding.section == HEAD and plan.parts["pinned output head"] == header.sections[HEAD].length:
         return 0.0
     return disk.latency_s + SLAB * FORMATS[embedding.format].tile_bytes(embedding.columns) / disk.bandwidth

@@ -39,7 +39,6 @@ class Weights:
         ranges = {name: aligned(*part) for name, part in parts.items()}
         places = {name: allocator.reserve(end - start, ALIGNMENT) for name, (start, end) in ranges.items()}
         self._region = Region(allocator.size, "the weights", huge=True, filled=True)
-        """Where each section begins, had it been loaded from its beginning."""
         self._starts = {name: self._region.address + places[name] + parts[name][0] - ranges[name][0] for name in parts}
         self._entries = {}
         count = 0
@@ -63,7 +62,7 @@ class Weights:
         except BaseException:
             self._region.close()
             raise
-        embedding = header.tensors["model.embed_tokens.weight"]
+        embedding = header.embedding
         self._rows = self._units[embedding.section]
         self._rows_pinned = placement.pinned.get(embedding.section, 0)
         self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
@@ -92,11 +91,6 @@ class Weights:
         body = [run for section, of in runs.items() if section != HEAD for run in of]
         return Stream(self._file, body, runs[HEAD], self._table, self._counters, slots=placement.slots,
                       slot_bytes=placement.slot_bytes, readers=placement.readers, stop=stop)
-
-    @property
-    def bytes(self) -> int:
-        """Of memory, without what is streamed."""
-        return self._region.size
 
     def address(self, name: str) -> int:
         """Where a tensor of the resident section stands."""

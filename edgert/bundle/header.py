@@ -76,6 +76,20 @@ class Neurons:
         return start, -(-end // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
 
 
+@dataclass(frozen=True)
+class UnitLayout:
+    """How section `name`, `length` bytes long, is cut into `count` units of `unit_bytes`, the last what is left."""
+
+    name: str
+    unit_bytes: int
+    count: int
+    length: int
+
+    def bytes_of(self, first: int) -> int:
+        """Of the units from `first` on."""
+        return self.length - min(first * self.unit_bytes, self.length)
+
+
 @dataclass
 class Header:
     """All that a bundle says of itself."""
@@ -193,11 +207,10 @@ class Header:
             ends[section] = t.offset + t.length
             if ends[section] > self.sections[section].length:
                 raise ValueError(f"tensor {name!r} reaches past the end of section {section!r}")
-        units = sum(n.groups for n in self.neurons)
         for section, matrix in self.matrices_in_slabs().items():
             if matrix.length != self.sections[section].length:
                 raise ValueError(f"section {section!r} is not one matrix")
-            units += slabs(matrix.rows)
+        units = sum(layout.count for layout in self.unit_layouts())
         if self.sections[GROUP_CHECKSUMS].length != 8 * units:
             raise ValueError(f"section {GROUP_CHECKSUMS!r} is not 8 bytes for each of {units} groups and slabs")
 
@@ -219,6 +232,18 @@ class Header:
         """The embedding, where it is not the output head, and the output head, by section."""
         found = {t.section: t for t in self.tensors.values()}
         return {name: found[name] for name in (EMBEDDING, HEAD) if name in found}
+
+    def unit_layouts(self) -> list[UnitLayout]:
+        """What is read and checked piece by piece, in the order of its checksums: every layer's neuron groups, the
+        slabs of the embedding and of the output head."""
+        groups = [UnitLayout(n.section, n.group_bytes, n.groups, n.groups * n.group_bytes) for n in self.neurons]
+        return groups + [UnitLayout(name, SLAB * FORMATS[t.format].tile_bytes(t.columns), slabs(t.rows), t.length)
+                         for name, t in self.matrices_in_slabs().items()]
+
+    @property
+    def embedding(self) -> Tensor:
+        """The embedding, which may be the output head too."""
+        return self.tensors["model.embed_tokens.weight"]
 
 
 def slabs(rows: int) -> int:

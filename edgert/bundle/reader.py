@@ -10,9 +10,8 @@ import numpy as np
 import xxhash
 
 from edgert.errors import BundleError
-from edgert.kernels.formats import FORMATS, SLAB
 
-from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, slabs
+from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header
 
 _CHUNK = 4 << 20
 
@@ -146,18 +145,11 @@ class Bundle:
         and of the output head. Raises BundleError."""
         checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8").tolist()
         found, used = {}, 0
-
-        def add(section: str, unit_bytes: int, count: int) -> None:
-            nonlocal used
-            place = self.header.sections[section]
-            found[section] = Units(self.path, section, place.offset, place.length, unit_bytes,
-                                   checksums[used:used + count])
-            used += count
-
-        for neurons in self.header.neurons:
-            add(neurons.section, neurons.group_bytes, neurons.groups)
-        for section, tensor in self.header.matrices_in_slabs().items():
-            add(section, SLAB * FORMATS[tensor.format].tile_bytes(tensor.columns), slabs(tensor.rows))
+        for layout in self.header.unit_layouts():
+            offset = self.header.sections[layout.name].offset
+            found[layout.name] = Units(self.path, layout.name, offset, layout.length, layout.unit_bytes,
+                                       checksums[used:used + layout.count])
+            used += layout.count
         return found
 
     def verify(self) -> list[str]:

@@ -11,12 +11,10 @@ import click
 
 from edgert.budget import parse_size
 from edgert.bundle import Bundle, Header
-from edgert.errors import EdgertError
 from edgert.flash.device import Device, device_of
-from edgert.kernels import native
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import process_cost
-from edgert.model import default_threads, session_settings
+from edgert.model import default_threads, load_library, session_settings
 from edgert.plan import Plan, Planner
 from edgert.prediction import PROMPT, Prediction, predict
 
@@ -100,10 +98,7 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
     header = bundle.header
     threads = default_threads() if threads is None else threads
     context, kv_type = session_settings(header, context, kv_type)
-    try:
-        library = native.library(progress=compile_progress)
-    except (ValueError, native.CompilationError) as error:
-        raise EdgertError(str(error)) from None
+    library = load_library(compile_progress)
     with _saying("measuring the process ..."):
         process = process_cost(bundle.path)
     with _saying("measuring the disk ..."):

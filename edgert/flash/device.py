@@ -58,6 +58,16 @@ class Device:
     latency_s: float
     grid: list[dict[str, float]]
 
+    @property
+    def readers(self) -> int:
+        """Threads that stream."""
+        return readers(self.depth)
+
+
+def readers(depth: int) -> int:
+    """Threads for a disk that wants so many reads at once: one more, since some are checking what they read."""
+    return depth + 1
+
 
 def device_of(path: str | os.PathLike[str], *, again: bool = False) -> Device:
     """The device that holds a bundle, as measured earlier; measured now (three seconds) if it never was, or `again`.
@@ -86,7 +96,7 @@ def probe(path: str | os.PathLike[str]) -> Device:
     """
     deadline = time.perf_counter() + _BOX_S
     with FlashFile(path) as file, closing(Region(_ROOM, "measuring the disk", huge=True)) as region, \
-            ThreadPoolExecutor(max(depth for _, depth in _POINTS) + 1) as pool:
+            ThreadPoolExecutor(readers(max(depth for _, depth in _POINTS))) as pool:
         if not file.size:
             raise BundleError(f"{file.path}: is empty; nothing can be measured with it")
         shuffle = random.Random(0).shuffle
@@ -123,8 +133,8 @@ def probe(path: str | os.PathLike[str]) -> Device:
 
 def _steady(file: FlashFile, region: Region, pool: ThreadPoolExecutor, points: list[tuple[int, int]],
             deadline: float) -> dict[tuple[int, int], float]:
-    """The bandwidth of each point when the file is read as weights are streamed: in order, each piece checked, by one
-    thread more than are to read at once."""
+    """The bandwidth of each point when the file is read as weights are streamed: in order, each piece checked, by as
+    many threads."""
     rates: dict[tuple[int, int], list[float]] = {}
     at = 0
     for _ in range(_ROUNDS):
@@ -132,7 +142,7 @@ def _steady(file: FlashFile, region: Region, pool: ThreadPoolExecutor, points: l
             if time.perf_counter() > deadline:
                 break
             pieces = [start % max(file.size - chunk + 1, 1) // chunk * chunk for start in range(at, at + _SPAN, chunk)]
-            rate = _rate(file, region, pool, pieces, chunk, depth + 1, check=True)  # as many as plan.readers
+            rate = _rate(file, region, pool, pieces, chunk, readers(depth), check=True)
             at = (at + int(rate * _SLICE_S) // _BLOCK * _BLOCK) % max(file.size, 1)
             rates.setdefault((chunk, depth), []).append(rate)
     return {point: statistics.median(of_point) for point, of_point in rates.items()}

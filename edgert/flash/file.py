@@ -33,7 +33,6 @@ class FlashFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.alignment = ALIGNMENT
         try:
             handle, self.direct = _open(self.path)
             self._file = os.fdopen(handle, "rb", buffering=0)

@@ -76,7 +76,6 @@ class Reading:
     """What has been read so far."""
 
     bytes: int = 0
-    runs: int = 0
     seconds: float = 0.0
     """Summed over the readers."""
 
@@ -135,10 +134,6 @@ class Stream:
     def freed(self) -> int:
         """Address of the semaphore to raise when a slot's counter has come to zero."""
         return int(self._semaphores.table[0])
-
-    @property
-    def bytes(self) -> int:
-        return self._region.size
 
     def expect(self, heads: int) -> None:
         """Say what is computed next: the layers, and then the output head so many times.
@@ -243,7 +238,6 @@ class Stream:
         with self._lock:
             self._slots[index].ready = True
             self.reading.bytes += run.length
-            self.reading.runs += 1
             self.reading.seconds += read - started
         self._table[run.entries] = self._region.address + at + run.starts
 
