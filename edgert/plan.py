@@ -3,11 +3,11 @@
 The plan is made before anything is loaded. What every token needs and what the process itself takes comes first; all
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so that each pinned byte saves
 a byte read, whichever it is: what is streamed is spread evenly over the layers and the output head, which keeps the
-disk busy all the time with little read ahead.
+disk busy all the time with little read ahead. An embedding of its own, of which a token needs one row, comes last.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgert.bundle import Header
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
@@ -40,10 +40,12 @@ class Placement:
     """Which weights stay in memory, and how the others are read.
 
     pinned: for every section that can be streamed, in the order of use, how many of its units stay: the first ones.
+    embedding: how many units of an embedding that is not the output head stay; the other rows are read one by one.
     chunk_bytes: how much is read at once. slots: room for so many reads, of `slot_bytes` each.
     """
 
     pinned: dict[str, int]
+    embedding: int = 0
     chunk_bytes: int = _LOAD_CHUNK
     readers: int = _LOAD_READERS
     slots: int = 0
@@ -96,7 +98,9 @@ class Planner:
         self._chunk = min(chunk, context)
         config = header.config
         self._session = session_bytes(config, context, cache_type)
-        self._sections = [layout for layout in header.unit_layouts() if layout.name != EMBEDDING]
+        layouts = {layout.name: layout for layout in header.unit_layouts()}
+        self._embedding = layouts.pop(EMBEDDING, None)
+        self._sections = list(layouts.values())
         self._resident = header.sections[RESIDENT].length
         self._held = sum(s.length for s in self._sections)
         self._weights = self._resident + self._held
@@ -115,14 +119,17 @@ class Planner:
         }
 
     def plan(self, budget: int | None, device: Callable[[], Device]) -> Plan:
-        """The plan for a budget in bytes, None for what it takes to hold everything.
+        """The plan for a budget in bytes, None for what it takes to hold everything, also an embedding of its own.
 
         device: measures the disk, called where weights have to be streamed. Raises ModelError for a budget that is too
         small, with the smallest one that works.
         """
         whole, everything = self.whole, Placement({s.name: s.count for s in self._sections})
-        if budget is None or whole <= budget:
-            return self._made(budget or whole, self._chunk, everything, smallest=0, disk=None)
+        if budget is None:
+            budget = whole + (self._embedding_bytes(self._embedding.count) if self._embedding else 0)
+        if whole <= budget:
+            everything = replace(everything, embedding=self._embedding_units(budget - whole))
+            return self._made(budget, self._chunk, everything, smallest=0, disk=None)
         disk = device()
         smallest = self.smallest(disk)
         if budget < smallest:
@@ -131,8 +138,8 @@ class Planner:
                              f"with {-(-whole // (1 << 20))} MiB nothing is read from flash")
         chunk = self._chunk_for(budget, disk)
         left = budget - sum(self._fixed(chunk).values()) - self._ahead(disk)
-        placement = Placement(self._spread(left, disk.chunk_bytes), disk.chunk_bytes, disk.readers, self.slots(disk),
-                              self.slot_bytes(disk))
+        placement = Placement(self._spread(left, disk.chunk_bytes), 0, disk.chunk_bytes, disk.readers,
+                              self.slots(disk), self.slot_bytes(disk))
         if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
             return self._made(budget, chunk, everything, smallest=0, disk=None)
         return self._made(budget, chunk, placement, smallest=smallest, disk=disk)
@@ -153,7 +160,25 @@ class Planner:
         parts = {**self._fixed(chunk), "read ahead": self._ahead(disk) if disk else 0}
         parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
         parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
+        parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, smallest, placement, disk)
+
+    def _embedding_bytes(self, units: int) -> int:
+        """What it takes to hold the first units of an embedding of its own."""
+        if not units:
+            return 0
+        assert self._embedding is not None
+        size = units * self._embedding.unit_bytes
+        return size + page_table_bytes(size) + units * _UNIT_BYTES + 2 * ALIGNMENT
+
+    def _embedding_units(self, left: int) -> int:
+        """How many of them there is room for."""
+        if self._embedding is None:
+            return 0
+        units = min(left // self._embedding.unit_bytes, self._embedding.count)
+        while units > 0 and self._embedding_bytes(units) > left:
+            units -= 1
+        return units
 
     @property
     def whole(self) -> int:

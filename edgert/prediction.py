@@ -59,8 +59,12 @@ def _layers_s(tokens: int, seconds: Seconds) -> float:
 
 
 def _embedding_row_s(header: Header, plan: Plan, disk: Device) -> float:
-    """A token's embedding is read alone and waited for, unless it is part of an output head that stays in memory."""
+    """A token's embedding is read alone and waited for, where it is not in memory; on the average."""
     embedding = header.embedding
-    if embedding.section == HEAD and plan.parts["pinned output head"] == header.sections[HEAD].length:
-        return 0.0
-    return disk.latency_s + SLAB * FORMATS[embedding.format].tile_bytes(embedding.columns) / disk.bandwidth
+    length = header.sections[embedding.section].length
+    if embedding.section == HEAD:
+        missing = float(plan.parts["pinned output head"] < length)
+    else:
+        missing = 1 - min(plan.parts["pinned embedding"] / length, 1)
+    slab = SLAB * FORMATS[embedding.format].tile_bytes(embedding.columns)
+    return missing * (disk.latency_s + slab / disk.bandwidth)

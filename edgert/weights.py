@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import HEAD, RESIDENT
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.bundle.reader import damaged
 from edgert.flash.file import ALIGNMENT, FlashFile, aligned
 from edgert.flash.stream import Stream, runs_of
@@ -35,6 +35,8 @@ class Weights:
         parts = {RESIDENT: (resident.offset, resident.offset + resident.length)}
         for section, count in placement.pinned.items():
             parts[section] = (self._units[section].start(0), self._units[section].start(count))
+        if placement.embedding:
+            parts[EMBEDDING] = (self._units[EMBEDDING].start(0), self._units[EMBEDDING].start(placement.embedding))
         allocator = Allocator()
         ranges = {name: aligned(*part) for name, part in parts.items()}
         places = {name: allocator.reserve(end - start, ALIGNMENT) for name, (start, end) in ranges.items()}
@@ -64,7 +66,7 @@ class Weights:
             raise
         embedding = header.embedding
         self._rows = self._units[embedding.section]
-        self._rows_pinned = placement.pinned.get(embedding.section, 0)
+        self._rows_pinned = placement.pinned.get(embedding.section, placement.embedding)
         self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
         self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
         self.stream = self._stream(placement, stop)

@@ -132,6 +132,25 @@ def test_damaged_weights_are_not_loaded(tmp_path: Path) -> None:
             make_engine(bundle, threads=2, chunk=4, cache_type="f32")
 
 
+def test_an_embedding_in_memory_or_in_part_or_not(tmp_path: Path) -> None:
+    """The answer stays; what is in memory is not read again, and damage to it is found while loading."""
+    path = write_bundle(tmp_path / "m.edge", tie_word_embeddings=False, vocab_size=300)
+    tokens = [0, 299, 63, 64, 191, 192, 64]
+    with Bundle(path) as bundle:
+        results = []
+        for share in (0.0, 0.6, 1.0):  # none, 3 and 5 of the 5 units
+            engine = make_engine(bundle, cache_type="f32", embedding=share)
+            results.append(engine.forward(Session(bundle.header.config, 16, "f32"), tokens))
+            if share == 1.0:
+                with path.open("r+b") as file:
+                    file.truncate(bundle.header.sections["embedding"].offset)
+                results.append(engine.forward(Session(bundle.header.config, 16, "f32"), tokens))
+            engine.close()
+        assert all(np.array_equal(results[0], other) for other in results[1:])
+        with pytest.raises(BundleError, match="ends at offset"):
+            make_engine(bundle, embedding=1.0)
+
+
 def test_the_file_shrinks_while_it_is_used(tmp_path: Path) -> None:
     """An embedding that is read row by row: an error, not a crash, and the session is as it was."""
     path = write_bundle(tmp_path / "m.edge", tie_word_embeddings=False, vocab_size=40)

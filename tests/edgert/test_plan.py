@@ -144,9 +144,27 @@ def test_the_smallest_budget_works_and_less_is_refused_with_its_size(planner: Pl
 def test_the_whole_budget_streams_nothing_and_asks_no_disk(planner: Planner) -> None:
     def no_disk() -> Device:
         raise AssertionError("the disk is not to be measured")
-    for plan in (planner.plan(None, no_disk), planner.plan(planner.whole, no_disk)):
+    everything, without_embedding = planner.plan(None, no_disk), planner.plan(planner.whole, no_disk)
+    for plan in (everything, without_embedding):
         assert plan.streamed == 0 and plan.disk is None and plan.pinned_share == 1
-        assert plan.chunk == planner._chunk and plan.needed <= plan.budget == planner.whole
+        assert plan.chunk == planner._chunk and plan.needed <= plan.budget
+    assert without_embedding.budget == planner.whole and without_embedding.parts["pinned embedding"] == 0
+    assert everything.placement.embedding == (planner._embedding.count if planner._embedding else 0)
+
+
+@given(st.data(), planners(), devices())
+def test_what_is_left_when_nothing_is_streamed_goes_to_the_embedding(data: st.DataObject, planner: Planner,
+                                                                     disk: Device) -> None:
+    """As much of it as there is room for."""
+    everything = planner.plan(None, lambda: disk)
+    plan = planner.plan(data.draw(st.integers(planner.whole, everything.budget + MIB)), lambda: disk)
+    if planner._embedding is None:
+        assert plan.placement.embedding == plan.parts["pinned embedding"] == 0
+        return
+    units, unit_bytes = plan.placement.embedding, planner._embedding.unit_bytes
+    assert units * unit_bytes <= plan.parts["pinned embedding"] and plan.needed <= plan.budget
+    left = plan.budget - planner.whole - plan.parts["pinned embedding"]
+    assert units == planner._embedding.count or left < 1.01 * unit_bytes + 2 * 4096 + 64
 
 
 # Prediction
