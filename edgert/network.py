@@ -63,31 +63,20 @@ class NetworkBuilder:
     def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
                add_to: Buffer | None = None) -> Buffer:
         out = self._buffers.qkv if add_to is None else add_to
-        self._matrices(x, [(n + ".weight", n + ".bias" if bias else None) for n in names], out,
-                       accumulate=add_to is not None)
-        return out
-
-    def _matrices(self, x: Activation, names: list[tuple[str, str | None]], out: Buffer, *, accumulate: bool) -> None:
-        """One operation for each run of matrices that stand next to each other in the same format."""
+        tensors = [self._header.tensors[name + ".weight"] for name in names]
+        # A tile writes 16 rows: one that ends within them must be done before the next matrix begins there.
+        joined = all(tensor.rows % TILE == 0 for tensor in tensors[:-1])
         column = 0
-        runs: list[list[int]] = []  # code, weights, tiles, blocks, first column, bias, end of weights, end of bias
-        for name, bias in names:
-            tensor, address = self._header.tensors[name], self._weights.address(name)
-            form, tiles = FORMATS[tensor.format], -(-tensor.rows // TILE)
-            bias_at = 0 if bias is None else self._weights.address(bias)
-            ends = [address + tensor.length, bias_at + 4 * TILE * tiles if bias_at else 0]
-            if (runs and runs[-1][0] == form.code and runs[-1][6:] == [address, bias_at]
-                    and column == runs[-1][4] + TILE * runs[-1][2]):
-                runs[-1][2] += tiles
-                runs[-1][6:] = ends
-            else:
-                runs.append([form.code, address, tiles, form.blocks(tensor.columns), column, bias_at, *ends])
+        for number, (name, tensor) in enumerate(zip(names, tensors, strict=True), 1):
+            form = FORMATS[tensor.format]
+            source = x.form(form)
+            self.body.append(records.LINEAR, records.Linear(
+                self._weights.address(name + ".weight"), -(-tensor.rows // TILE), form.code,
+                form.blocks(tensor.columns), source.address, source.stride, out.address + 4 * column, out.stride,
+                self._weights.address(name + ".bias") if bias else 0, int(add_to is not None),
+                joined * (len(names) - number)))
             column += tensor.rows
-        for code, address, tiles, blocks, first, bias_at, *_ in runs:
-            source = x.form(list(FORMATS.values())[code])
-            self.body.append(records.LINEAR + code, records.Linear(
-                address, tiles, blocks, source.address, source.stride, out.address + 4 * first, out.stride, bias_at,
-                int(accumulate)))
+        return out
 
     def attention(self, qkv: Buffer, layer: int) -> Activation:
         c, b = self._config, self._buffers

@@ -15,9 +15,9 @@ from .flash.stream import Run
 from .kernels import records
 
 _COMPUTING = "computing"
-_BY_FORMAT = {records.EMBEDDING: "embedding", records.LINEAR: "attention matrices", records.UP: "gate and up",
-              records.DOWN: "down"}
-_NAMES = {records.NORM: "norm", records.QUANTIZE: "quantize", records.ROPE: "rotary positions",
+_BY_FORMAT = {records.EMBEDDING: "embedding", records.UP: "gate and up", records.DOWN: "down"}
+_NAMES = {records.LINEAR: "attention matrices", records.NORM: "norm", records.QUANTIZE: "quantize",
+          records.ROPE: "rotary positions",
           records.ROPE + 1: "rotary positions", records.ATTENTION: "attention", records.ATTENTION + 1: "attention",
           records.NEURONS: "feed-forward", records.GATHER: "feed-forward, sums", records.SLABS: "output head",
           records.RELEASE: "release"}
@@ -59,12 +59,15 @@ class Trace:
         """A program was run. times: int64 of shape (operations + 1, 2), as clock_gettime gives them."""
         seconds = times[:, 0] + times[:, 1] / 1e9
         self._add("passes", f"{tokens} token{'s' * (tokens > 1)}", seconds[0], seconds[-1])
-        layer = 0
+        layer = last = 0
         for i, record in enumerate(program.tolist()):
+            if not seconds[i + 1]:  # done together with those that follow
+                continue
             if records.ROPE <= record[0] <= records.ROPE + 1:
                 layer = record[_LAYER]
             name = _NAMES.get(record[0]) or _BY_FORMAT[record[0] // 8 * 8]
-            self._add(_COMPUTING, name, seconds[i], seconds[i + 1], layer=layer)
+            self._add(_COMPUTING, name, seconds[last], seconds[i + 1], layer=layer)
+            last = i + 1
 
     def read(self, reader: int, run: Run, started: float, read: float, checked: float) -> None:
         """A reader has read and checked a run (flash.stream.ReadHook)."""

@@ -32,13 +32,13 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token
     for title, kernels, arguments in (
         ("embedding", embedding.EMBEDDING_KERNELS, 2),
-        ("matrix", linear.LINEAR_KERNELS, 2),
         ("feed-forward, down", feed_forward.DOWN_KERNELS, 2),
         ("rotary positions", attention.ROPE_KERNELS, 2),
         ("attention", attention.ATTENTION_KERNELS, 3),
     ):
         for form, dispatcher in kernels.items():
             yield f"{title} {form}", dispatcher, arguments
+    yield "matrix", linear.linear, 2
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
     yield "feed-forward, up", feed_forward.up, 4

@@ -55,7 +55,7 @@ def up(form, op, state, thread):
                 count = min(tokens - start, TOKENS_AT_ONCE)
                 for i in range(4):
                     tile_of(form, w + i * tile_bytes, blocks, x + start * x_stride, x_stride, count,
-                            scratch + i * 64, _ROW_BYTES)
+                            scratch + i * 64, _ROW_BYTES, 0, 0)
                 for token in range(count):
                     row = scratch + token * _ROW_BYTES
                     low = mul(silu(load_f32x16(row)), load_f32x16(row + 128))

@@ -5,23 +5,22 @@ from .attention import ATTENTION_KERNELS, ROPE_KERNELS
 from .compiled import kernel
 from .embedding import EMBEDDING_KERNELS
 from .feed_forward import DOWN_KERNELS, release_groups, up
-from .linear import LINEAR_KERNELS, slabs
+from .linear import JOINED, linear, slabs
 from .norm import norm, quantize
 from .one_token import gather, neurons
-from .records import RUNS
+from .records import RECORD_BYTES, RUNS
 from .simd.atomic import call_function, fetch_add, load_acquire, pause
 from .simd.memory import load_i64, store_i64
 from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, STOPPED, THREADS, TRACE, WAIT, barrier, now
 
 _embed_q4, _embed_q6, _embed_q8, _embed_f16, _embed_f32 = EMBEDDING_KERNELS.values()
-_linear_q4, _linear_q6, _linear_q8, _linear_f16, _linear_f32 = LINEAR_KERNELS.values()
 _down_q4, _down_q6, _down_q8, _down_f16, _down_f32 = DOWN_KERNELS.values()
 _rope_f16, _rope_f32 = ROPE_KERNELS.values()
 _attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
 
 NORM, QUANTIZE, ROPE, ATTENTION = records.NORM, records.QUANTIZE, records.ROPE, records.ATTENTION
 NEURONS, GATHER, SLABS, RELEASE = records.NEURONS, records.GATHER, records.SLABS, records.RELEASE
-RECORD_BYTES = 8 * records.RECORD
+LINEAR = records.LINEAR
 
 SPINS_BEFORE_SLEEP = 20000
 """Half a millisecond or so, what passes between two tokens: waking a sleeping processor costs a part of that, in
@@ -40,20 +39,6 @@ def _embed(form, op, state):
         _embed_f16(op, state)
     else:
         _embed_f32(op, state)
-
-
-@kernel
-def _linear(form, op, state):
-    if form == 0:
-        _linear_q4(op, state)
-    elif form == 1:
-        _linear_q6(op, state)
-    elif form == 2:
-        _linear_q8(op, state)
-    elif form == 3:
-        _linear_f16(op, state)
-    else:
-        _linear_f32(op, state)
 
 
 @kernel
@@ -76,17 +61,19 @@ def _run(program, count, state, thread):
     trace = load_i64(state + TRACE) if thread == 0 else 0
     if trace:
         now(state, trace)
-    for i in range(count):
+    i = 0
+    while i < count:
         op = program + i * RECORD_BYTES
         code = load_i64(op)
         if code < 8:
             _embed(code, op, state)
         elif code < 16:
-            _linear(code - 8, op, state)
+            up(code - 8, op, state, thread)
         elif code < 24:
-            up(code - 16, op, state, thread)
-        elif code < 32:
-            _down(code - 24, op, state)
+            _down(code - 16, op, state)
+        elif code == LINEAR:
+            linear(op, state)
+            i += load_i64(op + JOINED)
         elif code == NORM:
             norm(op, state)
         elif code == QUANTIZE:
@@ -108,8 +95,9 @@ def _run(program, count, state, thread):
         else:
             _attention_f32(op, state, thread)
         barrier(state)
+        i += 1
         if trace:
-            now(state, trace + 16 * (i + 1))
+            now(state, trace + 16 * i)
         if load_i64(state + STOPPED):
             return
 

@@ -4,15 +4,18 @@ from typing import Any
 
 from .compiled import kernel
 from .formats import FORMATS, SLAB
-from .records import Linear, Slabs, offsets
+from .records import RECORD_BYTES, Linear, Slabs, offsets
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .state import SELECTED, TOKENS, arrived, release, share, take
 from .weights import STEPS
 
-WEIGHTS, TILES, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE = offsets(Linear)
+WEIGHTS, TILES, FORM, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE, JOINED = offsets(Linear)
 (TABLE, COUNTERS, SLAB_COUNT, SLAB_TILES, SLAB_FORM, SLAB_BLOCKS, SLAB_X, SLAB_X_STRIDE, SLAB_Y,
  SLAB_Y_STRIDE) = offsets(Slabs)
+
+PIECES = 8
+"""Times that a thread takes tiles of a matrix: more even out the ends, fewer read longer runs."""
 
 
 @kernel
@@ -61,32 +64,7 @@ def tile_kernel(name: str) -> Any:
     return tile
 
 
-def linear_kernel(name: str, tile: Any) -> Any:
-    """The operation: every tile of a matrix, shared among the threads."""
-    form = FORMATS[name]
-    block_bytes, header_bytes = form.block_bytes, form.header_bytes
-
-    @kernel
-    def linear(op, state):
-        w, tiles, blocks = load_i64(op + WEIGHTS), load_i64(op + TILES), load_i64(op + BLOCKS)
-        x, x_stride = load_i64(op + X), load_i64(op + X_STRIDE)
-        y, y_stride = load_i64(op + Y), load_i64(op + Y_STRIDE)
-        bias, accumulate = load_i64(op + BIAS), load_i64(op + ACCUMULATE)
-        tokens = load_i64(state + TOKENS)
-        tile_bytes = header_bytes + blocks * block_bytes
-        chunk = min(share(state, tiles, 8), 16)
-        first = take(state, chunk)
-        while first < tiles:
-            for i in range(first, min(first + chunk, tiles)):
-                tile(w + i * tile_bytes, blocks, x, x_stride, tokens, y + i * 64, y_stride,
-                     bias + i * 64 if bias else 0, accumulate)
-            first = take(state, chunk)
-
-    return linear
-
-
 TILE_KERNELS: dict[str, Any] = {name: tile_kernel(name) for name in FORMATS}
-LINEAR_KERNELS: dict[str, Any] = {name: linear_kernel(name, TILE_KERNELS[name]) for name in FORMATS}
 
 _tile_q4, _tile_q6, _tile_q8, _tile_f16, _tile_f32 = TILE_KERNELS.values()
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
@@ -100,18 +78,45 @@ def tile_bytes_of(form, blocks):
 
 
 @kernel
-def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride):
-    """A tile of the format with this code, without bias, to y."""
+def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
+    """A tile of the format with this code."""
     if form == 0:
-        _tile_q4(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+        _tile_q4(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
     elif form == 1:
-        _tile_q6(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+        _tile_q6(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
     elif form == 2:
-        _tile_q8(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+        _tile_q8(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
     elif form == 3:
-        _tile_f16(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+        _tile_f16(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
     else:
-        _tile_f32(w, blocks, x, x_stride, tokens, y, y_stride, 0, 0)
+        _tile_f32(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
+
+
+@kernel
+def _tile_at(op, i, tokens):
+    """Tile i of one record's matrix."""
+    form, blocks, bias = load_i64(op + FORM), load_i64(op + BLOCKS), load_i64(op + BIAS)
+    tile_of(form, load_i64(op + WEIGHTS) + i * tile_bytes_of(form, blocks), blocks, load_i64(op + X),
+            load_i64(op + X_STRIDE), tokens, load_i64(op + Y) + i * 64, load_i64(op + Y_STRIDE),
+            bias + i * 64 if bias else 0, load_i64(op + ACCUMULATE))
+
+
+@kernel
+def linear(op, state):
+    """Every tile of one matrix or several, shared among the threads."""
+    tokens, end, tiles = load_i64(state + TOKENS), op + (1 + load_i64(op + JOINED)) * RECORD_BYTES, 0
+    for record in range(op, end, RECORD_BYTES):
+        tiles += load_i64(record + TILES)
+    chunk = min(share(state, tiles, PIECES), 16)
+    first = take(state, chunk)
+    while first < tiles:
+        record, passed = op, 0
+        for i in range(first, min(first + chunk, tiles)):
+            while i - passed >= load_i64(record + TILES):
+                passed += load_i64(record + TILES)
+                record += RECORD_BYTES
+            _tile_at(record, i - passed, tokens)
+        first = take(state, chunk)
 
 
 @kernel
@@ -129,6 +134,6 @@ def slabs(op, state, thread):
             return
         first = slab * SLAB
         for i in range(first, min(first + SLAB, tiles)):
-            tile_of(form, w + (i - first) * tile_bytes, blocks, x, x_stride, selected, y + i * 64, y_stride)
+            tile_of(form, w + (i - first) * tile_bytes, blocks, x, x_stride, selected, y + i * 64, y_stride, 0, 0)
         release(state, table, counters, slab)
         slab = take(state, 1)

@@ -78,7 +78,7 @@ def neurons(op, state, thread):
             if w == 0:
                 return
             for i in range(4):
-                tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + X), 0, 1, scratch + 64 * i, 0)
+                tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + X), 0, 1, scratch + 64 * i, 0, 0, 0)
             low = mul(silu(load_f32x16(scratch)), load_f32x16(scratch + 128))
             high = mul(silu(load_f32x16(scratch + 64)), load_f32x16(scratch + 192))
             if down < 3:

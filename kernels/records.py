@@ -11,6 +11,7 @@ from .formats import TILE
 
 RECORD = 16
 """int64 in a record."""
+RECORD_BYTES = 8 * RECORD
 
 
 def offsets(record: type[Any]) -> tuple[int, ...]:
@@ -18,13 +19,15 @@ def offsets(record: type[Any]) -> tuple[int, ...]:
     return tuple(8 * (i + 1) for i in range(len(record._fields)))
 
 
-EMBEDDING, LINEAR, UP, DOWN = 0, 8, 16, 24
+EMBEDDING, UP, DOWN = 0, 8, 16
 """One operation for each weight format: the format's code is added."""
 NORM, QUANTIZE = 32, 33
 NEURONS, GATHER = 38, 39
 """The feed-forward part for a single token: UP and DOWN with every group read once, from end to end."""
 SLABS, RELEASE = 40, 41
 """The output head; and giving back the room of neuron groups that UP and DOWN are done with."""
+LINEAR = 42
+"""Matrices that share nothing but the moment: a record for each, the first says how many follow (`joined`)."""
 ROPE, ATTENTION = 34, 36
 """One operation for each element type of the cache: 0 for float16, 1 for float32 is added."""
 
@@ -44,6 +47,8 @@ class Linear(NamedTuple):
 
     weights: int
     tiles: int
+    form: int
+    """The format's code."""
     blocks: int
     x: int
     x_stride: int
@@ -53,6 +58,8 @@ class Linear(NamedTuple):
     """Address of float32, 16 a tile; or 0."""
     accumulate: int
     """1 to add to what y holds."""
+    joined: int
+    """How many of the records that follow, LINEAR too, are done together with this one."""
 
 
 class Slabs(NamedTuple):

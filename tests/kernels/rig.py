@@ -2,6 +2,7 @@
 
 import functools
 import os
+from typing import NamedTuple
 
 import numpy as np
 from guarded import Buffer, floats
@@ -97,22 +98,40 @@ def activations(team: Team, form: Format, x: np.ndarray) -> Activations:
     return Activations(floats(padded(x, BLOCK)), integer=False)
 
 
-def linear(team: Team, form: Format, packed: np.ndarray, x: Activations, *, tokens: int | None = None,
-           bias: np.ndarray | None = None, add_to: np.ndarray | None = None) -> np.ndarray:
+class Product(NamedTuple):
+    """One matrix times activations, with a bias or added to what is there."""
+
+    form: Format
+    packed: np.ndarray
+    x: Activations
+    bias: np.ndarray | None = None
+    add_to: np.ndarray | None = None
+
+
+def linear(team: Team, form: Format, packed: np.ndarray, x: Activations, *, bias: np.ndarray | None = None,
+           add_to: np.ndarray | None = None) -> np.ndarray:
     """float32 of shape (tokens, rows of whole tiles)."""
-    count = len(x.buffer.bytes) if tokens is None else tokens
-    out = Buffer(count, 64 * len(packed))
-    if add_to is not None:
-        out.view(np.float32)[:] = add_to
-    places = 0 if bias is None else bias.ctypes.data
-    team.set(tokens=count, selected=1000)
-    weights = np.ascontiguousarray(packed)
-    assert run(team, (records.LINEAR + form.code, records.Linear(
-        weights.ctypes.data, len(packed), x.buffer.bytes.shape[1] // (QUANTIZED_BLOCK if form.integer else 128),
-        x.address, x.stride, out.address, out.stride, places, int(add_to is not None))))
-    out.check()
-    x.buffer.check()
-    return out.view(np.float32).copy()
+    return joined(team, [Product(form, packed, x, bias, add_to)])[0]
+
+
+def joined(team: Team, products: list[Product]) -> list[np.ndarray]:
+    """Several matrices in one operation."""
+    outs, operations = [], []
+    for following, (form, packed, x, bias, add_to) in zip(reversed(range(len(products))), products, strict=True):
+        assert packed.flags.c_contiguous
+        outs.append(out := Buffer(len(x.buffer.bytes), 64 * len(packed)))
+        if add_to is not None:
+            out.view(np.float32)[:] = add_to
+        block_bytes = QUANTIZED_BLOCK if form.integer else 128
+        operations.append((records.LINEAR, records.Linear(
+            packed.ctypes.data, len(packed), form.code, x.buffer.bytes.shape[1] // block_bytes, x.address, x.stride,
+            out.address, out.stride, 0 if bias is None else bias.ctypes.data, int(add_to is not None), following)))
+    team.set(tokens=len(products[0].x.buffer.bytes), selected=1000)
+    assert run(team, *operations)
+    for out, product in zip(outs, products, strict=True):
+        out.check()
+        product.x.buffer.check()
+    return [out.view(np.float32).copy() for out in outs]
 
 
 def slab_addresses(packed: np.ndarray) -> np.ndarray:

@@ -62,6 +62,23 @@ def test_alone_or_with_others_on_any_number_of_threads(target: str, name: str, s
         assert np.array_equal(y.view(np.int32), together.view(np.int32)), threads
 
 
+@rig.examples(20)
+@given(seed=seeds, threads=st.integers(1, 3), tokens=few_tokens,
+       several=st.lists(st.tuples(st.sampled_from(FORMAT_NAMES), st.integers(1, 200), sizes), min_size=2, max_size=4))
+def test_several_matrices_in_one_operation(target: str, seed: int, threads: int, tokens: int,
+                                           several: list[tuple[str, int, int]]) -> None:
+    """Of any formats and sizes: each result is what it is alone."""
+    rng, team = np.random.default_rng(seed), rig.team(target, threads)
+    products = []
+    for name, rows, columns in several:
+        weights = matrix(rng, FORMATS[name], "ordinary", rows, columns)
+        x = rig.activations(team, weights.form, values(rng, "ordinary", (tokens, columns)))
+        bias = values(rng, "ordinary", (16 * len(weights.packed),)) if rng.random() < 0.5 else None
+        products.append(rig.Product(weights.form, weights.packed, x, bias))
+    for one, y in zip(products, rig.joined(team, products), strict=True):
+        assert np.array_equal(y, rig.linear(team, one.form, one.packed, one.x, bias=one.bias))
+
+
 @formats
 @rig.examples(5)
 @given(seed=seeds, rows=st.integers(1, 400), threads=st.integers(1, 3))
