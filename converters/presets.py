@@ -8,7 +8,8 @@ from edgert.kernels.formats import BLOCK, FORMATS
 from .source import Source
 
 PRESETS = {
-    "q4": "4 bits, and 6 where the source has more than 5 or, from 16 bits, where it hurts most; the default",
+    "q4": "4 bits, and 6 where the source has more than 5, but not for a down projection in a file of 4, or, from 16 "
+          "bits, where it hurts most; the default",
     "q6": "6 bits throughout",
     "q8": "8 bits throughout",
     "f16": "half precision, not quantized",
@@ -39,7 +40,7 @@ class Preset:
             return self.name
         if kind == "lm_head":
             return "q4"  # read whole for every token: 6 % of the bytes for 0.2 % of perplexity (docs/notes/presets.md)
-        # Down projections that llama.cpp gave 6 bits in a file of 4: 5 % of the bytes for 0.4 %.
+        # Down projections that llama.cpp gave 6 bits in a file of 4: 5 % of the bytes for 0.3 %.
         type_name = source.tensors[tensor.replace("down_proj", "gate_proj")].type_name
         if type_name in _FINE_TYPES:
             return "q6"

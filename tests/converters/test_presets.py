@@ -1,0 +1,65 @@
+"""Which format a preset gives each matrix, by what the source has it in."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgert.converters.presets import PRESETS, preset
+from edgert.converters.source import Source
+from edgert.errors import SourceError
+
+
+class _Tensor:
+    def __init__(self, type_name: str, columns: int) -> None:
+        self.type_name, self.shape = type_name, (64, columns)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        raise AssertionError("types alone decide")
+
+    def grid(self, start: int, stop: int) -> None:
+        raise AssertionError("types alone decide")
+
+
+def formats(types: dict[str, str], name: str = "q4", layer: int = 0, columns: int = 64) -> dict[str, str]:
+    """Formats of a layer's matrices and the embedding, from the types that they have; "rest" of all others."""
+    prefix = f"model.layers.{layer}."
+    names = {"v": prefix + "self_attn.v_proj", "o": prefix + "self_attn.o_proj", "gate": prefix + "mlp.gate_proj",
+             "down": prefix + "mlp.down_proj", "head": "lm_head", "embedding": "model.embed_tokens"}
+    tensors = {full + ".weight": _Tensor(types.get(short, types["rest"]), columns) for short, full in names.items()}
+    source = Source(SimpleNamespace(num_hidden_layers=16), tensors, "", {}, None)  # type: ignore[arg-type]
+    return {short: preset(name).format(source, full + ".weight") for short, full in names.items()}
+
+
+def test_a_file_of_four_bits() -> None:
+    """Such as Q4_K_M: what it has in 6 stays there for v and the embedding alone."""
+    mixed = {"rest": "Q4_K", "v": "Q6_K", "down": "Q6_K", "head": "Q6_K", "embedding": "Q6_K"}
+    assert formats(mixed) == {"v": "q6", "o": "q4", "gate": "q4", "down": "q4", "head": "q4", "embedding": "q6"}
+    assert set(formats({"rest": "Q4_1"}).values()) == {"q4"}
+
+
+@pytest.mark.parametrize("type_name", ["Q5_K", "Q6_K", "Q8_0"])
+def test_a_file_of_more(type_name: str) -> None:
+    found = formats({"rest": type_name})
+    assert found.pop("head") == "q4" and set(found.values()) == {"q6"}
+
+
+@pytest.mark.parametrize(("layer", "sensitive"), [(0, "q6"), (2, "q4"), (4, "q6"), (15, "q6")])
+def test_sixteen_bits(layer: int, sensitive: str) -> None:
+    assert formats({"rest": "BF16"}, layer=layer) == {"v": sensitive, "o": "q4", "gate": "q4", "down": sensitive,
+                                                      "head": "q4", "embedding": "q6"}
+
+
+def test_padding_that_counts_is_exactly_zero() -> None:
+    found = formats({"rest": "Q4_K"}, columns=48)
+    assert (found["o"], found["embedding"], found["down"]) == ("q8", "q8", "q4")
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"q4"}))
+def test_the_others_are_one_format_throughout(name: str) -> None:
+    assert set(formats({"rest": "Q4_K", "down": "Q6_K"}, name).values()) == {name}
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(SourceError, match="preset 'q5' is not known; known: q4, q6, q8, f16, f32"):
+        preset("q5")
