@@ -233,10 +233,14 @@ class Model:
         return self.generate(self.render(messages), **settings)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The token ids of a conversation, as the model's chat template writes it, ready for the next answer."""
-        text = self._template.render(messages)
+        """The token ids of a conversation, as the model's chat template writes it, ready for the next answer.
+
+        Special tokens come from the template alone: their names in messages are text like any other.
+        """
+        text, given = self._template.render(messages)
         bos = self._token_name(self.tokenizer.bos_token_id)
-        return self.tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
+        begun = bos and text.startswith(bos) and not any(given[:len(bos)])
+        return self.tokenizer.encode(text, given=given, add_bos=False if begun else None)
 
     @cached_property
     def _template(self) -> ChatTemplate:

@@ -149,12 +149,17 @@ def test_special_setting_holds_between_threads() -> None:
     assert not wrong
 
 
-def test_plain_text_that_still_becomes_special_is_refused() -> None:
+def test_plain_text_that_still_becomes_special_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["ab"])
     with pytest.raises(ModelError, match="special token"):
         Tokenizer(tokenizer).encode("ab", special=False)
+    with pytest.raises(ModelError, match="special token"):
+        Tokenizer(tokenizer).encode("ab", given=b"\1\1")
+    monkeypatch.setattr(module, "MERGES_IN_FRONT", 0)  # all merges are ours
+    with pytest.raises(ModelError, match="special token"):
+        Tokenizer.from_json(tokenizer.to_str()).encode("ab", given=b"\1\1")
 
 
 def test_bos() -> None:
