@@ -211,10 +211,12 @@ def _ends_in_bytes(pre_tokenizer: Any) -> bool:
 def _added_ids(added: list[dict[str, Any]], ids: dict[bytes, int]) -> dict[bytes, int]:
     """Ids of the added tokens. Raises ValueError where the library would not give them those that the JSON says."""
     result: dict[bytes, int] = {}
+    last = len(ids) - 1
     for token in added:
         name = token["content"].encode()
-        expected = ids.get(name, max([len(ids) - 1, *result.values()]) + 1)
+        expected = ids.get(name, last + 1)
         if not name or name in result or token["id"] != expected:
             raise ValueError("an added token of another id")
         result[name] = expected
+        last = max(last, expected)
     return result

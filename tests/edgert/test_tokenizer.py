@@ -315,3 +315,22 @@ def test_damage_is_left_to_the_library(damage: Any) -> None:
     text = damage(byte_level().to_str())
     assert text != byte_level().to_str()
     assert BpeTables.read(text.encode()) is None
+
+
+def test_a_vocabulary_of_added_tokens_alone_is_read_in_linear_time() -> None:
+    compared = 0
+
+    class Id(int):
+        def __gt__(self, other: int) -> bool:
+            nonlocal compared
+            compared += 1
+            return int.__gt__(self, other)
+
+        def __lt__(self, other: int) -> bool:
+            return Id.__gt__(Id(other), self)
+
+    names = [f"<{index}>" for index in range(1000)]
+    ids = {name.encode(): Id(index) for index, name in enumerate(names)}
+    added = [{"content": name, "id": index} for index, name in enumerate(names)]
+    assert list(module._added_ids(added, ids).values()) == list(range(1000))  # type: ignore[arg-type]
+    assert compared < 10_000
