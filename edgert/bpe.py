@@ -116,6 +116,10 @@ class BpeTables:
             return b""
         return self._text[self._ends[index]:self._ends[index + 1]]
 
+    def merge_before_space(self) -> bool:
+        """Whether some merge makes a token with SentencePiece's space behind another character."""
+        return any(_SPACE_INSIDE.search(self.token(index)) for index in set(self._merged))
+
     def finish(self, ids: Sequence[int], words: Sequence[int | None]) -> list[int]:
         """Merge what the library left; `words` has the number of the word of each id."""
         result: list[int] = []
@@ -172,6 +176,7 @@ class BpeTables:
         return [index for index in ids if index >= 0]
 
 
+_SPACE_INSIDE = re.compile("(?<!▁)(?<!^)▁".encode())
 _BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 

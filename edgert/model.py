@@ -180,9 +180,8 @@ class Model:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
         if logprobs is not None and not 0 <= logprobs <= 1000:
             raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
-        if isinstance(prompt, str) and len(prompt) > _LONGEST_TOKEN * self._session.context:  # it takes memory to count
-            raise ModelError(f"the prompt has {len(prompt)} characters, far more than fit in a context of "
-                             f"{self._session.context} tokens; shorten it or raise the context")
+        if isinstance(prompt, str):
+            self._check_length(prompt)
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         with self._lock:
             self._check_open()
@@ -212,6 +211,12 @@ class Model:
             self._current = generation
             return generation
 
+    def _check_length(self, text: Any) -> None:
+        """Raises ModelError for a text that is far too long, as it takes memory to tell by how much."""
+        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context:
+            raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
+                             f"{self._session.context} tokens; shorten it or raise the context")
+
     def _flash(self) -> tuple[int, float]:
         stream = self._engine.stream
         return (stream.reading.bytes if stream else 0), self._engine.waited_s
@@ -237,7 +242,10 @@ class Model:
 
         Special tokens come from the template alone: their names in messages are text like any other.
         """
+        for message in messages:
+            self._check_length(message.get("content"))
         text, given = self._template.render(messages)
+        self._check_length(text)
         bos = self._token_name(self.tokenizer.bos_token_id)
         begun = bos and text.startswith(bos) and not any(given[:len(bos)])
         return self.tokenizer.encode(text, given=given, add_bos=False if begun else None)

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from edgert.errors import ModelError
 
 from .bpe import BpeTables
+from .text_borders import PART, Borders
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -102,8 +103,8 @@ class Tokenizer:
         they are text like any other, so that what a user types cannot pass for the chat's own structure. given: a byte
         for each character, 1 where it may not be part of such a name; all other text becomes the same ids.
 
-        Raises ModelError if the text is not valid Unicode or is longer than LONGEST_TEXT, or if a special token comes
-        out where none may, as a strange vocabulary might allow.
+        Raises ModelError if the text is not valid Unicode, is longer than LONGEST_TEXT or has an endless word in it, or
+        if a special token comes out where none may, as a strange vocabulary might allow.
         """
         if len(text) > LONGEST_TEXT:
             raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
@@ -116,7 +117,7 @@ class Tokenizer:
         if (given is not None or not special) and sum(index in self.special_ids for index in ids) != len(names):
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
-        if len(text) > 10_000:  # the library takes 100 bytes for each, for a moment
+        if len(text) > PART:  # the library takes 100 bytes for each, for a moment
             _return_freed_memory()
         if self.add_bos_token if add_bos is None else add_bos:
             if self.bos_token_id is None:
@@ -127,13 +128,17 @@ class Tokenizer:
     def _encode(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and where in the text the names of special tokens are, none without `special`."""
         self._tokenizer.encode_special_tokens = not special
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids, names = encoding.ids, []
-        if special and not self.special_ids.isdisjoint(ids):
-            names = [place for index, place in zip(ids, encoding.offsets, strict=True) if index in self.special_ids]
-        words = encoding.word_ids if self._tables is not None else []
-        del encoding
-        return self._tables.finish(ids, words) if self._tables is not None else ids, names
+        ids: list[int] = []
+        names: list[tuple[int, int]] = []
+        for start, end in self._borders.parts(text) if len(text) > PART else [(0, len(text))]:
+            encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
+            new = encoding.ids
+            if special and not self.special_ids.isdisjoint(new):
+                names += [(start + first, start + last)
+                          for index, (first, last) in zip(new, encoding.offsets, strict=True)
+                          if index in self.special_ids]
+            ids += new if self._tables is None else self._tables.finish(new, encoding.word_ids)
+        return ids, names
 
     def _encode_around(self, text: str, given: bytes) -> tuple[list[int], list[tuple[int, int]]]:
         """Special tokens where their names are not given, and all in between as plain text.
@@ -168,6 +173,10 @@ class Tokenizer:
         finally:
             for step in self._prepends_once:
                 step.prepend_scheme = "first"
+
+    @cached_property
+    def _borders(self) -> Borders:
+        return Borders(self._tokenizer, self._tables)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ModelError for a negative id."""
@@ -263,6 +272,8 @@ def _library(message: str) -> Iterator[None]:
     """Turns what the library raises into a ModelError: bare Exceptions, and panics, which are not Exceptions."""
     try:
         yield
+    except ModelError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
