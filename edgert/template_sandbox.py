@@ -17,7 +17,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
@@ -143,7 +143,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         name = getattr(__obj, "__name__", "")
         if isinstance(owner, (int, float, bytes, type)) or (isinstance(owner, str) and name not in METHODS):
             raise RefusedError(f"it calls {name}, which chat templates may not")
-        if not isinstance(owner, str):
+        if not isinstance(owner, str) and not isinstance(__obj, Macro):  # those compare and hash what they are given
             __self._meter.measure((owner if name in ("index", "count") else None, args, kwargs))
         return __self._meter.keep(super().call(__context, __obj, *args, **kwargs))
 

@@ -24,6 +24,9 @@ LARGEST_WIDTH = 1000
 
 OWN, GIVEN = b"\0", b"\1"
 
+_CONTAINERS: tuple[type[Any], ...] = (
+    list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+
 _SPACES = [character for character in map(chr, range(0x3001)) if character.isspace()]
 
 
@@ -35,14 +38,15 @@ class Meter:
     """What a rendering may still take: bytes of memory, counted when made and never given back, and processor time."""
 
     def __init__(self, size: int, seconds: float) -> None:
-        self._left, self._seconds = size, seconds
+        self._left, self._seconds, self._steps = size, seconds, 0
         self._end = time.thread_time() + seconds
 
     def spend(self, size: int = 0) -> None:
         """Raises RefusedError."""
         self.afford(size)
-        self._left -= size + 1
-        if time.thread_time() > self._end:
+        self._left -= size
+        self._steps += 1
+        if self._steps % 64 == 0 and time.thread_time() > self._end:  # asking takes longer than most steps
             raise RefusedError(f"it takes longer than {self._seconds:g} seconds")
 
     def afford(self, size: int) -> None:
@@ -72,27 +76,26 @@ class Meter:
         another twice, are small, and have no end.
         """
         self.spend()
-        if not isinstance(value, Collection) or isinstance(value, (str, range)):
+        if not isinstance(value, _CONTAINERS):
             return
-        size, steps, pending = 0, 0, [value]
+        size, pending = 0, [value]
         while pending:
             value = pending.pop()
-            size += OBJECT + (len(value) if isinstance(value, str) else 0)
-            if isinstance(value, Mapping):
-                pending.extend(value.keys())
-                pending.extend(value.values())
-            elif isinstance(value, Collection) and not isinstance(value, (str, range)):
+            size += OBJECT
+            if isinstance(value, str):
+                size += len(value)
+            elif isinstance(value, _CONTAINERS):
                 pending.extend(value)
-            self.afford(size + OBJECT * len(pending))
-            steps += 1
-            if steps % 1024 == 0:
+                if isinstance(value, dict):
+                    pending.extend(value.values())
+                self.afford(size + OBJECT * len(pending))
                 self.spend()
 
     def keep(self, value: Any) -> Any:
         """What a function or filter made, after paying for it; strings become Text."""
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, Collection) and not isinstance(value, range):  # ranges hold nothing
+        if isinstance(value, _CONTAINERS):
             self.spend(ITEM * len(value))
         return value
 

@@ -92,6 +92,12 @@ def test_long_chat_stays_within_limits() -> None:
     assert len(ChatTemplate(CHATML).render([{"role": "user", "content": "x" * 3_000_000}]).text) > 3_000_000
 
 
+def test_a_list_may_be_put_together_message_by_message() -> None:
+    template = ("{% set ns = namespace(all=[]) %}{% for m in messages %}{% set ns.all = ns.all + [m] %}{% endfor %}"
+                "{{ ns.all | map(attribute='content') | join }}")
+    assert ChatTemplate(template).render([{"role": "user", "content": "x"}] * 1000).text == "x" * 1000
+
+
 def test_missing_and_endless_templates() -> None:
     for nothing in (None, ""):
         with pytest.raises(TemplateError, match="no chat template"):
