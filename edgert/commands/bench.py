@@ -9,7 +9,7 @@ import click
 from edgert.bundle import Bundle
 from edgert.errors import PeerError
 from edgert.measuring.bench import DEFAULT_PROMPT, bench
-from edgert.model import default_threads, prepare
+from edgert.model import default_threads, load_library, read_text
 
 from .loading import compile_progress
 
@@ -36,7 +36,8 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     the better of the two counts.
     """
     with Bundle(bundle) as opened:
-        ids = prepare(opened, compile_progress).tokenizer.encode(prompt)
+        load_library(compile_progress)  # before children do
+        ids = read_text(opened).tokenizer.encode(prompt)
     if not ids:
         raise click.UsageError("the prompt is empty")
     if against is not None and not Path(against).is_file():

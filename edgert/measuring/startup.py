@@ -40,12 +40,12 @@ def main() -> None:
     assert cli
     from edgert.budget import process_bytes
     from edgert.bundle import Bundle
-    from edgert.model import prepare
+    from edgert.model import load_library, read_text
     try:
         with Bundle(sys.argv[1]) as bundle:
-            prepared = prepare(bundle)
+            kept = load_library(), read_text(bundle)
             print(json.dumps({"process_bytes": process_bytes()}))
-            del prepared
+            del kept
     except EdgertError as error:
         print(json.dumps({"error": str(error)}))
 

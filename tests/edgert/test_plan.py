@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CONFIG, write_bundle, write_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_model import CONFIG, give_tokenizer, write_bundle, write_model
 
 from edgert.bundle import Bundle, Header, Neurons
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, neuron_section
@@ -223,11 +222,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Of a model with a tokenizer that can be loaded, large enough for there to be something to plan."""
     folder = write_model(tmp_path_factory.mktemp("plan") / "model", num_hidden_layers=6, hidden_size=256,
                          intermediate_size=8192, vocab_size=9000, tie_word_embeddings=False)
-    words = {"<s>": 0, "</s>": 1, **{c: 2 + i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    give_tokenizer(folder)
     convert(str(folder), folder.with_name("m.edge"), "q4")
     yield folder.with_name("m.edge")
 
