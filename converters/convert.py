@@ -50,6 +50,8 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     header = lay_out(opened, chosen, provenance)
     with BundleWriter(path, header) as writer:
         _Conversion(opened, chosen, header, writer, progress).run()
+        for file in opened.files:
+            file.require_unchanged()
         writer.commit()
     return contents(header)
 
