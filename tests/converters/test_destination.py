@@ -50,7 +50,7 @@ def test_a_file_of_the_model_in_the_place_of_the_unfinished_bundle(
         model: Path, tmp_path: Path, name: str, link: Callable[[Path, Path], None]) -> None:
     link(model / name, tmp_path / "m.edge.part")
     if link is os.rename:
-        os.symlink(tmp_path / "m.edge.part", model / name)
+        (model / name).symlink_to(tmp_path / "m.edge.part")
     assert PART in refused(model, tmp_path / "m.edge", BundleError)
 
 

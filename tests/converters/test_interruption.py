@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -173,8 +174,5 @@ def test_handlers_are_as_before() -> None:
 
 
 def test_a_signal_that_somebody_swallowed_ends_the_program_all_the_same() -> None:
-    with pytest.raises(SystemExit), cleaned_up():
-        try:
-            signal.raise_signal(signal.SIGHUP)
-        except SystemExit:
-            pass
+    with pytest.raises(SystemExit), cleaned_up(), suppress(SystemExit):
+        signal.raise_signal(signal.SIGHUP)

@@ -124,22 +124,22 @@ def test_interrupted_at_every_step_of_making_the_file(model: str, out: Path, lef
              for f in (BundleWriter.__enter__, BundleWriter._create, BundleWriter._claim,
                        BundleWriter._remove_leftover)}
     part = out.with_name("m.edge.part")
-    stop, interrupted = 0, True
+    stop = left = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code not in steps:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in steps[frame.f_code]:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    interrupted = True
     while interrupted:
-        stop += 1
-        seen = 0
-
-        def trace(frame: FrameType, event: str, argument: object) -> Any:
-            nonlocal seen
-            if frame.f_code not in steps:
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode" and frame.f_lasti in steps[frame.f_code]:
-                seen += 1
-                if seen == stop:
-                    raise KeyboardInterrupt
-            return trace
-
+        left = stop = stop + 1
         if leftover:
             part.write_bytes(bytes(1000))
         before = sys.gettrace()
