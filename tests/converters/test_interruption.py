@@ -1,6 +1,7 @@
 """A conversion that is ended from outside removes what it has half-written, and nothing else."""
 
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -117,6 +118,28 @@ def test_at_any_moment(starter: Starter, numbers: tuple[signal.Signals, ...]) ->
         else:
             assert starter.out.read_bytes() == starter.reference.read_bytes()
     assert ended
+
+
+def test_a_terminal_that_is_closed(source: Path, tmp_path: Path) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        code = ("import time\n"
+                "from edgert.converters import convert as module\n"
+                "from edgert.cli import main\n"
+                "class Slow(module._Conversion):\n"
+                "    def run(self):\n"
+                "        print('writing', flush=True)\n"
+                "        time.sleep(60)\n"
+                "module._Conversion = Slow\n"
+                "main()\n")
+        os.execv(sys.executable, [sys.executable, "-c", code, "convert", str(source), str(tmp_path / "m.edge")])
+    shown = b""
+    while b"writing" not in shown:
+        shown += os.read(terminal, 1000)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.edge.part"]
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_one_leaves_what_the_next_removes(starter: Starter) -> None:
