@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import psutil
 
-from .budget import free_bytes, parse_size, process_bytes
+from .budget import allowance, parse_size, process_bytes, size_text
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .chat_template import ChatTemplate
@@ -138,7 +138,9 @@ class Model:
         context, kv_type = session_settings(header, context, kv_type)
         planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
                           chunk=chunk, threads=self.threads)
-        self.plan = planner.plan(free_bytes() if budget is None else budget, lambda: device_of(self._bundle.path))
+        allowed = allowance(budget)
+        self.plan = planner.plan(allowed.comfortable, lambda: device_of(self._bundle.path), most=allowed.most,
+                                 what=allowed.what)
         self._file = opened.enter_context(FlashFile(self._bundle.path))
         self._session = Session(header.config, context, kv_type)
         opened.callback(self._session.close)
@@ -251,10 +253,15 @@ class Model:
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute tokens after those computed since the last `reset`, without sampling; ends the answer under way.
 
-        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size).
+        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size). Those of every one
+        count to the memory budget, which has room for `plan.logit_rows` tokens at once. Raises ModelError.
         """
         with self._lock:
             self._check_open()
+            if every and len(tokens) > self.plan.logit_rows:
+                raise ModelError(f"the logits of {len(tokens)} tokens take "
+                                 f"{size_text(4 * len(tokens) * self.header.config.vocab_size)}, and the memory budget "
+                                 f"has room for {self.plan.logit_rows} at once; ask for so many at a time, or raise it")
             self._current = None
             logits = self._engine.forward(self._session, tokens, range(len(tokens)) if every else None)
             self._tokens.extend(tokens)
