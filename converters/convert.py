@@ -15,6 +15,8 @@ from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 
+from .destination import destination, require_apart
+from .interruption import cleaned_up
 from .layout import lay_out
 from .open_source import open_source
 from .presets import DEFAULT, Preset, preset
@@ -32,24 +34,21 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
 
     progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes back.
-    Raises SourceError, DownloadError or BundleError; then there is no bundle at `out`, or still the one of before.
+    Where `out` is a link, what it points to is written. Raises SourceError, DownloadError or BundleError, and, in the
+    main thread, SystemExit after a SIGTERM or SIGHUP that would have ended the program (interruption.py); then there is
+    no bundle at `out`, or still the one of before.
     """
     chosen = preset(preset_name)
-    path = Path(out)
-    try:
-        if path.is_dir():
-            raise SourceError(f"{path}: is a folder; name the bundle to write, such as {path / 'model.edge'}")
-        if not path.parent.is_dir():
-            raise SourceError(f"{path.parent}: is not a folder; make it first")
-        if path.exists() and Path(source).is_file() and path.samefile(source):
-            raise SourceError(f"{path}: is the model to convert; give the bundle another name")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+    path = destination(Path(out))
+    require_apart(path, [Path(source)])  # before all of it is read for its hash
     opened = open_source(source)
+    require_apart(path, [file.path for file in opened.files])
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
-    with BundleWriter(path, header) as writer:
+    with cleaned_up(), BundleWriter(path, header) as writer:
         _Conversion(opened, chosen, header, writer, progress).run()
+        for file in opened.files:
+            file.require_unchanged()
         writer.commit()
     return contents(header)
 

@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, plan: Plan, *, threads: int,
                  cache_type: str, progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
-        self.config, self.chunk = header.config, plan.chunk
+        self.config, self.chunk, self._cache_type = header.config, plan.chunk, cache_type
         self._trace: Trace | None = None
         with ExitStack() as made:
             self._team = Team(library, threads)
@@ -182,6 +182,9 @@ class Engine:
                              "do not hold them, try --kv-type f32")
 
     def _check(self, session: Session, ids: np.ndarray, indices: np.ndarray) -> None:
+        if session.cache_type != self._cache_type or session.config != self.config:
+            raise ModelError(f"the session is of another model, or its cache of type {session.cache_type} is not this "
+                             f"engine's, {self._cache_type}; make one for this engine")
         if ids.ndim != 1 or not len(ids):
             raise ModelError("no tokens to compute: give at least one")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import psutil
 
-from .budget import free_bytes, parse_size, process_bytes
+from .budget import allowance, parse_size, process_bytes, size_text
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .chat_template import ChatTemplate
@@ -242,9 +242,14 @@ class Model:
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute tokens after those computed since the last `reset`, without sampling; ends the answer under way.
 
-        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size).
+        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size). Those of every one
+        count to the memory budget, which has room for `plan.logit_rows` tokens at once. Raises ModelError.
         """
         wanted = range(len(tokens)) if every else None
+        if every and len(tokens) > self.plan.logit_rows:
+            raise ModelError(f"the logits of {len(tokens)} tokens take "
+                             f"{size_text(4 * len(tokens) * self.header.config.vocab_size)}, and the memory budget "
+                             f"has room for {self.plan.logit_rows} at once; ask for so many at a time, or raise it")
 
         def work(job: Job[np.ndarray]) -> np.ndarray:
             self._turn = None
@@ -290,8 +295,8 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     context, kv_type = session_settings(header, settings.context, settings.kv_type)
     planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
                       chunk=settings.chunk, threads=settings.threads)
-    budget = free_bytes() if settings.memory is None else settings.memory
-    plan = planner.plan(budget, lambda: device_of(bundle.path))
+    allowed = allowance(settings.memory)
+    plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
     session = Session(header.config, context, kv_type)

@@ -22,7 +22,7 @@ class Session:
 
     def __init__(self, config: Config, context: int, cache_type: str) -> None:
         check_session(config, context, cache_type)
-        self.context, self.cache_type = context, cache_type
+        self.config, self.context, self.cache_type = config, context, cache_type
         self.tokens: list[int] = []
         self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
         self._cache = Region(self.bytes, f"the cache of {context} tokens")

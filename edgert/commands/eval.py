@@ -14,8 +14,8 @@ from edgert.measuring.perplexity import EveryLogits, score, windows
 
 from .loading import load_model, model_options, read_text
 
-_ROWS, _FEW_ROWS = 64, 16
-"""Positions whose logits are held at once, and when memory is scarce."""
+_ROWS = 64
+"""Positions whose logits are held at once, at most."""
 
 
 @click.command("eval")
@@ -37,7 +37,7 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
         parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
-        rows = _FEW_ROWS if model.plan.disk else _ROWS
+        rows = min(model.plan.logit_rows, _ROWS)
         ours = score(parts, _logits_of(model.reset, model.extend, rows), _progress("edgert"))
         used = model.threads
     result: dict[str, Any] = {"bundle": bundle, "text": text_file, "tokens": ours.tokens, "windows": len(parts),

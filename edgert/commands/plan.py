@@ -49,7 +49,7 @@ class _Measured:
 
     def __init__(self, header: Header, planner: Planner, disk: Device, rehearsal: Rehearsal) -> None:
         self._header, self._planner, self._rehearsal, self.disk = header, planner, rehearsal, disk
-        self.smallest, self.whole = (_round_up(n) for n in (planner.smallest(disk), planner.whole))
+        self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
 
     def planned(self, budget: int) -> Planned:
         plan = self._planner.plan(budget, lambda: self.disk)
@@ -123,10 +123,6 @@ def _saying(what: str) -> Iterator[None]:
     finally:
         if shown:
             click.echo("\r\033[K", nl=False, err=True)
-
-
-def _round_up(size: int) -> int:
-    return -(-size // MIB) * MIB
 
 
 def _budgets(smallest: int, whole: int, rows: int) -> list[int]:
