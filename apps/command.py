@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 import edgert
-from edgert.commands.loading import load_model, model_options, sampling_options
+from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
 from edgert.download import models_folder
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -14,7 +14,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 @click.command("chat")
 @click.argument("bundle", required=False)
-@click.option("--system", help="What the model is told first.")
+@click.option("--system", type=TEXT, help="What the model is told first.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End each answer after so many tokens.")
 @sampling_options(temperature=0.8)
 @model_options

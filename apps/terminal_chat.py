@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from edgert import EdgertError, Generation, Model
+from edgert.terminal import read_standard_input
 
 from .conversation import Conversation
 
@@ -118,7 +119,7 @@ def chat(model: Model, system: str | None, settings: dict[str, Any]) -> None:
         sys.stdout.write("Ask something; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.\n")
         session.run()
         return
-    text = sys.stdin.read().strip()
+    text = read_standard_input().strip()
     if not text:
         raise EdgertError("standard input is empty; write the question there, or call this on a terminal")
     session.answer(text)
