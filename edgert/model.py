@@ -15,7 +15,7 @@ from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .chat_template import ChatTemplate
 from .engine import Engine
-from .errors import EdgertError, ModelError
+from .errors import BundleError, EdgertError, ModelError
 from .flash.device import device_of
 from .flash.file import FlashFile
 from .generation import Generation
@@ -24,7 +24,7 @@ from .plan import Planner
 from .region import Region
 from .sampling import Sampling
 from .session import Session, check_session
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_unicode
 from .tracing import Trace
 
 DEFAULT_CONTEXT = 4096
@@ -95,8 +95,16 @@ def prepare(bundle: Bundle, compile_progress: CompileProgress = lambda number, c
     generation = bundle.header.generation
     tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
                                     generation["eos_token_ids"], generation["add_bos_token"])
-    has_template = CHAT_TEMPLATE in bundle.header.sections
-    return Prepared(library, tokenizer, bundle.read_section(CHAT_TEMPLATE).decode() if has_template else None)
+    return Prepared(library, tokenizer, _template_text(bundle))
+
+
+def _template_text(bundle: Bundle) -> str | None:
+    if CHAT_TEMPLATE not in bundle.header.sections:
+        return None
+    try:
+        return bundle.read_section(CHAT_TEMPLATE).decode()
+    except UnicodeDecodeError:
+        raise BundleError(f"{bundle.path}: the chat template is not UTF-8 text; convert the model again") from None
 
 
 class Model:
@@ -180,6 +188,9 @@ class Model:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
         if logprobs is not None and not 0 <= logprobs <= 1000:
             raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        for text in stop:
+            check_unicode(text, "A stop string")
         if isinstance(prompt, str) and len(prompt) > _LONGEST_TOKEN * self._session.context:  # it takes memory to count
             raise ModelError(f"the prompt has {len(prompt)} characters, far more than fit in a context of "
                              f"{self._session.context} tokens; shorten it or raise the context")
@@ -208,7 +219,7 @@ class Model:
 
             generation = Generation(
                 step, self._flash, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
-                stop=[stop] if isinstance(stop, str) else list(stop), logprobs=logprobs, ignore_eos=ignore_eos)
+                stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
             self._current = generation
             return generation
 
