@@ -18,7 +18,7 @@ from .engine import Engine
 from .errors import BundleError, EdgertError, ModelError
 from .flash.device import device_of
 from .flash.file import FlashFile
-from .generation import Generation
+from .generation import Answer, Computing, Generation
 from .kernels import native
 from .plan import Planner
 from .region import Region
@@ -26,6 +26,7 @@ from .sampling import Sampling
 from .session import Session, check_session
 from .tokenizer import Tokenizer, check_unicode
 from .tracing import Trace
+from .turns import Turns
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
@@ -108,7 +109,9 @@ def _template_text(bundle: Bundle) -> str | None:
 
 
 class Model:
-    """A loaded model; `plan` says how it uses memory. A context manager; usable from any thread, one answer at a time.
+    """A loaded model, which gives one answer at a time: a new one ends the one under way, unless told to wait for it.
+
+    Every thread may use it, and several may ask with `wait=True`. `plan` says how it uses memory. A context manager.
 
     The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
     next turn of a chat costs no more than what is new in it.
@@ -124,7 +127,7 @@ class Model:
         self.threads = threads
         self._lock = threading.RLock()
         self._closed = False
-        self._current: Generation | None = None
+        self._turns = Turns()
         self._tokens: list[int] = []
         budget = parse_size(memory) if isinstance(memory, str) else memory
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
@@ -175,13 +178,17 @@ class Model:
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
                  seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
-                 ignore_eos: bool = False) -> Generation:
-        """Continue a text, or token ids. Iterating over what comes back yields `Piece`s.
+                 ignore_eos: bool = False, wait: bool = False) -> Generation:
+        """Continue a text, or token ids, ending the answer under way or, with `wait`, when it is over.
 
-        Nothing is computed before the first piece is asked for. max_tokens: None for as many as the context holds.
-        temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that end the answer.
-        logprobs: give each token's log-probability and those of so many most likely ones. A new answer ends the one
-        before. Raises ModelError for settings out of range or a prompt that does not fit.
+        Iterating over what comes back yields `Piece`s. Nothing happens before the first piece is asked for: then the
+        answer begins, and the one under way raises ModelError when it is asked for its next piece. With `wait` the
+        first piece comes when the answer under way is finished, closed or let go, and all that waited before too; a
+        thread that waits for an answer which only itself would go on with waits for ever. max_tokens: None for as many
+        as the context holds. temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that
+        end the answer. logprobs: give each token's log-probability and those of so many most likely ones.
+
+        Raises ModelError for settings out of range or a prompt that does not fit.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
         if max_tokens is not None and max_tokens < 0:
@@ -203,25 +210,37 @@ class Model:
             if room < 1:
                 raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
                                  "shorten it or raise the context")
-            held = self._share(ids)
-            self._session.cut(held)
-            del self._tokens[held:]
-            generation: Generation
+        return Generation(Answer(
+            self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
 
-            def step(new: Sequence[int]) -> np.ndarray:
-                with self._lock:
-                    self._check_open()
-                    if self._current is not generation:
-                        raise ModelError("this answer was ended by a newer one of the same model")
-                    logits = self._engine.forward(self._session, new)
-                    self._tokens.extend(new)
-                    return logits[0]
+    def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
+        """What an answer to a prompt asks of this model, each in its turn."""
+        turn = object()
 
-            generation = Generation(
-                step, self._flash, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
-                stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
-            self._current = generation
-            return generation
+        def begin() -> int:
+            self._turns.take(turn, wait=wait)
+            with self._lock:
+                self._check_turn(turn)
+                held = self._share(ids)
+                self._session.cut(held)
+                del self._tokens[held:]
+                return held
+
+        def step(new: Sequence[int]) -> np.ndarray:
+            with self._lock:
+                self._check_turn(turn)
+                logits = self._engine.forward(self._session, new)
+                self._tokens.extend(new)
+                return logits[0]
+
+        return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
+
+    def _check_turn(self, turn: object) -> None:
+        self._check_open()
+        if not self._turns.holds(turn):
+            raise ModelError("this answer was closed, or ended by a newer one of the same model; "
+                             "answers asked for with wait=True wait for one another")
 
     def _flash(self) -> tuple[int, float]:
         stream = self._engine.stream
@@ -237,8 +256,9 @@ class Model:
         return shared
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`. Settings as in `generate`.
+        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`.
 
+        Settings as in `generate`; also how it goes with other answers of the same model, and `wait`.
         Raises TemplateError where the model has no chat template, or its template refuses the messages.
         """
         return self.generate(self.render(messages), **settings)
@@ -266,7 +286,7 @@ class Model:
         """
         with self._lock:
             self._check_open()
-            self._current = None
+            self._turns.end()
             logits = self._engine.forward(self._session, tokens, range(len(tokens)) if every else None)
             self._tokens.extend(tokens)
             return logits
@@ -275,7 +295,7 @@ class Model:
         """Forget the tokens computed so far."""
         with self._lock:
             self._check_open()
-            self._current = None
+            self._turns.end()
             self._session.cut(0)
             self._tokens = []
 
@@ -288,6 +308,7 @@ class Model:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self._turns.close()
                 self._opened.close()
 
     def __enter__(self) -> Self:
