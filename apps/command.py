@@ -30,8 +30,12 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
     settings: dict[str, Any] = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed}
-    with load_model(path, **model_settings) as model:
-        chat(model, system, settings)
+    def open_model(context: int | None) -> edgert.Model:
+        if context is None:
+            return load_model(path, **model_settings)
+        return load_model(path, **{**model_settings, "context": context, "trace": None})  # what was traced stays
+
+    chat(open_model, system, settings)
 
 
 def default_bundle() -> Path:

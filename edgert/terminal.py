@@ -102,12 +102,12 @@ def read_standard_input() -> str:
         raise EdgertError(f"standard input cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
-def argument_text(argument: str) -> str:
-    """An argument of the command line, of which Python made lone surrogates where its bytes did not suit the locale.
+def proper_text(typed: str) -> str:
+    """An argument or a line as Python gives it: with lone surrogates where its bytes did not suit the locale.
 
     They may be UTF-8 all the same, in an ASCII locale; otherwise raises UnicodeDecodeError.
     """
-    return argument if argument.isascii() else os.fsencode(argument).decode()
+    return os.fsencode(typed).decode() if any("\udc80" <= c <= "\udcff" for c in typed) else typed
 
 
 def end_standard_output() -> None:

@@ -9,7 +9,7 @@ import click
 
 from edgert.errors import ModelError
 from edgert.model import DEFAULT_CHUNK, Model, load
-from edgert.terminal import argument_text, show, show_passing
+from edgert.terminal import proper_text, show, show_passing
 
 Command = Callable[..., Any]
 
@@ -21,7 +21,7 @@ class _Text(click.ParamType):
 
     def convert(self, value: Any, parameter: click.Parameter | None, _context: click.Context | None) -> str:
         try:
-            return argument_text(value)
+            return proper_text(value)
         except UnicodeDecodeError as error:
             option = parameter.opts[-1] if parameter is not None else "an argument"
             raise ModelError(f"{option} is not {error.encoding.upper()} text: byte {error.object[error.start]:#04x} "
