@@ -8,6 +8,7 @@ import click
 import edgert
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
 from edgert.download import models_folder
+from edgert.terminal import show
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -42,7 +43,7 @@ def default_bundle() -> Path:
     """The default model as a bundle, in the models' folder; fetched and converted if it is not there."""
     path = models_folder() / f"{DEFAULT_MODEL}.edge"
     if not path.exists():
-        click.echo(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
+        show(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
         edgert.convert(str(edgert.pull(DEFAULT_MODEL)), path)
     return path
 

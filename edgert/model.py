@@ -197,7 +197,7 @@ class Model:
             raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
         stop = [stop] if isinstance(stop, str) else list(stop)
         for text in stop:
-            check_unicode(text, "A stop string")
+            check_unicode(text, "A stop string cannot be used")
         if isinstance(prompt, str) and len(prompt) > _LONGEST_TOKEN * self._session.context:  # it takes memory to count
             raise ModelError(f"the prompt has {len(prompt)} characters, far more than fit in a context of "
                              f"{self._session.context} tokens; shorten it or raise the context")

@@ -35,8 +35,8 @@ def check_unicode(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ModelError(f"{what} is no valid Unicode: character {error.start} is half of a surrogate pair, "
-                         f"{text[error.start]!r}; decode its bytes with errors='replace'.") from None
+        raise ModelError(f"{what}: character {error.start} is {text[error.start]!r}, half of a surrogate pair, which "
+                         "is no valid Unicode; decode bytes with errors='replace'.") from None
 
 
 class Tokenizer:
@@ -104,7 +104,7 @@ class Tokenizer:
         if len(text) > LONGEST_TEXT:
             raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
                              "once; shorten it.")
-        check_unicode(text, "The text")
+        check_unicode(text, "The text cannot be tokenized")
         # The setting belongs to the shared tokenizer: without the lock another thread could switch it in between.
         with self._lock, _library("The text cannot be tokenized"):
             self._tokenizer.encode_special_tokens = not special

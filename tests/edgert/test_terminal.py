@@ -210,5 +210,5 @@ def test_an_answer_does_not_steer_the_terminal(smollm2: Path, tmp_path: Path) ->
     lambda model: model.chat([{"role": "system", "content": "\udc80"}, {"role": "user", "content": "x"}])],
     ids=["prompt", "stops", "stop", "message", "system"])
 def test_half_a_surrogate_pair_is_refused_in_words(model: edgert.Model, use: Callable[[edgert.Model], object]) -> None:
-    with pytest.raises(edgert.ModelError, match=r"is no valid Unicode: character .* is half of a surrogate pair, "):
+    with pytest.raises(edgert.ModelError, match=r"character \d+ is '.*', half of a surrogate pair"):
         use(model)
