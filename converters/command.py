@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from edgert.bundle.contents import table
+from edgert.control_characters import visible
+from edgert.terminal import show
 
 from .presets import DEFAULT, PRESETS
 
@@ -27,16 +29,17 @@ def command(source: str, out: str, preset: str) -> None:
     from .convert import convert
 
     started = time.perf_counter()
-    columns = (TextColumn("{task.description:42}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:42}", markup=False), BarColumn(), TaskProgressColumn(),
+               TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-            task = bars.add_task(f"reading {Path(source).name}", total=None)
+            task = bars.add_task(visible(f"reading {Path(source).name}"), total=None)
             kinds = convert(source, out, preset, lambda what, done, total: bars.update(
-                task, description=what, completed=done, total=total))
+                task, description=visible(what), completed=done, total=total))
     except OSError as error:
         if isinstance(error.__context__, SystemExit):  # a SIGHUP, after which there is no terminal to tidy up
             raise error.__context__ from None
         raise
     size = Path(out).stat().st_size
-    click.echo(table(kinds, size))
-    click.echo(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")
+    show(table(kinds, size))
+    show(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

@@ -15,17 +15,18 @@ from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .chat_template import ChatTemplate
 from .engine import Engine
-from .errors import EdgertError, ModelError
+from .errors import BundleError, EdgertError, ModelError
 from .flash.device import device_of
 from .flash.file import FlashFile
-from .generation import Generation
+from .generation import Answer, Computing, Generation
 from .kernels import native
 from .plan import Plan, Planner
 from .region import Region
 from .sampling import Sampling
 from .session import Session, check_session
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_unicode
 from .tracing import Trace
+from .turns import Turns
 from .worker import Job, Worker, settle
 
 DEFAULT_CONTEXT = 4096
@@ -94,8 +95,16 @@ def read_text(bundle: Bundle) -> Text:
     generation = bundle.header.generation
     tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
                                     generation["eos_token_ids"], generation["add_bos_token"])
-    has_template = CHAT_TEMPLATE in bundle.header.sections
-    return Text(tokenizer, bundle.read_section(CHAT_TEMPLATE).decode() if has_template else None)
+    return Text(tokenizer, _template_text(bundle))
+
+
+def _template_text(bundle: Bundle) -> str | None:
+    if CHAT_TEMPLATE not in bundle.header.sections:
+        return None
+    try:
+        return bundle.read_section(CHAT_TEMPLATE).decode()
+    except UnicodeDecodeError:
+        raise BundleError(f"{bundle.path}: the chat template is not UTF-8 text; convert the model again") from None
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,9 @@ class _Settings:
 
 
 class Model:
-    """A loaded model; `plan` says how it uses memory. A context manager; usable from any thread, one answer at a time.
+    """A loaded model, which gives one answer at a time: a new one ends the one under way, unless told to wait for it.
+
+    Every thread may use it, and several may ask with `wait=True`. `plan` says how it uses memory. A context manager.
 
     The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
     next turn of a chat costs no more than what is new in it.
@@ -129,7 +140,7 @@ class Model:
             if not 1 <= value <= most:
                 raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
         self.threads = threads
-        self._turn: object = None
+        self._turns = Turns()
         budget = parse_size(memory) if isinstance(memory, str) else memory
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
@@ -167,19 +178,26 @@ class Model:
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
                  seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
-                 ignore_eos: bool = False) -> Generation:
-        """Continue a text, or token ids. Iterating over what comes back yields `Piece`s.
+                 ignore_eos: bool = False, wait: bool = False) -> Generation:
+        """Continue a text, or token ids, ending the answer under way or, with `wait`, when it is over.
 
-        Nothing is computed before the first piece is asked for. max_tokens: None for as many as the context holds.
-        temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that end the answer.
-        logprobs: give each token's log-probability and those of so many most likely ones. A new answer ends the one
-        before. Raises ModelError for settings out of range or a prompt that does not fit.
+        Iterating over what comes back yields `Piece`s. Nothing happens before the first piece is asked for: then the
+        answer begins, and the one under way raises ModelError when it is asked for its next piece. With `wait` the
+        first piece comes when the answer under way is finished, closed or let go, and all that waited before too; a
+        thread that waits for an answer which only itself would go on with waits for ever. max_tokens: None for as many
+        as the context holds. temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that
+        end the answer. logprobs: give each token's log-probability and those of so many most likely ones.
+
+        Raises ModelError for settings out of range or a prompt that does not fit.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
         if logprobs is not None and not 0 <= logprobs <= 1000:
             raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        for text in stop:
+            check_unicode(text, "A stop string cannot be used")
         if isinstance(prompt, str) and len(prompt) > _LONGEST_TOKEN * self._session.context:  # it takes memory to count
             raise ModelError(f"the prompt has {len(prompt)} characters, far more than fit in a context of "
                              f"{self._session.context} tokens; shorten it or raise the context")
@@ -190,35 +208,47 @@ class Model:
         if room < 1:
             raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
                              "shorten it or raise the context")
+        return Generation(Answer(
+            self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
+
+    def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
+        """What an answer to a prompt asks of this model, each in its turn."""
         turn = object()
-        held = self._worker.run(lambda job: self._begin(turn, ids))
-        return Generation(
-            lambda new: self._worker.run(lambda job: self._compute(turn, new, None, job))[0],
-            self._flash, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
-            stop=[stop] if isinstance(stop, str) else list(stop), logprobs=logprobs, ignore_eos=ignore_eos)
 
-    def _begin(self, turn: object, ids: Sequence[int]) -> int:
-        """A job: a new answer begins. How many tokens of its prompt the session already holds; the last one is always
-        computed, for its logits."""
-        self._turn = turn
-        held = self._session.share(ids[:-1])
-        self._session.cut(held)
-        return held
+        def begin() -> int:
+            self._turns.take(turn, wait=wait)
+            return self._worker.run(work_begin)
 
-    def _compute(self, turn: object, tokens: Sequence[int], wanted: Sequence[int] | None,
-                 job: "Job[np.ndarray]") -> np.ndarray:
-        """A job: compute tokens at the end of the session, for whoever has the turn."""
-        if self._turn is not turn:
-            raise ModelError("this answer was ended by a newer one of the same model")
-        return self._engine.forward(self._session, tokens, wanted, cancel=job.cancel)
+        def work_begin(job: Job[int]) -> int:
+            """How many tokens of the prompt the session holds; the last one is always computed, for its logits."""
+            self._check_turn(turn)
+            held = self._session.share(ids[:-1])
+            self._session.cut(held)
+            return held
+
+        def step(new: Sequence[int]) -> np.ndarray:
+            def work(job: Job[np.ndarray]) -> np.ndarray:
+                self._check_turn(turn)
+                return self._engine.forward(self._session, new, cancel=job.cancel)[0]
+
+            return self._worker.run(work)
+
+        return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
+
+    def _check_turn(self, turn: object) -> None:
+        if not self._turns.holds(turn):
+            raise ModelError("this answer was closed, or ended by a newer one of the same model; "
+                             "answers asked for with wait=True wait for one another")
 
     def _flash(self) -> tuple[int, float]:
         stream = self._engine.stream
         return (stream.reading.bytes if stream else 0), self._engine.waited_s
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`. Settings as in `generate`.
+        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`.
 
+        Settings as in `generate`; also how it goes with other answers of the same model, and `wait`.
         Raises TemplateError where the model has no chat template, or its template refuses the messages.
         """
         return self.generate(self.render(messages), **settings)
@@ -252,21 +282,22 @@ class Model:
                              f"has room for {self.plan.logit_rows} at once; ask for so many at a time, or raise it")
 
         def work(job: Job[np.ndarray]) -> np.ndarray:
-            self._turn = None
-            return self._compute(None, tokens, wanted, job)
+            self._turns.end()
+            return self._engine.forward(self._session, tokens, wanted, cancel=job.cancel)
 
         return self._worker.run(work)
 
     def reset(self) -> None:
         """Forget the tokens computed so far."""
         def work(job: Job[None]) -> None:
-            self._turn = None
+            self._turns.end()
             self._session.cut(0)
 
         self._worker.run(work)
 
     def close(self) -> None:
         """End the threads and give the memory back. Waits for a computation under way in another thread."""
+        self._turns.close()
         self._worker.close()
 
     def __enter__(self) -> Self:

@@ -4,12 +4,13 @@ import click
 
 from edgert.download import pull as pull_model
 from edgert.models import catalog
+from edgert.terminal import show
 
 
 def _list_models(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         for entry in catalog.load().values():
-            click.echo(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
+            show(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
         context.exit()
 
 
@@ -26,9 +27,9 @@ def command(name: str) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=None)
         path = pull_model(name, progress=lambda what, done, total: bars.update(
             task, description=f"{name}: {what}", completed=done, total=total))
-    click.echo(path)
+    show(path)

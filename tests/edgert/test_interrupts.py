@@ -45,7 +45,7 @@ def load(request: pytest.FixtureRequest, bundle: Path, monkeypatch: pytest.Monke
         def __init__(self, header: object, **settings: Any) -> None:
             pass
 
-        def plan(self, *arguments: object) -> Plan:
+        def plan(self, *arguments: object, **settings: object) -> Plan:
             with Bundle(bundle) as opened:
                 return small_engine.plan(opened, keep=request.param, threads=2, chunk=4, cache_type="f16",
                                          chunk_bytes=1 << 13, readers=2, embedding=0.0)
