@@ -26,7 +26,7 @@ from .sampling import Sampling
 from .session import Session, check_session
 from .tokenizer import Tokenizer, check_unicode
 from .tracing import Trace
-from .turns import Turns
+from .turns import Turn, Turns
 from .worker import Job, Worker, settle
 
 DEFAULT_CONTEXT = 4096
@@ -214,7 +214,7 @@ class Model:
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """What an answer to a prompt asks of this model, each in its turn."""
-        turn = object()
+        turn = Turn()
 
         def begin() -> int:
             self._turns.take(turn, wait=wait)
@@ -236,7 +236,7 @@ class Model:
 
         return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
 
-    def _check_turn(self, turn: object) -> None:
+    def _check_turn(self, turn: Turn) -> None:
         if not self._turns.holds(turn):
             raise ModelError("this answer was closed, or ended by a newer one of the same model; "
                              "answers asked for with wait=True wait for one another")

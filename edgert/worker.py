@@ -97,12 +97,17 @@ class Job(Generic[T]):
 
 
 class _Life:
-    """What is known of a thread; it does not keep the worker alive."""
+    """What is known of a worker's thread; it does not keep the worker alive.
 
-    def __init__(self) -> None:
+    jobs: what is put there besides jobs ends the thread. So that this is done when the worker is let go, its weak
+    reference puts itself there: C code, which no interrupt comes into, and which never waits.
+    """
+
+    def __init__(self, worker: "Worker") -> None:
         self.process = os.getpid()
-        self.jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
-        self.ending = False
+        self.jobs: SimpleQueue[Job[Any] | object] = SimpleQueue()
+        self.worker = weakref.ref(worker, self.jobs.put)
+        self.closed = False
         self.ended = _Once()
 
     @property
@@ -110,11 +115,14 @@ class _Life:
         """Whether this process is a fork of the one that has the thread."""
         return self.process != os.getpid()
 
+    @property
+    def ending(self) -> bool:
+        return self.closed or self.worker() is None
+
     def end(self) -> None:
-        """Have the thread end. Never waits: the garbage collector calls this wherever it happens to run."""
-        if not self.foreign:
-            self.ending = True
-            self.jobs.put(None)
+        """Have the thread end after the jobs that were put before."""
+        self.closed = True
+        self.jobs.put(None)
 
 
 _lives: set[_Life] = set()
@@ -128,9 +136,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self.opened = ExitStack()
-        self._life = _Life()
-        # Before the thread begins: interrupted in between, the worker is let go and the thread ends.
-        weakref.finalize(self, self._life.end).atexit = False
+        self._life = _Life(self)  # before the thread: interrupted in between, the worker is let go and the thread ends
         self._thread = threading.Thread(target=_work, args=(self._life, self.opened), daemon=True, name=name)
         self._thread.start()
 
@@ -182,7 +188,7 @@ def _work(life: _Life, opened: ExitStack) -> None:
     """The thread."""
     _lives.add(life)
     try:
-        while (job := life.jobs.get()) is not None:
+        while isinstance(job := life.jobs.get(), Job):
             job.do()
             del job  # before waiting: it may be the last to know whose model this is
     finally:

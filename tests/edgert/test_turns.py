@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import edgert
-from edgert.turns import Turns
+from edgert.turns import Turn, Turns
 
 PROMPT = "The capital of France is"
 
@@ -162,7 +162,7 @@ def test_closing_while_others_wait(model: edgert.Model, leave: str) -> None:
 @pytest.mark.parametrize("moment", range(9))  # the lines before it blocks
 def test_a_turn_given_back_by_the_garbage_collector(moment: int) -> None:
     """At any line of `take`, by the same thread: nobody waits for what is already free."""
-    turns, held, served, lines = Turns(), object(), threading.Event(), itertools.count()
+    turns, held, served, lines = Turns(), Turn(), threading.Event(), itertools.count()
     turns.take(held, wait=False)
 
     def collect(frame: object, event: str, _: object) -> object:
@@ -172,7 +172,7 @@ def test_a_turn_given_back_by_the_garbage_collector(moment: int) -> None:
 
     def work() -> None:
         sys.settrace(collect)  # type: ignore[arg-type]
-        turns.take(object(), wait=True)
+        turns.take(Turn(), wait=True)
         sys.settrace(None)
         served.set()
 
