@@ -116,6 +116,10 @@ class BpeTables:
             return b""
         return self._text[self._ends[index]:self._ends[index + 1]]
 
+    def merge_before_space(self) -> bool:
+        """Whether some merge makes a token with SentencePiece's space behind another character."""
+        return any(_SPACE_INSIDE.search(self.token(index)) for index in set(self._merged))
+
     def finish(self, ids: Sequence[int], words: Sequence[int | None]) -> list[int]:
         """Merge what the library left; `words` has the number of the word of each id."""
         result: list[int] = []
@@ -172,6 +176,7 @@ class BpeTables:
         return [index for index in ids if index >= 0]
 
 
+_SPACE_INSIDE = re.compile("(?<!▁)(?<!^)▁".encode())
 _BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 
@@ -211,10 +216,12 @@ def _ends_in_bytes(pre_tokenizer: Any) -> bool:
 def _added_ids(added: list[dict[str, Any]], ids: dict[bytes, int]) -> dict[bytes, int]:
     """Ids of the added tokens. Raises ValueError where the library would not give them those that the JSON says."""
     result: dict[bytes, int] = {}
+    last = len(ids) - 1
     for token in added:
         name = token["content"].encode()
-        expected = ids.get(name, max([len(ids) - 1, *result.values()]) + 1)
+        expected = ids.get(name, last + 1)
         if not name or name in result or token["id"] != expected:
             raise ValueError("an added token of another id")
         result[name] = expected
+        last = max(last, expected)
     return result

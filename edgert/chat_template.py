@@ -1,12 +1,13 @@
 """Chat templates: the Jinja text in a model's files that turns messages into one prompt.
 
 The text comes from whoever published the model, so it is rendered in a sandbox (`template_sandbox`) that ends whatever
-does more than a chat template may.
+does more than a chat template may. The messages come from anyone, so that the prompt says of each character whether it
+is the template's own: only those may name special tokens.
 """
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgert.errors import TemplateError
 
@@ -14,9 +15,23 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from edgert.template_sandbox import SandboxEnvironment
+    from edgert.template_text import Meter
 
 LONGEST_TEMPLATE = 64 * 1024
 """Characters; compiling takes time and memory too. The longest known templates have half of it."""
+DEEPEST = 64
+"""Lists and dictionaries within each other in a message; JSON schemas of tools have about ten."""
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "observation", "model",
+                   "environment", "tool_response", "documents", "context"})
+"""Roles that templates know. Some build special tokens of them, such as <|user|>; any other role is plain text."""
+
+
+class Prompt(NamedTuple):
+    """What a template made. given: a byte for each character of `text`, 1 where a message or tool gave it, else 0."""
+
+    text: str
+    given: bytes
 
 
 class ChatTemplate:
@@ -38,25 +53,31 @@ class ChatTemplate:
         self._lock = threading.Lock()  # the sandbox counts one rendering at a time
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
-               tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+               tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
         """The prompt for `messages` (each with `role` and `content`), without BOS unless the template writes it.
 
         `tools` are JSON schemas of functions. Raises TemplateError if the template is wrong, refuses the messages, or
         does more than a chat template may, and if messages or tools are not made of plain JSON values.
         """
-        variables = {"messages": _plain(list(messages), "messages"),
-                     "tools": None if tools is None else _plain(list(tools), "tools"),
-                     "add_generation_prompt": add_generation_prompt, **self._tokens}
         import jinja2
 
-        from edgert.template_sandbox import RefusedError, SandboxEnvironment
+        from edgert.template_sandbox import BUDGET, SECONDS, SandboxEnvironment
+        from edgert.template_text import OWN, Meter, RefusedError
+
         with self._lock:
             try:
                 if self._compiled is None:
                     environment = SandboxEnvironment()
                     self._compiled = environment, environment.from_string(self.text)
                 environment, template = self._compiled
-                return environment.render_within_limits(template, variables)
+                meter = Meter(BUDGET, SECONDS)
+                turns = [_message(turn, f"messages[{index}]", meter) for index, turn in enumerate(messages)]
+                variables = {"messages": turns, "tools": _given(tools, "tools", meter),
+                             "add_generation_prompt": add_generation_prompt,
+                             **{name: meter.text(token, OWN) for name, token in self._tokens.items()}}
+                return Prompt(*environment.render_within_limits(template, variables, meter))
+            except TemplateError:
+                raise
             except RefusedError as error:
                 raise TemplateError(f"The model's chat template was stopped: {error}.") from error
             except jinja2.TemplateSyntaxError as error:
@@ -75,11 +96,23 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(".")
 
 
-def _plain(value: Any, name: str) -> Any:
+def _message(turn: Any, name: str, meter: "Meter") -> Any:
+    from edgert.template_text import OWN
+
+    copy = _given(turn, name, meter)
+    role = copy.get("role") if isinstance(copy, dict) else None
+    if isinstance(role, str) and role in ROLES:
+        copy["role"] = meter.text(str.__str__(role), OWN)
+    return copy
+
+
+def _given(value: Any, name: str, meter: "Meter", depth: int = 0) -> Any:
     """A copy of plain JSON values alone: methods of other objects would be in the template's reach."""
+    if depth > DEEPEST:
+        raise TemplateError(f"{name[:60]}... holds lists or dictionaries {DEEPEST} deep; give simpler messages.")
     match value:
         case str():
-            return str.__str__(value)
+            return meter.given(str.__str__(value))
         case None | bool():
             return value
         case int():
@@ -87,8 +120,9 @@ def _plain(value: Any, name: str) -> Any:
         case float():
             return float.__float__(value)
         case Mapping():
-            return {_plain(key, name): _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+            return {_given(key, name, meter, depth + 1): _given(item, f"{name}[{key!r}]", meter, depth + 1)
+                    for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item, f"{name}[{index}]") for index, item in enumerate(value)]
+            return [_given(item, f"{name}[{index}]", meter, depth + 1) for index, item in enumerate(value)]
     raise TemplateError(f"{name} is of type {type(value).__name__}; messages are made of strings, numbers, true, "
                         "false, null, lists and dictionaries.")

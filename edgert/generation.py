@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .sampling import Sampler, Sampling, log_probabilities
+from .sampling import Sampler, Sampling, likeliest, log_sum_exp
 from .stopping import StopStrings
 from .tokenizer import Tokenizer
 
@@ -179,6 +179,6 @@ class Answer:
     def _piece(self, text: str, token: int, logits: np.ndarray) -> Piece:
         if self._logprobs is None:
             return Piece(text, token)
-        chances = log_probabilities(logits)
-        likely = np.argsort(-chances, kind="stable")[:self._logprobs]
-        return Piece(text, token, float(chances[token]), [(int(i), float(chances[i])) for i in likely])
+        normalizer = log_sum_exp(logits)
+        top = [(int(index), float(logits[index]) - normalizer) for index in likeliest(logits, self._logprobs)]
+        return Piece(text, token, float(logits[token]) - normalizer, top)

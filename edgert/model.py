@@ -198,9 +198,8 @@ class Model:
         stop = [stop] if isinstance(stop, str) else list(stop)
         for text in stop:
             check_unicode(text, "A stop string cannot be used")
-        if isinstance(prompt, str) and len(prompt) > _LONGEST_TOKEN * self._session.context:  # it takes memory to count
-            raise ModelError(f"the prompt has {len(prompt)} characters, far more than fit in a context of "
-                             f"{self._session.context} tokens; shorten it or raise the context")
+        if isinstance(prompt, str):
+            self._check_length(prompt)
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if not ids:
             raise ModelError("the prompt is empty; give at least one character")
@@ -241,6 +240,12 @@ class Model:
             raise ModelError("this answer was closed, or ended by a newer one of the same model; "
                              "answers asked for with wait=True wait for one another")
 
+    def _check_length(self, text: Any) -> None:
+        """Raises ModelError for a text that is far too long, as it takes memory to tell by how much."""
+        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context:
+            raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
+                             f"{self._session.context} tokens; shorten it or raise the context")
+
     def _flash(self) -> tuple[int, float]:
         stream = self._engine.stream
         return (stream.reading.bytes if stream else 0), self._engine.waited_s
@@ -254,10 +259,17 @@ class Model:
         return self.generate(self.render(messages), **settings)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The token ids of a conversation, as the model's chat template writes it, ready for the next answer."""
-        text = self._template.render(messages)
+        """The token ids of a conversation, as the model's chat template writes it, ready for the next answer.
+
+        Special tokens come from the template alone: their names in messages are text like any other.
+        """
+        for message in messages:
+            self._check_length(message.get("content"))
+        text, given = self._template.render(messages)
+        self._check_length(text)
         bos = self._token_name(self.tokenizer.bos_token_id)
-        return self.tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
+        begun = bos and text.startswith(bos) and not any(given[:len(bos)])
+        return self.tokenizer.encode(text, given=given, add_bos=False if begun else None)
 
     @cached_property
     def _template(self) -> ChatTemplate:

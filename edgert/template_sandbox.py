@@ -1,71 +1,75 @@
-"""A Jinja sandbox that bounds time and memory, for templates from strangers.
+"""A Jinja sandbox that bounds time and memory, and tells the template's own text from what it was given.
 
 Jinja's own sandbox hides Python's internals but lets a template loop, multiply strings and nest lists without end. Here
-the syntax tree is rewritten before it is compiled, so that each loop, comparison and growing operation first asks
-`SandboxEnvironment`, which keeps a budget of characters and items and a deadline. No single operation may be asked for
-more than the budget holds, so none runs long past the deadline.
+every string is a `Text`, which pays for itself and knows who wrote it. Before a template is compiled its syntax tree is
+rewritten, so that literals become Text, lists are paid for, and loops and comparisons ask the meter first.
 """
 
 import functools
 import json
 import re
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
-SECONDS = 2.0
-BUDGET = 8 << 20
-"""Characters and items (at ITEM each) that a rendering may make, besides BUDGET_PER_INPUT for each of the messages'."""
-BUDGET_PER_INPUT = 64
-ITEM = 64
-LARGEST_INTEGER_BITS = 4096
-LARGEST_WIDTH = 1000
-"""Largest number or text that a filter or method may be given to pad, indent, cut or batch with."""
+from .template_text import (
+    ITEM,
+    METHODS,
+    OBJECT,
+    OWN,
+    Meter,
+    RefusedError,
+    Text,
+    check_width,
+    escaped,
+    format_fields,
+    safe,
+)
 
-REFUSED_FILTERS = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "random", "filesizeformat")
+SECONDS = 4.0
+BUDGET = 64 << 20
+"""Bytes that a rendering may make, besides those that it gets for what it is given."""
+LARGEST_INTEGER_BITS = 4096
+
+REFUSED_FILTERS = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "random")
 """Filters that take more than linear time or are not deterministic; no chat template needs them."""
-CHEAP_FILTERS = {"trim", "upper", "lower", "capitalize", "replace", "string", "length", "count", "default", "d", "safe",
-                 "tojson", "escape", "e", "forceescape", "int", "float", "indent", "first", "last", "format"}
+TEXT_FILTERS = {"trim", "upper", "lower", "capitalize", "title", "replace", "string", "length", "count", "default", "d",
+                "safe", "tojson", "escape", "e", "forceescape", "int", "float", "indent", "first", "last", "format",
+                "center", "truncate", "reverse"}
 """Filters that, of a string, neither make a list nor run Python code for each character."""
+WIDTH_FILTERS = {"indent", "batch", "slice", "round", "truncate"}
+LAZY_FILTERS = {"length", "count", "list", "first", "last", "items", "map", "select", "reject", "selectattr",
+                "rejectattr", "default", "d", "reverse", "attr", "batch", "slice", "tojson", "join"}
+"""Filters that do not look inside the items they are given, or pay as they go."""
 COMPARISONS = {"eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge",
                ">=", "in"}
 """Tests that look inside the items they are given."""
-WIDE_FORMAT = re.compile(r"%[-+ #0]*(\*|\d{4}|\d*\.(\*|\d{4}))|\{[^{}]*(\{|:[^{}]*\d{4})")
-WIDTH_FILTERS = {"center", "indent", "batch", "slice", "tojson", "truncate", "round"}
-LAZY_FILTERS = {"length", "count", "list", "first", "last", "items", "map", "select", "reject", "selectattr",
-                "rejectattr", "default", "d", "reverse", "attr", "batch", "slice"}
-"""Filters that do not look inside the items they are given."""
-WIDTH_METHODS = {"center", "ljust", "rjust", "zfill", "expandtabs"}
-REFUSED_METHODS = {"translate", "maketrans", "encode", "format_map", "to_bytes", "from_bytes", "fromkeys"}
-
-
-class RefusedError(Exception):
-    """The template does more than a chat template may."""
 
 
 class SandboxEnvironment(ImmutableSandboxedEnvironment):
     """Configured as transformers does (utils/chat_template_utils.py). Renders one template at a time."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**"})
 
     def __init__(self) -> None:
         # The optimizer would run constant expressions while compiling, outside any budget.
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_finalize,
                          extensions=[loopcontrols, GenerationTag])
-        self._left = 0
-        self._deadline = 0.0
+        self._literals: dict[str, Text] = {}
         for name in REFUSED_FILTERS:
             del self.filters[name]
-        self.filters["tojson"] = _tojson
+        self.filters |= {"tojson": self._tojson, "join": self._join, "indent": _indent,
+                         "safe": lambda value: safe(self._meter.text(value)), "forceescape": self._escape,
+                         "e": self._escape, "escape": self._escape}
         self.filters = {name: self._checked_filter(name, function) for name, function in self.filters.items()}
         for name in COMPARISONS:
             self.tests[name] = self._checked_test(cast(Callable[..., Any], self.tests[name]))
@@ -73,184 +77,125 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
                         "cycler": self.globals["cycler"], "joiner": self.globals["joiner"],
                         "raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
-    def render_within_limits(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
-        """Raises RefusedError, or whatever the template raises."""
-        self._left = 1 << 62
-        self._deadline = time.monotonic() + SECONDS
-        self._left = BUDGET + BUDGET_PER_INPUT * self._size(variables)
-        pieces = []
-        for piece in template.generate(variables):
-            self.step(len(piece))
-            pieces.append(piece)
-        return "".join(pieces)
+    def render_within_limits(self, template: jinja2.Template, variables: Mapping[str, Any],
+                             meter: Meter) -> tuple[str, bytes]:
+        """The text, and its marks: OWN or GIVEN for each character.
+
+        variables: their strings are Text of `meter`. Raises RefusedError, or whatever the template raises.
+        """
+        self._meter, self._literals = meter, {}
+        text = self.concat(template.generate(variables))
+        return str.__str__(text), text._given
+
+    def concat(self, pieces: Iterable[Any]) -> Text:  # what Jinja puts outputs together with
+        return self.own("").join(pieces)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        _count_bodies(tree)
         _rewrite_children(tree)
         tree.set_environment(self)
         return tree
 
     # What the rewritten tree calls.
 
-    def step(self, cost: int = 1) -> bool:
-        """Spends `cost`. Always true, to be put before any condition. Raises RefusedError."""
-        self._left -= cost + 1
-        if self._left < 0:
-            raise RefusedError("it makes too much text")
-        if time.monotonic() > self._deadline:
-            raise RefusedError(f"it takes longer than {SECONDS:g} seconds")
-        return True
+    def own(self, literal: str) -> Text:
+        """A string of the template itself."""
+        text = self._literals.get(literal)
+        if text is None:
+            text = self._literals[literal] = self._meter.text(literal, OWN)
+        return text
+
+    def joined(self, *values: Any) -> Text:
+        return self.own("").join([self._meter.text(value) for value in values])
+
+    def keep(self, value: Any) -> Any:
+        return self._meter.keep(value)
 
     def measured(self, value: Any) -> Any:
         """`value`, if it could be written out within the budget: comparing and hashing walk through all of it."""
-        self.step()
-        self._size(value)
+        self._meter.measure(value)
         return value
 
-    def spent(self, value: Any) -> Any:
-        """`value`, after spending its own size, without what its items hold."""
-        if isinstance(value, Collection) and not isinstance(value, range):  # ranges hold nothing
-            self.step(len(value) * (1 if isinstance(value, str) else ITEM))
-        return value
-
-    def written(self, value: Any) -> str:
-        self.step(self._size(value))
-        return str(value)
-
-    def joined(self, *values: Any) -> str:
-        return "".join([self.written(value) for value in values])
-
-    def _size(self, value: Any) -> int:
-        """Characters and items of `value` written out, however often a part of it recurs. Raises RefusedError."""
-        if isinstance(value, str):
-            return len(value)
-        size = 0
-        pending = [value]
-        while pending:
-            value = pending.pop()
-            size += len(value) if isinstance(value, str) else ITEM
-            if isinstance(value, Mapping):
-                pending.extend(value.keys())
-                pending.extend(value.values())
-            elif isinstance(value, Collection) and not isinstance(value, (str, range)):
-                pending.extend(value)
-            if size + len(pending) > self._left:
-                raise RefusedError("it makes too much text")
-        return size
+    def steps(self, values: Any) -> Iterator[Any]:
+        for value in values:
+            self._meter.spend()
+            yield value
 
     # What Jinja calls.
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        if operator == "*" and not numbers:
-            times, value = (left, right) if isinstance(left, int) else (right, left)
-            self.step(max(times, 0) * max(self._size(value), 1) if isinstance(times, int) else 1)
-        elif operator == "%" and isinstance(left, str):
-            self._check_format(left, right)
-        elif operator == "+" and not numbers:
-            self.step(self._size(left) + self._size(right) if isinstance(left, (str, tuple)) else
-                      sum(len(side) * ITEM for side in (left, right) if isinstance(side, Collection)))
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            self.step(self._bits(abs(right) * left.bit_length()))
-        elif operator == "*" and isinstance(left, int) and isinstance(right, int):
-            self.step(self._bits(left.bit_length() + right.bit_length()))
-        return super().call_binop(context, operator, left, right)
+        if isinstance(left, int) and isinstance(right, int):
+            if operator == "**":
+                _check_bits(abs(right) * left.bit_length())
+            elif operator == "*":
+                _check_bits(left.bit_length() + right.bit_length())
+        elif operator == "*":
+            for items, times in ((left, right), (right, left)):
+                if isinstance(items, (list, tuple)) and isinstance(times, int):
+                    self._meter.afford(ITEM * len(items) * max(times, 0))
+        result = super().call_binop(context, operator, left, right)
+        return self._meter.keep(result) if isinstance(result, (list, tuple)) else result
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         if owner is __self:
             return __obj(*args)
-        __self.step()
-        method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps str.format
-        owner = getattr(method, "__self__", None)
-        name = getattr(method, "__name__", "")
-        if isinstance(owner, (str, bytes, int, float, list, tuple, dict, type)):
-            __self._check_method(owner, name, args, kwargs)
-        result = super().call(__context, __obj, *args, **kwargs)
-        return __self.spent(result)
-
-    def _check_method(self, owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if name in REFUSED_METHODS or isinstance(owner, (bytes, type)):
+        name = getattr(__obj, "__name__", "")
+        if isinstance(owner, (int, float, bytes, type)) or (isinstance(owner, str) and name not in METHODS):
             raise RefusedError(f"it calls {name}, which chat templates may not")
-        arguments = self._size(args) + self._size(kwargs)
-        self.step(arguments)
-        if name in WIDTH_METHODS:
-            _check_widths(args, kwargs)
         if not isinstance(owner, str):
-            self.step(self._size(owner) if name in ("index", "count") else 1)
-        elif name == "format":
-            self._check_format(owner, (args, kwargs))
-        elif name == "expandtabs":
-            self.step(LARGEST_WIDTH * owner.count("\t"))
-        elif name == "replace" and args and isinstance(args[0], str):
-            self.step(self._replaced(owner, args[0], arguments))
-        elif name == "join" and args:
-            self.step(len(owner) * (len(args[0]) if isinstance(args[0], Collection) else BUDGET))
-        elif name in ("split", "rsplit", "splitlines"):
-            separator = args[0] if args and isinstance(args[0], str) else ""
-            self.step(len(owner) + ITEM * (owner.count(separator) if separator else len(owner) // 2))
-        else:
-            self.step(len(owner))
+            __self._meter.measure((owner if name in ("index", "count") else None, args, kwargs))
+        return __self._meter.keep(super().call(__context, __obj, *args, **kwargs))
 
-    @staticmethod
-    def _replaced(text: str, old: str, longest: int) -> int:
-        return len(text) + (text.count(old) + 1) * longest
-
-    @staticmethod
-    def _bits(bits: int) -> int:
-        if bits > LARGEST_INTEGER_BITS:
-            raise RefusedError("it makes a number of too many digits")
-        return bits
-
-    def _check_format(self, text: str, values: Any) -> None:
-        if WIDE_FORMAT.search(text) or ("%(" in text and re.search(r"\d{4}|\*", text)):
-            raise RefusedError("it formats text to too large a width")
-        fields = text.count("%") + text.count("{")
-        self.step(len(text) + fields * (LARGEST_WIDTH + self._size(values)))
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        text = getattr(value, "__self__", None)
+        if not isinstance(text, Text) or value.__name__ != "format":
+            return None
+        formatter = SandboxedFormatter(self)
+        return lambda *args, **kwargs: format_fields(text, formatter, args, kwargs)
 
     def _checked_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            given = args[1:] if getattr(function, "jinja_pass_arg", None) is not None else args
+            first = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
+            value, rest = args[first], args[first + 1:]
             if name in WIDTH_FILTERS:
-                _check_widths(given[1:], kwargs)
-            value = given[0] if given else None
-            if name in ("join", "sum", "sort", "unique", "groupby") and isinstance(value, Iterator):
-                value = list(value)  # it must be measured before it is used
-                args = (*args[:-len(given)], value, *given[1:])
-            if isinstance(value, str):
-                self.step(1 if name in CHEAP_FILTERS else ITEM * len(value))
-            elif name not in LAZY_FILTERS:
-                self.measured(value)
-            self.measured(given[1:])
-            self.measured(kwargs)
-            if name == "join":
-                separator = given[1] if len(given) > 1 else kwargs.get("d", "")
-                self.step(len(str(separator)) * len(value) if isinstance(value, Collection) else 1)
-            elif name == "replace" and len(given) > 2:
-                self.step(self._replaced(str(value), str(given[1]), len(str(given[2]))))
-            elif name == "replace":
-                raise RefusedError("it names the arguments of replace")
-            elif name == "indent":
-                self.step((str(value).count("\n") + 1) * LARGEST_WIDTH)
-            elif name == "format":
-                self._check_format(str(value), (given[1:], kwargs))
-            elif name == "sum" and not isinstance(given[2] if len(given) > 2 else kwargs.get("start", 0), (int, float)):
+                check_width(*rest, *kwargs.values())
+            if name == "sum" and not isinstance(rest[1] if len(rest) > 1 else kwargs.get("start", 0), (int, float)):
                 raise RefusedError("it sums what are not numbers")
-            elif name == "tojson":
-                self.step(self._size(value) * (LARGEST_WIDTH if given[1:] or kwargs else 1) // ITEM)
-            return self.spent(function(*args, **kwargs))
+            self._meter.measure((rest, kwargs))
+            if isinstance(value, str):
+                self._meter.afford(0 if name in TEXT_FILTERS else OBJECT * len(value))
+            elif name not in LAZY_FILTERS:
+                if isinstance(value, Iterator):
+                    value = list(value)  # it must be measured before it is used
+                self._meter.measure(value)
+            return self._meter.keep(function(*args[:first], value, *rest, **kwargs))
 
         return checked
 
     def _checked_test(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            self.measured(args)
+            self._meter.measure(args)
             return function(*args, **kwargs)
 
         return checked
+
+    def _join(self, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> Text:
+        if attribute is not None:
+            values = map(make_attrgetter(self, attribute), values)
+        return self._meter.text(d).join([self._meter.text(value) for value in values])
+
+    def _escape(self, value: Any) -> Text:
+        text = self._meter.text(value)
+        return text if text._safe else escaped(text)
+
+    def _tojson(self, value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
+                separators: tuple[str, str] | None = None, sort_keys: bool = False) -> Text:
+        check_width(*[indent] if indent is not None else [])
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return self.own("").join([self._meter.text(part) for part in encoder.iterencode(value)])
 
 
 class TemplateNamespace(Namespace):
@@ -287,14 +232,21 @@ class GenerationTag(Extension):
 
 
 @jinja2.pass_context  # a finalizer without a context would also be run while compiling
-def _finalize(context: Context, value: Any) -> str:
-    environment = cast(SandboxEnvironment, context.environment)
-    return environment.written(value)
+def _finalize(context: Context, value: Any) -> Text:
+    meter = cast(SandboxEnvironment, context.environment)._meter
+    text = meter.text(value)
+    meter.spend(len(text))
+    return text
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
-            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _indent(text: Text, width: int | str = 4, first: bool = False, blank: bool = False) -> Text:
+    """As Jinja's (its filters.py, do_indent), with the marks."""
+    indention = text._meter.text(width if isinstance(width, str) else " " * width, OWN)
+    newline = text._meter.text("\n", OWN)
+    lines = cast(list[Text], (text + newline).splitlines())
+    rest = [indention + line if blank or line else line for line in lines[1:]]
+    indented = newline.join([lines[0], *rest])
+    return indention + indented if first else indented
 
 
 def _raise_exception(message: str) -> None:
@@ -307,25 +259,9 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _check_widths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    for value in (*args, *kwargs.values()):
-        widest = abs(value) if isinstance(value, (int, float)) else 0
-        if isinstance(value, Collection):
-            widest = max([len(value), *(len(part) for part in value if isinstance(part, str))])
-        if widest > LARGEST_WIDTH:
-            raise RefusedError("it pads or cuts text to too large a width")
-
-
-# The rewriting: calls of `step`, `measured`, `spent` and `joined` go wherever time or memory may grow.
-
-
-def _count_bodies(tree: nodes.Template) -> None:
-    """Has every body that can run more than once spend a step and the text in it."""
-    for body in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block, nodes.FilterBlock))):
-        text = sum(len(data.data) for data in body.find_all(nodes.TemplateData))
-        cast(Any, body).body.insert(0, nodes.ExprStmt(_call("step", nodes.Const(text)), lineno=body.lineno))
-        if isinstance(body, nodes.For) and body.test is not None:
-            body.test = nodes.And(_call("step"), body.test)
+def _check_bits(bits: int) -> None:
+    if bits > LARGEST_INTEGER_BITS:
+        raise RefusedError("it makes a number of too many digits")
 
 
 def _rewrite_children(node: nodes.Node) -> None:
@@ -340,12 +276,18 @@ def _rewrite_children(node: nodes.Node) -> None:
 def _replacement(node: nodes.Node) -> nodes.Node:
     _rewrite_children(node)
     match node:
+        case nodes.TemplateData():
+            return _call("own", nodes.Const(node.data))
+        case nodes.Const(value=str()):
+            return _call("own", node)
         case nodes.Concat():
             return _call("joined", *node.nodes)
         case nodes.Tuple(ctx="load"):
-            return _call("measured", _call("spent", node))
+            return _call("measured", _call("keep", node))
         case nodes.List() | nodes.Dict() | nodes.Getitem(arg=nodes.Slice()):
-            return _call("spent", node)
+            return _call("keep", node)
+        case nodes.For():
+            node.iter = _call("steps", cast(nodes.Expr, node.iter))
         case nodes.Compare():
             node.expr = _call("measured", node.expr)
             for operand in node.ops:

@@ -3,18 +3,21 @@
 import codecs
 import ctypes
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import tokenizers
+from tokenizers import pre_tokenizers
 
 from edgert.errors import ModelError
 
 from .bpe import BpeTables
+from .text_borders import PART, Borders
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -25,6 +28,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _byte_alphabet()
+
+WHITE_SPACE = "".join(character for character in map(chr, range(0x3001))
+                      if character.isspace() and character not in "\x1c\x1d\x1e\x1f")
+"""As Unicode and the library have it; Python counts four separators more."""
 
 LONGEST_TEXT = 4_000_000
 """Characters in one text: many times any context, and below where the library's regular expressions give up."""
@@ -65,6 +72,11 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._added = {index: token.content.encode() for index, token in added.items()}
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        self._strip_left = {index for index, token in added.items() if token.lstrip}
+        self._strip_right = {index for index, token in added.items() if token.rstrip}
+        front = tokenizer.pre_tokenizer
+        words: Any = front if isinstance(front, pre_tokenizers.Sequence) else [front]
+        self._prepends_once = [step for step in words if getattr(step, "prepend_scheme", None) == "first"]
         state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
         steps = state.get("decoders", [state])
         kinds = {step.get("type") for step in steps}
@@ -92,14 +104,16 @@ class Tokenizer:
         _return_freed_memory()
         return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token, tables)
 
-    def encode(self, text: str, *, special: bool = True, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
+               add_bos: bool | None = None) -> list[int]:
         """The ids of `text`, with BOS before them if `add_bos`, or where it is None if the model wants it.
 
         With `special` the names of special tokens in the text, such as <|im_start|>, become those tokens; without,
-        they are text like any other, so that what a user types cannot pass for the chat's own structure.
+        they are text like any other, so that what a user types cannot pass for the chat's own structure. given: a byte
+        for each character, 1 where it may not be part of such a name; all other text becomes the same ids.
 
-        Raises ModelError if the text is not valid Unicode or is longer than LONGEST_TEXT, or if without `special` a
-        special token comes out all the same, as a strange vocabulary might allow.
+        Raises ModelError if the text is not valid Unicode, is longer than LONGEST_TEXT or has an endless word in it, or
+        if a special token comes out where none may, as a strange vocabulary might allow.
         """
         if len(text) > LONGEST_TEXT:
             raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
@@ -107,22 +121,72 @@ class Tokenizer:
         check_unicode(text, "The text cannot be tokenized")
         # The setting belongs to the shared tokenizer: without the lock another thread could switch it in between.
         with self._lock, _library("The text cannot be tokenized"):
-            self._tokenizer.encode_special_tokens = not special
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids, words = encoding.ids, encoding.word_ids if self._tables is not None else []
-        del encoding
-        if self._tables is not None:
-            ids = self._tables.finish(ids, words)
-        if len(text) > 10_000:  # the library takes 100 bytes for each, for a moment
-            _return_freed_memory()
-        if not special and not self.special_ids.isdisjoint(ids):
+            ids, names = self._encode(text, special)
+            if given is not None and any(1 in given[start:end] for start, end in names):
+                ids, names = self._encode_around(text, given)
+        if (given is not None or not special) and sum(index in self.special_ids for index in ids) != len(names):
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
+        if len(text) > PART:  # the library takes 100 bytes for each, for a moment
+            _return_freed_memory()
         if self.add_bos_token if add_bos is None else add_bos:
             if self.bos_token_id is None:
                 raise ModelError("The model has no BOS token to add; encode without it.")
             ids.insert(0, self.bos_token_id)
         return ids
+
+    def _encode(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids, and where in the text the names of special tokens are, none without `special`."""
+        self._tokenizer.encode_special_tokens = not special
+        ids: list[int] = []
+        names: list[tuple[int, int]] = []
+        for start, end in self._borders.parts(text) if len(text) > PART else [(0, len(text))]:
+            encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
+            new = encoding.ids
+            if special and not self.special_ids.isdisjoint(new):
+                names += [(start + first, start + last)
+                          for index, (first, last) in zip(new, encoding.offsets, strict=True)
+                          if index in self.special_ids]
+            ids += new if self._tables is None else self._tables.finish(new, encoding.word_ids)
+        return ids, names
+
+    def _encode_around(self, text: str, given: bytes) -> tuple[list[int], list[tuple[int, int]]]:
+        """Special tokens where their names are not given, and all in between as plain text.
+
+        As in the library the names cut the text before anything else, the leftmost first and of those the longest.
+        """
+        special = {self._added[index].decode(): index for index in self.special_ids}
+        names = sorted((name for name in special if name in text), key=len, reverse=True)
+        name = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        ids: list[int] = []
+        places = []
+        end = 0
+        for own in re.finditer(rb"\0+", given):
+            for match in name.finditer(text, own.start(), own.end()):
+                index = special[match[0]]
+                before = text[end:match.start()]
+                if index in self._strip_left:
+                    before = before.rstrip(WHITE_SPACE)
+                ids += [*self._encode_plain(before, first=end == 0), index]
+                places.append(match.span())
+                end = match.end()
+                if index in self._strip_right:
+                    end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+        return ids + self._encode_plain(text[end:], first=end == 0), places
+
+    def _encode_plain(self, text: str, *, first: bool) -> list[int]:
+        """The ids of a part of a text; `first` if it begins it."""
+        for step in self._prepends_once:
+            step.prepend_scheme = "first" if first else "never"
+        try:
+            return self._encode(text, special=False)[0] if text else []
+        finally:
+            for step in self._prepends_once:
+                step.prepend_scheme = "first"
+
+    @cached_property
+    def _borders(self) -> Borders:
+        return Borders(self._tokenizer, self._tables)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ModelError for a negative id."""
@@ -218,6 +282,8 @@ def _library(message: str) -> Iterator[None]:
     """Turns what the library raises into a ModelError: bare Exceptions, and panics, which are not Exceptions."""
     try:
         yield
+    except ModelError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

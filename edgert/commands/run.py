@@ -36,7 +36,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             as_json: bool, **model_settings: Any) -> None:
     """Continue a prompt with the model in BUNDLE, greedily unless told otherwise.
 
-    The prompt is taken as it is; --chat asks it as a question.
+    The prompt is taken as it is: names of special tokens in it, such as <|im_start|>, are those tokens. --chat asks it
+    as a question, where they are plain text.
     """
     text = _prompt(prompt, prompt_file)
     if system is not None and not chat:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.sampling import log_probabilities
+from edgert.sampling import log_sum_exp
 
 EveryLogits = Callable[[Sequence[int], int], Iterator[np.ndarray]]
 """(window, first) to the logits of window[first:], in parts: float32 of shape (n, vocab_size)."""
@@ -51,7 +51,7 @@ def score(parts: Sequence[Sequence[int]], logits_of: EveryLogits,
             targets: Any = part[at + 1:at + 1 + len(logits)]
             logits = logits[:len(targets)]
             for row, target in zip(logits, targets, strict=True):  # one by one: float64 of all would be large
-                result.loss -= float(log_probabilities(row)[target])
+                result.loss += log_sum_exp(row) - float(row[target])
             result.tokens += len(targets)
             result.choices += logits.argmax(-1).tolist()
             at += len(logits)

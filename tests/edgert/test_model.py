@@ -56,6 +56,9 @@ def test_budgets_that_are_none(smollm2: Path, memory: object) -> None:
 def test_a_prompt_far_too_long_is_refused_before_it_is_cut_into_tokens(model: edgert.Model) -> None:
     with pytest.raises(edgert.ModelError, match="far more than fit in a context of 1024 tokens"):
         model.generate("a" * 1_000_000)
+    for messages in ([{"role": "user", "content": "a" * 1_000_000}], [{"role": "user", "content": "a " * 50_000}] * 3):
+        with pytest.raises(edgert.ModelError, match="far more than fit in a context of 1024 tokens"):
+            model.chat(messages)
 
 
 @pytest.mark.reference

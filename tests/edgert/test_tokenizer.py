@@ -149,12 +149,17 @@ def test_special_setting_holds_between_threads() -> None:
     assert not wrong
 
 
-def test_plain_text_that_still_becomes_special_is_refused() -> None:
+def test_plain_text_that_still_becomes_special_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["ab"])
     with pytest.raises(ModelError, match="special token"):
         Tokenizer(tokenizer).encode("ab", special=False)
+    with pytest.raises(ModelError, match="special token"):
+        Tokenizer(tokenizer).encode("ab", given=b"\1\1")
+    monkeypatch.setattr(module, "MERGES_IN_FRONT", 0)  # all merges are ours
+    with pytest.raises(ModelError, match="special token"):
+        Tokenizer.from_json(tokenizer.to_str()).encode("ab", given=b"\1\1")
 
 
 def test_bos() -> None:
@@ -310,3 +315,22 @@ def test_damage_is_left_to_the_library(damage: Any) -> None:
     text = damage(byte_level().to_str())
     assert text != byte_level().to_str()
     assert BpeTables.read(text.encode()) is None
+
+
+def test_a_vocabulary_of_added_tokens_alone_is_read_in_linear_time() -> None:
+    compared = 0
+
+    class Id(int):
+        def __gt__(self, other: int) -> bool:
+            nonlocal compared
+            compared += 1
+            return int.__gt__(self, other)
+
+        def __lt__(self, other: int) -> bool:
+            return Id.__gt__(Id(other), self)
+
+    names = [f"<{index}>" for index in range(1000)]
+    ids = {name.encode(): Id(index) for index, name in enumerate(names)}
+    added = [{"content": name, "id": index} for index, name in enumerate(names)]
+    assert list(module._added_ids(added, ids).values()) == list(range(1000))  # type: ignore[arg-type]
+    assert compared < 10_000

@@ -1,0 +1,133 @@
+"""Where a text may be cut so that its parts become the same token ids as the whole.
+
+The library takes 100 bytes and more for each character of a text while it works on it; of a part it takes no more than
+for the part. Pre-tokenizers cut text into words by regular expressions that are known here; none of them goes on past
+a space that stands alone, or from letters to punctuation, or looks at what is before. Without a pre-tokenizer there are
+only merges (SentencePiece), and none of them makes a token with a space behind something else.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import tokenizers
+
+from edgert.errors import ModelError
+
+from .bpe import BpeTables
+
+PART = 8192
+"""Characters of a part, where a border comes in time."""
+LONGEST_WORD = 32_768
+"""Characters without a border, where not even a space is needed for one: one word, or white space alone."""
+
+_SPACE = r"(?<=[^\s▁]) (?=[^\s▁])"  # ▁ is SentencePiece's space
+_NO_SPACE = (r"(?<=[A-Za-z0-9])(?=[\n!-&(-/:-@\[-`{-~])|(?<=[A-Za-z])(?=[0-9])"  # not "'", as in "it's"
+             r"|(?<=[ぁ-ゖァ-ヺ一-龥가-힣])(?=[0-9、。，！？；：\n])")
+
+_CONTRACTIONS = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+                 "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"}
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ALTERNATIVES = _CONTRACTIONS | {
+    r" ?\p{L}+", r" ?\p{N}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\s?\p{L}+", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}",
+    r"[0-9][0-9][0-9]", r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    r"[\p{P}\$\+<=>\^~\|]+", r"\s?\p{P}+", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+", r"[\r\n]",
+    *(rf"[^\r\n\p{{L}}\p{{N}}]?{letters}{ending}" for letters in (f"{_UPPER}*{_LOWER}+", f"{_UPPER}+{_LOWER}*")
+      for ending in ("", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?")),
+}
+"""Of the regular expressions by which known models cut text into words, what is between the bars."""
+
+
+class Borders:
+    """Cuts texts for one tokenizer."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, tables: BpeTables | None) -> None:
+        """tables: what was taken out of `tokenizer` by `BpeTables.read`."""
+        normalizers = _steps(tokenizer.normalizer)
+        added = tokenizer.get_added_tokens_decoder().values()
+        pattern = _pattern(_steps(tokenizer.pre_tokenizer), normalizers, tokenizer, tables)
+        if any(token.single_word for token in added):
+            pattern = None  # these look at what is before them
+        self._border = re.compile(pattern) if pattern is not None else None
+        self._skipped = int(any(step["type"] == "Prepend" for step in normalizers))
+        # A token that takes the space after it leaves none; where a space is left out, text must be on both sides.
+        self._not_behind = tuple(token.content for token in added if token.rstrip or self._skipped)
+        self._not_ahead = tuple(token.content for token in added if self._skipped)
+        self._inside = [(name, border.start()) for name in {token.content.replace("▁", " ") for token in added}
+                        for border in (self._border.finditer(name, 1) if self._border is not None else ())]
+        self._needs_no_space = self._border is not None and _NO_SPACE in self._border.pattern
+
+    def parts(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where the parts begin and end. A space is left out between them where the tokenizer puts one before each.
+
+        Raises ModelError for a word longer than LONGEST_WORD.
+        """
+        start = 0
+        while start < len(text):
+            end = self._next(text, start) if len(text) - start > PART else None
+            length = (len(text) if end is None else end) - start
+            if length > LONGEST_WORD + PART and self._needs_no_space:
+                raise ModelError(f"The text has more than {LONGEST_WORD} characters in a row that hold no end of a "
+                                 "word; that takes too much memory, shorten it.")
+            yield start, start + length
+            start += length + self._skipped
+
+    def _next(self, text: str, start: int) -> int | None:
+        """The last border in the second half of a part, otherwise the first after it."""
+        if self._border is None:
+            return None
+        early = [border.start() for border in self._border.finditer(text, start + PART // 2, start + PART)]
+        late = (border.start() for border in self._border.finditer(text, start + PART))
+        return next((place for place in chain(reversed(early), late) if self._may_cut(text, start, place)), None)
+
+    def _may_cut(self, text: str, start: int, place: int) -> bool:
+        """Whether no added token goes through a border, or takes the space at it."""
+        return not (text.endswith(self._not_behind, start, place) or text.startswith(self._not_ahead, place + 1) or any(
+            text.startswith(name, place - inside) for name, inside in self._inside if place - inside >= start))
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, one after the other."""
+    state: Any = json.loads(part.__getstate__()) if part is not None else {"type": "Sequence"}
+    return state.get("normalizers", state.get("pretokenizers", [])) if state["type"] == "Sequence" else [state]
+
+
+def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tokenizer: tokenizers.Tokenizer,
+             tables: BpeTables | None) -> str | None:
+    """A regular expression for the borders; None where none are known."""
+    space_replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"} in normalizers
+    for step in normalizers:
+        if step["type"] not in ("NFC", "Prepend") and not (step["type"] == "Replace" and space_replaced):
+            return None
+    words: set[str] = set()
+    for step in front:
+        kind = step["type"]
+        if kind == "Split" and "Regex" in step["pattern"] and step["behavior"] == "Isolated" and not step["invert"]:
+            alternatives = _alternatives(step["pattern"]["Regex"])
+            if not alternatives <= _ALTERNATIVES:
+                return None
+            words |= alternatives
+        elif kind == "ByteLevel":
+            words |= {r"\s+", r" ?[^\s\p{L}\p{N}]+"} if step["use_regex"] else set()
+        elif kind == "Metaspace":
+            space_replaced = space_replaced or step["replacement"] == "▁"
+            words |= {"▁"} if step["split"] else set()
+        elif not (kind == "Digits" or (kind == "Split" and step["pattern"] == {"String": " "} and space_replaced)):
+            return None
+    if space_replaced:
+        merged_apart = (tables is not None and not tables.merge_before_space()
+                        and tokenizer.token_to_id("▁") is not None)
+        return _SPACE if words == {"▁"} or (not words and merged_apart) else None
+    if r"\s+" not in words:
+        return None
+    punctuation = any(word.startswith(r" ?[^\s\p{L}\p{N}]+") for word in words)
+    prefixed = any(step.get("add_prefix_space") for step in front)
+    return f"{_SPACE}|{_NO_SPACE}" if punctuation and not prefixed else _SPACE
+
+
+def _alternatives(pattern: str) -> set[str]:
+    """What is between the bars of a regular expression, but for those in brackets."""
+    found = re.findall(r"(?:\\.|\[(?:\\.|[^\]])*\]|\((?:\\.|[^()])*\)|[^|\\\[(])+", pattern)
+    return set(found) if "|".join(found) == pattern else {pattern}
