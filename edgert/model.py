@@ -190,6 +190,7 @@ class Model:
 
         Raises ModelError for settings out of range or a prompt that does not fit.
         """
+        self._worker.check()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")

@@ -140,17 +140,21 @@ class Worker:
         self._thread = threading.Thread(target=_work, args=(self._life, self.opened), daemon=True, name=name)
         self._thread.start()
 
+    def check(self) -> None:
+        """Raises ModelError when the worker has been closed or belongs to another process."""
+        if self._life.foreign:
+            raise ModelError(f"this model was loaded by process {self._life.process}, of which this one is a fork, "
+                             "without the threads that compute; load the model after forking")
+        if self._life.ending:
+            raise _closed()
+
     def run(self, work: Callable[[Job[T]], T]) -> T:
         """Do a job in the thread, and wait for it. An exception in here, such as KeyboardInterrupt, cancels the job.
 
-        Raises what the job raises, ModelError when the worker has been closed or belongs to another process.
+        Raises what the job raises, and what `check` raises.
         """
+        self.check()
         life, job = self._life, Job(work)
-        if life.foreign:
-            raise ModelError(f"this model was loaded by process {life.process}, of which this one is a fork, without "
-                             "the threads that compute; load the model after forking")
-        if life.ending:
-            raise _closed()
         try:
             life.jobs.put(job)
             while not job.done.wait(_LOOK_S):
