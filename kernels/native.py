@@ -117,24 +117,25 @@ def _compile(target: str, progress: Progress) -> bytes:
         from .compiler import compile_object
         return compile_object(progress)
     with tempfile.TemporaryDirectory(prefix="edgert-") as folder:
-        out = Path(folder) / "kernels.o"
-        environment = {**os.environ, VARIABLE: target}
-        process = subprocess.Popen([sys.executable, "-m", "edgert.kernels.compiler", str(out)], env=environment,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                number, _, rest = line.partition(" ")
-                if number.isdigit():
-                    count, _, name = rest.strip().partition(" ")
-                    progress(int(number), int(count), name)
-            _, errors = process.communicate()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+        out, errors = Path(folder) / "kernels.o", Path(folder) / "errors"
+        # -P: nothing in the current folder is taken for a module. Errors go to a file: a pipe that nobody reads while
+        # standard output is read would fill up, and stop the compiler.
+        command = [sys.executable, "-P", "-m", "edgert.kernels.compiler", str(out)]
+        with errors.open("wb") as sink, subprocess.Popen(
+                command, env={**os.environ, VARIABLE: target}, stdout=subprocess.PIPE, stderr=sink,
+                text=True) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    number, _, rest = line.partition(" ")
+                    if number.isdigit():
+                        count, _, name = rest.strip().partition(" ")
+                        progress(int(number), int(count), name)
+            except BaseException:
+                process.kill()
+                raise
         if process.returncode or not out.exists():
-            last = (errors or "").strip().splitlines()[-1:] or ["no message"]
+            last = errors.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
             raise CompilationError(f"compiling the kernels for {target} failed: {last[0]}")
         return out.read_bytes()
 

@@ -84,7 +84,7 @@ def test_the_key_depends_on_the_target_and_the_processor(monkeypatch: pytest.Mon
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
-    """A shell script in place of the Python that compiles; $3 is where the object goes."""
+    """A shell script in place of the Python that compiles; $4 is where the object goes."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -93,10 +93,20 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for Python")
 def test_progress_and_object_come_from_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stand_in(monkeypatch, tmp_path, 'echo "1 2 matrix q4"; echo "a warning"; echo "2 2 norm"; echo $EDGERT_SIMD >"$3"')
+    stand_in(monkeypatch, tmp_path, 'echo "1 2 matrix q4"; echo "a warning"; echo "2 2 norm"; echo $EDGERT_SIMD >"$4"')
     steps: list[tuple[int, int, str]] = []
     assert native._compile("avx2", lambda *step: steps.append(step)) == b"avx2\n"
     assert steps == [(1, 2, "matrix q4"), (2, 2, "norm")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for Python")
+def test_a_compiler_that_complains_a_lot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """More than a pipe holds, before the first line of progress."""
+    stand_in(monkeypatch, tmp_path, """
+        (sleep 30; kill -9 $$) >/dev/null 2>&1 &
+        head -c 1000000 /dev/zero | tr '\\0' x >&2
+        echo "1 1 matrix q4"; echo object >"$4"; kill $!""")
+    assert native._compile("avx2", lambda *_: None) == b"object\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for Python")
