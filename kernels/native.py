@@ -6,6 +6,7 @@ milliseconds.
 
 import ctypes
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -76,12 +77,21 @@ def _processor() -> str:
     return "|".join(found.get(key, "") for key in keys)
 
 
+def _release(package: str) -> bytes:
+    """What tells a package's releases apart, without importing it (0.1 ms; importlib.metadata takes 14 of them)."""
+    spec = importlib.util.find_spec(package)
+    file = Path(spec.origin).with_name("_version.py") if spec and spec.origin else None
+    return file.read_bytes() if file and file.is_file() else b""
+
+
 @functools.cache
 def _key(target: str) -> str:
     digest = xxhash.xxh3_128()
     sources = [path for path in Path(__file__).parent.rglob("*.py") if path.stem not in _NOT_COMPILED]
     for path in sorted(sources):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for package in ("numba", "llvmlite"):
+        digest.update(_release(package))
     overrides = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     digest.update("|".join([sys.platform, machine(), target, _processor(), *overrides]).encode())
     return digest.hexdigest()

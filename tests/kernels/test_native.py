@@ -1,5 +1,6 @@
 """The cache of compiled kernels; nothing is really compiled here."""
 
+import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
@@ -71,6 +72,22 @@ def test_the_key_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with (copy / "simd" / "dot.py").open("a") as file:
         file.write("# changed\n")
     assert key(TARGET) != before
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite"])
+def test_the_key_depends_on_the_compilers_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                  package: str) -> None:
+    assert importlib.metadata.version(package).encode() in native._release(package)
+    file = tmp_path / package / "_version.py"
+    file.parent.mkdir()
+    (file.parent / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = set()
+    for version in ("1.0", "1.1"):
+        file.write_text(f"version = '{version}'\n")
+        keys.add(native._key.__wrapped__(TARGET))
+    assert len(keys) == 2
 
 
 def test_the_key_depends_on_the_target_and_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
