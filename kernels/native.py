@@ -4,6 +4,7 @@ Compiling happens in a process of its own (compiler.py) and takes some twenty se
 milliseconds.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,10 @@ _NOT_COMPILED = {"elf", "native", "semaphores", "team"}
 
 class CompilationError(RuntimeError):
     """The kernels could not be compiled; the message holds the compiler's last line."""
+
+
+class CacheWarning(UserWarning):
+    """The compiled kernels cannot be kept; the message says where and what to do."""
 
 
 class Library:
@@ -112,14 +118,21 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Keep an object. Warns with CacheWarning where that cannot be: it costs time at every start, nothing else."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(data + xxhash.xxh3_64_digest(data))
-        Path(name).replace(path)
-    except OSError:
-        return  # a cache that cannot be written costs time at the next start, nothing else
+        Path(part).replace(path)
+    except OSError as error:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                Path(part).unlink()
+        why = (error.strerror or str(error)).lower()
+        warnings.warn(f"{path}: the compiled kernels cannot be kept ({why}), so every start compiles them again, for "
+                      "half a minute; set EDGERT_CACHE to a folder that can be written", CacheWarning, stacklevel=1)
 
 
 def _compile(target: str, progress: Progress) -> bytes:
@@ -151,7 +164,10 @@ def _compile(target: str, progress: Progress) -> bytes:
 
 
 def object_file(target: str, progress: Progress = lambda number, count, name: None) -> bytes:
-    """The kernels' object file for a target, from the cache or compiled now. Raises CompilationError."""
+    """The kernels' object file for a target, from the cache or compiled now.
+
+    Raises CompilationError; warns with CacheWarning.
+    """
     path = cached_object(target)
     data = _read(path)
     if data is None:

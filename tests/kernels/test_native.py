@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -49,17 +50,28 @@ def test_a_damaged_file_is_compiled_again(compiler: Compiler, damage: str) -> No
     else:
         path.write_bytes({"flip": bytes([data[0] ^ 1]) + data[1:], "cut": data[:-1], "empty": b"",
                           "longer": data + b"\0"}[damage])
-    assert native.object_file(TARGET) == b"object for any" and compiler.calls == 2
-    assert native.object_file(TARGET) == b"object for any"
+    with warnings.catch_warnings(record=True) as warned:
+        assert native.object_file(TARGET) == native.object_file(TARGET) == b"object for any"
     assert compiler.calls == (3 if damage == "folder" else 2), "the damaged file was replaced"
+    assert {each.category for each in warned} == ({native.CacheWarning} if damage == "folder" else set())
 
 
 def test_a_cache_that_cannot_be_written(compiler: Compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Not by anyone, root included: its folder would be under a file."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "file"))
-    assert native.object_file(TARGET) == native.object_file(TARGET) == b"object for any"
-    assert compiler.calls == 2
+    for calls in (1, 2):
+        with pytest.warns(native.CacheWarning, match=r"file/kernels/any-\w+\.o: .* \(not a directory\), so every start "
+                                                     "compiles them again, .*; set EDGERT_CACHE"):
+            assert native.object_file(TARGET) == b"object for any"
+        assert compiler.calls == calls
+
+
+def test_nothing_half_written_stays(compiler: Compiler) -> None:
+    native.cached_object(TARGET).mkdir(parents=True)
+    with pytest.warns(native.CacheWarning, match="is a directory"):
+        native.object_file(TARGET)
+    assert list(native.cache_folder().iterdir()) == [native.cached_object(TARGET)]
 
 
 def test_the_key_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
