@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CHECKED = $(VENV)/checked
 
-.PHONY: chat test test-all lint types imports arm64 golden clean
+.PHONY: chat test test-all lint types imports arm64 readme-figures clean
 
 chat: $(VENV)/installed
 	@$(BIN)/edgert chat $(ARGS)
@@ -30,6 +30,10 @@ imports: $(CHECKED)
 arm64: $(VENV)/installed-test
 	PYTHON=$(BIN)/python tests/arm64/run-arm64
 
+# what the README shows, measured on this machine: ten minutes, and nothing else should run
+readme-figures: $(VENV)/installed-peer
+	$(BIN)/python tests/large/readme_figures.py $(ARGS)
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "edgert needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +47,9 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-lint: $(VENV)/installed
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[lint,test]" && touch $@
+
+$(VENV)/installed-peer: $(VENV)/installed
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[peer]" && touch $@
 
 $(CHECKED): $(VENV)/installed-lint $(shell find edgert kernels models converters apps -name '*.py' 2>/dev/null)
 	@rm -rf $@ build && $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ . && touch $@
