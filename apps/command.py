@@ -7,7 +7,9 @@ import click
 
 import edgert
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
-from edgert.download import models_folder
+from edgert.download import WAITING, models_folder
+from edgert.errors import DownloadError
+from edgert.locking import making
 from edgert.terminal import show
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -40,10 +42,24 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
 
 
 def default_bundle() -> Path:
-    """The default model as a bundle, in the models' folder; fetched and converted if it is not there."""
-    path = models_folder() / f"{DEFAULT_MODEL}.edge"
-    if not path.exists():
-        show(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
-        edgert.convert(str(edgert.pull(DEFAULT_MODEL)), path)
-    return path
+    """The default model as a bundle, in the models' folder; fetched and converted if it is not there, by one process.
 
+    Raises EdgertError.
+    """
+    def progress(what: str, done: int, total: int) -> None:
+        if what == WAITING:
+            show(f"{DEFAULT_MODEL}: {what}", err=True)
+
+    path = models_folder() / f"{DEFAULT_MODEL}.edge"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"waiting for another process that fetches and converts {DEFAULT_MODEL}"
+        with making(path, lambda: show(waiting, err=True)):
+            if not path.exists():
+                show(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
+                edgert.convert(str(edgert.pull(DEFAULT_MODEL, progress=progress)), path)
+    except OSError as error:
+        raise DownloadError(f"{DEFAULT_MODEL}: cannot be stored in {path.parent}: {error.strerror or error}") from error
+    return path

@@ -3,6 +3,8 @@
 import importlib
 import io
 import sys
+import warnings
+from typing import TextIO
 
 import click
 
@@ -47,8 +49,21 @@ def cli() -> None:
     """Language models larger than the memory they may use."""
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+                  file: TextIO | None = None, line: str | None = None) -> None:
+    """A warning of ours is a sentence for the user; any other is shown as Python does, with where it comes from."""
+    if category.__module__.startswith(f"{__package__}."):
+        show(f"edgert: {message}", err=True)
+    else:
+        _python_shows(message, category, filename, lineno, file, line)
+
+
+_python_shows = warnings.showwarning
+
+
 def main() -> None:
     """The `edgert` program. Exit status: 0, 1 for an error with one sentence, 2 for wrong usage, 130 for Ctrl-C."""
+    warnings.showwarning = _show_warning
     prepare_standard_streams()
     status, message = _outcome()
     end_standard_output()

@@ -22,7 +22,7 @@ _PATIENCE_S = 120.0
 def process_cost(bundle: str | os.PathLike[str]) -> int:
     """Bytes that a fresh process has resident when it makes the plan of a bundle. Raises EdgertError."""
     try:
-        done = subprocess.run([sys.executable, "-m", "edgert.measuring.startup", os.fspath(bundle)],
+        done = subprocess.run([sys.executable, "-P", "-m", "edgert.measuring.startup", os.fspath(bundle)],
                               capture_output=True, text=True, timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired:
         raise EdgertError(f"a process that was to be measured did not start in {_PATIENCE_S:.0f} s") from None
