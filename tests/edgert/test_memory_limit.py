@@ -29,7 +29,7 @@ def limited() -> str:
 
 def edgert(*arguments: object, limit: int | None = None, tool: str = "") -> subprocess.CompletedProcess[str]:
     before = [] if limit is None else [tool, f"{limit}M"]
-    return subprocess.run([*before, sys.executable, "-m", "edgert", *map(str, arguments)], stdin=subprocess.DEVNULL,
+    return subprocess.run([*before, sys.executable, "-m", "edgert", *map(str, arguments)], input="One word.",
                           capture_output=True, text=True, check=False)
 
 
@@ -61,8 +61,8 @@ def test_the_budget_that_is_named_works(smollm2: Path) -> None:
 
 def test_the_budget_that_a_plan_names_works_with_every_command(smollm2: Path) -> None:
     smallest = json.loads(edgert("plan", smollm2, "--json", *SETTINGS).stdout)["smallest_budget"] // MIB
-    for command in (["run", smollm2, "-p", "x", "-n", 1], ["chat", smollm2], ["eval", smollm2, "--text", __file__,
-                                                                          "--window", 64, "--max-tokens", 64]):
+    for command in (["run", smollm2, "-p", "x", "-n", 1], ["chat", smollm2, "-n", 1],
+                    ["eval", smollm2, "--text", __file__, "--window", 64, "--max-tokens", 64]):
         done = edgert(*command, "-m", f"{smallest}M", *SETTINGS)
         assert f"memory: {smallest} MiB;" in done.stderr
 
