@@ -1,9 +1,9 @@
 """Calibration: what a model's matrices get to see, so that rounding them costs least where it matters.
 
 A few thousand tokens of text go through the source model in float32, layer by layer, each weight read once and in
-parts. Of the inputs of a matrix their second moments are kept: sums over tokens of x_i * x_j, or, where that would be
-too large, of x_i * x_i, as llama.cpp's importance matrix does. The text, `calibration.txt`, is prose, code and
-conversation in several languages, written for this; no text that a model is judged by belongs in it.
+parts. Of the inputs of a matrix their second moments are kept: means over tokens of x_i * x_j, or, for down projections
+and what is very wide, of x_i * x_i, as llama.cpp's importance matrix does. The text, `calibration.txt`, is prose, code
+and conversation in several languages, written for this; no text that a model is judged by belongs in it.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ MAX_WINDOWS = 16
 WHOLE = 4096
 """Up to so many columns all products are kept (64 MB as float32), for more only squares."""
 _VALUES_AT_ONCE = 4 << 20
-"""Weights read at a time: 16 MB as float32."""
+"""Weights read at a time, and values computed with them: 16 MB as float32."""
 
 
 def calibration_windows(source: Source) -> np.ndarray | None:
@@ -150,7 +150,7 @@ class Calibration:
                 part *= x.values @ up_rows.T
                 hidden[:, first:first + len(gate_rows)] = part
                 first += len(gate_rows)
-            self._observe(hidden, [down])
+            self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
             first = 0
             for rows in self._parts(down):
                 add_to.values[:, first:first + len(rows)] += hidden @ rows.T
@@ -175,16 +175,17 @@ class Calibration:
         """A matrix, some rows at a time."""
         tensor = self._source.tensors[name]
         rows, columns = tensor.shape
-        at_once = max(_VALUES_AT_ONCE // columns, 1)
+        at_once = max(_VALUES_AT_ONCE // max(columns, self._windows.size), 1)
         for start in range(0, rows, at_once):
             stop = min(start + at_once, rows)
             yield tensor.read(start, stop)
             self._progress((stop - start) * columns)
 
-    def _observe(self, x: np.ndarray, names: Sequence[str]) -> None:
+    def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:
         """Keep the second moments of x for those of the matrices whose they are wanted of."""
         if wanted := self._wanted & set(names):
-            found = x.T @ x if x.shape[1] <= WHOLE else np.einsum("ti,ti->i", x, x)
+            squares_alone |= x.shape[1] > WHOLE
+            found = np.einsum("ti,ti->i", x, x) if squares_alone else x.T @ x
             self._moments |= dict.fromkeys(wanted, found / np.float32(len(x)))
 
     def _rotated(self, heads: np.ndarray) -> np.ndarray:

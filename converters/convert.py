@@ -69,6 +69,7 @@ class _Conversion:
         windows = calibration_windows(source) if self._rounded else None
         self._calibration = None if windows is None else Calibration(
             source, windows, self._rounded, lambda weights: self._report("calibrating", weights))
+        self._importance_of: tuple[np.ndarray, Importance] | None = None
         if self._calibration is not None:
             self._total += self._calibration.weights
 
@@ -111,8 +112,10 @@ class _Conversion:
     def _importance(self, name: str) -> Importance | None:
         if self._calibration is None or name not in self._rounded:
             return None
-        found = Importance(self._calibration.moments(name))
-        return found if found.usable else None
+        moments = self._calibration.moments(name)
+        if self._importance_of is None or self._importance_of[0] is not moments:  # q, k and v have the same inputs
+            self._importance_of = moments, Importance(moments)
+        return self._importance_of[1] if self._importance_of[1].usable else None
 
     def _report(self, name: str, weights: int) -> None:
         self._done += weights

@@ -62,10 +62,12 @@ class Importance:
         """Whether it is known which inputs go together."""
         if self.compensates:
             self._order = np.argsort(-squares, kind="stable")
-            damped = (moments[np.ix_(self._order, self._order)] / mean).astype(np.float64)
-            damped[np.diag_indices_from(damped)] += _DAMPING
-            # Row j, divided by its diagonal, is what an error in column j asks of those after it.
-            self._factor = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+            # With H = R R', R an upper triangle, inv(R) is the upper factor of inv(H): its row j, divided by the
+            # diagonal, is what an error in column j asks of those after it. Damped so, float32 is enough.
+            backwards = self._order[::-1]
+            damped = moments[np.ix_(backwards, backwards)] / mean
+            damped[np.diag_indices_from(damped)] += np.float32(_DAMPING)
+            self._factor = np.triu(np.linalg.inv(np.linalg.cholesky(damped)[::-1, ::-1]))
 
     def round(self, values: np.ndarray, step: np.ndarray, lowest: np.ndarray, top: int) -> np.ndarray:
         """Weights to integers 0 to top on the grid step * q - lowest, making up for errors.
