@@ -36,11 +36,11 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
 
     calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
-    so that it changes least (calibration.py).
-    progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes back.
-    Where `out` is a link, what it points to is written. Raises SourceError, DownloadError or BundleError, and, in the
-    main thread, SystemExit after a SIGTERM or SIGHUP that would have ended the program (interruption.py); then there is
-    no bundle at `out`, or still the one of before.
+    so that it changes least (calibration.py). progress(what, weights done, weights in all) is called after each part.
+    What the bundle is made of comes back. Where `out` is a link, what it points to is written.
+
+    Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
+    would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
     """
     chosen = preset(preset_name)
     path = destination(Path(out))
