@@ -101,7 +101,7 @@ def test_at_any_moment(starter: Starter, numbers: tuple[signal.Signals, ...]) ->
     before = time.monotonic() - started
     assert starter.wait() == 0
     writing = time.monotonic() - started - before
-    for turn in range(10):
+    for turn in range(5):
         starter.out.write_bytes(BEFORE)
         child = starter.start()
         wait_for(starter.part)
