@@ -209,6 +209,8 @@ class Chat:
                        f"{s.flash_bandwidth / 1e9:.2f} GB/s (the disk was measured at {disk.bandwidth / 1e9:.2f}); "
                        f"{100 * s.flash_wait_share:.0f} % of the time was waiting for it; "
                        f"{100 * plan.pinned_share:.0f} % of the weights are in memory")
+        if count := self.model.read_again:
+            yield f"disk: {count} read{'s' * (count > 1)} failed or came damaged, and went well the second time"
         yield "memory: " + ", ".join(f"{name} {size / (1 << 20):.0f} MiB" for name, size in plan.parts.items())
         yield f"threads: {self.model.threads}"
 

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import edgert
+from edgert.apps.conversation import Conversation
+from edgert.apps.terminal_chat import Chat
+
 CHAT = [sys.executable, "-m", "edgert", "chat"]
 
 
@@ -238,3 +242,10 @@ def test_typed_bytes_that_are_no_text(smollm2: Path) -> None:
     os.close(master)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"that was not UTF-8 text; is the terminal set to another encoding" in done.stdout
+
+
+def test_stats_tell_of_reads_that_were_done_again(model: edgert.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(lambda context: model, Conversation(), {})
+    assert not any("second time" in line for line in chat._statistics_lines())
+    monkeypatch.setattr(model._file, "read_again", 2)
+    assert "disk: 2 reads failed or came damaged, and went well the second time" in list(chat._statistics_lines())
