@@ -4,8 +4,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV ?= .venv
 BIN = $(VENV)/bin
 CHECKED = $(VENV)/checked
+INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: chat test test-all lint types imports arm64 golden clean
+.PHONY: chat test test-all lint types imports arm64 readme-figures clean
 
 chat: $(VENV)/installed
 	@$(BIN)/edgert chat $(ARGS)
@@ -30,22 +31,24 @@ imports: $(CHECKED)
 arm64: $(VENV)/installed-test
 	PYTHON=$(BIN)/python tests/arm64/run-arm64
 
-$(VENV)/bin/python:
+# what the README shows, measured on this machine: ten minutes, and nothing else should run
+readme-figures: $(VENV)/installed-peer
+	$(BIN)/python tests/large/readme_figures.py $(ARGS)
+
+# .ci/alone: two makes at once write one environment, and the second finds what it wants
+$(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "edgert needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) .ci/alone 'test $@ -nt $< || { echo "installing edgert into $(VENV)"; \
+		test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); $(INSTALL) -e . && touch $@; }'
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml
-	@echo "installing edgert into $(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . && touch $@
-
-$(VENV)/installed-test: $(VENV)/installed
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[test]" && touch $@
-
-$(VENV)/installed-lint: $(VENV)/installed
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[lint,test]" && touch $@
+$(VENV)/installed-test: EXTRAS = test
+$(VENV)/installed-lint: EXTRAS = lint,test
+$(VENV)/installed-peer: EXTRAS = peer
+$(VENV)/installed-test $(VENV)/installed-lint $(VENV)/installed-peer: $(VENV)/installed
+	@$(PYTHON) .ci/alone 'test $@ -nt $< || { $(INSTALL) -e ".[$(EXTRAS)]" && touch $@; }'
 
 $(CHECKED): $(VENV)/installed-lint $(shell find edgert kernels models converters apps -name '*.py' 2>/dev/null)
-	@rm -rf $@ build && $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ . && touch $@
+	@rm -rf $@ build && $(INSTALL) --no-deps --target $@ . && touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -6,15 +6,18 @@ from typing import Any
 import click
 
 import edgert
-from edgert.commands.loading import load_model, model_options, sampling_options
-from edgert.download import models_folder
+from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
+from edgert.download import WAITING, models_folder
+from edgert.errors import DownloadError
+from edgert.locking import making
+from edgert.terminal import show
 
 DEFAULT_MODEL = "smollm2-135m"
 
 
 @click.command("chat")
 @click.argument("bundle", required=False)
-@click.option("--system", help="What the model is told first.")
+@click.option("--system", type=TEXT, help="What the model is told first.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End each answer after so many tokens.")
 @sampling_options(temperature=0.8)
 @model_options
@@ -30,15 +33,33 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
     settings: dict[str, Any] = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed}
-    with load_model(path, **model_settings) as model:
-        chat(model, system, settings)
+    def open_model(context: int | None) -> edgert.Model:
+        if context is None:
+            return load_model(path, **model_settings)
+        return load_model(path, **{**model_settings, "context": context, "trace": None})  # what was traced stays
+
+    chat(open_model, system, settings)
 
 
 def default_bundle() -> Path:
-    """The default model as a bundle, in the models' folder; fetched and converted if it is not there."""
-    path = models_folder() / f"{DEFAULT_MODEL}.edge"
-    if not path.exists():
-        click.echo(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
-        edgert.convert(str(edgert.pull(DEFAULT_MODEL)), path)
-    return path
+    """The default model as a bundle, in the models' folder; fetched and converted if it is not there, by one process.
 
+    Raises EdgertError.
+    """
+    def progress(what: str, done: int, total: int) -> None:
+        if what == WAITING:
+            show(f"{DEFAULT_MODEL}: {what}", err=True)
+
+    path = models_folder() / f"{DEFAULT_MODEL}.edge"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"waiting for another process that fetches and converts {DEFAULT_MODEL}"
+        with making(path, lambda: show(waiting, err=True)):
+            if not path.exists():
+                show(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
+                edgert.convert(str(edgert.pull(DEFAULT_MODEL, progress=progress)), path)
+    except OSError as error:
+        raise DownloadError(f"{DEFAULT_MODEL}: cannot be stored in {path.parent}: {error.strerror or error}") from error
+    return path

@@ -1,7 +1,10 @@
 """A conversation: its messages, and saving them."""
 
+import contextlib
 import json
 import os
+import secrets
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +19,21 @@ class Conversation:
 
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
+    left_out: int = 0
+    """How many of the oldest turns the model is not told any more."""
 
     @property
     def messages(self) -> list[Message]:
-        first = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return first + self.turns
+        """What the model is told."""
+        return self._after_system(self.turns[self.left_out:])
+
+    def _after_system(self, turns: list[Message]) -> list[Message]:
+        return [{"role": "system", "content": self.system}, *turns] if self.system is not None else turns
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last turn is a question without an answer."""
+        return bool(self.turns) and self.turns[-1]["role"] == "user"
 
     def ask(self, text: str) -> list[Message]:
         """Add a question; the messages to answer."""
@@ -32,21 +45,47 @@ class Conversation:
 
     def take_back(self) -> None:
         """Forget a question that got no answer."""
-        if self.turns and self.turns[-1]["role"] == "user":
+        if self.unanswered:
             self.turns.pop()
 
-    def reset(self) -> None:
-        """Forget everything but the system message."""
-        self.turns.clear()
+    def leave_out(self) -> bool:
+        """Leave out the oldest question and its answer; False where there is none but the last."""
+        later = [index for index, turn in enumerate(self.turns) if index > self.left_out and turn["role"] == "user"]
+        if later:
+            self.left_out = later[0]
+        return bool(later)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the messages as JSON; a file that is there is replaced whole or not at all. Raises EdgertError."""
-        target = Path(path).expanduser()
-        part = target.with_name(target.name + ".part")
+    def save(self, path: str) -> None:
+        """Write all messages as JSON; a file that is there is replaced whole or not at all. Raises EdgertError."""
+        text = json.dumps({"messages": self._after_system(self.turns)}, ensure_ascii=False, indent=1) + "\n"
         try:
-            part.write_text(json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1) + "\n",
-                            encoding="utf-8")
-            part.replace(target)
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            raise EdgertError(f"{target}: the chat cannot be saved: {(why or str(error)).lower()}") from None
+            _replace(path, text.encode())
+        except (OSError, ValueError, RuntimeError) as error:  # a home folder or a name that there cannot be
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise EdgertError(f"{path}: the chat cannot be saved: {why.lower()}; give another file") from None
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Write a file beside `path` that then takes its place, with its mode and owner. Raises OSError and others."""
+    target = Path(os.path.realpath(Path(path).expanduser()))  # a link stays one
+    before = target.stat() if target.exists() else None
+    if path.endswith(os.sep) or (before is not None and stat.S_ISDIR(before.st_mode)):
+        raise ValueError("that is a folder")
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise ValueError("that is a device or the like")
+    if before is not None and not os.access(target, os.W_OK):
+        raise PermissionError("it is write-protected")
+    part = target.with_name(f".edgert-{secrets.token_hex(8)}")
+    try:
+        with part.open("xb") as file:
+            if before is not None:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

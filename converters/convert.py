@@ -15,6 +15,10 @@ from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 
+from .calibration import Calibration, calibration_windows
+from .destination import destination, require_apart
+from .importance import Importance
+from .interruption import cleaned_up
 from .layout import lay_out
 from .open_source import open_source
 from .presets import DEFAULT, Preset, preset
@@ -28,40 +32,46 @@ Progress = Callable[[str, int, int], None]
 
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
-            progress: Progress = lambda what, done, total: None) -> list[Kind]:
+            progress: Progress = lambda what, done, total: None, *, calibrate: bool = True) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
 
-    progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes back.
-    Raises SourceError, DownloadError or BundleError; then there is no bundle at `out`, or still the one of before.
+    calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
+    so that it changes least (calibration.py). progress(what, weights done, weights in all) is called after each part.
+    What the bundle is made of comes back. Where `out` is a link, what it points to is written.
+
+    Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
+    would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
     """
     chosen = preset(preset_name)
-    path = Path(out)
-    try:
-        if path.is_dir():
-            raise SourceError(f"{path}: is a folder; name the bundle to write, such as {path / 'model.edge'}")
-        if not path.parent.is_dir():
-            raise SourceError(f"{path.parent}: is not a folder; make it first")
-        if path.exists() and Path(source).is_file() and path.samefile(source):
-            raise SourceError(f"{path}: is the model to convert; give the bundle another name")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+    path = destination(Path(out))
+    require_apart(path, [Path(source)])  # before all of it is read for its hash
     opened = open_source(source)
+    require_apart(path, [file.path for file in opened.files])
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
-    with BundleWriter(path, header) as writer:
-        _Conversion(opened, chosen, header, writer, progress).run()
+    with cleaned_up(), BundleWriter(path, header) as writer:
+        _Conversion(opened, chosen, header, writer, progress, calibrate).run()
+        for file in opened.files:
+            file.require_unchanged()
         writer.commit()
     return contents(header)
 
 
 class _Conversion:
     def __init__(self, source: Source, chosen: Preset, header: Header, writer: BundleWriter,
-                 progress: Progress) -> None:
+                 progress: Progress, calibrate: bool) -> None:
         self._source, self._preset, self._header, self._writer = source, chosen, header, writer
         self._progress = progress
         self._done = 0
         self._total = sum(int(np.prod(shape)) for shape in source.config.tensor_shapes().values())
         self._ends: dict[str, int] = defaultdict(int)
+        self._rounded = self._newly_rounded() if calibrate else set()
+        windows = calibration_windows(source) if self._rounded else None
+        self._calibration = None if windows is None else Calibration(
+            source, windows, self._rounded, lambda weights: self._report("calibrating", weights))
+        self._importance_of: tuple[np.ndarray, Importance] | None = None
+        if self._calibration is not None:
+            self._total += self._calibration.weights
 
     def run(self) -> None:
         self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
@@ -84,6 +94,29 @@ class _Conversion:
             groups += slabs[section]
         self._writer.write(GROUP_CHECKSUMS, np.array(groups, dtype="<u8"))
 
+    def _newly_rounded(self) -> set[str]:
+        """The matrices that become 4 bits and do not stand on a grid of 4 bits yet."""
+        found = set()
+        for name, shape in self._source.config.tensor_shapes().items():
+            if len(shape) == 2 and self._format(name) == "q4" and self._source.tensors[name].grid(0, 0) is None:
+                found.add(name)
+        return found
+
+    def _format(self, name: str) -> str:
+        """The format of a matrix in the bundle."""
+        if ".mlp." not in name:
+            return self._header.tensors[name].format
+        neurons = self._header.neurons[int(name.split(".")[2])]
+        return neurons.down if name.endswith("down_proj.weight") else neurons.gate_up
+
+    def _importance(self, name: str) -> Importance | None:
+        if self._calibration is None or name not in self._rounded:
+            return None
+        moments = self._calibration.moments(name)
+        if self._importance_of is None or self._importance_of[0] is not moments:  # q, k and v have the same inputs
+            self._importance_of = moments, Importance(moments)
+        return self._importance_of[1] if self._importance_of[1].usable else None
+
     def _report(self, name: str, weights: int) -> None:
         self._done += weights
         self._progress(name, self._done, self._total)
@@ -96,21 +129,22 @@ class _Conversion:
         self._writer.write(tensor.section, np.ascontiguousarray(data))
         self._ends[tensor.section] += data.nbytes
 
-    def _tiles(self, tensor: SourceTensor, form: str, start: int, stop: int) -> np.ndarray:
+    def _tiles(self, tensor: SourceTensor, form: str, importance: Importance | None, start: int,
+               stop: int) -> np.ndarray:
         grid, values = tensor.grid(start, stop) if form == "q4" else None, tensor.read(start, stop)
         if (largest := np.abs(values).max()) > LARGEST[form]:
             raise SourceError(f"a weight of ±{largest:.3g} is more than preset {self._preset.name} can hold; "
                               "the file is damaged, or takes another preset")
-        return packed(FORMATS[form], values, grid)
+        return packed(FORMATS[form], values, grid, importance)
 
     def _write_matrix(self, name: str) -> list[int]:
         """A matrix that is not in neuron groups; its slabs' checksums come back."""
         tensor, form = self._source.tensors[name], self._header.tensors[name].format
-        rows, columns = tensor.shape
+        importance, (rows, columns) = self._importance(name), tensor.shape
         step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
         checksums = []
         for start in range(0, rows, step):
-            tiles = self._tiles(tensor, form, start, min(start + step, rows))
+            tiles = self._tiles(tensor, form, importance, start, min(start + step, rows))
             self._write(name, tiles, more=start > 0)
             checksums += [xxhash.xxh3_64_intdigest(tiles[i:i + SLAB].tobytes())
                           for i in range(0, len(tiles), SLAB)]
@@ -120,13 +154,15 @@ class _Conversion:
         """A layer's groups; their checksums come back."""
         neurons = self._header.neurons[layer]
         prefix = f"model.layers.{layer}.mlp."
-        gate, up, down = (self._source.tensors[f"{prefix}{part}_proj.weight"] for part in ("gate", "up", "down"))
+        names = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
+        gate, up, down = (self._source.tensors[name] for name in names)
+        of_gate, of_up, of_down = (self._importance(name) for name in names)
         form = FORMATS[neurons.down]
         rows, columns = down.shape
         step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
         tiles = np.empty((-(-rows // TILE), form.tile_bytes(columns)), np.uint8)
         for start in range(0, rows, step):
-            part = self._tiles(down, neurons.down, start, min(start + step, rows))
+            part = self._tiles(down, neurons.down, of_down, start, min(start + step, rows))
             tiles[start // TILE:start // TILE + len(part)] = part
         if form.header_bytes:
             self._write(down_headers(layer), tiles[:, :form.header_bytes])
@@ -137,8 +173,9 @@ class _Conversion:
         for first in range(0, neurons.groups, at_once):
             last = min(first + at_once, neurons.groups)
             parts = []
-            for tensor in (gate, up):
-                two = self._tiles(tensor, neurons.gate_up, first * BLOCK, min(last * BLOCK, tensor.shape[0]))
+            for tensor, importance in ((gate, of_gate), (up, of_up)):
+                two = self._tiles(tensor, neurons.gate_up, importance, first * BLOCK,
+                                  min(last * BLOCK, tensor.shape[0]))
                 missing = 2 * (last - first) - len(two)
                 parts.append(np.pad(two, ((0, missing), (0, 0))).reshape(last - first, -1))
             parts.append(blocks[:, first:last].transpose(1, 0, 2).reshape(last - first, -1))

@@ -16,8 +16,9 @@ from edgert.errors import SourceError
 from edgert.models.families import FAMILIES
 
 from .gguf_header import Header, TensorInfo, read_header
-from .reading import check_rows, family_config, read_bytes, require_finite, require_tensors, sha256_of
+from .reading import check_rows, family_config, require_finite, require_tensors
 from .source import Grid, Source, SourceTensor
+from .source_file import SourceFile
 
 _PLAIN = (Type.F32, Type.F16, Type.BF16)
 _TYPES = (*_PLAIN, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0,
@@ -28,8 +29,8 @@ _MAX_ROPE_FACTORS = 65_536
 class GgufTensor:
     """A `SourceTensor` in a GGUF file."""
 
-    def __init__(self, path: Path, info: TensorInfo) -> None:
-        self.path, self.info = path, info
+    def __init__(self, file: SourceFile, info: TensorInfo) -> None:
+        self.file, self.info = file, info
         self.shape = info.shape
         self.type_name: str = info.type.name
 
@@ -41,7 +42,7 @@ class GgufTensor:
             return np.empty(shape, dtype=np.float32)
         with np.errstate(all="ignore"):  # infinities are found below
             values = dequantize(raw, self.info.type).reshape(shape)
-        return require_finite(values, self.path, self.info.name)
+        return require_finite(values, self.file.path, self.info.name)
 
     def grid(self, start: int, stop: int) -> Grid | None:
         """The 4-bit grid of rows start to stop of a Q4_0, Q4_1 or Q4_K tensor; otherwise None. Raises SourceError.
@@ -61,15 +62,15 @@ class GgufTensor:
                 scales, minimums = Q4_K.get_scale_min(blocks[:, 4:16])
                 scale, minimum = d * scales, second * minimums
         shape = (stop - start, self.shape[-1] // 32)
-        scale = require_finite(scale, self.path, self.info.name).reshape(shape)
-        minimum = require_finite(minimum, self.path, self.info.name).reshape(shape)
+        scale = require_finite(scale, self.file.path, self.info.name).reshape(shape)
+        minimum = require_finite(minimum, self.file.path, self.info.name).reshape(shape)
         return Grid(np.abs(scale), np.where(scale < 0, minimum - 15 * scale, minimum))
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         """The bytes of rows start to stop, uint8 of shape (rows, bytes per row)."""
         check_rows(start, stop, self.shape[0])
         row = self.info.size // self.shape[0]
-        return read_bytes(self.path, self.info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
+        return self.file.read(self.info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
 
 
 def open_gguf(path: str | Path) -> Source:
@@ -79,6 +80,7 @@ def open_gguf(path: str | Path) -> Source:
     not read.
     """
     path = Path(path)
+    file = SourceFile(path)
     header = read_header(path)
     metadata = header.metadata
     if metadata.get("split.count", 0) not in (0, 1):
@@ -92,7 +94,7 @@ def open_gguf(path: str | Path) -> Source:
             raise SourceError(f"{path}: tensor {info.name} is a vector stored as {info.type.name}, which no model has")
     if "token_embd.weight" not in header.tensors:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
-    factors = _rope_factors(path, header)
+    factors = _rope_factors(file, header)
     architecture = metadata.get("general.architecture")
     config = family_config(path, architecture, lambda family: family.from_gguf(
         metadata,
@@ -100,7 +102,7 @@ def open_gguf(path: str | Path) -> Source:
         tie_word_embeddings="output.weight" not in header.tensors,
         rope_frequency_factors=factors))
     names: dict[str, str] = FAMILIES[str(architecture)].GGUF_NAMES
-    tensors: dict[str, SourceTensor] = {_canonical(name, names): GgufTensor(path, info)
+    tensors: dict[str, SourceTensor] = {_canonical(name, names): GgufTensor(file, info)
                                         for name, info in header.tensors.items() if name != "rope_freqs.weight"}
     require_tensors(path, config, tensors)
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -113,7 +115,7 @@ def open_gguf(path: str | Path) -> Source:
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise SourceError(f"{path}: tokenizer.chat_template is not text")
-    return Source(config, tensors, tokenizer_json, generation, template, _provenance(path, metadata))
+    return Source(config, tensors, tokenizer_json, generation, template, _provenance(file, metadata), (file,))
 
 
 def _halves(columns: np.ndarray) -> np.ndarray:
@@ -129,20 +131,20 @@ def _canonical(name: str, names: Mapping[str, str]) -> str:
     return name if pattern is None else pattern.format(layer=match[1])
 
 
-def _rope_factors(path: Path, header: Header) -> tuple[float, ...] | None:
+def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:
     info = header.tensors.get("rope_freqs.weight")
     if info is None:
         return None
     if len(info.shape) != 1 or info.shape[0] > _MAX_ROPE_FACTORS:
-        raise SourceError(f"{path}: tensor rope_freqs.weight has the impossible shape {list(info.shape)}")
-    factors = GgufTensor(path, info).read(0, info.shape[0])
+        raise SourceError(f"{file.path}: tensor rope_freqs.weight has the impossible shape {list(info.shape)}")
+    factors = GgufTensor(file, info).read(0, info.shape[0])
     if (factors <= 0).any():
-        raise SourceError(f"{path}: tensor rope_freqs.weight has values that are not above 0")
+        raise SourceError(f"{file.path}: tensor rope_freqs.weight has values that are not above 0")
     return tuple(float(factor) for factor in factors)
 
 
-def _provenance(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    provenance = {"source": path.name, "sha256": sha256_of(path), "type": "gguf"}
+def _provenance(file: SourceFile, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    provenance = {"source": file.path.name, "sha256": file.sha256, "type": "gguf"}
     with suppress(ValueError):  # where it is not given, or is one of a newer llama.cpp
         provenance["file_type"] = LlamaFileType(metadata.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
     for field in ("name", "license"):

@@ -8,8 +8,8 @@ from edgert.kernels.formats import BLOCK, FORMATS
 from .source import Source
 
 PRESETS = {
-    "q4": "4 bits, and 6 where the source has more than 5, but not for a down projection in a file of 4, or, from 16 "
-          "bits, where it hurts most; the default",
+    "q4": "4 bits, and 6 where the source has more than 5, but in a file of 4 only for the last third of the down "
+          "projections that have them, or, from 16 bits, where it hurts most; the default",
     "q6": "6 bits throughout",
     "q8": "8 bits throughout",
     "f16": "half precision, not quantized",
@@ -40,8 +40,9 @@ class Preset:
             return self.name
         if kind == "lm_head":
             return "q4"  # read whole for every token: 6 % of the bytes for 0.2 % of perplexity (docs/notes/presets.md)
-        # Down projections that llama.cpp gave 6 bits in a file of 4: 5 % of the bytes for 0.3 %.
-        type_name = source.tensors[tensor.replace("down_proj", "gate_proj")].type_name
+        type_name = source.tensors[tensor].type_name
+        if kind == "down_proj" and not _keeps_fine(source, int(tensor.split(".")[2])):
+            type_name = source.tensors[tensor.replace("down_proj", "gate_proj")].type_name
         if type_name in _FINE_TYPES:
             return "q6"
         if type_name not in _SIXTEEN_OR_MORE:
@@ -51,6 +52,14 @@ class Preset:
         if kind in _SENSITIVE and _more_bits(int(tensor.split(".")[2]), source.config.num_hidden_layers):
             return "q6"
         return "q4"
+
+
+def _keeps_fine(source: Source, layer: int) -> bool:
+    """Whether a down projection that may have more bits than the rest of its layer keeps them: in the last third of the
+    layers that have such a one, where each byte of it gains most (docs/notes/presets.md)."""
+    finer = [number for number in range(source.config.num_hidden_layers)
+             if source.tensors[f"model.layers.{number}.mlp.down_proj.weight"].type_name in _FINE_TYPES]
+    return layer in finer[len(finer) - -(-len(finer) // 3):]
 
 
 def _more_bits(layer: int, layers: int) -> bool:

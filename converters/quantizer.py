@@ -3,12 +3,11 @@
 4 and 6 bits: scale and minimum of every 32 weights are searched as in llama.cpp's `make_qkx2_quants`: for a range of
 trial scales, round, then solve for the scale and minimum that fit best in the weighted least squares sense, and keep
 the trial with the least error. Then scale and minimum are put on their row's 8-bit grid and the weights rounded again.
+Where it is known what a matrix's inputs are like, errors are weighed by that, and made up for (importance.py).
 8 bits: a scale is searched around max / 127. A source that already stands on a 4-bit grid keeps it.
 """
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from numba import njit
 
 from edgert.kernels.formats import BLOCK, TILE, Format, Quantized, pack, round_bf16
 
+from .importance import Importance
 from .source import Grid
+from .threaded import threaded
 
 _TRIALS, _SPAN = 21, 1.0
 """Trial scales reach from `_SPAN` steps more than the range of the weights needs to as many fewer."""
@@ -33,9 +34,14 @@ def _weighted_error(x: Any, weight: Any, inverse: Any, low: Any, top: int, s: An
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _search_affine(rows: Any, top: int, scale: Any, minimum: Any) -> None:  # pragma: no cover
-    """rows: (n, 32) float32; scale, minimum: (n,) float32 out; weights are 0..top. weight = scale * q - minimum."""
+def _search_affine(rows: Any, scale: Any, minimum: Any, importance: Any, top: int) -> None:  # pragma: no cover
+    """rows: (n, 32) float32; scale, minimum: (n,) float32 out; weights are 0..top. weight = scale * q - minimum.
+
+    importance: (blocks, 32), what an error costs in each column of a row of so many blocks, the first of `rows` being
+    at the start of one; or (0, 32): then an error costs more in large weights, which are large for a reason.
+    """
     weight, x = np.empty(32, np.float32), np.empty(32, np.float32)
+    blocks = importance.shape[0]
     for i in range(rows.shape[0]):
         low, high = np.float32(0), np.float32(0)
         for j in range(32):
@@ -53,7 +59,7 @@ def _search_affine(rows: Any, top: int, scale: Any, minimum: Any) -> None:  # pr
         mean = np.float32(np.sqrt(squares / 32))
         sum_w, sum_x = np.float32(0), np.float32(0)
         for j in range(32):
-            weight[j] = mean + abs(x[j])
+            weight[j] = importance[i % blocks, j] if blocks else mean + abs(x[j])
             sum_w += weight[j]
             sum_x += weight[j] * x[j]
         best_s, best_m = (high - low) / np.float32(top), low
@@ -115,18 +121,6 @@ LARGEST = {"f32": float(np.finfo(np.float32).max), "f16": 65504.0, "q8": 1e30, "
 """The largest weight that each format can hold; where scales are searched, the largest that they are searched for."""
 
 
-def _threaded(function: Any, rows: np.ndarray, *others: Any) -> None:
-    """Call function(rows, *others) in threads, each with a part of every array."""
-    threads = os.cpu_count() or 1
-    cuts = np.linspace(0, len(rows), threads + 1).astype(int)
-
-    def part(start: int, stop: int) -> None:
-        function(rows[start:stop], *(o[start:stop] if isinstance(o, np.ndarray) else o for o in others))
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, cuts[:-1], cuts[1:]))
-
-
 def _on_row_grid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows, blocks) float32 >= 0 to uint8 steps and (rows,) row scales, exact in bfloat16."""
     unit = round_bf16(values.max(1) / np.float32(255), up=True)
@@ -134,16 +128,18 @@ def _on_row_grid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(steps, 0, 255).astype(np.uint8), unit
 
 
-def quantize(form: Format, values: np.ndarray, grid: Grid | None = None) -> Quantized:
+def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
+             importance: Importance | None = None) -> Quantized:
     """A float32 matrix of whole tiles and blocks in the integers and scales of format q4, q6 or q8.
 
-    grid: the 4-bit grid that the values already stand on; used for q4. Shapes as in `Quantized` and `Grid`.
+    grid: the 4-bit grid that the values already stand on; used for q4. importance: of its columns; used for q4 and q6
+    where there is no grid. Shapes as in `Quantized` and `Grid`.
     """
     rows, columns = values.shape
     blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, BLOCK)
     if form.name == "q8":
         scale = np.zeros(len(blocks), np.float32)
-        _threaded(_search_symmetric, blocks, scale)
+        threaded(_search_symmetric, (blocks, scale))
         q = np.rint(blocks / np.where(scale > 0, scale, 1)[:, None])
         return Quantized(np.clip(q, -127, 127).astype(np.int8).reshape(rows, columns), scale.reshape(rows, -1))
     top = {"q4": 15, "q6": 63}[form.name]
@@ -153,19 +149,28 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None) -> Quan
         odd = np.flatnonzero((minimum < 0) | (scale < 0))
         if len(odd):
             found_scale, found_minimum = np.zeros(len(odd), np.float32), np.zeros(len(odd), np.float32)
-            _search_affine(blocks[odd], top, found_scale, found_minimum)
+            _search_affine(blocks[odd], found_scale, found_minimum, np.empty((0, BLOCK), np.float32), top)
             scale[odd], minimum[odd] = found_scale, found_minimum
     else:
-        _threaded(_search_affine, blocks, top, scale, minimum)
+        weights = importance.weights if importance is not None else np.empty((0, BLOCK), np.float32)
+
+        def search(part: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> None:
+            _search_affine(part.reshape(-1, BLOCK), scale.reshape(-1), minimum.reshape(-1), weights, top)
+
+        threaded(search, (blocks.reshape(rows, -1), scale.reshape(rows, -1), minimum.reshape(rows, -1)))
     s, row_scale = _on_row_grid(scale.reshape(rows, -1))
     m, row_minimum = _on_row_grid(minimum.reshape(rows, -1))
-    step = (s * row_scale[:, None]).reshape(-1, 1)
-    lowest = (m * row_minimum[:, None]).reshape(-1, 1)
+    step, lowest = s * row_scale[:, None], m * row_minimum[:, None]
+    if importance is not None and importance.compensates and grid is None:
+        return Quantized(importance.round(blocks.reshape(rows, columns), step, lowest, top), s, m, row_scale,
+                         row_minimum)
+    step, lowest = step.reshape(-1, 1), lowest.reshape(-1, 1)
     q = np.rint((blocks + lowest) / np.where(step > 0, step, np.inf))
     return Quantized(np.clip(q, 0, top).astype(np.uint8).reshape(rows, columns), s, m, row_scale, row_minimum)
 
 
-def packed(form: Format, values: np.ndarray, grid: Grid | None = None) -> np.ndarray:
+def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
+           importance: Importance | None = None) -> np.ndarray:
     """A float32 matrix of any shape in the kernels' layout: uint8 of shape (tiles, tile_bytes), padded with zeros."""
     rows, columns = values.shape
     padding = (-rows % TILE, -columns % BLOCK)
@@ -174,4 +179,4 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None) -> np.nda
         if grid is not None:
             grid = Grid(*(np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
                           for v in (grid.scale, grid.minimum)))
-    return pack(form, quantize(form, values, grid) if form.integer else values)
+    return pack(form, quantize(form, values, grid, importance) if form.integer else values)

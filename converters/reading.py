@@ -1,6 +1,5 @@
-"""What the readers of foreign formats share: bounded reads, and the checks that make a `Source` of what was found."""
+"""What the readers of foreign formats share: bounded text, and the checks that make a `Source` of what was found."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,25 +10,6 @@ from edgert.models.families import FAMILIES
 from edgert.models.llama import Config
 
 from .source import SourceTensor
-
-
-def read_bytes(path: Path, offset: int, size: int) -> np.ndarray:
-    """`size` bytes at `offset`, uint8. Raises SourceError where the file cannot be read or is shorter.
-
-    A read and not a memory map: a map counts as our memory, and where the file shrinks it ends the process.
-    """
-    buffer = np.empty(size, dtype=np.uint8)
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            filled = 0
-            while filled < size and (count := file.readinto(buffer[filled:].data)):
-                filled += count
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    if filled < size:
-        raise SourceError(f"{path}: ends at byte {offset + filled}, in the middle of a tensor: fetch it again")
-    return buffer
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -44,15 +24,6 @@ def read_text(path: Path, limit: int) -> str:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file. Raises SourceError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def check_rows(start: int, stop: int, rows: int) -> None:

@@ -12,12 +12,16 @@ from safetensors import SafetensorError, safe_open
 from edgert.errors import SourceError
 
 from .hf_tokenizer import read_json, read_tokenizer
-from .reading import check_rows, family_config, read_bytes, require_finite, require_tensors, sha256_of
+from .reading import check_rows, family_config, require_finite, require_tensors
 from .source import Grid, Source, SourceTensor
+from .source_file import SourceFile
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of weight files that are Python pickles."""
 
+_INDEX = "model.safetensors.index.json"
+_TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+          _INDEX)
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
@@ -28,7 +32,7 @@ _MAX_SHARDS = 1024
 class SafetensorsTensor:
     """A `SourceTensor` in a safetensors file."""
 
-    path: Path
+    file: SourceFile
     name: str
     shape: tuple[int, ...]
     type_name: str
@@ -39,14 +43,14 @@ class SafetensorsTensor:
         """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
         check_rows(start, stop, self.shape[0])
         row = math.prod(self.shape[1:]) * _ITEM_BYTES[self.type_name]
-        raw = read_bytes(self.path, self.offset + start * row, (stop - start) * row)
+        raw = self.file.read(self.offset + start * row, (stop - start) * row)
         if self.type_name == "F32":
             values = raw.view("<f4")
         elif self.type_name == "F16":
             values = raw.view("<f2").astype(np.float32)
         else:  # BF16 is the upper half of a float32; NumPy does not have it
             values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        return require_finite(values, self.path, self.name).reshape(stop - start, *self.shape[1:])
+        return require_finite(values, self.file.path, self.name).reshape(stop - start, *self.shape[1:])
 
     def grid(self, start: int, stop: int) -> Grid | None:
         """None: these types have no 4-bit grid."""
@@ -60,26 +64,26 @@ def open_safetensors(folder: str | Path) -> Source:
     something is missing, damaged or hostile, or of a family or element type that edgert does not read.
     """
     folder = Path(folder)
+    files = {name: SourceFile(folder / name) for name in _TEXTS if (folder / name).is_file()}
     weights = _weight_files(folder)
     values = read_json(folder / "config.json")
     if values.get("quantization_config"):
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
     config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
-    tensors = _tensors(folder, weights)
+    tensors = _tensors(folder, weights, files)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # a copy of the embedding that some exports write all the same
     require_tensors(folder, config, tensors)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
-    files = sorted({"config.json", "tokenizer.json", *weights})
-    provenance = {"source": folder.resolve().name, "files": {name: sha256_of(folder / name) for name in files},
-                  "type": "safetensors"}
-    return Source(config, tensors, tokenizer_json, generation, template, provenance)
+    hashed = {name: files[name].sha256 for name in sorted({"config.json", "tokenizer.json", *weights})}
+    provenance = {"source": folder.resolve().name, "files": hashed, "type": "safetensors"}
+    return Source(config, tensors, tokenizer_json, generation, template, provenance, tuple(files.values()))
 
 
 def _weight_files(folder: Path) -> dict[str, list[str] | None]:
     """The safetensors files by name, each with the tensors that the index says are in it (None: all that are there)."""
-    index_path = folder / "model.safetensors.index.json"
+    index_path = folder / _INDEX
     if index_path.is_file():
         return _shards(index_path)
     if (folder / "model.safetensors").is_file():
@@ -89,7 +93,7 @@ def _weight_files(folder: Path) -> dict[str, list[str] | None]:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if pickled:
         raise pickle_refused(folder / pickled[0])
-    raise SourceError(f"{folder}: has no model.safetensors and no model.safetensors.index.json: "
+    raise SourceError(f"{folder}: has no model.safetensors and no {_INDEX}: "
                       "this is not a model in Hugging Face's layout")
 
 
@@ -116,22 +120,25 @@ def _shards(index_path: Path) -> dict[str, list[str] | None]:
     return shards
 
 
-def _tensors(folder: Path, weights: dict[str, list[str] | None]) -> dict[str, SourceTensor]:
+def _tensors(folder: Path, weights: dict[str, list[str] | None],
+             files: dict[str, SourceFile]) -> dict[str, SourceTensor]:
+    """The tensors by name; the files that they are in are added to `files`."""
     tensors: dict[str, SourceTensor] = {}
     for file, names in weights.items():
+        if not (folder / file).is_file():
+            raise SourceError(f"{folder / file}: there is no such file: fetch the model again")
+        files[file] = SourceFile(folder / file)
         there = _header(folder / file)
         for name in there if names is None else names:
             if name not in there:
                 raise SourceError(f"{folder / file}: tensor {name} is missing, which the index says is in this file")
             if not name.endswith(".rotary_emb.inv_freq"):  # a constant that old exports of Llama carry along
-                tensors[name] = _tensor(folder / file, name, *there[name])
+                tensors[name] = _tensor(files[file], name, *there[name])
     return tensors
 
 
 def _header(path: Path) -> dict[str, tuple[dict[str, Any], int]]:
     """Each tensor's entry in the header, and where in the file the entry's offsets count from."""
-    if not path.is_file():
-        raise SourceError(f"{path}: there is no such file: fetch the model again")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -147,8 +154,8 @@ def _header(path: Path) -> dict[str, tuple[dict[str, Any], int]]:
     return {name: (entry, 8 + length) for name, entry in entries.items()}
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], base: int) -> SafetensorsTensor:
+def _tensor(file: SourceFile, name: str, entry: dict[str, Any], base: int) -> SafetensorsTensor:
     if entry["dtype"] not in _ITEM_BYTES:
-        raise SourceError(f"{path}: tensor {name} is of type {entry['dtype']}, which edgert does not read; "
+        raise SourceError(f"{file.path}: tensor {name} is of type {entry['dtype']}, which edgert does not read; "
                           f"it reads {', '.join(_ITEM_BYTES)}")
-    return SafetensorsTensor(path, name, tuple(entry["shape"]), entry["dtype"], base + entry["data_offsets"][0])
+    return SafetensorsTensor(file, name, tuple(entry["shape"]), entry["dtype"], base + entry["data_offsets"][0])

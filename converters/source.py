@@ -8,6 +8,8 @@ import numpy as np
 
 from edgert.models.llama import Config
 
+from .source_file import SourceFile
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -50,3 +52,5 @@ class Source:
     """A Jinja template."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """`source` (file name or hub id), `sha256` of the file or `files`, `type`."""
+    files: tuple[SourceFile, ...] = ()
+    """All that it was read from."""

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -39,13 +40,31 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def free_bytes() -> int:
-    """How large this process may comfortably become, with what is free now and what its control group allows."""
-    own = process_bytes()
-    free = own + int(_OF_FREE * psutil.virtual_memory().available)
-    for limit, used in _control_groups():
-        free = min(free, int(_OF_LIMIT * (own + limit - used)))
-    return max(free, 0)
+class Allowance(NamedTuple):
+    """How large this process may become. comfortable: bytes to plan with. most: bytes that may be taken where that is
+    what it takes. what: what sets them, in an error."""
+
+    comfortable: int
+    most: int
+    what: str
+
+
+def allowance(asked: int | None) -> Allowance:
+    """The budget that was asked for, in bytes, or by default what is free now; no more than its control groups' limits.
+
+    A process that grows past such a limit is killed, whatever it was asked to take.
+    """
+    own, groups = process_bytes(), list(_control_groups())
+    limits = [Allowance(limit, limit, "the control group's limit") for limit, _ in groups]
+    if asked is not None:
+        return min([Allowance(asked, asked, "a budget"), *limits])
+    available = psutil.virtual_memory().available
+    free = [Allowance(own + int(_OF_FREE * available), own + available, "the free memory"), *limits]
+    for limit, used in groups:  # what is in use is partly our own, and not all that is ours is on the group's account
+        left = max(own + limit - used, 0)
+        free.append(Allowance(int(_OF_LIMIT * left), left, "what is left in the control group"))
+    most = min(free, key=lambda allowed: allowed.most)
+    return most._replace(comfortable=min(allowed.comfortable for allowed in free))
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:

@@ -1,13 +1,16 @@
 """The command line: a thin layer over the Python API. Commands are imported when they are called."""
 
 import importlib
-import os
+import io
 import sys
+import warnings
+from typing import TextIO
 
 import click
 
 from . import __version__
 from .errors import EdgertError
+from .terminal import end_standard_output, prepare_standard_streams, show
 
 COMMANDS = {
     "pull": ("edgert.commands.pull", "Fetch a model of the catalogue."),
@@ -46,29 +49,47 @@ def cli() -> None:
     """Language models larger than the memory they may use."""
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+                  file: TextIO | None = None, line: str | None = None) -> None:
+    """A warning of ours is a sentence for the user; any other is shown as Python does, with where it comes from."""
+    if category.__module__.startswith(f"{__package__}."):
+        show(f"edgert: {message}", err=True)
+    else:
+        _python_shows(message, category, filename, lineno, file, line)
+
+
+_python_shows = warnings.showwarning
+
+
 def main() -> None:
     """The `edgert` program. Exit status: 0, 1 for an error with one sentence, 2 for wrong usage, 130 for Ctrl-C."""
+    warnings.showwarning = _show_warning
+    prepare_standard_streams()
+    status, message = _outcome()
+    end_standard_output()
+    if message:
+        show(message, err=True)
+    sys.exit(status)
+
+
+def _outcome() -> tuple[int, str]:
+    """Call the command; the exit status, and what to say on standard error."""
     try:
         cli.main(prog_name="edgert", standalone_mode=False)
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code, ""
+    except SystemExit as stop:  # click: whoever read our output has gone
+        return int(stop.code or 0), ""
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        error.show(shown := io.StringIO())
+        return error.exit_code, shown.getvalue().rstrip("\n")
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 130, "interrupted"
     except EdgertError as error:
-        click.echo(f"edgert: {error}", err=True)
-        sys.exit(1)
+        return 1, f"edgert: {error}"
     except MemoryError:
-        click.echo("edgert: out of memory; close other programs, or take a smaller model or context", err=True)
-        sys.exit(1)
+        return 1, "edgert: out of memory; close other programs, or take a smaller model or context"
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        click.echo(f"edgert: {what}{(error.strerror or str(error)).lower()}", err=True)
-        sys.exit(1)
+        return 1, f"edgert: {what}{(error.strerror or str(error)).lower()}"
+    return 0, ""

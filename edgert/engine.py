@@ -1,6 +1,6 @@
 """The engine: one call that takes n >= 1 new tokens of a session and gives logits for any of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -10,18 +10,20 @@ from edgert.bundle import Bundle, Header
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS
 from edgert.kernels.native import Library
+from edgert.kernels.records import CANCELLED
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
 
 from .buffers import LOGIT_ROWS, Buffers
 from .flash.file import FlashFile
-from .flash.stream import NO_ANSWER, Stream
+from .flash.stream import Stream, no_answer
 from .network import NetworkBuilder
 from .plan import Plan
 from .region import Region
 from .session import Session
 from .tracing import Trace
 from .weights import Weights
+from .worker import CancelledError
 
 
 class Programs(NamedTuple):
@@ -36,18 +38,20 @@ class Engine:
     """A loaded model that computes, its memory used as `plan` says.
 
     New tokens are computed `plan.chunk` at once; more are taken in turns. The results do not depend on that, nor on
-    `threads`, nor on which weights are streamed.
+    `threads`, nor on which weights are streamed. progress: called now and then while weights are loaded; what it raises
+    ends that.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, plan: Plan, *, threads: int,
-                 cache_type: str) -> None:
+                 cache_type: str, progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
-        self.config, self.chunk = header.config, plan.chunk
+        self.config, self.chunk, self._cache_type = header.config, plan.chunk, cache_type
         self._trace: Trace | None = None
         with ExitStack() as made:
             self._team = Team(library, threads)
             made.callback(self._team.close)
-            self._weights = Weights(bundle, file, plan.placement, stop=lambda: self._team.set(stop=1))
+            self._weights = Weights(bundle, file, plan.placement, stop=lambda: self._team.set(stop=1),
+                                    progress=progress)
             made.callback(self._weights.close)
             self._buffers = Buffers(self.config, header, self.chunk, threads)
             made.callback(self._buffers.close)
@@ -76,31 +80,48 @@ class Engine:
         """Seconds that computing has waited for weights from flash."""
         return self._team.waited_s
 
-    def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> np.ndarray:
+    def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None, *,
+                cancel: np.ndarray | None = None) -> np.ndarray:
         """Compute new tokens at the end of a session.
 
-        wanted: indices of the tokens whose logits are wanted; by default the last. Returns float32 of shape
-        (len(wanted), vocab_size). Raises ModelError when the context is full, a token is not in the vocabulary, or
-        values are not finite; then the session is as it was. Raises what Stream.error says when weights cannot be read:
-        then, too, the session is as it was, but nothing can be computed any more.
+        wanted: indices of the tokens whose logits are wanted; by default the last. cancel: int64 of shape (1,); when
+        somebody sets it to CANCELLED, computing ends. Returns float32 of shape (len(wanted), vocab_size).
+
+        Raises ModelError when the context is full, a token is not in the vocabulary, or values are not finite, and what
+        Stream.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
+        session is as it was. Raises CancelledError; then the session has what was computed until then.
         """
         ids = np.asarray(tokens, dtype=np.int64)
         indices = np.array([len(ids) - 1] if wanted is None else wanted, dtype=np.int64)
         self._check(session, ids, indices)
         logits = np.empty((len(indices), self.config.vocab_size), np.float32)
         start = session.length
-        for first in range(0, len(ids), self.chunk):
-            part = ids[first:first + self.chunk]
-            self._weights.embedding_tiles(part, self._staging, self._buffers.rows[:len(part)])
-            self._tokens = len(part)
-            self._team.set(tokens=len(part), position=start + first, cache=session.cache_address,
-                           cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
-                           rope=session.rope_address)
-            here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
-            with self._in_step(heads=-(-len(here) // LOGIT_ROWS)):
-                self._compute(self._programs[len(part) == 1], here, indices[here] - first, logits)
-        session.length = start + len(ids)
+        self._team.cancellable(cancel)
+        try:
+            for first in range(0, len(ids), self.chunk):
+                if cancel is not None and cancel[0]:
+                    raise CancelledError
+                part = ids[first:first + self.chunk]
+                here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
+                self._forward(session, part, here, indices[here] - first, logits)
+                session.tokens += part.tolist()
+        except CancelledError:
+            raise
+        except BaseException:
+            session.cut(start)
+            raise
         return logits
+
+    def _forward(self, session: Session, part: np.ndarray, here: np.ndarray, rows: np.ndarray,
+                 logits: np.ndarray) -> None:
+        """Compute tokens, at most as many as go at once, and logits[here] of those at `rows`."""
+        self._weights.embedding_tiles(part, self._staging, self._buffers.rows[:len(part)])
+        self._tokens = len(part)
+        self._team.set(tokens=len(part), position=session.length, cache=session.cache_address,
+                       cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
+                       rope=session.rope_address)
+        with self._in_step(heads=-(-len(here) // LOGIT_ROWS)):
+            self._compute(self._programs[len(part) == 1], here, rows, logits)
 
     def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
         """Compute the tokens that were set, and logits[here] of those at `rows`."""
@@ -120,18 +141,14 @@ class Engine:
         if stream is None:
             yield
             return
-        if stream.error is not None:
-            raise stream.error
+        stream.check()
         if stream.out_of_step:
             stream.restart()
-        try:
-            stream.expect(heads)
-            yield
-        except BaseException:
-            if self._team.stopped:
-                stream.fail(NO_ANSWER)  # unless it said itself what is wrong
-            stream.out_of_step = True
-            raise
+            stream.check()
+        stream.out_of_step = True  # until all has been used
+        stream.expect(heads)
+        yield
+        stream.out_of_step = False
 
     def touch(self) -> None:
         """Make all memory that computing will take resident now: in a budget nothing grows later."""
@@ -154,16 +171,20 @@ class Engine:
             self._team.set(trace=0)
             if not self._team.stopped:
                 self._trace.computed(program, times, self._tokens)
+        if self._team.stopped == CANCELLED:
+            raise CancelledError
         if self._team.stopped:
             assert self.stream is not None
-            self.stream.fail(NO_ANSWER)
-            assert self.stream.error is not None
-            raise self.stream.error
+            self.stream.fail(no_answer())  # unless it said itself what is wrong
+            self.stream.check()
         if not finite:
             raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
                              "do not hold them, try --kv-type f32")
 
     def _check(self, session: Session, ids: np.ndarray, indices: np.ndarray) -> None:
+        if session.cache_type != self._cache_type or session.config != self.config:
+            raise ModelError(f"the session is of another model, or its cache of type {session.cache_type} is not this "
+                             f"engine's, {self._cache_type}; make one for this engine")
         if ids.ndim != 1 or not len(ids):
             raise ModelError("no tokens to compute: give at least one")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:

@@ -5,8 +5,14 @@ prints its message on one line and exits with status 1. Anything else that escap
 """
 
 
+from .control_characters import one_line
+
+
 class EdgertError(Exception):
-    """Root of all errors meant for the user."""
+    """Root of all errors meant for the user. As text it is one line, whatever texts of others it quotes."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class BundleError(EdgertError):

@@ -1,9 +1,11 @@
 """One answer, token by token."""
 
+import contextlib
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -69,31 +71,33 @@ class Statistics:
         return self.flash_wait_s / self.decode_s if self.decode_s else 0.0
 
 
-Step = Callable[[Sequence[int]], np.ndarray]
-"""Computes new tokens, gives the last one's logits: float32 of shape (vocab_size,)."""
-Flash = Callable[[], tuple[int, float]]
-"""Bytes read from flash so far, and seconds that computing has waited for them."""
+class Computing(NamedTuple):
+    """What an answer asks of the model."""
+
+    begin: Callable[[], int]
+    """Takes the model's turn, possibly waits for it; how many tokens of the prompt the session already holds."""
+    step: Callable[[Sequence[int]], np.ndarray]
+    """Computes new tokens, gives the last one's logits: float32 of shape (vocab_size,)."""
+    end: Callable[[], None]
+    """Gives the turn back."""
+    flash: Callable[[], tuple[int, float]]
+    """Bytes read from flash so far, and seconds that computing has waited for them."""
 
 
 class Generation:
     """An answer in the making: an iterator of pieces. `token_ids` and `statistics` grow with it.
 
-    Closing it, or letting it go, ends the answer; the model can be asked again at once.
+    It has the model from its first piece to its last; closing it, or letting it go, ends it before. One that is never
+    asked for a piece never has the model.
     """
 
-    def __init__(self, step: Step, flash: Flash, tokenizer: Tokenizer, prompt: Sequence[int], held: int, room: int, *,
-                 max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
-                 ignore_eos: bool) -> None:
-        self.prompt_ids = list(prompt)
-        self.token_ids: list[int] = []
-        self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt) - held)
-        self._step, self._flash, self._tokenizer, self._held = step, flash, tokenizer, held
-        self._limit = room if max_tokens is None else min(max_tokens, room)
-        self._sampler = Sampler(sampling)
-        self._stops = StopStrings(stop)
-        self._logprobs = logprobs
-        self._ends = () if ignore_eos else tokenizer.eos_token_ids
-        self._pieces = self._run()
+    def __init__(self, answer: "Answer") -> None:
+        self.prompt_ids, self.token_ids, self.statistics = answer.prompt_ids, answer.token_ids, answer.statistics
+        # What makes the pieces does not know this object: when that is let go, both end at once, not at the next
+        # collection of cyclic garbage.
+        self._pieces = answer.pieces()
+        self._end = weakref.finalize(self, answer.computing.end)
+        self._end.atexit = False
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -102,24 +106,52 @@ class Generation:
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the answer here."""
-        self._pieces.close()
+        """End the answer here. A thread that waits for its next piece gets a ModelError."""
+        with contextlib.suppress(ValueError):  # that thread is in it
+            self._pieces.close()
+        self._end()
 
     def text(self) -> str:
         """The rest of the answer, all at once."""
         return "".join(piece.text for piece in self)
 
-    def _run(self) -> Generator[Piece, None, None]:
+
+class Answer:
+    """Makes the pieces of one answer."""
+
+    def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
+                 max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
+                 ignore_eos: bool) -> None:
+        self.computing = computing
+        self.prompt_ids = list(prompt)
+        self.token_ids: list[int] = []
+        self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt))
+        self._tokenizer = tokenizer
+        self._limit = room if max_tokens is None else min(max_tokens, room)
+        self._sampler = Sampler(sampling)
+        self._stops = StopStrings(stop)
+        self._logprobs = logprobs
+        self._ends = () if ignore_eos else tokenizer.eos_token_ids
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        try:
+            yield from self._pieces_of_tokens()
+        finally:
+            self.computing.end()
+
+    def _pieces_of_tokens(self) -> Generator[Piece, None, None]:
         decoder = self._tokenizer.stream_decoder(skip_special=True)
         reason: Literal["stop", "length"] = "length"
+        held = self.computing.begin()
+        self.statistics.prompt_computed -= held
         start = last = time.perf_counter()
-        flash = self._flash()
-        new: Sequence[int] = self.prompt_ids[self._held:]
+        flash = self.computing.flash()
+        new: Sequence[int] = self.prompt_ids[held:]
         while len(self.token_ids) < self._limit:
-            logits = self._step(new)
+            logits = self.computing.step(new)
             token = self._sampler.choose(logits, [*self.prompt_ids[-64:], *self.token_ids])
             now = time.perf_counter()
-            before, flash = flash, self._flash()
+            before, flash = flash, self.computing.flash()
             read, waited = flash[0] - before[0], flash[1] - before[1]
             if not self.token_ids:
                 self.statistics.first_token_s = now - start
@@ -140,6 +172,7 @@ class Generation:
                 reason = "stop"
                 break
             new = [token]
+        self.computing.end()  # whoever has the last piece need not ask for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
         yield Piece(rest, finish_reason=reason)
 

@@ -1,31 +1,33 @@
 """The Python API: load a bundle, generate, chat."""
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import psutil
 
-from .budget import free_bytes, parse_size, process_bytes
+from .budget import allowance, parse_size, process_bytes, size_text
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .chat_template import ChatTemplate
 from .engine import Engine
-from .errors import EdgertError, ModelError
+from .errors import BundleError, EdgertError, ModelError
 from .flash.device import device_of
 from .flash.file import FlashFile
-from .generation import Generation
+from .generation import Answer, Computing, Generation
 from .kernels import native
-from .plan import Planner
+from .plan import Plan, Planner
 from .region import Region
 from .sampling import Sampling
 from .session import Session, check_session
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_unicode
 from .tracing import Trace
+from .turns import Turn, Turns
+from .worker import Job, Worker, settle
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
@@ -73,15 +75,14 @@ def session_settings(header: Header, context: int | None, kv_type: str | None) -
     return context, kv_type
 
 
-class Prepared(NamedTuple):
-    """What a model needs before its memory is planned."""
+class Text(NamedTuple):
+    """What a bundle says of text. template: the chat template, None where there is none."""
 
-    library: native.Library
     tokenizer: Tokenizer
     template: str | None
 
 
-def load_library(compile_progress: CompileProgress) -> native.Library:
+def load_library(compile_progress: CompileProgress = lambda number, count, name: None) -> native.Library:
     """The kernels for this machine. Raises EdgertError."""
     try:
         return native.library(progress=compile_progress)
@@ -89,21 +90,46 @@ def load_library(compile_progress: CompileProgress) -> native.Library:
         raise EdgertError(str(error)) from None
 
 
-def prepare(bundle: Bundle, compile_progress: CompileProgress = lambda number, count, name: None) -> Prepared:
-    """Load kernels, tokenizer and chat template. Raises EdgertError."""
-    library = load_library(compile_progress)
+def read_text(bundle: Bundle) -> Text:
+    """Tokenizer and chat template. Raises EdgertError."""
     generation = bundle.header.generation
     tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
                                     generation["eos_token_ids"], generation["add_bos_token"])
-    has_template = CHAT_TEMPLATE in bundle.header.sections
-    return Prepared(library, tokenizer, bundle.read_section(CHAT_TEMPLATE).decode() if has_template else None)
+    return Text(tokenizer, _template_text(bundle))
+
+
+def _template_text(bundle: Bundle) -> str | None:
+    if CHAT_TEMPLATE not in bundle.header.sections:
+        return None
+    try:
+        return bundle.read_section(CHAT_TEMPLATE).decode()
+    except UnicodeDecodeError:
+        raise BundleError(f"{bundle.path}: the chat template is not UTF-8 text; convert the model again") from None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `load` was asked for. memory: bytes. kv_type, context: None for the bundle's own."""
+
+    memory: int | None
+    threads: int
+    context: int | None
+    chunk: int
+    kv_type: str | None
+    trace: str | os.PathLike[str] | None
 
 
 class Model:
-    """A loaded model; `plan` says how it uses memory. A context manager; usable from any thread, one answer at a time.
+    """A loaded model, which gives one answer at a time: a new one ends the one under way, unless told to wait for it.
+
+    Every thread may use it, and several may ask with `wait=True`. `plan` says how it uses memory. A context manager.
 
     The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
     next turn of a chat costs no more than what is new in it.
+
+    Everything is computed in a thread of the model's own (worker.py): Ctrl-C and other exceptions of signal handlers
+    end what is being computed, at once, and leave the model as good as before. A model that is let go without `close`
+    gives its memory back too. A forked process cannot use the models of its parent.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
@@ -114,40 +140,20 @@ class Model:
             if not 1 <= value <= most:
                 raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
         self.threads = threads
-        self._lock = threading.RLock()
-        self._closed = False
-        self._current: Generation | None = None
-        self._tokens: list[int] = []
+        self._turns = Turns()
         budget = parse_size(memory) if isinstance(memory, str) else memory
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
-        with ExitStack() as opened:
-            self._bundle = opened.enter_context(Bundle(path))
-            self._prepared = prepare(self._bundle, compile_progress)
-            self.tokenizer = self._prepared.tokenizer
-            self._open(opened, budget, context, prefill_chunk, kv_type)
-            if trace is not None:
-                written = Trace(trace)
-                opened.callback(written.close)
-                self._engine.trace(written)
-            self._opened = opened.pop_all()
-
-    def _open(self, opened: ExitStack, budget: int | None, context: int | None, chunk: int,
-              kv_type: str | None) -> None:
-        header = self._bundle.header
-        context, kv_type = session_settings(header, context, kv_type)
-        planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
-                          chunk=chunk, threads=self.threads)
-        self.plan = planner.plan(free_bytes() if budget is None else budget, lambda: device_of(self._bundle.path))
-        self._file = opened.enter_context(FlashFile(self._bundle.path))
-        self._session = Session(header.config, context, kv_type)
-        opened.callback(self._session.close)
-        self._engine = Engine(self._bundle, self._file, self._prepared.library, self.plan, threads=self.threads,
-                              cache_type=kv_type)
-        opened.callback(self._engine.close)
-        if self.plan.disk is not None:
-            self._session.touch()
-            self._engine.touch()
+        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, trace)
+        with Bundle(path):
+            pass  # what is none is known before anything is compiled
+        library = load_library(compile_progress)
+        settle()
+        self._worker = Worker("edgert-model")
+        opened = self._worker.opened
+        loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
+        self._bundle, self._text, self.plan, self._file, self._session, self._engine = loaded
+        self.tokenizer = self._text.tokenizer
 
     @property
     def header(self) -> Header:
@@ -160,6 +166,11 @@ class Model:
         return self._file.direct
 
     @property
+    def read_again(self) -> int:
+        """How many reads failed, or brought something damaged, and were done again."""
+        return self._file.read_again
+
+    @property
     def context(self) -> int:
         """How many tokens fit in a conversation."""
         return self._session.context
@@ -167,49 +178,68 @@ class Model:
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
                  seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
-                 ignore_eos: bool = False) -> Generation:
-        """Continue a text, or token ids. Iterating over what comes back yields `Piece`s.
+                 ignore_eos: bool = False, wait: bool = False) -> Generation:
+        """Continue a text, or token ids, ending the answer under way or, with `wait`, when it is over.
 
-        Nothing is computed before the first piece is asked for. max_tokens: None for as many as the context holds.
-        temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that end the answer.
-        logprobs: give each token's log-probability and those of so many most likely ones. A new answer ends the one
-        before. Raises ModelError for settings out of range or a prompt that does not fit.
+        Iterating over what comes back yields `Piece`s. Nothing happens before the first piece is asked for: then the
+        answer begins, and the one under way raises ModelError when it is asked for its next piece. With `wait` the
+        first piece comes when the answer under way is finished, closed or let go, and all that waited before too; a
+        thread that waits for an answer which only itself would go on with waits for ever. max_tokens: None for as many
+        as the context holds. temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that
+        end the answer. logprobs: give each token's log-probability and those of so many most likely ones.
+
+        Raises ModelError for settings out of range or a prompt that does not fit.
         """
+        self._worker.check()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
         if logprobs is not None and not 0 <= logprobs <= 1000:
             raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        for text in stop:
+            check_unicode(text, "A stop string cannot be used")
         if isinstance(prompt, str):
             self._check_length(prompt)
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        with self._lock:
-            self._check_open()
-            if not ids:
-                raise ModelError("the prompt is empty; give at least one character")
-            room = self._session.context - len(ids) + 1
-            if room < 1:
-                raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
-                                 "shorten it or raise the context")
-            held = self._share(ids)
+        if not ids:
+            raise ModelError("the prompt is empty; give at least one character")
+        room = self._session.context - len(ids) + 1
+        if room < 1:
+            raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
+                             "shorten it or raise the context")
+        return Generation(Answer(
+            self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
+
+    def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
+        """What an answer to a prompt asks of this model, each in its turn."""
+        turn = Turn()
+
+        def begin() -> int:
+            self._turns.take(turn, wait=wait)
+            return self._worker.run(work_begin)
+
+        def work_begin(job: Job[int]) -> int:
+            """How many tokens of the prompt the session holds; the last one is always computed, for its logits."""
+            self._check_turn(turn)
+            held = self._session.share(ids[:-1])
             self._session.cut(held)
-            del self._tokens[held:]
-            generation: Generation
+            return held
 
-            def step(new: Sequence[int]) -> np.ndarray:
-                with self._lock:
-                    self._check_open()
-                    if self._current is not generation:
-                        raise ModelError("this answer was ended by a newer one of the same model")
-                    logits = self._engine.forward(self._session, new)
-                    self._tokens.extend(new)
-                    return logits[0]
+        def step(new: Sequence[int]) -> np.ndarray:
+            def work(job: Job[np.ndarray]) -> np.ndarray:
+                self._check_turn(turn)
+                return self._engine.forward(self._session, new, cancel=job.cancel)[0]
 
-            generation = Generation(
-                step, self._flash, self.tokenizer, ids, held, room, max_tokens=max_tokens, sampling=sampling,
-                stop=[stop] if isinstance(stop, str) else list(stop), logprobs=logprobs, ignore_eos=ignore_eos)
-            self._current = generation
-            return generation
+            return self._worker.run(work)
+
+        return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
+
+    def _check_turn(self, turn: Turn) -> None:
+        if not self._turns.holds(turn):
+            raise ModelError("this answer was closed, or ended by a newer one of the same model; "
+                             "answers asked for with wait=True wait for one another")
 
     def _check_length(self, text: Any) -> None:
         """Raises ModelError for a text that is far too long, as it takes memory to tell by how much."""
@@ -221,18 +251,10 @@ class Model:
         stream = self._engine.stream
         return (stream.reading.bytes if stream else 0), self._engine.waited_s
 
-    def _share(self, ids: Sequence[int]) -> int:
-        """How many tokens of a prompt the session already holds; the last one is always computed, for its logits."""
-        shared = 0
-        for old, new in zip(self._tokens, ids[:-1], strict=False):
-            if old != new:
-                break
-            shared += 1
-        return shared
-
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`. Settings as in `generate`.
+        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`.
 
+        Settings as in `generate`; also how it goes with other answers of the same model, and `wait`.
         Raises TemplateError where the model has no chat template, or its template refuses the messages.
         """
         return self.generate(self.render(messages), **settings)
@@ -254,7 +276,7 @@ class Model:
     def _template(self) -> ChatTemplate:
         """The chat template, compiled once. Raises TemplateError where the model has none."""
         tokenizer = self.tokenizer
-        return ChatTemplate(self._prepared.template, self._token_name(tokenizer.bos_token_id),
+        return ChatTemplate(self._text.template, self._token_name(tokenizer.bos_token_id),
                             self._token_name(next(iter(tokenizer.eos_token_ids), None)))
 
     def _token_name(self, index: int | None) -> str:
@@ -263,36 +285,73 @@ class Model:
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute tokens after those computed since the last `reset`, without sampling; ends the answer under way.
 
-        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size).
+        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size). Those of every one
+        count to the memory budget, which has room for `plan.logit_rows` tokens at once. Raises ModelError.
         """
-        with self._lock:
-            self._check_open()
-            self._current = None
-            logits = self._engine.forward(self._session, tokens, range(len(tokens)) if every else None)
-            self._tokens.extend(tokens)
-            return logits
+        wanted = range(len(tokens)) if every else None
+        if every and len(tokens) > self.plan.logit_rows:
+            raise ModelError(f"the logits of {len(tokens)} tokens take "
+                             f"{size_text(4 * len(tokens) * self.header.config.vocab_size)}, and the memory budget "
+                             f"has room for {self.plan.logit_rows} at once; ask for so many at a time, or raise it")
+
+        def work(job: Job[np.ndarray]) -> np.ndarray:
+            self._turns.end()
+            return self._engine.forward(self._session, tokens, wanted, cancel=job.cancel)
+
+        return self._worker.run(work)
 
     def reset(self) -> None:
         """Forget the tokens computed so far."""
-        with self._lock:
-            self._check_open()
-            self._current = None
+        def work(job: Job[None]) -> None:
+            self._turns.end()
             self._session.cut(0)
-            self._tokens = []
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ModelError("the model has been closed; load it again")
+        self._worker.run(work)
 
     def close(self) -> None:
         """End the threads and give the memory back. Waits for a computation under way in another thread."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._opened.close()
+        self._turns.close()
+        self._worker.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Loaded(NamedTuple):
+    bundle: Bundle
+    text: Text
+    plan: Plan
+    file: FlashFile
+    session: Session
+    engine: Engine
+
+
+def _open(path: str | os.PathLike[str], library: native.Library, settings: _Settings, opened: ExitStack,
+          job: Job[_Loaded]) -> _Loaded:
+    """A job: open a bundle, plan, and load; what has been opened is in `opened` at any time."""
+    bundle = opened.enter_context(Bundle(path))
+    text = read_text(bundle)
+    job.check()
+    header = bundle.header
+    context, kv_type = session_settings(header, settings.context, settings.kv_type)
+    planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
+                      chunk=settings.chunk, threads=settings.threads)
+    allowed = allowance(settings.memory)
+    plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
+    job.check()
+    file = opened.enter_context(FlashFile(bundle.path))
+    session = Session(header.config, context, kv_type)
+    opened.callback(session.close)
+    engine = Engine(bundle, file, library, plan, threads=settings.threads, cache_type=kv_type, progress=job.check)
+    opened.callback(engine.close)
+    if plan.disk is not None:
+        session.touch()
+        engine.touch()
+    if settings.trace is not None:
+        trace = Trace(settings.trace)
+        opened.callback(trace.close)
+        engine.trace(trace)
+    return _Loaded(bundle, text, plan, file, session, engine)

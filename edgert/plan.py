@@ -24,7 +24,14 @@ from .session import session_bytes
 _LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
 """Where nothing is streamed, the disk is not measured."""
 _GROWTH = 8 << 20
-"""What the process still takes after the plan was made: Python objects, thread stacks, templates, the allocator."""
+"""What the process still takes after the plan was made: Python objects, modules, templates, the allocator."""
+_THREAD_BYTES = 64 << 10
+"""The part of a thread's stacks that is in use, its own and the kernel's: 44 KiB were measured where it computes, 60
+where it reads."""
+_TOKEN_BYTES = 64
+"""A token of the conversation, in the lists that Python holds."""
+_MARGIN = 2 << 20
+"""A process is never twice of the same size when the plan is made; a budget that is named works all the same."""
 _UNIT_BYTES = 64
 """The checksum and the table entry of a unit."""
 _LOGITS_COPIES = 6
@@ -58,7 +65,8 @@ class Plan:
 
     budget: bytes. parts: bytes by purpose; they add up to no more than the budget. streamed: bytes read for a token.
     weights: bytes that computing a token takes, wherever they come from. chunk: prompt tokens computed at once.
-    smallest: the smallest budget that works with these settings. disk: what streams, None where all stays in memory.
+    logit_rows: for how many tokens at once all logits may be given. smallest: the smallest budget that works with these
+    settings. disk: what streams, None where all stays in memory.
     """
 
     budget: int
@@ -66,6 +74,7 @@ class Plan:
     streamed: int
     weights: int
     chunk: int
+    logit_rows: int
     smallest: int
     placement: Placement
     disk: Device | None
@@ -98,6 +107,8 @@ class Planner:
         self._chunk = min(chunk, context)
         config = header.config
         self._session = session_bytes(config, context, cache_type)
+        self._tokens = _TOKEN_BYTES * context
+        self._logits = 4 * config.vocab_size
         layouts = {layout.name: layout for layout in header.unit_layouts()}
         self._embedding = layouts.pop(EMBEDDING, None)
         self._sections = list(layouts.values())
@@ -110,19 +121,20 @@ class Planner:
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         return {
             "process": self._process,
-            "growth": _GROWTH + 4 * config.vocab_size * _LOGITS_COPIES + page_table_bytes(self._weights)
-            + _UNIT_BYTES * sum(s.count for s in self._sections),
+            "growth": _GROWTH + self._logits * _LOGITS_COPIES + self._tokens + _THREAD_BYTES * self._threads
+            + page_table_bytes(self._weights) + _UNIT_BYTES * sum(s.count for s in self._sections),
             "attention and norms": self._resident,
             "key-value cache": self._session,
             "working memory": buffer_bytes(config, self._header, chunk, self._threads) + chunk * tile
             + SLAB * tile + 2 * ALIGNMENT,
         }
 
-    def plan(self, budget: int | None, device: Callable[[], Device]) -> Plan:
+    def plan(self, budget: int | None, device: Callable[[], Device], *, most: int = 0,
+             what: str = "a budget") -> Plan:
         """The plan for a budget in bytes, None for what it takes to hold everything, also an embedding of its own.
 
-        device: measures the disk, called where weights have to be streamed. Raises ModelError for a budget that is too
-        small, with the smallest one that works.
+        device: measures the disk, called where weights have to be streamed. most: how far a budget that is too small
+        may be raised. Raises ModelError where that is too little, with the smallest that works; what: its name for it.
         """
         whole, everything = self.whole, Placement({s.name: s.count for s in self._sections})
         if budget is None:
@@ -132,10 +144,12 @@ class Planner:
             return self._made(budget, self._chunk, everything, smallest=0, disk=None)
         disk = device()
         smallest = self.smallest(disk)
+        if budget < smallest <= most:
+            return self.plan(smallest, lambda: disk)
         if budget < smallest:
-            raise ModelError(f"a budget of {size_text(budget)} is too small: this model needs at least "
-                             f"{-(-smallest // (1 << 20))} MiB with these settings; a smaller context takes less, and "
-                             f"with {-(-whole // (1 << 20))} MiB nothing is read from flash")
+            raise ModelError(f"{what} of {size_text(max(budget, most))} is too small: this model needs at least "
+                             f"{self.named(smallest) >> 20} MiB with these settings; a smaller context takes less, and "
+                             f"with {self.named(whole) >> 20} MiB nothing is read from flash")
         chunk = self._chunk_for(budget, disk)
         left = budget - sum(self._fixed(chunk).values()) - self._ahead(disk)
         placement = Placement(self._spread(left, disk.chunk_bytes), 0, disk.chunk_bytes, disk.readers,
@@ -161,7 +175,8 @@ class Planner:
         parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
         parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
-        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, smallest, placement, disk)
+        rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
+        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, rows, smallest, placement, disk)
 
     def _embedding_bytes(self, units: int) -> int:
         """What it takes to hold the first units of an embedding of its own."""
@@ -189,6 +204,11 @@ class Planner:
         """The smallest budget that works, in bytes: every layer streamed whole, where reading ahead takes less."""
         return min(self._smallest_with(self._fixed(min(_CHUNK_STEP, self._chunk)), disk), self.whole)
 
+    @staticmethod
+    def named(budget: int) -> int:
+        """The size, in whole MiB, to tell a user for one that works in this process: it works in the next one, too."""
+        return -(-(budget + _MARGIN) // (1 << 20)) << 20
+
     def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
         return sum(fixed.values()) + self._ahead(disk) + 2 * ALIGNMENT * len(self._sections)
 
@@ -206,7 +226,8 @@ class Planner:
         return held + disk.readers
 
     def _ahead(self, disk: Device) -> int:
-        return stream.ring_bytes(self.slots(disk), self.slot_bytes(disk)) + self._runs_bytes(disk.chunk_bytes)
+        ring = stream.ring_bytes(self.slots(disk), self.slot_bytes(disk))
+        return ring + self._runs_bytes(disk.chunk_bytes) + _THREAD_BYTES * disk.readers
 
     def _runs_bytes(self, chunk_bytes: int) -> int:
         runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._sections)

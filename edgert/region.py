@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import mmap
+import threading
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class Region:
     """
 
     promised = 0
+    _lock = threading.Lock()
 
     def __init__(self, size: int, what: str, *, huge: bool = False, filled: bool = False) -> None:
         self.size = max(size, 1)
@@ -39,8 +41,8 @@ class Region:
                 self._map.madvise(mmap.MADV_HUGEPAGE, self._start, end - self._start)
                 # What is behind the end must not become resident with it.
                 self._map.madvise(mmap.MADV_NOHUGEPAGE, end)
-        self._promise = 0 if filled else self.size
-        Region.promised += self._promise
+        self._promise = 0
+        self._promises(0 if filled else self.size)
         self._anchor = (ctypes.c_char * self.size).from_buffer(self._map, self._start)
         self.address = ctypes.addressof(self._anchor)
 
@@ -52,12 +54,17 @@ class Region:
     def touch(self) -> None:
         """Make all of it resident now."""
         np.frombuffer(self._map, np.uint8, self.size, self._start)[::mmap.PAGESIZE] = 0
-        Region.promised -= self._promise
-        self._promise = 0
+        self._promises(0)
+
+    def _promises(self, size: int) -> None:
+        """So much of it may still become resident."""
+        with Region._lock:
+            Region.promised += size - self._promise
+            self._promise = size
 
     def close(self) -> None:
         """Give the memory back, with the last view of it where there still are some, in a traceback say."""
-        Region.promised -= self._promise
+        self._promises(0)
         del self._anchor
         with contextlib.suppress(BufferError):
             self._map.close()

@@ -1,5 +1,7 @@
 """A session: the key-value cache of one conversation, and how much of it is in use."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgert.errors import ModelError
@@ -20,8 +22,8 @@ class Session:
 
     def __init__(self, config: Config, context: int, cache_type: str) -> None:
         check_session(config, context, cache_type)
-        self.context, self.cache_type = context, cache_type
-        self.length = 0
+        self.config, self.context, self.cache_type = config, context, cache_type
+        self.tokens: list[int] = []
         self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
         self._cache = Region(self.bytes, f"the cache of {context} tokens")
         self._rope = np.empty((context, config.head_dim), np.float32)
@@ -30,6 +32,11 @@ class Session:
             angles = np.arange(start, min(start + _ROPE_ROWS, context))[:, None] * frequencies
             self._rope[start:start + _ROPE_ROWS, :half] = np.cos(angles)
             self._rope[start:start + _ROPE_ROWS, half:] = np.sin(angles)
+
+    @property
+    def length(self) -> int:
+        """How many tokens have been computed."""
+        return len(self.tokens)
 
     @property
     def cache_address(self) -> int:
@@ -47,7 +54,12 @@ class Session:
         """Forget everything from position `length` on. Raises ModelError."""
         if not 0 <= length <= self.length:
             raise ModelError(f"a session of {self.length} tokens cannot be cut to {length}")
-        self.length = length
+        del self.tokens[length:]
+
+    def share(self, tokens: Sequence[int]) -> int:
+        """How many of its first tokens are also the first of `tokens`."""
+        pairs = enumerate(zip(self.tokens, tokens, strict=False))
+        return next((i for i, (old, new) in pairs if old != new), min(len(self.tokens), len(tokens)))
 
     def close(self) -> None:
         self._cache.close()

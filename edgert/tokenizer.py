@@ -37,6 +37,15 @@ LONGEST_TEXT = 4_000_000
 """Characters in one text: many times any context, and below where the library's regular expressions give up."""
 
 
+def check_unicode(text: str, what: str) -> None:
+    """Raises ModelError for half of a surrogate pair, which no text in UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(f"{what}: character {error.start} is {text[error.start]!r}, half of a surrogate pair, which "
+                         "is no valid Unicode; decode bytes with errors='replace'.") from None
+
+
 class Tokenizer:
     """A tokenizer of the `tokenizers` library: byte-level BPE, or SentencePiece-style with byte fallback.
 
@@ -109,6 +118,7 @@ class Tokenizer:
         if len(text) > LONGEST_TEXT:
             raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
                              "once; shorten it.")
+        check_unicode(text, "The text cannot be tokenized")
         # The setting belongs to the shared tokenizer: without the lock another thread could switch it in between.
         with self._lock, _library("The text cannot be tokenized"):
             ids, names = self._encode(text, special)

@@ -23,11 +23,13 @@ _PIECE = 1 << 20
 class Weights:
     """The weights of an open bundle, as far as `placement` has room for them; the rest comes through `stream`.
 
-    stop: called from a reader's thread when weights cannot be read. Raises BundleError when what is read is damaged,
-    ModelError when there is no memory.
+    stop: called from a reader's thread when weights cannot be read. progress: called before each piece that is loaded;
+    what it raises ends the loading. Raises BundleError when what is read is damaged, ModelError when there is no
+    memory.
     """
 
-    def __init__(self, bundle: Bundle, file: FlashFile, placement: Placement, *, stop: Callable[[], None]) -> None:
+    def __init__(self, bundle: Bundle, file: FlashFile, placement: Placement, *, stop: Callable[[], None],
+                 progress: Callable[[], None]) -> None:
         self._bundle, self._file = bundle, file
         self._units = bundle.units
         header = bundle.header
@@ -50,7 +52,8 @@ class Weights:
         self._table, self._counters = np.zeros(count, np.int64), np.zeros(count, np.int64)
         try:
             with ThreadPoolExecutor(placement.readers) as pool:
-                jobs = [pool.submit(self._load, name, places[name], *ranges[name], parts[name]) for name in parts]
+                jobs = [pool.submit(self._load, name, places[name], *ranges[name], parts[name], progress)
+                        for name in parts]
                 try:
                     for job in jobs:
                         job.result()
@@ -71,15 +74,26 @@ class Weights:
         self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
         self.stream = self._stream(placement, stop)
 
-    def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int]) -> None:
+    def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int],
+              progress: Callable[[], None]) -> None:
+        """Fill the memory from `place` on with the file from `start` to `end`, whose bytes in `part` are wanted."""
         view = self._region.view(place, end - start)
-        for at in range(0, end - start, _PIECE):
-            stop = min(at + _PIECE, end - start)
-            self._file.read(start + at, view[at:stop], min(stop, part[1] - start) - at)
-        data = view[part[0] - start:part[1] - start]
+
+        def attempt() -> None:
+            for at in range(0, end - start, _PIECE):
+                progress()
+                stop = min(at + _PIECE, end - start)
+                self._file.read(start + at, view[at:stop], min(stop, part[1] - start) - at)
+            self._check(name, view[part[0] - start:part[1] - start])
+
+        self._file.twice(attempt)
+
+    def _check(self, name: str, data: memoryview) -> None:
+        """Check a section, or its first units. Raises BundleError."""
         if name == RESIDENT:
-            if xxhash.xxh3_64_hexdigest(data) != self._bundle.header.sections[name].checksum:
-                raise damaged(self._bundle.path, f"section {name!r}", part[0])
+            section = self._bundle.header.sections[name]
+            if xxhash.xxh3_64_hexdigest(data) != section.checksum:
+                raise damaged(self._bundle.path, f"section {name!r}", section.offset)
             return
         units = self._units[name]
         for i, at in enumerate(range(0, len(data), units.unit_bytes)):
@@ -126,8 +140,12 @@ class Weights:
         first, last = self._rows.start(slab), self._rows.start(slab + 1)
         start, end = aligned(first, last)
         view = self._slab.view(0, end - start)
-        self._file.read(start, view, last - start)
-        self._rows.check(slab, view[first - start:last - start])
+
+        def attempt() -> None:
+            self._file.read(start, view, last - start)
+            self._rows.check(slab, view[first - start:last - start])
+
+        self._file.twice(attempt)
         at = first - start + tile % SLAB * self._tile_bytes
         return view[at:at + self._tile_bytes]
 

@@ -4,12 +4,15 @@ Compiling happens in a process of its own (compiler.py) and takes some twenty se
 milliseconds.
 """
 
+import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +31,10 @@ _NOT_COMPILED = {"elf", "native", "semaphores", "team"}
 
 class CompilationError(RuntimeError):
     """The kernels could not be compiled; the message holds the compiler's last line."""
+
+
+class CacheWarning(UserWarning):
+    """The compiled kernels cannot be kept; the message says where and what to do."""
 
 
 class Library:
@@ -76,12 +83,21 @@ def _processor() -> str:
     return "|".join(found.get(key, "") for key in keys)
 
 
+def _release(package: str) -> bytes:
+    """What tells a package's releases apart, without importing it (0.1 ms; importlib.metadata takes 14 of them)."""
+    spec = importlib.util.find_spec(package)
+    file = Path(spec.origin).with_name("_version.py") if spec and spec.origin else None
+    return file.read_bytes() if file and file.is_file() else b""
+
+
 @functools.cache
 def _key(target: str) -> str:
     digest = xxhash.xxh3_128()
     sources = [path for path in Path(__file__).parent.rglob("*.py") if path.stem not in _NOT_COMPILED]
     for path in sorted(sources):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for package in ("numba", "llvmlite"):
+        digest.update(_release(package))
     overrides = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     digest.update("|".join([sys.platform, machine(), target, _processor(), *overrides]).encode())
     return digest.hexdigest()
@@ -102,14 +118,21 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Keep an object. Warns with CacheWarning where that cannot be: it costs time at every start, nothing else."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(data + xxhash.xxh3_64_digest(data))
-        Path(name).replace(path)
-    except OSError:
-        return  # a cache that cannot be written costs time at the next start, nothing else
+        Path(part).replace(path)
+    except OSError as error:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                Path(part).unlink()
+        why = (error.strerror or str(error)).lower()
+        warnings.warn(f"{path}: the compiled kernels cannot be kept ({why}), so every start compiles them again, for "
+                      "half a minute; set EDGERT_CACHE to a folder that can be written", CacheWarning, stacklevel=1)
 
 
 def _compile(target: str, progress: Progress) -> bytes:
@@ -117,30 +140,34 @@ def _compile(target: str, progress: Progress) -> bytes:
         from .compiler import compile_object
         return compile_object(progress)
     with tempfile.TemporaryDirectory(prefix="edgert-") as folder:
-        out = Path(folder) / "kernels.o"
-        environment = {**os.environ, VARIABLE: target}
-        process = subprocess.Popen([sys.executable, "-m", "edgert.kernels.compiler", str(out)], env=environment,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                number, _, rest = line.partition(" ")
-                if number.isdigit():
-                    count, _, name = rest.strip().partition(" ")
-                    progress(int(number), int(count), name)
-            _, errors = process.communicate()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+        out, errors = Path(folder) / "kernels.o", Path(folder) / "errors"
+        # -P: nothing in the current folder is taken for a module. Errors go to a file: a pipe that nobody reads while
+        # standard output is read would fill up, and stop the compiler.
+        command = [sys.executable, "-P", "-m", "edgert.kernels.compiler", str(out)]
+        with errors.open("wb") as sink, subprocess.Popen(
+                command, env={**os.environ, VARIABLE: target}, stdout=subprocess.PIPE, stderr=sink,
+                text=True) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    number, _, rest = line.partition(" ")
+                    if number.isdigit():
+                        count, _, name = rest.strip().partition(" ")
+                        progress(int(number), int(count), name)
+            except BaseException:
+                process.kill()
+                raise
         if process.returncode or not out.exists():
-            last = (errors or "").strip().splitlines()[-1:] or ["no message"]
+            last = errors.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
             raise CompilationError(f"compiling the kernels for {target} failed: {last[0]}")
         return out.read_bytes()
 
 
 def object_file(target: str, progress: Progress = lambda number, count, name: None) -> bytes:
-    """The kernels' object file for a target, from the cache or compiled now. Raises CompilationError."""
+    """The kernels' object file for a target, from the cache or compiled now.
+
+    Raises CompilationError; warns with CacheWarning.
+    """
     path = cached_object(target)
     data = _read(path)
     if data is None:

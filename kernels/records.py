@@ -240,7 +240,7 @@ class State(NamedTuple):
     stop: int
     """Set to 1 by whoever reads weights when they cannot be had, and to 2 when they do not come: the run ends."""
     stopped: int
-    """`stop`, as it was at the last barrier: the same for all threads."""
+    """`stop` or what `cancelled` points to, as they were at the last barrier: the same for all threads."""
     sleep: int
     """Address of a C function that waits so many microseconds."""
     clock: int
@@ -252,9 +252,12 @@ class State(NamedTuple):
     """How many times to sleep for weights that do not come before giving up."""
     trace: int
     """Where to write the time after each operation, 16 bytes each as clock_gettime does, or 0."""
+    cancelled: int
+    """Address of an int64 that whoever wants the run's result no more sets to CANCELLED: the run ends."""
 
 
-WAITING, GENERATION, NEXT, RUNS, WAITED, STATE_BYTES = 192, 256, 320, 384, 448, 512
+CANCELLED = 4
+WAITING, GENERATION, NEXT, RUNS, WAITED, STATE_BYTES = 256, 320, 384, 448, 512, 576
 """On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun, nanoseconds
 that thread 0 waited for weights (and room for two times)."""
 

@@ -10,7 +10,7 @@ from .simd.memory import load_i64, store_i64
 
 (THREADS, TOKENS, POSITION, SELECTED, SELECTED_ROWS, CACHE, CACHE_LAYER_BYTES, CACHE_HEAD_BYTES, ROPE, YIELD,
  SIGNAL, WAIT, SEMAPHORES, PROGRAM, COUNT, ERROR, STOP, STOPPED, SLEEP, CLOCK, CLOCK_ID, FREED,
- PATIENCE, TRACE) = (offset - 8 for offset in offsets(State))
+ PATIENCE, TRACE, CANCELLED) = (offset - 8 for offset in offsets(State))
 
 _SPINS_BEFORE_YIELD = 500
 _SPINS_BEFORE_SLEEP = 100
@@ -32,12 +32,18 @@ def share(state, items, pieces):
 
 
 @kernel
+def _stop(state):
+    """Whether the run is to end, and why: `stop` or CANCELLED."""
+    return load_acquire(state + STOP) | load_acquire(load_i64(state + CANCELLED))
+
+
+@kernel
 def barrier(state):
     """Wait until every thread is here; the work counter starts again."""
     threads = load_i64(state + THREADS)
     generation = load_acquire(state + GENERATION)
     if fetch_add(state + WAITING, 1) == threads - 1:
-        store_i64(state + STOPPED, load_acquire(state + STOP))
+        store_i64(state + STOPPED, _stop(state))
         store_release(state + WAITING, 0)
         store_release(state + NEXT, 0)
         store_release(state + GENERATION, generation + 1)
@@ -64,7 +70,7 @@ def _wait_for(state, thread, entry):
         now(state, state + WAITED + 8)
     rounds = 0
     address = load_acquire(entry)
-    while address == 0 and load_acquire(state + STOP) == 0:
+    while address == 0 and _stop(state) == 0:
         if rounds < _SPINS_BEFORE_SLEEP:
             pause()
         elif rounds < _SPINS_BEFORE_SLEEP + load_i64(state + PATIENCE):

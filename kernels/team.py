@@ -6,6 +6,7 @@ next costs a fraction of a microsecond: OpenMP costs 1.7, Numba's own pool 95.
 
 import threading
 import time
+import weakref
 
 import numpy as np
 
@@ -40,7 +41,10 @@ class Program:
 
 
 class Team:
-    """`threads` threads, one of them the caller's. Only one run at a time."""
+    """`threads` threads, one of them the caller's. Only one run at a time.
+
+    A team that is let go ends its helpers by itself; what they look at lives as long as they do.
+    """
 
     def __init__(self, library: Library, threads: int) -> None:
         self._library = library
@@ -48,22 +52,21 @@ class Team:
         skip = -self._memory.ctypes.data % 64 // 8
         self._state = self._memory[skip:skip + STATE_BYTES // 8]
         self._state_at = self._state.ctypes.data
-        self._closed = False
         self._semaphores = Semaphores(threads - 1)
+        self._never = np.zeros(1, np.int64)
         self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.signal,
                  wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data,
-                 sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE)
+                 sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE,
+                 cancelled=self._never.ctypes.data)
         self._helpers: list[threading.Thread] = []
-        try:
-            for i in range(1, threads):
-                helper = threading.Thread(target=library.run, args=(0, 0, self._state_at, i), daemon=True,
-                                          name=f"edgert-{i}")
-                helper.start()
-                self._helpers.append(helper)
-        except BaseException:
-            self.set(threads=len(self._helpers) + 1)
-            self.close()
-            raise
+        self._end = weakref.finalize(self, _end_helpers, library, self._state_at, self._helpers)
+        self._end.atexit = False
+        kept = (self._memory, self._semaphores, self._never)
+        for i in range(1, threads):
+            helper = threading.Thread(target=_help, args=(library, self._state_at, i, kept), daemon=True,
+                                      name=f"edgert-{i}")
+            self._helpers.append(helper)
+            helper.start()
 
     def set(self, **values: int) -> None:
         """Set fields of records.State, between runs."""
@@ -72,10 +75,15 @@ class Team:
 
     def run(self, program: np.ndarray) -> bool:
         """Run a program's array of records; whether all values stayed finite."""
-        assert not self._closed
+        assert self._end.alive, "the team has been closed"
         self._state[_PLACES["error"]] = 0
         self._library.run(program.ctypes.data, len(program), self._state_at, 0)
         return not self._state[_PLACES["error"]]
+
+    def cancellable(self, flag: np.ndarray | None) -> None:
+        """End the coming runs when `flag`, int64 of shape (1,), becomes CANCELLED; None for never."""
+        self._flag = self._never if flag is None else flag
+        self.set(cancelled=self._flag.ctypes.data)
 
     @property
     def stopped(self) -> int:
@@ -89,8 +97,18 @@ class Team:
 
     def close(self) -> None:
         """End the helpers."""
-        if not self._closed:
-            self._closed = True
-            self._library.run(0, -1, self._state_at, 0)
-            for helper in self._helpers:
+        self._end()
+        for helper in self._helpers:
+            if helper.ident is not None:
                 helper.join()
+
+
+def _help(library: Library, state_at: int, number: int, kept: object) -> None:
+    """A helper's thread. kept: what `state_at` and the state point to."""
+    library.run(0, 0, state_at, number)
+
+
+def _end_helpers(library: Library, state_at: int, helpers: list[threading.Thread]) -> None:
+    """Tell them to end. The state is there as long as one of them is."""
+    if any(helper.is_alive() for helper in helpers):
+        library.run(0, -1, state_at, 0)

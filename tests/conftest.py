@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ MODELS = Path(os.environ.get("EDGERT_TEST_MODELS", Path.home() / ".cache" / "edg
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before workers start, for every instruction set that this machine has."""
     if not hasattr(config, "workerinput"):
-        for target in executable_targets():
-            native.object_file(target.name)
+        with ThreadPoolExecutor(os.cpu_count()) as compilers:
+            list(compilers.map(native.object_file, [target.name for target in executable_targets()]))
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ class FakeHub:
         request.close_connection = sent is not None
 
 
-def run(code: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def run(code: str, environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Python code in a process of its own: huggingface_hub reads its environment once, when it is imported."""
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120,
-                          check=False)
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)

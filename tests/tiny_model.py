@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgert.bundle.header import MAGIC, PREFIX_BYTES, VERSION
 from edgert.converters.convert import convert
@@ -32,6 +32,16 @@ def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any
     shapes = FAMILIES[merged["model_type"]].Config.from_hf(merged).tensor_shapes()
     save_file({name: size * random.standard_normal(shape, np.float32) for name, shape in shapes.items()},
               folder / "model.safetensors")
+    return folder
+
+
+def give_tokenizer(folder: Path) -> Path:
+    """Give a model of `write_model` a tokenizer of bytes, with which it can be loaded; its vocabulary must have 258."""
+    words = {"<s>": 0, "</s>": 1, **{c: 2 + i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
     return folder
 
 

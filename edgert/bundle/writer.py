@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import stat
 import struct
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-
 
 class BundleWriter:
     """Writes the sections of `header`, in the order of their offsets, then the header, then gives the file its name.
 
-    Until `commit` the file is called PATH.part and begins with zeros, so nothing takes it for a bundle. Used as a
-    context manager it removes that file when the block ends without a commit. Raises BundleError with what the
-    operating system refused.
+    A context manager. Within the block the file is called PATH.part and begins with zeros, so that nothing takes it for
+    a bundle; where the block ends without a `commit` it is removed. What an interrupted conversion left under that name
+    is removed, anything else is refused. The bundle gets owner and mode of a file that it replaces. Raises BundleError
+    with what the operating system refused.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header) -> None:
@@ -35,44 +36,85 @@ class BundleWriter:
         self._header = header
         self._digests: dict[str, Any] = {name: xxhash.xxh3_64() for name in header.sections}
         self._written = dict.fromkeys(header.sections, 0)
+        self._file: FileIO | None = None
+        self._replaced: os.stat_result | None = None
         self._committed = False
-        size = max(s.offset + s.length for s in header.sections.values())
-        with self._refusals("created"):
-            self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+
+    def __enter__(self) -> "BundleWriter":
+        # An interruption may come anywhere in here, and then nobody calls __exit__.
         try:
-            self._claim()
-        except BaseException:
-            os.close(self._file)
-            raise
-        try:
+            with self._refusals("created"):
+                self._create()
             with self._refusals("made room for"):
-                os.ftruncate(self._file, 0)
-                self._reserve(size)
+                self._reserve(max(s.offset + s.length for s in self._header.sections.values()))
+            return self
         except BaseException:
-            self.__exit__()
+            self._remove()
             raise
 
-    def _claim(self) -> None:
+    @property
+    def _handle(self) -> int:
+        assert self._file is not None
+        return self._file.fileno()
+
+    def _create(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._replaced = self.path.stat()
+        with contextlib.suppress(FileNotFoundError):
+            self._remove_leftover()
+        try:
+            self._file = self._part.open("x+b", buffering=0)
+        except FileExistsError:
+            raise self._in_use() from None
+        self._claim(self._file)
+        self._take_after_replaced()  # now: what is private must not be readable before it is whole, either
+
+    def _take_after_replaced(self) -> None:
+        """Give the file owner and mode of the one that it is going to replace, as far as that is permitted."""
+        if self._replaced is not None:
+            with contextlib.suppress(OSError):  # only root may give files away
+                os.chown(self._part, self._replaced.st_uid, self._replaced.st_gid)
+            with contextlib.suppress(OSError):
+                self._part.chmod(stat.S_IMODE(self._replaced.st_mode))
+
+    def _remove_leftover(self) -> None:
+        """Remove what a conversion left that was killed. Raises FileNotFoundError where there is nothing."""
+        left = False
+        if stat.S_ISREG(self._part.lstat().st_mode):
+            with self._part.open("rb", buffering=0) as file:
+                self._claim(file)
+                start = file.read(PREFIX_BYTES) or b""
+                left = start.startswith(MAGIC) or not start.strip(b"\0")
+                if left:
+                    self._part.unlink()
+        if not left:
+            raise BundleError(f"{self._part}: is in the way, and is not what an interrupted conversion leaves; "
+                              "move it, or give the bundle another name")
+
+    def _claim(self, file: FileIO) -> None:
         """Make sure that no other conversion writes this file, or has just renamed it. Locks of the dead are gone."""
         try:
             if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(self._file), self._part.stat())
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(file.fileno()), self._part.lstat())
         except OSError as error:
             ours = not isinstance(error, BlockingIOError | FileNotFoundError)  # some file systems have no locks
         if not ours:
-            raise BundleError(f"{self.path}: another conversion is writing it; wait for that to end")
+            raise self._in_use()
+
+    def _in_use(self) -> BundleError:
+        return BundleError(f"{self.path}: another conversion is writing it; wait for that to end")
 
     def _reserve(self, size: int) -> None:
         """Take the disk space now: a full disk is better known before an hour of work than after."""
         try:
-            os.posix_fallocate(self._file, 0, size)
+            os.posix_fallocate(self._handle, 0, size)
         except AttributeError:
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._handle, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._handle, size)
 
     @contextlib.contextmanager
     def _refusals(self, action: str) -> Any:
@@ -96,7 +138,7 @@ class BundleWriter:
         with self._refusals("written"):
             done = 0
             while done < len(view):
-                done += os.pwrite(self._file, view[done:done + (1 << 30)], offset + done)
+                done += os.pwrite(self._handle, view[done:done + (1 << 30)], offset + done)
 
     def commit(self) -> None:
         """Write the header, sync, rename. Every section must be complete."""
@@ -109,13 +151,12 @@ class BundleWriter:
         prefix = MAGIC + struct.pack("<IIQQ", VERSION, 0, len(data), xxhash.xxh3_64_intdigest(data))
         self._write_at(PREFIX_BYTES, memoryview(data))
         with self._refusals("written"):
-            os.fsync(self._file)
+            os.fsync(self._handle)
         self._write_at(0, memoryview(prefix))
         with self._refusals("written"):
-            os.fsync(self._file)
+            os.fsync(self._handle)
             self._part.replace(self.path)
         self._committed = True
-        os.close(self._file)
         with contextlib.suppress(OSError):  # the bundle has its name; some file systems do not sync folders
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
@@ -123,12 +164,16 @@ class BundleWriter:
             finally:
                 os.close(folder)
 
-    def __enter__(self) -> "BundleWriter":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        if not self._committed and self._file >= 0:
-            with contextlib.suppress(OSError):
+        if not self._committed:
+            self._remove()
+        if self._file is not None:
+            self._file.close()
+
+    def _remove(self) -> None:
+        """Remove PATH.part, unless it is another's."""
+        with contextlib.suppress(OSError, BundleError):
+            if self._file is None:  # interrupted, perhaps when it had just been made
+                self._remove_leftover()
+            elif os.path.samestat(os.fstat(self._handle), self._part.lstat()):
                 self._part.unlink()
-            os.close(self._file)
-            self._file = -1

@@ -1,6 +1,5 @@
 """`edgert bench`: speed, beside llama.cpp if wanted."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,10 @@ import click
 from edgert.bundle import Bundle
 from edgert.errors import PeerError
 from edgert.measuring.bench import DEFAULT_PROMPT, bench
-from edgert.model import default_threads, prepare
+from edgert.model import default_threads, load_library, read_text
+from edgert.terminal import show, show_json
 
-from .loading import compile_progress
+from .loading import TEXT, compile_progress
 
 
 @click.command("bench")
@@ -26,7 +26,7 @@ from .loading import compile_progress
 @click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to decode.")
 @click.option("--prefill", type=click.IntRange(0, 4096), default=256, show_default=True,
               help="Prompt tokens to compute at once, 0 for none.")
-@click.option("-p", "--prompt", default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
+@click.option("-p", "--prompt", type=TEXT, default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
             prefill: int, prompt: str, as_json: bool) -> None:
@@ -36,19 +36,23 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     the better of the two counts.
     """
     with Bundle(bundle) as opened:
-        ids = prepare(opened, compile_progress).tokenizer.encode(prompt)
+        load_library(compile_progress)  # before children do
+        ids = read_text(opened).tokenizer.encode(prompt)
     if not ids:
         raise click.UsageError("the prompt is empty")
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
     def report(name: str, run: int, result: dict[str, Any]) -> None:
         label = name if name == "edgert" else f"llama.cpp, {name}"
-        click.echo(f"run {run + 1}: {label:18} decode {result['decode_tok_s']:7.2f} tok/s, "
+        show(f"run {run + 1}: {label:18} decode {result['decode_tok_s']:7.2f} tok/s, "
                    f"prefill {result.get('prefill_tok_s', 0):8.2f} tok/s", err=True)
 
     result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
                    prefill=prefill, memory=memory, report=report)
-    click.echo(json.dumps(result) if as_json else _table(result))
+    if as_json:
+        show_json(result)
+    else:
+        show(_table(result))
 
 
 def _table(result: dict[str, Any]) -> str:

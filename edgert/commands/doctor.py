@@ -1,7 +1,6 @@
 """`edgert doctor`: what this machine offers, and what is missing."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -23,6 +22,7 @@ from edgert.kernels.records import QUANTIZE, Quantize
 from edgert.kernels.simd.target import VARIABLE, choose, executable_targets, machine, processor_features
 from edgert.kernels.team import Program, Team
 from edgert.model import default_threads
+from edgert.terminal import show, show_json
 
 from .loading import compile_progress
 
@@ -40,13 +40,13 @@ def command(bundle: str | None, as_json: bool) -> None:
     problems += [f"{device.name} refuses direct reading; what edgert reads there passes through the page cache, "
                  "which costs time: keep bundles on another disk" for device in devices if not device.direct]
     if as_json:
-        click.echo(json.dumps({**facts, "flash": [asdict(device) for device in devices], "problems": problems}))
+        show_json({**facts, "flash": [asdict(device) for device in devices], "problems": problems})
     else:
         flash = [_describe(device) for device in devices] or ["not measured yet: edgert doctor BUNDLE"]
         width = max(map(len, facts))
         for name, value in [*facts.items(), *(("flash", line) for line in flash)]:
-            click.echo(f"{name:{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
-        click.echo("\n".join(["", *problems]) if problems else "\nNothing is missing.")
+            show(f"{name:{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        show("\n".join(["", *problems]) if problems else "\nNothing is missing.")
     if any(problem.startswith("missing") for problem in problems):
         raise click.exceptions.Exit(1)
 

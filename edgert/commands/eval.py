@@ -1,7 +1,5 @@
 """`edgert eval`: perplexity, beside llama.cpp if wanted."""
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,12 @@ import numpy as np
 
 from edgert.errors import PeerError
 from edgert.measuring.perplexity import EveryLogits, score, windows
+from edgert.terminal import show, show_json, show_passing
 
 from .loading import load_model, model_options, read_text
 
-_ROWS, _FEW_ROWS = 64, 16
-"""Positions whose logits are held at once, and when memory is scarce."""
+_ROWS = 64
+"""Positions whose logits are held at once, at most."""
 
 
 @click.command("eval")
@@ -37,7 +36,7 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
         parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
-        rows = _FEW_ROWS if model.plan.disk else _ROWS
+        rows = min(model.plan.logit_rows, _ROWS)
         ours = score(parts, _logits_of(model.reset, model.extend, rows), _progress("edgert"))
         used = model.threads
     result: dict[str, Any] = {"bundle": bundle, "text": text_file, "tokens": ours.tokens, "windows": len(parts),
@@ -51,7 +50,10 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
                           "tokens": theirs.tokens, "same_token_ids": peer.tokenize(text)[:max_tokens] == ids}
         result["ratio"] = ours.perplexity / theirs.perplexity
         result["next_token_agreement"] = same / len(ours.choices)
-    click.echo(json.dumps(result) if as_json else _lines(result))
+    if as_json:
+        show_json(result)
+    else:
+        show(_lines(result))
 
 
 def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray], rows: int) -> EveryLogits:
@@ -67,8 +69,8 @@ def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray], ro
 
 def _progress(name: str) -> Any:
     def report(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{name}: window {done} of {total}", err=True, nl=done == total)
+        show_passing(f"{name}: window {done} of {total}" if done < total else "")
+
     return report
 
 

@@ -7,6 +7,8 @@ import click
 
 from edgert.bundle import Bundle, Header
 from edgert.bundle.contents import contents, table
+from edgert.control_characters import one_line
+from edgert.terminal import show, show_json
 
 
 @click.command("inspect")
@@ -19,7 +21,7 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
         header, size = opened.header, opened.path.stat().st_size
     kinds = contents(header)
     if as_json:
-        click.echo(json.dumps({**json.loads(header.to_json()), "bytes": size, "contents": [vars(k) for k in kinds]}))
+        show_json({**json.loads(header.to_json()), "bytes": size, "contents": [vars(k) for k in kinds]})
         return
     config = header.config
     rows: list[tuple[str, Any]] = [
@@ -32,18 +34,18 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
         *((name, value) for name, value in header.provenance.items() if not isinstance(value, dict | list))]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:{width}}  {value}")
-    click.echo()
-    click.echo(table(kinds, size))
+        show(f"{name:{width}}  {one_line(str(value))}")
+    show()
+    show(table(kinds, size))
     if tensors:
-        click.echo()
+        show()
         _list_tensors(header)
 
 
 def _list_tensors(header: Header) -> None:
     for name, t in header.tensors.items():
         at = header.sections[t.section].offset + t.offset
-        click.echo(f"{name:50} {t.format:8} {t.rows:>8} x {t.columns:<8} {t.length:>12,} bytes at {at}")
+        show(f"{one_line(name):50} {t.format:8} {t.rows:>8} x {t.columns:<8} {t.length:>12,} bytes at {at}")
     for n in header.neurons:
-        click.echo(f"{n.section:50} {n.gate_up}/{n.down:5} {n.groups:>8} x {n.group_bytes:<8} "
+        show(f"{one_line(n.section):50} {n.gate_up}/{n.down:5} {n.groups:>8} x {n.group_bytes:<8} "
                    f"{n.groups * n.group_bytes:>12,} bytes at {header.sections[n.section].offset}")

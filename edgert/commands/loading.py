@@ -9,8 +9,26 @@ import click
 
 from edgert.errors import ModelError
 from edgert.model import DEFAULT_CHUNK, Model, load
+from edgert.terminal import proper_text, show, show_passing
 
 Command = Callable[..., Any]
+
+
+class _Text(click.ParamType):
+    """A text for the model, in the locale's encoding."""
+
+    name = "text"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, _context: click.Context | None) -> str:
+        try:
+            return proper_text(value)
+        except UnicodeDecodeError as error:
+            option = parameter.opts[-1] if parameter is not None else "an argument"
+            raise ModelError(f"{option} is not {error.encoding.upper()} text: byte {error.object[error.start]:#04x} "
+                             f"at offset {error.start}; convert it, or give the text in a file") from None
+
+
+TEXT = _Text()
 
 
 def model_options(command: Command) -> Command:
@@ -64,7 +82,7 @@ def load_model(path: str, **settings: Any) -> Model:
     model = load(path, compile_progress=compile_progress, **settings)
     if model.plan.disk is not None:
         refused = "" if model.direct else "; direct reading is refused here, so through the page cache"
-        click.echo(f"memory: {model.plan.summary}{refused}", err=True)
+        show(f"memory: {model.plan.summary}{refused}", err=True)
     return model
 
 
@@ -82,7 +100,6 @@ def compile_progress(number: int, count: int, name: str) -> None:
     """Show on standard error which kernel is compiled: one line, rewritten, on a terminal."""
     if not sys.stderr.isatty():
         if number == 1:
-            click.echo(f"compiling {count} kernels for this processor, this once (about half a minute)", err=True)
+            show(f"compiling {count} kernels for this processor, this once (about half a minute)", err=True)
         return
-    end = "\r\033[K" if number == count else ""
-    click.echo(f"\r\033[Kcompiling for this processor, this once: {number}/{count} {name}{end}", nl=False, err=True)
+    show_passing(f"compiling for this processor, this once: {number}/{count} {name}" if number < count else "")

@@ -1,7 +1,5 @@
 """`edgert plan`: where the memory goes, what is read from flash because of it, and how fast that will be."""
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +15,7 @@ from edgert.measuring.startup import process_cost
 from edgert.model import default_threads, load_library, session_settings
 from edgert.plan import Plan, Planner
 from edgert.prediction import PROMPT, Prediction, predict
+from edgert.terminal import show, show_json, show_passing
 
 from .loading import compile_progress, plan_options
 from .plan_chart import curve, parts_table, picture
@@ -49,7 +48,7 @@ class _Measured:
 
     def __init__(self, header: Header, planner: Planner, disk: Device, rehearsal: Rehearsal) -> None:
         self._header, self._planner, self._rehearsal, self.disk = header, planner, rehearsal, disk
-        self.smallest, self.whole = (_round_up(n) for n in (planner.smallest(disk), planner.whole))
+        self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
 
     def planned(self, budget: int) -> Planned:
         plan = self._planner.plan(budget, lambda: self.disk)
@@ -84,7 +83,7 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
         common = {"smallest_budget": measured.smallest, "whole_budget": measured.whole,
                   "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk)}
         own = chosen.values() if chosen else {"budgets": [p.values() for p in table]}
-        click.echo(json.dumps({**own, **common}))
+        show_json({**own, **common})
     elif chosen:
         _show(chosen, measured)
     else:
@@ -115,18 +114,11 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
 @contextmanager
 def _saying(what: str) -> Iterator[None]:
     """Show on standard error what takes its time, on a terminal, and take it away again."""
-    shown = sys.stderr.isatty()
-    if shown:
-        click.echo(what, nl=False, err=True)
+    show_passing(what)
     try:
         yield
     finally:
-        if shown:
-            click.echo("\r\033[K", nl=False, err=True)
-
-
-def _round_up(size: int) -> int:
-    return -(-size // MIB) * MIB
+        show_passing()
 
 
 def _budgets(smallest: int, whole: int, rows: int) -> list[int]:
@@ -145,8 +137,8 @@ def _point(planned: Planned) -> tuple[float, float]:
 
 def _show(planned: Planned, measured: _Measured) -> None:
     plan, speed = planned.plan, planned.speed
-    click.echo(parts_table(plan.parts, plan.budget))
-    click.echo()
+    show(parts_table(plan.parts, plan.budget))
+    show()
     read = (f"{plan.streamed / MIB:.0f} of {plan.weights / MIB:.0f} MiB of weights" if plan.streamed
             else "nothing: all weights are in memory")
     rows = [("smallest budget", f"{measured.smallest // MIB} MiB"),
@@ -159,19 +151,19 @@ def _show(planned: Planned, measured: _Measured) -> None:
                                 f"{'the disk' if speed.limit == 'flash' else 'computing'} allows"),
             ("first token", f"after {speed.first_token_s:.1f} s, for a prompt of {PROMPT} tokens")]
     for name, value in rows:
-        click.echo(f"{name:20}{value}")
+        show(f"{name:20}{value}")
 
 
 def _compare(table: list[Planned], points: list[Planned], measured: _Measured) -> None:
-    click.echo(f"{'budget':>10}  {'read for a token':>18}  {'in memory':>10}  {'tokens/s':>9}  {'first token':>11}")
+    show(f"{'budget':>10}  {'read for a token':>18}  {'in memory':>10}  {'tokens/s':>9}  {'first token':>11}")
     for planned in table:
         plan, speed = planned.plan, planned.speed
         note = {measured.smallest: "the smallest that works", measured.whole: "all in memory"}.get(plan.budget, "")
-        click.echo(f"{plan.budget / MIB:6.0f} MiB  {plan.streamed / MIB:14.0f} MiB  {100 * plan.pinned_share:8.0f} %  "
+        show(f"{plan.budget / MIB:6.0f} MiB  {plan.streamed / MIB:14.0f} MiB  {100 * plan.pinned_share:8.0f} %  "
                    f"{_rate(speed.decode_tok_s):>9}  {speed.first_token_s:>9.1f} s  {note}".rstrip())
-    click.echo(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); "
+    show(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); "
                f"the first token of a prompt of {PROMPT} tokens.\n")
-    click.echo(curve([_point(p) for p in points]))
+    show(curve([_point(p) for p in points]))
 
 
 def _rate(rate: float) -> str:

@@ -1,15 +1,19 @@
 """`edgert pull`: fetch a model of the catalogue."""
 
+import sys
+
 import click
 
+from edgert.download import WAITING
 from edgert.download import pull as pull_model
 from edgert.models import catalog
+from edgert.terminal import show
 
 
 def _list_models(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         for entry in catalog.load().values():
-            click.echo(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
+            show(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
         context.exit()
 
 
@@ -20,15 +24,20 @@ def _list_models(context: click.Context, parameter: click.Parameter, value: bool
 def command(name: str) -> None:
     """Fetch the model NAME, check it, and print the path of its file.
 
-    A model that is already there is not fetched again, and an interrupted download is resumed.
-    Files go to $EDGERT_MODELS, or to the user's cache folder.
+    A model that is already there is not fetched again, an interrupted download is resumed, and where another process
+    is fetching it this one waits. Files go to $EDGERT_MODELS, or to the user's cache folder.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         task = bars.add_task(name, total=None)
-        path = pull_model(name, progress=lambda what, done, total: bars.update(
-            task, description=f"{name}: {what}", completed=done, total=total))
-    click.echo(path)
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what == WAITING:  # said also where there is no terminal for bars
+                bars.console.print(f"{name}: {what}", markup=False, soft_wrap=True)
+            bars.update(task, description=f"{name}: {what}", completed=done, total=total)
+
+        path = pull_model(name, progress=progress)
+    show(path)

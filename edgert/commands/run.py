@@ -1,6 +1,5 @@
 """`edgert run`: one prompt, one answer."""
 
-import json
 import sys
 import time
 from typing import Any
@@ -9,8 +8,9 @@ import click
 
 from edgert.measuring.process import peak_rss_bytes
 from edgert.model import DEFAULT_CONTEXT
+from edgert.terminal import read_standard_input, show, show_json, write_answer
 
-from .loading import load_model, model_options, read_text, sampling_options
+from .loading import TEXT, load_model, model_options, read_text, sampling_options
 from .statistics import flash_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
@@ -19,13 +19,13 @@ _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
 
 @click.command("run")
 @click.argument("bundle")
-@click.option("-p", "--prompt", help="The prompt.  [default: standard input]")
+@click.option("-p", "--prompt", type=TEXT, help="The prompt.  [default: standard input]")
 @click.option("-f", "--prompt-file", type=click.Path(), help="A file that holds the prompt.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message.")
-@click.option("--system", help="A system message; goes with --chat.")
+@click.option("--system", type=TEXT, help="A system message; goes with --chat.")
 @click.option("-n", "--max-tokens", type=click.IntRange(0), help="End the answer after so many tokens.")
 @sampling_options(temperature=0.0)
-@click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
+@click.option("--stop", multiple=True, type=TEXT, help="A text that ends the answer; may be given several times.")
 @click.option("--logprobs", type=click.IntRange(0, 1000), help="With --json: log-probabilities of so many tokens.")
 @click.option("--ignore-eos", is_flag=True, help="Go on when the model would stop.")
 @model_options
@@ -61,10 +61,9 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             pieces.append(piece)
             reason = piece.finish_reason
             if not as_json:
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
+                write_answer(piece.text)
         if not as_json:
-            sys.stdout.write("\n")
+            show()
             return
         statistics = generation.statistics
         result: dict[str, Any] = {
@@ -78,7 +77,7 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
         if logprobs is not None:
             result["logprobs"] = [{"token_id": p.token_id, "logprob": p.logprob, "top": p.top_logprobs}
                                   for p in pieces if p.token_id is not None]
-        click.echo(json.dumps(result))
+        show_json(result)
 
 
 def _enough_context(text: str, max_tokens: int) -> int | None:
@@ -97,4 +96,4 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
         return read_text(prompt_file)
     if sys.stdin.isatty():
         raise click.UsageError("give a prompt: -p TEXT, -f FILE, or on standard input")
-    return sys.stdin.read()
+    return read_standard_input()

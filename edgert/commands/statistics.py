@@ -11,6 +11,7 @@ def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
 
     pinned_share: part of the weights that a token finds in memory. wait_share: part of the decoding time in which
     computing waited. bandwidth, best_bandwidth: bytes a second while decoding, and what the probe of the disk reached.
+    read_again: reads that failed or came damaged since loading, and were done once more.
     """
     plan = model.plan
     assert plan.disk is not None
@@ -20,4 +21,5 @@ def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
         "wait_for_prompt_s": round(statistics.flash_wait_prompt_s, 4),
         "bandwidth": round(statistics.flash_bandwidth), "best_bandwidth": round(plan.disk.bandwidth),
         "read_bytes": plan.placement.chunk_bytes, "readers": plan.placement.readers, "direct": model.direct,
+        "read_again": model.read_again,
     }

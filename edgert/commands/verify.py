@@ -4,6 +4,7 @@ import click
 
 from edgert.bundle import Bundle
 from edgert.errors import BundleError
+from edgert.terminal import show
 
 
 @click.command("verify")
@@ -15,7 +16,7 @@ def command(bundle: str) -> None:
         groups = sum(n.groups for n in opened.header.neurons)
         sections = len(opened.header.sections)
     for problem in problems[:-1]:
-        click.echo(problem, err=True)
+        show(problem, err=True)
     if problems:
         raise BundleError(problems[-1])
-    click.echo(f"{bundle}: whole; {sections} sections and {groups} neuron groups match their checksums")
+    show(f"{bundle}: whole; {sections} sections and {groups} neuron groups match their checksums")

@@ -5,6 +5,8 @@ import errno
 import fcntl
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -27,12 +29,14 @@ class FlashFile:
     """An open file, for reads that leave nothing in the page cache. Any number of threads may read at once.
 
     path: where it is. size: bytes, when opened. direct: reads go past the page cache; where the file system refuses
-    that, at opening or at a read, they go through it and what they leave there is dropped. Raises BundleError when the
-    file cannot be opened.
+    that, at opening or at a read, they go through it and what they leave there is dropped. read_again: how many reads
+    failed, or brought something damaged, and were done again. Raises BundleError when the file cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.read_again = 0
+        self._lock = threading.Lock()
         try:
             handle, self.direct = _open(self.path)
             self._file = os.fdopen(handle, "rb", buffering=0)
@@ -67,6 +71,19 @@ class FlashFile:
         if done < needed:
             raise BundleError(f"{self.path}: ends at offset {min(offset + done, self.size)}, before what its header "
                               "promises; the file is truncated, convert the model again")
+
+    def twice(self, attempt: Callable[[], None]) -> None:
+        """Do what reads and checks what came; where it raises BundleError, once more.
+
+        Both times it comes from the device, not from a cache: cables, controllers and memory fail for a moment, and
+        what is wrong twice is wrong on the disk. Raises what the second attempt raises.
+        """
+        try:
+            attempt()
+        except BundleError:
+            with self._lock:
+                self.read_again += 1
+            attempt()
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
         handle, direct = self._file.fileno(), self.direct

@@ -5,6 +5,9 @@ is cut into *runs* of neighbouring units, each read at once into a *slot*. A uni
 table when it has been read and checked; the kernel that is done with it takes the address out again and lowers the
 slot's counter; at zero the slot is free. Reader threads take the next run whenever there is a free slot: they are ahead
 by as much as there are slots, over layers and tokens.
+
+Readers live as long as the stream. What was expected and is not going to be computed is forgotten by `restart`, which
+first waits for the reads under way: none of them may come into a slot that has been given to another run.
 """
 
 import threading
@@ -22,7 +25,6 @@ from edgert.region import HUGE_PAGE, Region
 
 from .file import ALIGNMENT, FlashFile, aligned
 
-NO_ANSWER = ModelError("the disk does not answer; check it, then load the model again")
 _LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
 """How long a read under way may take when readers are to end, before and after something has failed."""
 
@@ -112,12 +114,18 @@ class Stream:
                  counters: np.ndarray, *, slots: int, slot_bytes: int, readers: int, stop: Callable[[], None]) -> None:
         self._file, self._body, self._head, self._stop = file, body, head, stop
         self._table, self._counters = table, counters
-        self._readers, self._slot_bytes = readers, slot_bytes
+        self._slot_bytes = slot_bytes
         self._region = Region(ring_bytes(slots, slot_bytes), "reading ahead", huge=True)
         self._left = np.zeros(8 * slots, np.int64)
         """Units of each slot that are still to be used; on cache lines of their own."""
         self._semaphores = Semaphores(1)
         self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)
+        """Notified when no read is under way any more."""
+        self._under_way = 0
+        self._slots = [_Slot() for _ in range(slots)]
+        self._queue = deque(body)
+        self._closing = False
         self._hook: ReadHook | None = None
         self.error: EdgertError | None = None
         self.out_of_step = False
@@ -125,7 +133,10 @@ class Stream:
         self.reading = Reading()
         self._threads: list[threading.Thread] = []
         try:
-            self._start()
+            for number in range(readers):
+                self._threads.append(threading.Thread(target=self._read_runs, args=(number,), daemon=True,
+                                                      name=f"edgert-reader-{number}"))
+                self._threads[-1].start()
         except BaseException:
             self.close()
             raise
@@ -134,6 +145,11 @@ class Stream:
     def freed(self) -> int:
         """Address of the semaphore to raise when a slot's counter has come to zero."""
         return int(self._semaphores.table[0])
+
+    def check(self) -> None:
+        """Raises what reading failed with."""
+        if self.error is not None:
+            raise type(self.error)(str(self.error))  # a new one: a traceback keeps all alive that it came through
 
     def expect(self, heads: int) -> None:
         """Say what is computed next: the layers, and then the output head so many times.
@@ -144,56 +160,60 @@ class Stream:
             for _ in range(heads):
                 self._queue.extend(self._head)
             self._queue.extend(self._body)
-        self._wake()
+        self._semaphores.raise_(0)
 
     def trace(self, hook: ReadHook | None) -> None:
         """Have every read reported."""
         self._hook = hook
 
     def restart(self) -> None:
-        """Forget what was expected. When this is interrupted the stream is still out of step; call it again."""
-        if not self._end():
-            self.fail(NO_ANSWER)
-            return
-        for run in (*self._body, *self._head):
-            self._table[run.entries] = 0
-        self._start()
-        self.out_of_step = False
+        """Forget what was expected, and begin with the layers again. Nothing may be computing."""
+        with self._quiet:
+            self._queue.clear()  # no reader takes anything now
+            if self._quiet.wait_for(lambda: not self._under_way, self._patience()):
+                for run in (*self._body, *self._head):
+                    self._table[run.entries] = 0
+                self._left[:] = 0
+                for slot in self._slots:
+                    slot.run, slot.ready = None, False
+                self._queue.extend(self._body)
+                self.out_of_step = False
+        if self.out_of_step:
+            self.fail(no_answer())
+        else:
+            self._semaphores.raise_(0)
 
     def close(self) -> None:
         """End the readers, and give the memory back; but not if a read under way may still write to it."""
-        if self._end():
+        self._closing = True
+        self._semaphores.raise_(0)
+        deadline = _now() + self._patience()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(deadline - _now(), 0))
+        if not any(thread.is_alive() for thread in self._threads):
             self._region.close()
 
-    def _start(self) -> None:
-        self._closing = False
-        self._slots = [_Slot() for _ in range(len(self._left) // 8)]
-        self._left[:] = 0
-        self._queue = deque(self._body)
-        self._threads = []
-        for number in range(self._readers):
-            thread = threading.Thread(target=self._read_runs, args=(number,), daemon=True,
-                                      name=f"edgert-reader-{number}")
-            thread.start()
-            self._threads.append(thread)
-
-    def _end(self) -> bool:
-        """End the readers; whether all have ended: a disk that does not answer holds its reader for ever."""
-        self._closing = True
-        self._wake()
-        deadline = _now() + (_LONGEST_READ_S if self.error is None else _LAST_READ_S)
-        for thread in self._threads:
-            thread.join(max(deadline - _now(), 0))
-        return not any(thread.is_alive() for thread in self._threads)
-
-    def _wake(self) -> None:
-        for _ in range(self._readers):
-            self._semaphores.raise_(0)
+    def _patience(self) -> float:
+        """Seconds: a disk that does not answer holds its reader for ever."""
+        return _LONGEST_READ_S if self.error is None else _LAST_READ_S
 
     def _read_runs(self, reader: int) -> None:
-        """A reader's thread. The semaphore says that there may be something to do; `_take` decides."""
-        while not self._closing and self.error is None:
-            taken = self._take()
+        """A reader's thread. The semaphore says that there may be something to do; `_take` decides.
+
+        It is raised for every slot that becomes free, also while all readers are busy: so whoever looks first lowers it
+        to zero, and raises it for the next one if there is more to do than it can do itself.
+        """
+        while True:
+            self._semaphores.drain(0)
+            if self._closing or self.error is not None:
+                self._semaphores.raise_(0)
+                return
+            with self._lock:
+                taken = self._take()
+                more = taken is not None and self._free() is not None
+            if more:
+                self._semaphores.raise_(0)
             if taken is None:
                 self._semaphores.lower(0)
                 continue
@@ -203,42 +223,57 @@ class Stream:
                 self.fail(error)
             except Exception as error:  # whatever it is, the threads that compute must not wait for ever
                 self.fail(ModelError(f"{self._file.path}: reading failed: {error!r}"))
+            finally:
+                with self._quiet:
+                    self._under_way -= 1
+                    if not self._under_way:
+                        self._quiet.notify_all()
+
+    def _free(self) -> int | None:
+        """A free slot that the next run can be read into; None where there is no slot, or nothing to read, for now."""
+        free, held = None, set()
+        for index, slot in enumerate(self._slots):
+            if slot.ready and self._left[8 * index] == 0:
+                slot.run, slot.ready = None, False
+            if slot.run is None:
+                free = index
+            else:
+                held.add(slot.run)
+        # A run that is still in use has its addresses in the table: it is not read again before they are gone.
+        return free if self._queue and self._queue[0] not in held else None
 
     def _take(self) -> tuple[int, Run] | None:
-        """A free slot and the run to read into it; None where there is no slot, or nothing to read, for now."""
-        with self._lock:
-            free, held = None, set()
-            for index, slot in enumerate(self._slots):
-                if slot.ready and self._left[8 * index] == 0:
-                    slot.run, slot.ready = None, False
-                if slot.run is None:
-                    free = index
-                else:
-                    held.add(slot.run)
-            # A run that is still in use has its addresses in the table: it is not read again before they are gone.
-            if free is None or not self._queue or self._queue[0] in held:
-                return None
-            run = self._slots[free].run = self._queue.popleft()
-            # Not later: from here to where addresses are published two locks are taken and let go, so that whoever
-            # sees an address sees its counter too, on processors that reorder what is stored.
-            self._left[8 * free] = len(run.entries)
-            self._counters[run.entries] = self._left.ctypes.data + 64 * free
-            return free, run
+        """A slot and the run to read into it, if there are."""
+        free = self._free()
+        if free is None:
+            return None
+        run = self._slots[free].run = self._queue.popleft()
+        self._under_way += 1
+        # Not later: from here to where addresses are published two locks are taken and let go, so that whoever
+        # sees an address sees its counter too, on processors that reorder what is stored.
+        self._left[8 * free] = len(run.entries)
+        self._counters[run.entries] = self._left.ctypes.data + 64 * free
+        return free, run
 
     def _read(self, reader: int, index: int, run: Run) -> None:
         at = index * self._slot_bytes
-        started = _now()
+        started = checking = _now()
         data = self._region.view(at, run.length)
-        self._file.read(run.offset, data, int(run.ends[-1]))
-        read = _now()
-        for i, (start, end) in enumerate(zip(run.starts.tolist(), run.ends.tolist(), strict=True)):
-            run.units.check(run.first + i, data[start:end])
+
+        def attempt() -> None:
+            nonlocal checking
+            self._file.read(run.offset, data, int(run.ends[-1]))
+            checking = _now()
+            for i, (start, end) in enumerate(zip(run.starts.tolist(), run.ends.tolist(), strict=True)):
+                run.units.check(run.first + i, data[start:end])
+
+        self._file.twice(attempt)
         if self._hook is not None:
-            self._hook(reader, run, started, read, _now())
+            self._hook(reader, run, started, checking, _now())
         with self._lock:
             self._slots[index].ready = True
             self.reading.bytes += run.length
-            self.reading.seconds += read - started
+            self.reading.seconds += checking - started
         self._table[run.entries] = self._region.address + at + run.starts
 
     def fail(self, error: EdgertError) -> None:
@@ -247,4 +282,9 @@ class Stream:
             if self.error is None:
                 self.error = error
         self._stop()
-        self._wake()
+        self._semaphores.raise_(0)
+
+
+def no_answer() -> ModelError:
+    """What a disk that does not answer is reported with."""
+    return ModelError("the disk does not answer; check it, then load the model again")

@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ class Worker:
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         self._error = PeerError if module == "peer" else EdgertError
-        self._process = subprocess.Popen([sys.executable, "-m", f"edgert.measuring.{module}", *arguments],
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                         text=True)
+        # Not a pipe: nobody reads it before the end, and a full one would stop the process.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen([sys.executable, "-P", "-m", f"edgert.measuring.{module}", *arguments],
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         self.load_s: float = self._answer()["load_s"]
 
     def measure(self, prompt: Sequence[int], decode: int, prefill: int) -> dict[str, Any]:
@@ -31,10 +33,12 @@ class Worker:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            last = self._process.stderr.read().strip().splitlines()[-1:] or ["it ended without a word"]
+            self._process.wait()
+            self._errors.seek(0)
+            last = self._errors.read().strip().splitlines()[-1:] or ["it ended without a word"]
             raise self._error(last[0].rpartition("Error: ")[2])
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -42,6 +46,7 @@ class Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
 
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,

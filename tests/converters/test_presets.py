@@ -9,6 +9,8 @@ from edgert.converters.presets import PRESETS, preset
 from edgert.converters.source import Source
 from edgert.errors import SourceError
 
+LAYERS = 16
+
 
 class _Tensor:
     def __init__(self, type_name: str, columns: int) -> None:
@@ -22,20 +24,31 @@ class _Tensor:
 
 
 def formats(types: dict[str, str], name: str = "q4", layer: int = 0, columns: int = 64) -> dict[str, str]:
-    """Formats of a layer's matrices and the embedding, from the types that they have; "rest" of all others."""
+    """Formats of a layer's matrices and the embedding, from the types that they have; "rest" of all others. "down" is
+    every layer's down projection, "down 3" that of layer 3."""
     prefix = f"model.layers.{layer}."
     names = {"v": prefix + "self_attn.v_proj", "o": prefix + "self_attn.o_proj", "gate": prefix + "mlp.gate_proj",
              "down": prefix + "mlp.down_proj", "head": "lm_head", "embedding": "model.embed_tokens"}
-    tensors = {full + ".weight": _Tensor(types.get(short, types["rest"]), columns) for short, full in names.items()}
-    source = Source(SimpleNamespace(num_hidden_layers=16), tensors, "", {}, None)  # type: ignore[arg-type]
+    every = {**names, **{f"gate {i}": f"model.layers.{i}.mlp.gate_proj" for i in range(LAYERS)},
+             **{f"down {i}": f"model.layers.{i}.mlp.down_proj" for i in range(LAYERS)}}
+    tensors = {full + ".weight": _Tensor(types.get(short, types.get(short.split()[0], types["rest"])), columns)
+               for short, full in every.items()}
+    source = Source(SimpleNamespace(num_hidden_layers=LAYERS), tensors, "", {}, None)  # type: ignore[arg-type]
     return {short: preset(name).format(source, full + ".weight") for short, full in names.items()}
 
 
 def test_a_file_of_four_bits() -> None:
-    """Such as Q4_K_M: what it has in 6 stays there for v and the embedding alone."""
+    """Such as Q4_K_M: what it has in 6 stays there for v, the embedding, and some down projections."""
     mixed = {"rest": "Q4_K", "v": "Q6_K", "down": "Q6_K", "head": "Q6_K", "embedding": "Q6_K"}
     assert formats(mixed) == {"v": "q6", "o": "q4", "gate": "q4", "down": "q4", "head": "q4", "embedding": "q6"}
     assert set(formats({"rest": "Q4_1"}).values()) == {"q4"}
+
+
+def test_the_last_third_of_the_finer_down_projections_stays_fine() -> None:
+    """Of those in layers 0, 1, 5, 9 and 13 the last two; what is not finer never becomes so."""
+    types = {"rest": "Q4_K", **{f"down {layer}": "Q6_K" for layer in (0, 1, 5, 9, 13)}}
+    found = [formats(types, layer=layer)["down"] for layer in range(LAYERS)]
+    assert [layer for layer, form in enumerate(found) if form == "q6"] == [9, 13]
 
 
 @pytest.mark.parametrize("type_name", ["Q5_K", "Q6_K", "Q8_0"])

@@ -114,7 +114,7 @@ def test_search_of_any_block(values: np.ndarray, name: str) -> None:
     """Before scales are rounded to 8 bits, block by block."""
     top = TOPS[name]
     scale, minimum = np.full(1, np.nan, np.float32), np.full(1, np.nan, np.float32)
-    _search_affine(values, top, scale, minimum)
+    _search_affine(values, scale, minimum, np.empty((0, BLOCK), np.float32), top)
     assert np.isfinite(scale[0]) and scale[0] >= 0
     assert np.isfinite(minimum[0]) and minimum[0] >= 0
     exact = values.astype(np.float64)[0]

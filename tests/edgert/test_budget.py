@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edgert import ModelError, budget
-from edgert.budget import free_bytes, parse_size, process_bytes, size_text
+from edgert.budget import allowance, parse_size, process_bytes, size_text
 
 
 @pytest.mark.parametrize(("text", "size"), [
@@ -28,7 +29,34 @@ def test_size_text() -> None:
 
 def test_this_process() -> None:
     assert 10 << 20 < process_bytes() < 4 << 30
-    assert free_bytes() >= 0
+    free = allowance(None)
+    assert 0 <= free.comfortable <= free.most
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(("asked", "groups", "expected"), [
+    (100, [], (100, 100, "a budget")),
+    (100, [(200, 0)], (100, 100, "a budget")),
+    (100, [(100, 0)], (100, 100, "a budget")),
+    (300, [(400, 0), (200, 190)], (200, 200, "the control group's limit")),
+    (None, [], (50 + 800, 50 + 1000, "the free memory")),
+    # Pages that others had in memory first are ours, but on their group's account: 50, where the group counts 10.
+    (None, [(80, 10)], (80, 80, "the control group's limit")),
+    (None, [(200, 100)], (145, 150, "what is left in the control group")),
+    (None, [(5000, 10)], (850, 1050, "the free memory")),
+    (None, [(80, 200)], (0, 0, "what is left in the control group")),
+    (None, [(2000, 1050), (600, 150)], (485, 500, "what is left in the control group")),
+])
+def test_allowance(monkeypatch: pytest.MonkeyPatch, asked: int | None, groups: list[tuple[int, int]],
+                   expected: tuple[int, int, str]) -> None:
+    """A process of 50 MiB, where 1000 are free; limits and use of its control groups, in MiB."""
+    monkeypatch.setattr(budget, "process_bytes", lambda: 50 * MIB)
+    monkeypatch.setattr(budget.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000 * MIB))
+    monkeypatch.setattr(budget, "_control_groups", lambda: iter([(a * MIB, b * MIB) for a, b in groups]))
+    found = allowance(None if asked is None else asked * MIB)
+    assert (found.comfortable // MIB, found.most // MIB, found.what) == expected
 
 
 def fake_group(root: Path, files: dict[str, str]) -> None:

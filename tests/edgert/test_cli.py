@@ -103,6 +103,26 @@ def test_a_forced_instruction_set_runs(smollm2: Path, target: str) -> None:
     assert done.stdout.startswith(" Paris")
 
 
+NOTHING_IS_KEPT = """
+import os
+from edgert import cli
+from edgert.kernels import native
+from edgert.kernels.simd.target import choose
+data = native.object_file(choose().name)
+native._compile = lambda target, progress: data  # in place of half a minute
+os.environ["EDGERT_CACHE"] = os.devnull
+cli.main()
+"""
+
+
+def test_a_cache_that_cannot_be_written_is_told_once(smollm2: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NOTHING_IS_KEPT, "run", smollm2, "-p", "The capital of France is",
+                           "-n", "1"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, " Paris\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edgert: /dev/null/kernels/") and line.endswith("to a folder that can be written")
+
+
 def test_refusals_are_one_sentence(smollm2: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
     (empty := tmp_path / "empty.edge").touch()
     (cut := tmp_path / "cut.edge").write_bytes(smollm2.read_bytes()[:1_000_000])

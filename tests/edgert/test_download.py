@@ -1,54 +1,17 @@
 """`pull` against a hub on loopback and wheels in a local folder. Nothing here needs the network."""
 
-import hashlib
-import os
-import zipfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_hub import COMMIT, FakeHub, run
+from fake_catalogue import CONTENT, HUB, edgert_program, entry, names, write_wheel
+from fake_hub import FakeHub, run
 
 from edgert import download
 from edgert.commands.pull import command as pull_command
 from edgert.download import models_folder, pull
 from edgert.errors import DownloadError
 from edgert.models import catalog
-from edgert.models.catalog import Entry, Hub
-
-CONTENT = os.urandom(300_000)
-HUB = Hub("org/name", "model.gguf", COMMIT)
-
-
-def entry() -> Entry:
-    return Entry(name="tiny", description="for tests", file="Tiny.gguf", sha256=hashlib.sha256(CONTENT).hexdigest(),
-                 size=len(CONTENT), license="Apache-2.0", architecture="llama", member=r"tiny/part\d+\.bin",
-                 wheels=("tiny-part0==1.0", "tiny-part1==1.0", "tiny-part2==1.0"))
-
-
-def write_wheel(folder: Path, number: int, part: bytes) -> Path:
-    path = folder / f"tiny_part{number}-1.0-py3-none-any.whl"
-    info = f"tiny_part{number}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"tiny/part{number:02}.bin", part)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-part{number}\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return path
-
-
-@pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel mirror: a folder that pip takes for all there is."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    for number in range(3):
-        write_wheel(folder, number, CONTENT[number * 100_000:(number + 1) * 100_000])
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}.items():
-        monkeypatch.setenv(name, value)
-    return folder
 
 
 @pytest.fixture
@@ -64,12 +27,19 @@ def test_wheels(wheels: Path, tmp_path: Path) -> None:
     path = pull("tiny", folder, lambda *step: seen.append(step))
     assert path == folder / "Tiny.gguf"
     assert path.read_bytes() == CONTENT
-    assert list(folder.iterdir()) == [path]
+    assert names(folder) == ["Tiny.gguf"]
     assert seen[0] == ("fetching", 0, 300_000)
     assert seen[-1] == ("assembling", 300_000, 300_000)
     for wheel in wheels.iterdir():
         wheel.unlink()
     assert pull("tiny", folder) == path, "it is there, so nothing is fetched"
+
+
+@pytest.mark.usefixtures("catalogue")
+def test_nothing_of_the_current_folder_runs(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert pull("tiny", tmp_path / "models").read_bytes() == CONTENT
 
 
 @pytest.mark.usefixtures("catalogue")
@@ -96,7 +66,7 @@ def test_interrupted_while_assembling(wheels: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     with pytest.raises(KeyboardInterrupt):
         pull("tiny", folder, interrupt)
-    assert [path.name for path in folder.iterdir()] == ["Tiny.gguf.partial"]
+    assert names(folder) == ["Tiny.gguf.partial"]
     assert not list(folder.rglob("*.part"))
     assert pull("tiny", folder).read_bytes() == CONTENT
 
@@ -107,7 +77,7 @@ def test_other_content(wheels: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     with pytest.raises(DownloadError, match=r"what came has sha256 .*, expected .*: it has been removed"):
         pull("tiny", folder)
-    assert not list(folder.iterdir())
+    assert names(folder) == []
 
 
 @pytest.mark.parametrize("damage", [b"not a zip file", None])
@@ -156,25 +126,12 @@ def test_models_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models_folder().name == "models"
 
 
-PULL = """
-from pathlib import Path
-from edgert.download import pull
-from edgert.models import catalog
-entry = catalog.Entry.from_toml("tiny", {values!r})
-catalog.load = lambda: {{"tiny": entry}}
-print(pull("tiny", Path({folder!r})))
-"""
-
-
 def pull_through(hub: FakeHub, tmp_path: Path) -> Path:
-    """`pull` of a model that the hub has too."""
-    values = {name: getattr(entry(), name) for name in ("description", "file", "sha256", "size", "license",
-                                                        "architecture", "wheels", "member")}
-    values["hub"] = {"repo": HUB.repo, "file": HUB.file, "revision": HUB.revision}
+    """`edgert pull` of a model that the hub has too."""
     folder = tmp_path / "models"
-    done = run(PULL.format(values=values, folder=str(folder)), hub.environment(tmp_path / "hf"))
+    done = run(edgert_program(HUB), {**hub.environment(tmp_path / "hf"), "EDGERT_MODELS": str(folder)}, "pull", "tiny")
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in folder.iterdir()] == ["Tiny.gguf"]
+    assert names(folder) == ["Tiny.gguf"]
     return Path(done.stdout.strip())
 
 

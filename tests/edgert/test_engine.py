@@ -12,6 +12,7 @@ from edgert.buffers import LOGIT_ROWS
 from edgert.bundle import Bundle
 from edgert.engine import Engine
 from edgert.errors import BundleError, ModelError
+from edgert.models.llama import Config
 from edgert.session import Session
 
 VOCABULARY = 20
@@ -63,6 +64,20 @@ def test_refused(engine: Engine, session: Session, tokens: list[int], wanted: li
         engine.forward(session, tokens, wanted)
     assert session.length == 0
     assert np.isfinite(engine.forward(session, TOKENS)).all()
+
+
+@pytest.mark.parametrize(("cache_type", "config"), [
+    ("f16", {}), ("f32", {"num_hidden_layers": 2}), ("f32", {"num_key_value_heads": 2}), ("f32", {"head_dim": 32}),
+    ("f32", {"rope_theta": 5.0})])
+def test_a_session_that_is_not_the_engines(engine: Engine, session: Session, cache_type: str,
+                                           config: dict[str, float]) -> None:
+    """The kernels would read and write past its ends, or take its angles for theirs."""
+    other = Session(Config.from_hf({**CONFIG, "tie_word_embeddings": False, **config}), len(TOKENS), cache_type)
+    with pytest.raises(ModelError, match="the session is of another model, or its cache of type"):
+        engine.forward(other, TOKENS)
+    assert other.length == 0
+    equal = Session(Config.from_hf({**CONFIG, "tie_word_embeddings": False}), len(TOKENS), "f32")
+    assert (engine.forward(equal, TOKENS) == engine.forward(session, TOKENS)).all()
 
 
 def test_wanted(engine: Engine, session: Session) -> None:

@@ -182,5 +182,5 @@ def test_an_empty_prompt_is_refused(model: edgert.Model, prompt: str) -> None:
 def test_threads_end_with_the_model(smollm2: Path) -> None:
     before = threading.active_count()
     with edgert.load(smollm2, threads=3, context=64):
-        assert threading.active_count() == before + 2
+        assert threading.active_count() == before + 3, "one that has the model, two that help it"
     assert threading.active_count() == before

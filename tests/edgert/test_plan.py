@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CONFIG, write_bundle, write_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_model import CONFIG, give_tokenizer, write_bundle, write_model
 
+from edgert.budget import size_text
 from edgert.bundle import Bundle, Header, Neurons
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, neuron_section
 from edgert.commands import plan as plan_command
@@ -134,10 +134,37 @@ def test_a_larger_budget_never_streams_noticeably_more(data: st.DataObject, plan
 def test_the_smallest_budget_works_and_less_is_refused_with_its_size(planner: Planner, disk: Device) -> None:
     smallest = planner.smallest(disk)
     assert planner.plan(smallest, lambda: disk).needed <= smallest
-    with pytest.raises(ModelError, match=rf"too small: .* at least {-(-smallest // MIB)} MiB with these settings; .* "
-                                         rf"{-(-planner.whole // MIB)} MiB nothing is read"):
+    named = planner.named(smallest)
+    with pytest.raises(ModelError, match=rf"too small: .* at least {named // MIB} MiB with these settings; .* "
+                                         rf"{planner.named(planner.whole) // MIB} MiB nothing is read"):
         planner.plan(max(smallest - MIB, 0), lambda: disk)
-    assert planner.plan(-(-smallest // MIB) * MIB, lambda: disk)  # the size that the refusal names
+    assert 2 * MIB <= named - smallest < 3 * MIB  # for a process that is a little larger the next time
+
+
+@given(st.data(), planners(), devices())
+def test_a_budget_that_is_too_small_is_raised_as_far_as_it_may(data: st.DataObject, planner: Planner,
+                                                               disk: Device) -> None:
+    smallest = planner.smallest(disk)
+    less = data.draw(st.integers(0, smallest - 1))
+    raised = planner.plan(less, lambda: disk, most=data.draw(st.integers(smallest, smallest + MIB)))
+    assert raised.needed <= raised.budget == smallest
+    most = data.draw(st.integers(less, smallest - 1))
+    with pytest.raises(ModelError, match=rf"^the limit of {re.escape(size_text(most))} is too small: this model needs"):
+        planner.plan(less, lambda: disk, most=most, what="the limit")
+
+
+@given(st.data(), headers(), devices())
+def test_threads_and_logits_are_in_the_plan(data: st.DataObject, header: Header, disk: Device) -> None:
+    def planner(threads: int) -> Planner:
+        return Planner(header, process=0, context=64, cache_type="f16", chunk=16, threads=threads)
+
+    few, many = planner(1), planner(257)
+    assert many.whole - few.whole >= 256 * 64 << 10
+    readers = replace(disk, depth=disk.depth + 100)
+    assert few._ahead(readers) - few._ahead(disk) >= 100 * 64 << 10
+    plan = few.plan(data.draw(st.integers(few.whole, few.whole + 100 * MIB)), lambda: disk)
+    row = 4 * header.config.vocab_size
+    assert (plan.logit_rows - 6) * row <= plan.budget - plan.needed < (plan.logit_rows - 5) * row
 
 
 @given(planners())
@@ -223,11 +250,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Of a model with a tokenizer that can be loaded, large enough for there to be something to plan."""
     folder = write_model(tmp_path_factory.mktemp("plan") / "model", num_hidden_layers=6, hidden_size=256,
                          intermediate_size=8192, vocab_size=9000, tie_word_embeddings=False)
-    words = {"<s>": 0, "</s>": 1, **{c: 2 + i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    give_tokenizer(folder)
     convert(str(folder), folder.with_name("m.edge"), "q4")
     yield folder.with_name("m.edge")
 

@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from edgert.bundle import Bundle
 from edgert.engine import Engine
 from edgert.errors import BundleError, ModelError
 from edgert.flash.file import FlashFile
+from edgert.kernels.records import CANCELLED
 from edgert.session import Session
+from edgert.worker import CancelledError
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 19, 0, 200, 250, 3, 3]
 SHAPE = {"num_hidden_layers": 3, "intermediate_size": 700, "vocab_size": 300}
@@ -102,13 +105,13 @@ def test_interrupted_between_the_lines(small: Bundle, monkeypatch: pytest.Monkey
     engine = make_engine(small, keep=0.2, chunk=20, chunk_bytes=1)
     assert engine.stream is not None
     expected = logits(engine, small)
-    expect, start = engine.stream.expect, engine.stream._start
+    expect, patience = engine.stream.expect, engine.stream._patience
 
     def interrupted(heads: int) -> None:
         expect(heads)
         raise KeyboardInterrupt
 
-    def not_started() -> None:
+    def not_mended() -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine.stream, "expect", interrupted)
@@ -116,28 +119,107 @@ def test_interrupted_between_the_lines(small: Bundle, monkeypatch: pytest.Monkey
         engine.forward(session_of(small), [1])
     monkeypatch.setattr(engine.stream, "expect", expect)
     if where == "restart":
-        monkeypatch.setattr(engine.stream, "_start", not_started)
+        monkeypatch.setattr(engine.stream, "_patience", not_mended)
         with pytest.raises(KeyboardInterrupt):
             engine.forward(session_of(small), [1])
-        monkeypatch.setattr(engine.stream, "_start", start)
+        monkeypatch.setattr(engine.stream, "_patience", patience)
     engine.forward(session_of(small), [1, 2, 3], [])  # no logits: heads read for nothing would hold all slots
     assert np.array_equal(logits(engine, small), expected)
     engine.close()
 
 
-class FaultyFile(FlashFile):
-    """A file whose read number `fail_at` does not end well."""
+class SlowFile(FlashFile):
+    """A file whose reads can be held up."""
 
-    def __init__(self, path: Path, fail_at: int, fault: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.count, self.fail_at, self.fault = itertools.count(), fail_at, fault
+        self.go_on, self.held_up = threading.Event(), threading.Semaphore(0)
+        self.go_on.set()
+
+    def read(self, offset: int, buffer: memoryview, needed: int) -> None:
+        if not self.go_on.is_set():
+            self.held_up.release()
+            self.go_on.wait()
+        super().read(offset, buffer, needed)
+
+
+def test_a_late_read_comes_into_no_slot_of_another_run(small: Bundle) -> None:
+    """Computing is cancelled while reads are under way; what comes next waits for them."""
+    file = SlowFile(small.path)
+    engine = make_engine(small, keep=0.1, chunk=20, chunk_bytes=1 << 12, readers=3, embedding=1.0, file=file)
+    assert engine.stream is not None
+    expected = logits(engine, small)
+    for trial in range(20):
+        file.go_on.clear()
+        cancel, session, late = np.zeros(1, np.int64), session_of(small), threading.Timer(0.02, file.go_on.set)
+
+        def cancel_soon(cancel: np.ndarray = cancel) -> None:
+            file.held_up.acquire()
+            cancel[0] = CANCELLED
+
+        canceller = threading.Thread(target=cancel_soon)
+        canceller.start()
+        with pytest.raises(CancelledError):
+            for _ in range(4):
+                engine.forward(session, TOKENS[:1 + trial % 4], cancel=cancel)
+        canceller.join()
+        late.start()
+        assert np.array_equal(logits(engine, small), expected)
+        late.join()
+        while file.held_up.acquire(blocking=False):
+            pass
+        session.close()
+    engine.close()
+
+
+def test_what_was_computed_before_a_cancellation_stays(small: Bundle) -> None:
+    file = SlowFile(small.path)
+    engine, session = make_engine(small, keep=0.1, chunk=4, file=file), session_of(small)
+    cancel = np.zeros(1, np.int64)
+    compute = engine._forward
+
+    def cancelled_in_the_third(*arguments: Any) -> None:
+        if session.length == 8:
+            cancel[0] = CANCELLED
+        compute(*arguments)
+
+    engine._forward = cancelled_in_the_third  # type: ignore[method-assign]
+    with pytest.raises(CancelledError):
+        engine.forward(session, TOKENS, cancel=cancel)
+    assert session.tokens == TOKENS[:8]
+    engine._forward = compute  # type: ignore[method-assign]
+    rest = engine.forward(session, TOKENS[8:])
+    assert np.array_equal(rest.view(np.int32), logits(engine, small)[-1:])
+    engine.close()
+
+
+def test_the_semaphore_does_not_count_up(small: Bundle) -> None:
+    """It is raised for each slot that becomes free, also while all readers are busy."""
+    engine, session = make_engine(small, keep=0.1, chunk_bytes=1 << 12), Session(small.header.config, 64, "f32")
+    assert engine.stream is not None
+    for token in range(60):
+        engine.forward(session, [token])
+    assert engine.stream._semaphores.drain(0) <= len(engine.stream._slots) + len(engine.stream._threads)
+    engine.close()
+
+
+class FaultyFile(FlashFile):
+    """A file whose read number `fail_at` does not end well, nor so many of the same place after it."""
+
+    def __init__(self, path: Path, fail_at: int, fault: str, again: int = 1) -> None:
+        super().__init__(path)
+        self.count, self.fail_at, self.fault, self.again = itertools.count(), fail_at, fault, again
         self.reads = 0
+        self.offset: int | None = None
         self.hang = threading.Event()
 
     def read(self, offset: int, buffer: memoryview, needed: int) -> None:
         number = next(self.count)
         self.reads = number + 1
-        if number == self.fail_at:
+        fails = number == self.fail_at or (offset == self.offset and self.again > 0)
+        if fails:
+            self.again -= self.offset is not None
+            self.offset = offset
             if self.fault == "error":
                 raise BundleError(f"{self.path}: reading at offset {offset} failed: input/output error")
             if self.fault == "unforeseen":
@@ -145,7 +227,7 @@ class FaultyFile(FlashFile):
             if self.fault == "hang":
                 self.hang.wait()
         super().read(offset, buffer, needed)
-        if number == self.fail_at and self.fault == "flip":
+        if fails and self.fault == "flip":
             buffer[needed - 1] ^= 1  # the last byte of what is wanted
 
 
@@ -186,6 +268,23 @@ def test_every_read_made_to_fail_in_turn(small: Bundle, fault: str) -> None:
         engine.close()
         assert reader_threads() == before
     assert failed > reads // 2
+
+
+@pytest.mark.parametrize("fault", ["error", "flip"])
+def test_a_read_that_fails_once_is_done_again(small: Bundle, fault: str) -> None:
+    """Any of them: while loading, reading ahead, reading embedding rows."""
+    file = FaultyFile(small.path, -1, fault)
+    engine = make_engine(small, keep=0.5, chunk_bytes=1 << 13, file=file)
+    expected, reads = logits(engine, small), file.reads
+    assert file.read_again == 0
+    engine.close()
+    for number in range(reads):
+        file = FaultyFile(small.path, number, fault, again=0)
+        engine = make_engine(small, keep=0.5, chunk_bytes=1 << 13, file=file)
+        assert np.array_equal(logits(engine, small), expected)
+        engine.close()  # the readers have ended: what they count stands
+        assert file.read_again <= 1
+        assert file.read_again == 1 or number >= reads - 20, "what is read ahead differs from time to time"
 
 
 @pytest.mark.parametrize("change", ["truncated", "overwritten"])

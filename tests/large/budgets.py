@@ -102,7 +102,7 @@ def last_json(lines: Sequence[str]) -> dict[str, Any]:
 
 def run_edgert(settings: Settings, budget: str, threads: int, prompt: str) -> Run:
     memory = [] if budget == UNLIMITED else ["--memory", budget]
-    return child(budget, [sys.executable, "-m", "edgert", "run", settings.bundle, "-p", prompt, "-n",
+    return child(budget, [sys.executable, "-P", "-m", "edgert", "run", settings.bundle, "-p", prompt, "-n",
                           str(settings.tokens), "-t", str(threads), "-c", str(settings.context), "--json",
                           "--ignore-eos", *memory], settings.timeout)
 

@@ -1,0 +1,203 @@
+"""Calibration: what a model's matrices get to see, so that rounding them costs least where it matters.
+
+A few thousand tokens of text go through the source model in float32, layer by layer, each weight read once and in
+parts. Of the inputs of a matrix their second moments are kept: means over tokens of x_i * x_j, or, for down projections
+and what is very wide, of x_i * x_i, as llama.cpp's importance matrix does. The text, `calibration.txt`, is prose, code
+and conversation in several languages, written for this; no text that a model is judged by belongs in it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Set
+from importlib.resources import files
+from itertools import pairwise
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edgert.models.families import FAMILIES
+
+from .source import Source
+
+WINDOW = 256
+"""Tokens of text computed from an empty context."""
+MAX_WINDOWS = 16
+WHOLE = 4096
+"""Up to so many columns all products are kept (64 MB as float32), for more only squares."""
+_VALUES_AT_ONCE = 4 << 20
+"""Weights read at a time, and values computed with them: 16 MB as float32."""
+
+
+def calibration_windows(source: Source) -> np.ndarray | None:
+    """The calibration text as token ids, int64 of shape (windows, WINDOW), each window beginning with BOS where the
+    model wants one; None if the tokenizer makes too little of it."""
+    text = files(__package__).joinpath("calibration.txt").read_text(encoding="utf-8")
+    ids = Tokenizer.from_str(source.tokenizer_json).encode(text, add_special_tokens=False).ids
+    count = min(len(ids) // WINDOW, MAX_WINDOWS)
+    if not count:
+        return None
+    windows = np.array(ids[:count * WINDOW], np.int64).reshape(count, WINDOW)
+    bos = source.generation.get("bos_token_id")
+    if source.generation.get("add_bos_token") and bos is not None:
+        windows[:, 0] = bos
+    return windows
+
+
+class _Activation:
+    """A vector for each token, float32 of shape (tokens, size), once it is computed."""
+
+    values: np.ndarray
+
+
+class Calibration:
+    """The second moments of the inputs of the matrices named in `wanted`, computed as far as they are asked for.
+
+    Implements models.network.Network: a family's `wire` records steps, which run when something after them is wanted.
+    windows: token ids, (windows, tokens in each). progress(weights) is called when so many more have been gone through.
+    """
+
+    def __init__(self, source: Source, windows: np.ndarray, wanted: Set[str],
+                 progress: Callable[[int], None] = lambda weights: None) -> None:
+        self._source, self._windows, self._wanted, self._progress = source, windows, wanted, progress
+        self._steps: deque[Callable[[], None]] = deque()
+        self._moments: dict[str, np.ndarray] = {}
+        self.weights = 0
+        """How many weights are gone through in all."""
+        self._rotations = _rotations(source.config.rope_frequencies(), windows.shape[1])
+        FAMILIES[source.config.architecture].wire(source.config, self)
+
+    def moments(self, name: str) -> np.ndarray:
+        """Of the input x of a wanted matrix: the mean of x_i * x_j, float32 of shape (columns, columns), or of
+        x_i * x_i, of shape (columns,). To be asked for once, in the order in which the model uses its matrices.
+        Raises SourceError."""
+        with np.errstate(all="ignore"):  # what is not finite is for the caller to see
+            while name not in self._moments:
+                self._steps.popleft()()
+        return self._moments.pop(name)
+
+    # The operations of models.network.Network.
+
+    def embedding(self, weight: str) -> _Activation:
+        x = _Activation()
+
+        def step() -> None:
+            tensor = self._source.tensors[weight]
+            ids, places = np.unique(self._windows, return_inverse=True)
+            x.values = np.concatenate([tensor.read(int(i), int(i) + 1) for i in ids])[places.reshape(-1)]
+
+        self._steps.append(step)
+        return x
+
+    def norm(self, x: _Activation, weight: str) -> _Activation:
+        out, epsilon = _Activation(), np.float32(self._source.config.rms_norm_eps)
+
+        def step() -> None:
+            mean = np.square(x.values).mean(1, keepdims=True)
+            out.values = x.values / np.sqrt(mean + epsilon) * self._vector(weight)
+
+        self._steps.append(step)
+        return out
+
+    def linear(self, x: _Activation, names: Sequence[str], *, bias: bool = False,
+               add_to: _Activation | None = None) -> _Activation:
+        out = _Activation() if add_to is None else add_to
+        self._count([name + ".weight" for name in names])
+
+        def step() -> None:
+            self._observe(x.values, [name + ".weight" for name in names])
+            made = np.concatenate([np.concatenate([x.values @ part.T for part in self._parts(name + ".weight")], 1)
+                                   for name in names], 1)
+            if bias:
+                made += np.concatenate([self._vector(name + ".bias") for name in names])
+            out.values = made if add_to is None else add_to.values + made
+
+        self._steps.append(step)
+        return out
+
+    def attention(self, qkv: _Activation, layer: int) -> _Activation:
+        out, c = _Activation(), self._source.config
+        sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
+        tokens = self._windows.shape[1]
+        future = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
+
+        def step() -> None:
+            out.values = np.empty((len(qkv.values), c.query_size), np.float32)
+            for start in range(0, len(qkv.values), tokens):
+                window = qkv.values[start:start + tokens]
+                q, k, v = (window[:, first:last].reshape(tokens, -1, c.head_dim).transpose(1, 0, 2)
+                           for first, last in pairwise(sizes))
+                q, k = (self._rotated(part) for part in (q, k))
+                share = c.num_attention_heads // c.num_key_value_heads
+                for head in range(c.num_attention_heads):
+                    scores = q[head] @ k[head // share].T * np.float32(c.head_dim ** -0.5) + future
+                    scores = np.exp(scores - scores.max(1, keepdims=True))
+                    out.values[start:start + tokens, head * c.head_dim:(head + 1) * c.head_dim] = (
+                        scores / scores.sum(1, keepdims=True)) @ v[head // share]
+
+        self._steps.append(step)
+        return out
+
+    def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
+        gate, up, down = (f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+        self._count([gate, up, down])
+
+        def step() -> None:
+            self._observe(x.values, [gate, up])
+            hidden = np.empty((len(x.values), self._source.config.intermediate_size), np.float32)
+            first = 0
+            for gate_rows, up_rows in zip(self._parts(gate), self._parts(up), strict=True):
+                part = x.values @ gate_rows.T
+                part /= 1 + np.exp(-part)
+                part *= x.values @ up_rows.T
+                hidden[:, first:first + len(gate_rows)] = part
+                first += len(gate_rows)
+            self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
+            first = 0
+            for rows in self._parts(down):
+                add_to.values[:, first:first + len(rows)] += hidden @ rows.T
+                first += len(rows)
+
+        self._steps.append(step)
+
+    def logits(self, x: _Activation, norm: str, head: str) -> None:
+        h = self.norm(x, norm)
+        self._steps.append(lambda: self._observe(h.values, [head + ".weight"]))
+
+    # What they are made of.
+
+    def _count(self, names: Sequence[str]) -> None:
+        self.weights += sum(int(np.prod(self._source.tensors[name].shape)) for name in names)
+
+    def _vector(self, name: str) -> np.ndarray:
+        tensor = self._source.tensors[name]
+        return tensor.read(0, tensor.shape[0])
+
+    def _parts(self, name: str) -> Iterator[np.ndarray]:
+        """A matrix, some rows at a time."""
+        tensor = self._source.tensors[name]
+        rows, columns = tensor.shape
+        at_once = max(_VALUES_AT_ONCE // max(columns, self._windows.size), 1)
+        for start in range(0, rows, at_once):
+            stop = min(start + at_once, rows)
+            yield tensor.read(start, stop)
+            self._progress((stop - start) * columns)
+
+    def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:
+        """Keep the second moments of x for those of the matrices whose they are wanted of."""
+        if wanted := self._wanted & set(names):
+            squares_alone |= x.shape[1] > WHOLE
+            found = np.einsum("ti,ti->i", x, x) if squares_alone else x.T @ x
+            self._moments |= dict.fromkeys(wanted, found / np.float32(len(x)))
+
+    def _rotated(self, heads: np.ndarray) -> np.ndarray:
+        """(heads, tokens, head_dim) at their rotary positions; components in an order that is the same for all."""
+        half = heads.shape[2] // 2
+        interleaved = self._source.config.rope_pairing == "interleaved"
+        a, b = (heads[..., 0::2], heads[..., 1::2]) if interleaved else (heads[..., :half], heads[..., half:])
+        cosine, sine = self._rotations
+        return np.concatenate([a * cosine - b * sine, a * sine + b * cosine], 2)
+
+
+def _rotations(frequencies: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the rotary angles, each float32 of shape (tokens, head_dim / 2)."""
+    angles = np.arange(tokens)[:, None] * frequencies
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
