@@ -42,6 +42,14 @@ for line in sys.stdin:
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _as_on_a_terminal() -> Iterator[None]:
+    """What runs tests in the background, such as nohup, ignores a hangup, and its children inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class Starter:
     """A process that has everything imported, and starts conversions as processes of their own."""
 
