@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from edgert.kernels.formats import BLOCK, TILE, Format, Quantized, pack, round_bf16
+from edgert.kernels.formats import BLOCK, TILE, Activation, Format, Quantized, pack, round_bf16
 
 from .importance import Importance
 from .source import Grid
@@ -179,4 +179,4 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
         if grid is not None:
             grid = Grid(*(np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
                           for v in (grid.scale, grid.minimum)))
-    return pack(form, quantize(form, values, grid, importance) if form.integer else values)
+    return pack(form, quantize(form, values, grid, importance) if form.activation is not Activation.FLOAT else values)

@@ -29,22 +29,18 @@ def set_numba_target(target: Target) -> None:
 
 def _kernels() -> Iterator[tuple[str, Any, int]]:
     """Name, dispatcher and number of arguments of each kernel, in an order in which none waits for a later one."""
-    from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token
-    for title, kernels, arguments in (
-        ("embedding", embedding.EMBEDDING_KERNELS, 2),
-        ("feed-forward, down", feed_forward.DOWN_KERNELS, 2),
-        ("rotary positions", attention.ROPE_KERNELS, 2),
-        ("attention", attention.ATTENTION_KERNELS, 3),
-    ):
-        for form, dispatcher in kernels.items():
-            yield f"{title} {form}", dispatcher, arguments
-    yield "matrix", linear.linear, 2
+    from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token, rope
+    yield "embedding", embedding.embedding, 2
+    yield "matrix", linear.linear, 3
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
-    yield "feed-forward, up", feed_forward.up, 4
+    yield "rotary positions", rope.rope, 2
+    yield "attention", attention.attention, 3
+    yield "attention, parts", attention.combine, 2
+    yield "feed-forward, up", feed_forward.up, 3
+    yield "feed-forward, down", feed_forward.down, 2
     yield "feed-forward, release", feed_forward.release_groups, 2
-    yield "output head", linear.slabs, 3
-    yield "one token", one_token.neurons, 3
+    yield "feed-forward, one token", one_token.neurons, 3
     yield "one token, sums", one_token.gather, 2
     yield "interpreter", interpreter.enter, 4
 

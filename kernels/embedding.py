@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 
 from .decorators import inlined, kernel
-from .formats import BLOCK, FORMATS, TILE
-from .records import Embedding, offsets
+from .formats import BLOCK, FLOAT_BLOCK, FORMATS, TILE
+from .records import EMBEDDING, STATE
 from .simd.memory import load_bf16, load_f16, load_f32, load_i64, load_u8, store_f32
-from .state import TOKENS, take
-
-ROWS, BLOCKS, OUT, OUT_STRIDE = offsets(Embedding)
+from .state import take
+from .unrolled import by_format
 
 
 @inlined
@@ -61,30 +60,27 @@ def _f32_row(_header, block, lane, out):
         store_f32(out + 4 * column, load_f32(block + 4 * (column * TILE + lane)))
 
 
-def embedding_kernel(name: str, block_row: Any) -> Any:
-    """The operation: each new token's row as float32."""
-    block_bytes, header_bytes = FORMATS[name].block_bytes, FORMATS[name].header_bytes
-
-    @kernel
-    def embedding(op, state):
-        rows, blocks = load_i64(op + ROWS), load_i64(op + BLOCKS)
-        out, out_stride = load_i64(op + OUT), load_i64(op + OUT_STRIDE)
-        tokens = load_i64(state + TOKENS)
-        token = take(state, 1)
-        while token < tokens:
-            tile, lane = load_i64(rows + 16 * token), load_i64(rows + 16 * token + 8)
-            for block in range(blocks):
-                block_row(tile, tile + header_bytes + block * block_bytes, lane,
-                          out + token * out_stride + block * 4 * BLOCK)
-            token = take(state, 1)
-
-    return embedding
-
-
-EMBEDDING_KERNELS: dict[str, Any] = {name: embedding_kernel(name, row) for name, row in {
+_block_row = by_format({
     "q4": _affine(_q4, FORMATS["q4"].block_bytes),
     "q6": _affine(_q6, FORMATS["q6"].block_bytes),
     "q8": _q8_row,
     "f16": _f16_row,
     "f32": _f32_row,
-}.items()}
+})
+_HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
+_BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
+
+
+@kernel
+def embedding(op, state):
+    """Each new token's row as float32."""
+    form, rows, blocks = load_i64(op + EMBEDDING.form), load_i64(op + EMBEDDING.rows), load_i64(op + EMBEDDING.blocks)
+    out, out_stride = load_i64(op + EMBEDDING.out), load_i64(op + EMBEDDING.out_stride)
+    tokens = load_i64(state + STATE.tokens)
+    token = take(state, 1)
+    while token < tokens:
+        tile, lane = load_i64(rows + 16 * token), load_i64(rows + 16 * token + 8)
+        for block in range(blocks):
+            _block_row(form, tile, tile + _HEADER_BYTES[form] + block * _BLOCK_BYTES[form], lane,
+                       out + token * out_stride + block * FLOAT_BLOCK)
+        token = take(state, 1)

@@ -23,6 +23,7 @@ extra 128 bytes are two vectors: bits 2i and 2i + 1 of vector p belong to quad 4
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -34,8 +35,20 @@ BLOCK = 32
 SLAB = 4
 """Tiles of the embedding, or of the output head, that are read and checked together."""
 
-QUANTIZED_BLOCK, FLOAT_BLOCK = 80, 4 * BLOCK
-"""Bytes of a block of 32 activations, quantized (activation.py) and as float32."""
+QUANTIZED_BLOCK, FINE_BLOCK, FLOAT_BLOCK = 40, 80, 4 * BLOCK
+"""Bytes of a block of 32 activations: quantized to 8 bits, to 15 bits (both activation.py), and as float32."""
+
+
+class Activation(IntEnum):
+    """The form in which activations meet weights."""
+
+    QUANTIZED = 0
+    FINE = 1
+    FLOAT = 2
+
+    @property
+    def block_bytes(self) -> int:
+        return (QUANTIZED_BLOCK, FINE_BLOCK, FLOAT_BLOCK)[self]
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,7 @@ class Format:
     code: int
     block_bytes: int
     header_bytes: int
-    integer: bool
-    """Activations are quantized before they meet these weights."""
-    fine: bool = False
-    """They are taken to 15 bits, not to 8."""
+    activation: Activation
 
     def blocks(self, columns: int) -> int:
         return -(-columns // BLOCK)
@@ -62,11 +72,11 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {f.name: f for f in (
-    Format("q4", 0, 288, 64, True),
-    Format("q6", 1, 416, 64, True),
-    Format("q8", 2, 544, 0, True, fine=True),
-    Format("f16", 3, 1024, 0, False),
-    Format("f32", 4, 2048, 0, False),
+    Format("q4", 0, 288, 64, Activation.QUANTIZED),
+    Format("q6", 1, 416, 64, Activation.QUANTIZED),
+    Format("q8", 2, 544, 0, Activation.FINE),
+    Format("f16", 3, 1024, 0, Activation.FLOAT),
+    Format("f32", 4, 2048, 0, Activation.FLOAT),
 )}
 
 
@@ -135,7 +145,7 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
 def unpack(form: Format, tiles: np.ndarray) -> np.ndarray:
     """The weights of a packed matrix: float32 of shape (tiles * 16, blocks * 32). The inverse of `pack`."""
     count = tiles.shape[0]
-    if not form.integer:
+    if form.activation is Activation.FLOAT:
         kind = np.float16 if form.name == "f16" else np.float32
         values = np.ascontiguousarray(tiles).view(kind).reshape(count, -1, TILE)
         return values.transpose(0, 2, 1).reshape(count * TILE, -1).astype(np.float32)

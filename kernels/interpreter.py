@@ -1,104 +1,68 @@
 """Runs a program: every thread goes through its operations in step, taking work items from each."""
 
-from . import records
-from .attention import ATTENTION_KERNELS, ROPE_KERNELS
+from .attention import attention, combine
 from .decorators import kernel
-from .embedding import EMBEDDING_KERNELS
-from .feed_forward import DOWN_KERNELS, release_groups, up
-from .linear import JOINED, linear, slabs
+from .embedding import embedding
+from .feed_forward import down, release_groups, up
+from .linear import linear
 from .norm import norm, quantize
 from .one_token import gather, neurons
-from .records import RECORD_BYTES, RUNS
+from .records import LINEAR, RECORD_BYTES, RUNS, STATE, Code
+from .rope import rope
 from .simd.atomic import call_function, fetch_add, load_acquire, pause
 from .simd.memory import load_i64, store_i64
-from .state import COUNT, PROGRAM, SEMAPHORES, SIGNAL, STOPPED, THREADS, TRACE, WAIT, barrier, now
+from .state import barrier, now
 
-_embed_q4, _embed_q6, _embed_q8, _embed_f16, _embed_f32 = EMBEDDING_KERNELS.values()
-_down_q4, _down_q6, _down_q8, _down_f16, _down_f32 = DOWN_KERNELS.values()
-_rope_f16, _rope_f32 = ROPE_KERNELS.values()
-_attention_f16, _attention_f32 = ATTENTION_KERNELS.values()
+_SPIN_NS = 500_000
+"""Before a helper sleeps: what passes between two tokens. Waking a sleeping processor costs a part of that, in a
+virtual machine most of it."""
+_PAUSES = 32
+"""Between two looks at the clock."""
 
-NORM, QUANTIZE, ROPE, ATTENTION = records.NORM, records.QUANTIZE, records.ROPE, records.ATTENTION
-NEURONS, GATHER, SLABS, RELEASE = records.NEURONS, records.GATHER, records.SLABS, records.RELEASE
-LINEAR = records.LINEAR
-
-SPINS_BEFORE_SLEEP = 20000
-"""Half a millisecond or so, what passes between two tokens: waking a sleeping processor costs a part of that, in
-a virtual machine most of it."""
-
-
-@kernel
-def _embed(form, op, state):
-    if form == 0:
-        _embed_q4(op, state)
-    elif form == 1:
-        _embed_q6(op, state)
-    elif form == 2:
-        _embed_q8(op, state)
-    elif form == 3:
-        _embed_f16(op, state)
-    else:
-        _embed_f32(op, state)
-
-
-@kernel
-def _down(form, op, state):
-    if form == 0:
-        _down_q4(op, state)
-    elif form == 1:
-        _down_q6(op, state)
-    elif form == 2:
-        _down_q8(op, state)
-    elif form == 3:
-        _down_f16(op, state)
-    else:
-        _down_f32(op, state)
+_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE = (
+    int(code) for code in Code)
 
 
 @kernel
 def _run(program, count, state, thread):
     """Do `count` operations at address `program`; `thread` is this thread's number, `state` is records.State."""
-    trace = load_i64(state + TRACE) if thread == 0 else 0
+    trace = load_i64(state + STATE.trace) if thread == 0 else 0
     if trace:
-        now(state, trace)
+        store_i64(trace, now(state))
     i = 0
     while i < count:
         op = program + i * RECORD_BYTES
         code = load_i64(op)
-        if code < 8:
-            _embed(code, op, state)
-        elif code < 16:
-            up(code - 8, op, state, thread)
-        elif code < 24:
-            _down(code - 16, op, state)
-        elif code == LINEAR:
-            linear(op, state)
-            i += load_i64(op + JOINED)
-        elif code == NORM:
+        if code == _EMBEDDING:
+            embedding(op, state)
+        elif code == _LINEAR:
+            linear(op, state, thread)
+            i += load_i64(op + LINEAR.joined)
+        elif code == _NORM:
             norm(op, state)
-        elif code == QUANTIZE:
+        elif code == _QUANTIZE:
             quantize(op, state)
-        elif code == NEURONS:
+        elif code == _ROPE:
+            rope(op, state)
+        elif code == _ATTENTION:
+            attention(op, state, thread)
+        elif code == _COMBINE:
+            combine(op, state)
+        elif code == _UP:
+            up(op, state, thread)
+        elif code == _DOWN:
+            down(op, state)
+        elif code == _NEURONS:
             neurons(op, state, thread)
-        elif code == GATHER:
+        elif code == _GATHER:
             gather(op, state)
-        elif code == SLABS:
-            slabs(op, state, thread)
-        elif code == RELEASE:
-            release_groups(op, state)
-        elif code == ROPE:
-            _rope_f16(op, state)
-        elif code == ROPE + 1:
-            _rope_f32(op, state)
-        elif code == ATTENTION:
-            _attention_f16(op, state, thread)
         else:
-            _attention_f32(op, state, thread)
+            release_groups(op, state)
         barrier(state)
         i += 1
         if trace:
-            now(state, trace + 16 * i)
-        if load_i64(state + STOPPED):
+            store_i64(trace + 8 * i, now(state))
+        if load_i64(state + STATE.stopped):
             return
 
 
@@ -109,24 +73,26 @@ def enter(program, count, state, thread):
     Waking and running are one call, so that no signal that Python handles can come between.
     """
     if thread == 0:
-        store_i64(state + PROGRAM, program)
-        store_i64(state + COUNT, count)
+        store_i64(state + STATE.program, program)
+        store_i64(state + STATE.operations, count)
         fetch_add(state + RUNS, 1)
-        for helper in range(load_i64(state + THREADS) - 1):
-            call_function(load_i64(state + SIGNAL), load_i64(load_i64(state + SEMAPHORES) + 8 * helper), 0)
+        for helper in range(load_i64(state + STATE.threads) - 1):
+            call_function(load_i64(state + STATE.signal), load_i64(load_i64(state + STATE.semaphores) + 8 * helper), 0)
         if count >= 0:
             _run(program, count, state, 0)
         return
     runs = 0
     while True:
-        spins = 0
+        started, spins = now(state), 0
         while load_acquire(state + RUNS) == runs:
-            if spins < SPINS_BEFORE_SLEEP:
+            spins += 1
+            if spins % _PAUSES or now(state) - started < _SPIN_NS:
                 pause()
-                spins += 1
             else:  # may end early, by a signal or by a wake-up that a spin had no need of
-                call_function(load_i64(state + WAIT), load_i64(load_i64(state + SEMAPHORES) + 8 * (thread - 1)), -1)
+                call_function(load_i64(state + STATE.wait),
+                              load_i64(load_i64(state + STATE.semaphores) + 8 * (thread - 1)), -1)
+                spins = -1
         runs += 1
-        if load_i64(state + COUNT) < 0:
+        if load_i64(state + STATE.operations) < 0:
             return
-        _run(load_i64(state + PROGRAM), load_i64(state + COUNT), state, thread)
+        _run(load_i64(state + STATE.program), load_i64(state + STATE.operations), state, thread)

@@ -2,23 +2,22 @@
 
 from typing import Any
 
-from .block_products import STEPS
-from .decorators import kernel
+from .block_products import STEPS, TOKENS, no_sums
+from .decorators import inlined, kernel
 from .formats import FORMATS, SLAB
-from .records import RECORD_BYTES, Linear, Slabs, offsets
-from .simd.arithmetic import add, zero_f32
+from .records import LINEAR, RECORD_BYTES, STATE, TOKENS_AT_ONCE
+from .simd.arithmetic import add
 from .simd.memory import load_f32x16, load_i64, store_f32x16
-from .state import SELECTED, TOKENS, arrived, release, share, take
-
-WEIGHTS, TILES, FORM, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE, JOINED = offsets(Linear)
-(TABLE, COUNTERS, SLAB_COUNT, SLAB_TILES, SLAB_FORM, SLAB_BLOCKS, SLAB_X, SLAB_X_STRIDE, SLAB_Y,
- SLAB_Y_STRIDE) = offsets(Slabs)
+from .state import arrived, release, share, take
+from .unrolled import by_format, for_rows, in_turn
 
 PIECES = 8
 """Times that a thread takes tiles of a matrix: more even out the ends, fewer read longer runs."""
+_CHUNK_BYTES = 128 << 10
+"""Tiles that a thread takes at once: with their tokens they stay in its second-level cache."""
 
 
-@kernel
+@inlined
 def _put(y, value, bias, accumulate):
     if bias:
         value = add(value, load_f32x16(bias))
@@ -33,40 +32,43 @@ def tile_kernel(name: str) -> Any:
     16 rows of the result go to y as float32, one token every `y_stride` bytes. bias: address of 16 float32, or 0.
     """
     steps, form = STEPS[name], FORMATS[name]
-    one, four, finish = steps.one, steps.four, steps.finish
-    block_bytes, header_bytes, activation_block = form.block_bytes, form.header_bytes, steps.activation_block
+    finish, block_bytes, header_bytes = steps.finish, form.block_bytes, form.header_bytes
+    activation_block = form.activation.block_bytes
+
+    @inlined
+    def put(shared, y, sums):
+        w, bias, accumulate = shared
+        _put(y, finish(w, sums), bias, accumulate)
+        return 0
+
+    def of(count: int) -> Any:
+        """Tokens from `token` on, so many at a time; the first that is left."""
+        zeros, into, put_all = no_sums(count), steps.into(count), for_rows(put, count)
+
+        @inlined
+        def some(token, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
+            while token + count <= tokens:
+                sums, at, body = zeros(), x + token * x_stride, w + header_bytes
+                for _ in range(blocks):
+                    sums = into(body, at, x_stride, sums)
+                    body += block_bytes
+                    at += activation_block
+                put_all((w, bias, accumulate), y + token * y_stride, y_stride, sums)
+                token += count
+            return token
+
+        return some
+
+    every = in_turn([of(count) for count in TOKENS])
 
     @kernel
     def tile(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
-        body = w + header_bytes
-        token = 0
-        while token + 4 <= tokens:
-            a0, a1, a2, a3 = zero_f32(), zero_f32(), zero_f32(), zero_f32()
-            b0, b1, b2, b3 = zero_f32(), zero_f32(), zero_f32(), zero_f32()
-            at = x + token * x_stride
-            for block in range(blocks):
-                a0, a1, a2, a3, b0, b1, b2, b3 = four(
-                    body + block * block_bytes, at + block * activation_block, x_stride, a0, a1, a2, a3, b0, b1, b2, b3)
-            out = y + token * y_stride
-            _put(out, finish(w, a0, b0), bias, accumulate)
-            _put(out + y_stride, finish(w, a1, b1), bias, accumulate)
-            _put(out + 2 * y_stride, finish(w, a2, b2), bias, accumulate)
-            _put(out + 3 * y_stride, finish(w, a3, b3), bias, accumulate)
-            token += 4
-        while token < tokens:
-            a, b = zero_f32(), zero_f32()
-            at = x + token * x_stride
-            for block in range(blocks):
-                a, b = one(body + block * block_bytes, at + block * activation_block, a, b)
-            _put(y + token * y_stride, finish(w, a, b), bias, accumulate)
-            token += 1
+        every(0, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
 
     return tile
 
 
-TILE_KERNELS: dict[str, Any] = {name: tile_kernel(name) for name in FORMATS}
-
-_tile_q4, _tile_q6, _tile_q8, _tile_f16, _tile_f32 = TILE_KERNELS.values()
+_tile_of = by_format({name: tile_kernel(name) for name in FORMATS})
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
 
@@ -80,60 +82,53 @@ def tile_bytes_of(form, blocks):
 @kernel
 def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
     """A tile of the format with this code."""
-    if form == 0:
-        _tile_q4(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
-    elif form == 1:
-        _tile_q6(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
-    elif form == 2:
-        _tile_q8(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
-    elif form == 3:
-        _tile_f16(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
-    else:
-        _tile_f32(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
+    _tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
 
 
 @kernel
-def _tile_at(op, i, tokens):
-    """Tile i of one record's matrix."""
-    form, blocks, bias = load_i64(op + FORM), load_i64(op + BLOCKS), load_i64(op + BIAS)
-    tile_of(form, load_i64(op + WEIGHTS) + i * tile_bytes_of(form, blocks), blocks, load_i64(op + X),
-            load_i64(op + X_STRIDE), tokens, load_i64(op + Y) + i * 64, load_i64(op + Y_STRIDE),
-            bias + i * 64 if bias else 0, load_i64(op + ACCUMULATE))
+def _tiles(op, state, thread, first, last, tokens):
+    """Tiles first to last of one record's matrix; whether their weights came."""
+    form, blocks, bias = load_i64(op + LINEAR.form), load_i64(op + LINEAR.blocks), load_i64(op + LINEAR.bias)
+    table, counters = load_i64(op + LINEAR.table), load_i64(op + LINEAR.counters)
+    x_stride, y_stride = load_i64(op + LINEAR.x_stride), load_i64(op + LINEAR.y_stride)
+    accumulate, tile_bytes = load_i64(op + LINEAR.accumulate), tile_bytes_of(form, blocks)
+    for slab in range(first // SLAB, (last + SLAB - 1) // SLAB):
+        if not arrived(state, thread, table, slab):
+            return False
+    for token in range(0, tokens, TOKENS_AT_ONCE):
+        x, y = load_i64(op + LINEAR.x) + token * x_stride, load_i64(op + LINEAR.y) + token * y_stride
+        for i in range(first, last):
+            w = load_i64(table + 8 * (i // SLAB)) + i % SLAB * tile_bytes
+            tile_of(form, w, blocks, x, x_stride, min(tokens - token, TOKENS_AT_ONCE), y + i * 64, y_stride,
+                    bias + i * 64 if bias else 0, accumulate)
+    if counters:
+        for slab in range(first // SLAB, (last + SLAB - 1) // SLAB):
+            release(state, table, counters, slab)
+    return True
 
 
 @kernel
-def linear(op, state):
-    """Every tile of one matrix or several, shared among the threads."""
-    tokens, end, tiles = load_i64(state + TOKENS), op + (1 + load_i64(op + JOINED)) * RECORD_BYTES, 0
+def linear(op, state, thread):
+    """Every tile of one matrix or several, shared among the threads; whole slabs where their room is wanted back."""
+    tokens = load_i64(state + (STATE.selected if load_i64(op + LINEAR.of_selected) else STATE.tokens))
+    end, tiles, streamed = op + (1 + load_i64(op + LINEAR.joined)) * RECORD_BYTES, 0, 0
     for record in range(op, end, RECORD_BYTES):
-        tiles += load_i64(record + TILES)
-    chunk = min(share(state, tiles, PIECES), 16)
+        tiles += (load_i64(record + LINEAR.tiles) + SLAB - 1) // SLAB * SLAB
+        streamed |= load_i64(record + LINEAR.counters)
+    largest = max(_CHUNK_BYTES // tile_bytes_of(load_i64(op + LINEAR.form), load_i64(op + LINEAR.blocks)), 1)
+    chunk = SLAB if streamed else min(share(state, tiles, PIECES), largest, 16)
     first = take(state, chunk)
     while first < tiles:
-        record, passed = op, 0
-        for i in range(first, min(first + chunk, tiles)):
-            while i - passed >= load_i64(record + TILES):
-                passed += load_i64(record + TILES)
+        record, passed, at, last = op, 0, first, min(first + chunk, tiles)
+        while at < last:
+            of_record = (load_i64(record + LINEAR.tiles) + SLAB - 1) // SLAB * SLAB
+            if at - passed >= of_record:
+                passed += of_record
                 record += RECORD_BYTES
-            _tile_at(record, i - passed, tokens)
+                continue
+            until = min(last, passed + of_record)
+            if not _tiles(record, state, thread, at - passed, min(until - passed, load_i64(record + LINEAR.tiles)),
+                          tokens):
+                return
+            at = until
         first = take(state, chunk)
-
-
-@kernel
-def slabs(op, state, thread):
-    """The output head, for the selected rows."""
-    table, counters, count = load_i64(op + TABLE), load_i64(op + COUNTERS), load_i64(op + SLAB_COUNT)
-    tiles, form, blocks = load_i64(op + SLAB_TILES), load_i64(op + SLAB_FORM), load_i64(op + SLAB_BLOCKS)
-    x, x_stride = load_i64(op + SLAB_X), load_i64(op + SLAB_X_STRIDE)
-    y, y_stride = load_i64(op + SLAB_Y), load_i64(op + SLAB_Y_STRIDE)
-    selected, tile_bytes = load_i64(state + SELECTED), tile_bytes_of(form, blocks)
-    slab = take(state, 1)
-    while slab < count:
-        w = arrived(state, thread, table, slab)
-        if w == 0:
-            return
-        first = slab * SLAB
-        for i in range(first, min(first + SLAB, tiles)):
-            tile_of(form, w + (i - first) * tile_bytes, blocks, x, x_stride, selected, y + i * 64, y_stride, 0, 0)
-        release(state, table, counters, slab)
-        slab = take(state, 1)

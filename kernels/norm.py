@@ -4,15 +4,11 @@ import numpy as np
 
 from .activation import quantize_pair, quantize_row
 from .decorators import kernel
-from .formats import QUANTIZED_BLOCK
-from .records import Norm, Quantize, offsets
+from .formats import FINE_BLOCK, FLOAT_BLOCK, QUANTIZED_BLOCK
+from .records import NORM, QUANTIZE, STATE
 from .simd.arithmetic import fma, mul, reduce_add, splat, square_root, zero_f32
 from .simd.memory import load_f32, load_f32x16, load_i64, store_f32x16, store_i64
-from .state import ERROR, SELECTED, SELECTED_ROWS, TOKENS, take
-
-(X, X_STRIDE, WEIGHT, COLUMNS, BLOCKS, EPSILON, OUT, OUT_STRIDE, OUT_QUANTIZED, OUT_QUANTIZED_STRIDE,
- OF_SELECTED) = offsets(Norm)
-_, _, ROW_BLOCKS, ROW_OUT, ROW_OUT_STRIDE = offsets(Quantize)
+from .state import take
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
@@ -20,41 +16,47 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 @kernel
 def norm(op, state):
     """x / sqrt(mean(x**2) + epsilon) * weight, for every new token, or for the rows that the output head computes."""
-    x, x_stride, weight = load_i64(op + X), load_i64(op + X_STRIDE), load_i64(op + WEIGHT)
-    columns, blocks, epsilon = load_i64(op + COLUMNS), load_i64(op + BLOCKS), load_f32(op + EPSILON)
-    out, out_stride = load_i64(op + OUT), load_i64(op + OUT_STRIDE)
-    quantized, quantized_stride = load_i64(op + OUT_QUANTIZED), load_i64(op + OUT_QUANTIZED_STRIDE)
-    selected = load_i64(op + OF_SELECTED)
-    rows = load_i64(state + SELECTED) if selected else load_i64(state + TOKENS)
+    x, x_stride, weight = load_i64(op + NORM.x), load_i64(op + NORM.x_stride), load_i64(op + NORM.weight)
+    columns, blocks, epsilon = load_i64(op + NORM.columns), load_i64(op + NORM.blocks), load_f32(op + NORM.epsilon)
+    floats, floats_stride = load_i64(op + NORM.floats), load_i64(op + NORM.floats_stride)
+    quantized, quantized_stride = load_i64(op + NORM.quantized), load_i64(op + NORM.quantized_stride)
+    fine, fine_stride = load_i64(op + NORM.fine), load_i64(op + NORM.fine_stride)
+    selected = load_i64(op + NORM.of_selected)
+    rows = load_i64(state + (STATE.selected if selected else STATE.tokens))
     row = take(state, 1)
     while row < rows:
-        at = x + (load_i64(load_i64(state + SELECTED_ROWS) + 8 * row) if selected else row) * x_stride
+        at = x + (load_i64(load_i64(state + STATE.selected_rows) + 8 * row) if selected else row) * x_stride
         squares = zero_f32()
-        for column in range(0, blocks * 128, 64):
+        for column in range(0, blocks * FLOAT_BLOCK, 64):
             v = load_f32x16(at + column)
             squares = fma(v, v, squares)
         total = reduce_add(squares)
         if total * _ZERO != _ZERO:  # too large to square: the rest would come out as zeros
-            store_i64(state + ERROR, 1)
+            store_i64(state + STATE.error, 1)
         scale = splat(_ONE / square_root(total / np.float32(columns) + epsilon))
         for block in range(blocks):
-            low = mul(mul(load_f32x16(at + block * 128), scale), load_f32x16(weight + block * 128))
-            high = mul(mul(load_f32x16(at + block * 128 + 64), scale), load_f32x16(weight + block * 128 + 64))
-            if out:
-                store_f32x16(out + row * out_stride + block * 128, low)
-                store_f32x16(out + row * out_stride + block * 128 + 64, high)
-            if quantized:
-                quantize_pair(low, high, quantized + row * quantized_stride + block * QUANTIZED_BLOCK, state + ERROR)
+            column = block * FLOAT_BLOCK
+            low = mul(mul(load_f32x16(at + column), scale), load_f32x16(weight + column))
+            high = mul(mul(load_f32x16(at + column + 64), scale), load_f32x16(weight + column + 64))
+            if floats:
+                store_f32x16(floats + row * floats_stride + column, low)
+                store_f32x16(floats + row * floats_stride + column + 64, high)
+            if quantized or fine:
+                quantize_pair(low, high,
+                              quantized + row * quantized_stride + block * QUANTIZED_BLOCK if quantized else 0,
+                              fine + row * fine_stride + block * FINE_BLOCK if fine else 0, state + STATE.error)
         row = take(state, 1)
 
 
 @kernel
 def quantize(op, state):
-    """Each new token's float32 row to quantized blocks."""
-    x, x_stride, blocks = load_i64(op + X), load_i64(op + X_STRIDE), load_i64(op + ROW_BLOCKS)
-    out, out_stride = load_i64(op + ROW_OUT), load_i64(op + ROW_OUT_STRIDE)
-    tokens = load_i64(state + TOKENS)
+    """Each new token's float32 row to blocks."""
+    x, x_stride, blocks = load_i64(op + QUANTIZE.x), load_i64(op + QUANTIZE.x_stride), load_i64(op + QUANTIZE.blocks)
+    quantized, quantized_stride = load_i64(op + QUANTIZE.quantized), load_i64(op + QUANTIZE.quantized_stride)
+    fine, fine_stride = load_i64(op + QUANTIZE.fine), load_i64(op + QUANTIZE.fine_stride)
+    tokens = load_i64(state + STATE.tokens)
     token = take(state, 1)
     while token < tokens:
-        quantize_row(x + token * x_stride, blocks, out + token * out_stride, state + ERROR)
+        quantize_row(x + token * x_stride, blocks, quantized + token * quantized_stride if quantized else 0,
+                     fine + token * fine_stride if fine else 0, state + STATE.error)
         token = take(state, 1)

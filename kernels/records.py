@@ -1,11 +1,15 @@
 """Operations as data: what a program is made of, and what the threads that run it share.
 
-A program is an array of records, 16 int64 each: the operation's number, then its arguments in the order of the classes
-here. Addresses are plain integers; strides and offsets are in bytes. The kernels read the same layouts, by `offsets`.
+A program is an array of records, 16 int64 each: the operation's `Code`, then its arguments in the order of the classes
+here. Addresses are plain integers; strides and offsets are in bytes; matrices go by their format's code (formats.py).
+Kernels read the same layouts: below each class stands an instance of it that holds, instead of values, where each
+argument is in a record, so that `load_i64(op + LINEAR.x)` reads the argument `x` of a `Linear`.
+
 This module imports neither the kernels nor Numba: it is all that running needs to know of them.
 """
 
-from typing import Any, NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeVar
 
 from .formats import TILE
 
@@ -13,101 +17,122 @@ RECORD = 16
 """int64 in a record."""
 RECORD_BYTES = 8 * RECORD
 
+WAIT, ABSENT = 0, -1
+"""What stands in a table of addresses for weights that are being read, and for weights that take no part."""
 
-def offsets(record: type[Any]) -> tuple[int, ...]:
-    """Where each argument stands in a record, in bytes."""
-    return tuple(8 * (i + 1) for i in range(len(record._fields)))
+_Record = TypeVar("_Record", bound=tuple[Any, ...])
 
 
-EMBEDDING, UP, DOWN = 0, 8, 16
-"""One operation for each weight format: the format's code is added."""
-NORM, QUANTIZE = 32, 33
-NEURONS, GATHER = 38, 39
-"""The feed-forward part for a single token: UP and DOWN with every group read once, from end to end."""
-SLABS, RELEASE = 40, 41
-"""The output head; and giving back the room of neuron groups that UP and DOWN are done with."""
-LINEAR = 42
-"""Matrices that share nothing but the moment: a record for each, the first says how many follow (`joined`)."""
-ROPE, ATTENTION = 34, 36
-"""One operation for each element type of the cache: 0 for float16, 1 for float32 is added."""
+class Code(IntEnum):
+    """The operations."""
+
+    EMBEDDING = 0
+    LINEAR = 1
+    """Matrices that share nothing but the moment: a record for each, the first says how many follow (`joined`)."""
+    NORM = 2
+    QUANTIZE = 3
+    ROPE = 4
+    ATTENTION = 5
+    COMBINE = 6
+    """What ATTENTION left in parts becomes one; its record again."""
+    UP = 7
+    DOWN = 8
+    NEURONS = 9
+    """The feed-forward part for a single token: UP and DOWN with every group read once, from end to end."""
+    GATHER = 10
+    """The sums of NEURONS' segments become one; its record again."""
+    RELEASE = 11
+
+
+def offsets(record: type[_Record], first: int = 1) -> _Record:
+    """Where each argument stands in a record, in bytes; argument 0 is int64 number `first`."""
+    names: tuple[str, ...] = record._fields  # type: ignore[attr-defined]
+    return record(*(8 * (i + first) for i in range(len(names))))
 
 
 class Embedding(NamedTuple):
     """Rows of the embedding matrix, as float32."""
 
+    form: int
     rows: int
     """Two int64 a token: the address of its tile, and its row in the tile."""
     blocks: int
     out: int
+    """float32, a row for each token."""
     out_stride: int
 
 
-class Linear(NamedTuple):
-    """y = W x (+ bias) (+ y)."""
+EMBEDDING = offsets(Embedding)
 
-    weights: int
+
+class Linear(NamedTuple):
+    """y = W x (+ bias) (+ y). Tables and counters go by slabs of SLAB tiles."""
+
+    table: int
+    """int64 a slab: its address, or WAIT."""
+    counters: int
+    """int64 a slab: the address of the counter to lower when done with it, or 0; or 0 where all stay."""
     tiles: int
     form: int
-    """The format's code."""
     blocks: int
     x: int
+    """A row for each token, in the form that the weights meet (Format.activation)."""
     x_stride: int
     y: int
+    """float32, a row for each token, 16 a tile."""
     y_stride: int
     bias: int
-    """Address of float32, 16 a tile; or 0."""
+    """float32, 16 a tile; or 0."""
     accumulate: int
     """1 to add to what y holds."""
+    of_selected: int
+    """1 where x and y have rows for the tokens whose logits are wanted, 0 for all new tokens."""
     joined: int
     """How many of the records that follow, LINEAR too, are done together with this one."""
 
 
-class Slabs(NamedTuple):
-    """y = W x for the selected rows, by slabs of tiles (formats.SLAB)."""
-
-    table: int
-    """int64 a slab: its address; 0 while it is still being read."""
-    counters: int
-    """int64 a slab: the address of the counter to lower when done with it, or 0; or 0 where all stay."""
-    slabs: int
-    tiles: int
-    form: int
-    """The format's code."""
-    blocks: int
-    x: int
-    x_stride: int
-    y: int
-    y_stride: int
+LINEAR = offsets(Linear)
 
 
 class Release(NamedTuple):
-    """Give back the room of groups."""
+    """Give back the room of neuron groups that UP and DOWN are done with."""
 
     table: int
     counters: int
     groups: int
+
+
+RELEASE = offsets(Release)
 
 
 class Up(NamedTuple):
     """hidden = silu(gate x) * (up x), by groups of 32 neurons."""
 
+    form: int
+    """Of gate and up."""
     table: int
-    """int64 a group: its address; 0 while it is still being read."""
+    """int64 a group: its address, WAIT or ABSENT."""
     groups: int
     blocks: int
     x: int
     x_stride: int
     hidden: int
+    """A block of 32 activations for each group, a row for each token."""
     hidden_stride: int
-    as_float: int
-    """1 to write float32, 0 to quantize."""
+    down: int
+    """The format that hidden will meet."""
     scratch: int
     scratch_stride: int
+    """UP_SCRATCH_BYTES for each thread."""
+
+
+UP = offsets(Up)
 
 
 class Down(NamedTuple):
     """y += down hidden, some segments of it: the first set their sums to zero, the last add them to y."""
 
+    form: int
     table: int
     groups: int
     """Of the whole layer, as is `table`."""
@@ -115,7 +140,7 @@ class Down(NamedTuple):
     last: int
     """Segments."""
     sums: int
-    """Sums of the segments so far, two vectors a tile and token."""
+    """The segments so far: float32 (tile, token, 16)."""
     offset: int
     """Where the down blocks begin in a group."""
     headers: int
@@ -127,62 +152,81 @@ class Down(NamedTuple):
     y_stride: int
 
 
-class OneToken(NamedTuple):
+DOWN = offsets(Down)
+
+
+class Neurons(NamedTuple):
     """What NEURONS and GATHER do for one token: y += down(silu(gate x) * up x), in SEGMENTS parts, then their sum."""
 
     table: int
+    counters: int
     groups: int
     gate_up: int
-    """The format's code."""
+    """A format."""
     blocks: int
     x: int
     down: int
-    """The format's code."""
+    """A format."""
     offset: int
     headers: int
     tiles: int
     y: int
     partial: int
-    """Room for the parts' sums: SEGMENTS * one_token_bytes(tiles)."""
+    """The segments' sums: float32 (SEGMENTS, tile, 16)."""
     scratch: int
     scratch_stride: int
-    counters: int
-    """As in Slabs."""
+    """neurons_scratch_bytes(tiles) for each thread."""
+
+
+NEURONS = offsets(Neurons)
 
 
 class Norm(NamedTuple):
-    """x / sqrt(mean(x**2) + epsilon) * weight."""
+    """x / sqrt(mean(x**2) + epsilon) * weight, in each form whose address is not 0."""
 
     x: int
     x_stride: int
     weight: int
+    """float32."""
     columns: int
     blocks: int
     epsilon: int
     """The bits of a float32."""
-    out: int
-    """float32, or 0."""
-    out_stride: int
-    out_quantized: int
-    """Quantized blocks, or 0."""
-    out_quantized_stride: int
+    floats: int
+    floats_stride: int
+    quantized: int
+    quantized_stride: int
+    fine: int
+    fine_stride: int
     of_selected: int
+    """1 to take the tokens whose logits are wanted, 0 for all new tokens."""
+
+
+NORM = offsets(Norm)
 
 
 class Quantize(NamedTuple):
-    """float32 rows to quantized blocks."""
+    """float32 rows to blocks, in each form whose address is not 0."""
 
     x: int
     x_stride: int
     blocks: int
-    out: int
-    out_stride: int
+    quantized: int
+    quantized_stride: int
+    fine: int
+    fine_stride: int
+
+
+QUANTIZE = offsets(Quantize)
 
 
 class Rope(NamedTuple):
     """Rotates queries and keys, and puts keys and values into the cache."""
 
+    element: int
+    """Of the cache: its number in CACHE_ELEMENTS."""
     qkv: int
+    """float32, a row for each token: queries, keys, values, head by head."""
     qkv_stride: int
     heads: int
     kv_heads: int
@@ -191,9 +235,13 @@ class Rope(NamedTuple):
     interleaved: int
 
 
+ROPE = offsets(Rope)
+
+
 class Attention(NamedTuple):
     """softmax(q k * scale) v."""
 
+    element: int
     qkv: int
     qkv_stride: int
     heads: int
@@ -201,11 +249,39 @@ class Attention(NamedTuple):
     head_dim: int
     layer: int
     out: int
+    """float32, a row for each token, head by head."""
     out_stride: int
     scratch: int
     scratch_stride: int
+    """attention_scratch_bytes for each thread."""
     scale: int
     """The bits of a float32."""
+    partial: int
+    """Room for parts: float32 (token, head, part, 16 + padded head_dim); as many tokens and parts as fit."""
+    partial_bytes: int
+
+
+ATTENTION = offsets(Attention)
+
+
+class Token(NamedTuple):
+    """A new token: where it stands, and in which session. TOKEN_BYTES each, one after another.
+
+    Neighbours in one call that have the same cache are of one session, at positions that follow one another.
+    """
+
+    cache: int
+    """Address of its session's cache: (layer, key or value, key-value head, position ...), see attention.py."""
+    layer_bytes: int
+    head_bytes: int
+    """A head's keys, or values, in a layer."""
+    position: int
+    angles: int
+    """Its position's rotary angles: head_dim / 2 cosines and as many sines, float32."""
+
+
+TOKEN_BYTES = 64
+TOKEN = offsets(Token, 0)
 
 
 class State(NamedTuple):
@@ -213,23 +289,18 @@ class State(NamedTuple):
 
     threads: int
     tokens: int
-    position: int
-    """Of the first new token."""
+    """How many new tokens there are."""
+    token_records: int
+    """Address of a `Token` for each."""
     selected: int
     """How many rows the output head computes."""
     selected_rows: int
     """Address of their indices, int64."""
-    cache: int
-    cache_layer_bytes: int
-    cache_head_bytes: int
-    """A head's keys, or values, in a layer."""
-    rope: int
-    """head_dim / 2 cosines and as many sines for each position, float32."""
     yield_processor: int
     """Address of a C function that lets another thread run."""
     signal: int
     wait: int
-    """Addresses of C functions that raise a semaphore, and wait for it and lower it."""
+    """Addresses of C functions that post a semaphore, and that wait for one."""
     semaphores: int
     """Addresses of the helpers' semaphores, one int64 each."""
     program: int
@@ -247,38 +318,57 @@ class State(NamedTuple):
     clock_id: int
     """Address of clock_gettime, and its first argument."""
     freed: int
-    """Semaphore raised when room was given back."""
+    """Semaphore to post when room was given back."""
     patience: int
-    """How many times to sleep for weights that do not come before giving up."""
+    """Nanoseconds to wait for weights that do not come before giving up."""
     trace: int
-    """Where to write the time after each operation, 16 bytes each as clock_gettime does, or 0."""
+    """Where to write the time after each operation, int64 nanoseconds, or 0."""
     cancelled: int
     """Address of an int64 that whoever wants the run's result no more sets to CANCELLED: the run ends."""
 
 
+STATE = offsets(State, 0)
 CANCELLED = 4
 WAITING, GENERATION, NEXT, RUNS, WAITED, STATE_BYTES = 256, 320, 384, 448, 512, 576
 """On cache lines of their own: threads at the barrier, barriers passed, the next work item, runs begun, nanoseconds
-that thread 0 waited for weights (and room for two times)."""
+that thread 0 waited for weights."""
 
-SEGMENTS = 16
+SEGMENTS = 48
 """Parts into which a layer's groups are cut, always the same, whoever computes them: each is summed alone, then the
 sums are added in order. So the result depends neither on the threads nor on how many tokens come at once."""
 TOKENS_AT_ONCE = 32
-"""Tokens for which gate and up are kept as float32 before they become one activation."""
+"""Tokens that a thread takes through several tiles before the next ones: what they are stays in its caches."""
 UP_SCRATCH_BYTES = TOKENS_AT_ONCE * 4 * TILE * 4
+
+CACHE_ELEMENTS = {"f16": 2, "f32": 4}
+"""Element types of a key-value cache, in the order of their numbers, and their bytes."""
 POSITIONS = 16
 """Positions in a tile of keys."""
+SPLIT = 256
+"""Positions that attention goes through before it combines: always the same ones, so that the result depends neither
+on the threads nor on how many tokens come at once."""
+ROWS_TOGETHER = 48
+"""Query heads times tokens that attention takes through the cache together, as far as there are no more heads."""
+MOST_TOKENS_TOGETHER = 8
 
 
 def down_bytes(tiles: int, tokens: int) -> int:
-    """Room for the sums of the down projection: two vectors a tile and token."""
-    return 128 * tiles * tokens
+    """Room for the sums of the down projection."""
+    return 64 * tiles * tokens
 
 
-def one_token_bytes(tiles: int) -> int:
-    """Room for the sums of one part: two vectors a tile."""
-    return 128 * tiles
+def partial_bytes(tiles: int) -> int:
+    """Room for the segments' sums of NEURONS."""
+    return SEGMENTS * 64 * tiles
+
+
+NEURONS_SUMS = 512
+"""Where in a thread's scratch for NEURONS the sums of a segment stand: two vectors a tile."""
+
+
+def neurons_scratch_bytes(tiles: int) -> int:
+    """Scratch that a thread needs for NEURONS."""
+    return NEURONS_SUMS + 128 * tiles
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -286,6 +376,23 @@ def padded_head_dim(head_dim: int) -> int:
     return -(-head_dim // 16) * 16
 
 
-def attention_scratch_bytes(head_dim: int) -> int:
-    """Scratch that a thread needs for attention."""
+def tokens_together(group: int) -> int:
+    """Tokens that attention takes through the cache together, `group` query heads sharing a key-value head."""
+    return min(max(ROWS_TOGETHER // group, 1), MOST_TOKENS_TOGETHER)
+
+
+def attention_part_bytes(head_dim: int) -> int:
+    """A part of one head: its largest score, the sum of its weights, and what they sum up to."""
     return 64 + 4 * padded_head_dim(head_dim)
+
+
+def attention_partial_bytes(heads: int, head_dim: int, tokens: int, context: int) -> int:
+    """Room for all parts of so many tokens at the end of a context."""
+    return tokens * heads * -(-context // SPLIT) * attention_part_bytes(head_dim)
+
+
+def attention_scratch_bytes(head_dim: int, group: int) -> int:
+    """Scratch that a thread needs for attention: for each row its query, its scores in a split, its sums twice, and its
+    running state. A few rows more, as blocks of them are rounded up."""
+    rows = tokens_together(group) * group + 8
+    return rows * (3 * 4 * padded_head_dim(head_dim) + 4 * SPLIT + 2 * 64)

@@ -11,13 +11,13 @@ import weakref
 import numpy as np
 
 from .native import Library
-from .records import RECORD, STATE_BYTES, WAITED, State, offsets
+from .records import RECORD, STATE, STATE_BYTES, WAITED, Code
 from .semaphores import Semaphores, clock_function, sleep_function, yield_function
 
-PATIENCE = 1_000_000
-"""Sleeps of 50 µs, each of which takes 70 to 110 in fact, until weights that do not come are given up."""
+PATIENCE_NS = 90_000_000_000
+"""Until weights that do not come are given up."""
 
-_PLACES = {name: (at - 8) // 8 for name, at in zip(State._fields, offsets(State), strict=True)}
+_PLACES = {name: at // 8 for name, at in STATE._asdict().items()}
 
 
 class Program:
@@ -27,9 +27,16 @@ class Program:
         self._records: list[list[int]] = []
         self._array: np.ndarray | None = None
 
-    def append(self, code: int, record: tuple[int, ...]) -> None:
-        values = [code, *(int(v) for v in record)]
+    def append(self, code: Code, record: tuple[int, ...]) -> int:
+        """Add an operation; its number."""
+        values = [int(code), *(int(v) for v in record)]
         self._records.append(values + [0] * (RECORD - len(values)))
+        self._array = None
+        return len(self._records) - 1
+
+    def amend(self, number: int, offset: int, value: int) -> None:
+        """Set an argument of an operation that was added; offset: as records.LINEAR.x and its like."""
+        self._records[number][offset // 8] = value
         self._array = None
 
     @property
@@ -56,7 +63,7 @@ class Team:
         self._never = np.zeros(1, np.int64)
         self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.signal,
                  wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data,
-                 sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE,
+                 sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE_NS,
                  cancelled=self._never.ctypes.data)
         self._helpers: list[threading.Thread] = []
         self._end = weakref.finalize(self, _end_helpers, library, self._state_at, self._helpers)

@@ -36,4 +36,4 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
                 readers=readers, embedding=embedding)
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
-                  threads=threads, cache_type=cache_type)
+                  threads=threads, context=64, cache_type=cache_type)

@@ -17,7 +17,7 @@ from edgert import __version__
 from edgert.download import models_folder
 from edgert.kernels import native
 from edgert.kernels.formats import QUANTIZED_BLOCK
-from edgert.kernels.records import QUANTIZE, Quantize
+from edgert.kernels.records import Code, Quantize
 from edgert.kernels.simd.target import VARIABLE, choose, executable_targets, machine, processor_features
 from edgert.kernels.team import Program, Team
 from edgert.model import default_threads
@@ -110,7 +110,7 @@ def _step_us(library: native.Library, threads: int) -> float:
     x, out = np.ones(32, np.float32), np.zeros(QUANTIZED_BLOCK, np.uint8)
     program, steps = Program(), 2000
     for _ in range(steps):
-        program.append(QUANTIZE, Quantize(x.ctypes.data, 128, 1, out.ctypes.data, QUANTIZED_BLOCK))
+        program.append(Code.QUANTIZE, Quantize(x.ctypes.data, 128, 1, out.ctypes.data, QUANTIZED_BLOCK, 0, 0))
     team = Team(library, threads)
     team.set(tokens=1)
     times = []

@@ -6,18 +6,19 @@ import numpy as np
 
 from edgert.bundle import Header
 from edgert.kernels import records
-from edgert.kernels.formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
+from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation
 from edgert.models.llama import Config
 from edgert.residency.region import Allocator, Region
 
 LOGIT_ROWS = 4
 """Rows of logits computed at once."""
-
-def _row_bytes(columns: int, *, integer: bool = False) -> int:
-    return -(-columns // BLOCK) * (QUANTIZED_BLOCK if integer else FLOAT_BLOCK)
-
-
 _GROUPS_A_THREAD = 8
+_PARTS_TOKENS = 8
+"""Tokens at the end of a full context for which attention's splits may be shared among the threads."""
+
+
+def _row_bytes(columns: int, form: Activation = Activation.FLOAT) -> int:
+    return -(-columns // BLOCK) * form.block_bytes
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,46 @@ class Buffer:
 
 
 class Buffers:
-    """The memory that programs work in, for `tokens` new tokens at once and `threads`."""
+    """The memory that programs work in, for `tokens` new tokens at once, `threads`, and contexts of up to `context`.
 
-    def __init__(self, config: Config, header: Header, tokens: int, threads: int) -> None:
-        room = _Room(config, header, tokens, threads)
+    Each is C order, float32 where nothing else is said; rows are padded to whole cache lines.
+
+    x          (tokens, hidden_size)                  the residual stream
+    h          by form (formats.Activation):          what a norm, or attention, gives to matrices
+               FLOAT      (tokens, max(hidden_size, query_size))
+               QUANTIZED  (tokens, blocks, 40 bytes)
+               FINE       (tokens, blocks, 80 bytes), where there are weights of 8 bits
+    qkv        (tokens, queries + keys + values)      head by head
+    parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
+    hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
+    sums       (tiles, tokens, 16)                    down so far, over phases
+    partial    (SEGMENTS, tiles, 16)                  down of one token, by segments
+    logits     (LOGIT_ROWS, vocab_size)
+    rows       (tokens, 2) int64                      embedding rows: address of the tile, row in it
+    tokens     (tokens, 8) int64                      records.Token
+    selected   (LOGIT_ROWS,) int64                    whose logits are wanted
+    scratch    (threads, bytes)
+    """
+
+    def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int) -> None:
+        room = _Room(config, header, tokens, threads, context)
         self._region = Region(room.size, "working memory", huge=True)
         self.phases = room.phases
         self.scratch_stride = room.scratch_stride
         made = {name: Buffer(self._region.address + at, stride) for name, (at, stride) in room.places.items()}
-        self.x, self.h, self.h_quantized, self.qkv = (made[n] for n in ("x", "h", "h_quantized", "qkv"))
+        self.x, self.qkv, self.parts = (made[n] for n in ("x", "qkv", "parts"))
+        self.h = {form: made[form.name] for form in Activation}
         self.hidden, self.partial, self.sums = (made[n] for n in ("hidden", "partial", "sums"))
         self.scratch = made["scratch"].address
-        self.logits_buffer, self.rows_buffer, self.selected_buffer = (made[n] for n in ("logits", "rows", "selected"))
+        self.logits_buffer, self.rows_buffer, self.tokens_buffer, self.selected_buffer = (
+            made[n] for n in ("logits", "rows", "tokens", "selected"))
 
         def view(name: str, count: int, kind: type) -> np.ndarray:
             at, stride = room.places[name]
             return np.frombuffer(self._region.view(at, count * stride), kind).reshape(count, -1)
 
         self.rows = view("rows", tokens, np.int64)
+        self.tokens = view("tokens", tokens, np.int64)
         self.selected = view("selected", LOGIT_ROWS, np.int64)[:, 0]
         self.logits = view("logits", LOGIT_ROWS, np.float32)[:, :config.vocab_size]
 
@@ -55,14 +78,14 @@ class Buffers:
         self._region.touch()
 
     def close(self) -> None:
-        del self.rows, self.selected, self.logits
+        del self.rows, self.tokens, self.selected, self.logits
         self._region.close()
 
 
 class _Room:
     """Where each buffer will be: sizes first, addresses after."""
 
-    def __init__(self, config: Config, header: Header, tokens: int, threads: int) -> None:
+    def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int) -> None:
         allocator = Allocator()
 
         def rows(count: int, row_bytes: int) -> tuple[int, int]:
@@ -75,28 +98,38 @@ class _Room:
         groups = -(-config.intermediate_size // BLOCK)
         self.phases = phases(groups, threads)
         most = max(segment_start(groups, last) - segment_start(groups, first) for first, last in self.phases)
+        formats = [FORMATS[name] for n in header.neurons for name in (n.gate_up, n.down)]
+        formats += [FORMATS[t.format] for t in header.tensors.values() if t.format in FORMATS]
+        rows_of_h = max(tokens, LOGIT_ROWS)
+        fine_rows = rows_of_h if any(form.activation is Activation.FINE for form in formats) else 0
+        parts = records.attention_partial_bytes(
+            config.num_attention_heads, config.head_dim, min(tokens, _PARTS_TOKENS), context)
         self.places = {
             "x": rows(tokens, _row_bytes(config.hidden_size)),
-            "h": rows(max(tokens, LOGIT_ROWS), _row_bytes(wide)),
-            "h_quantized": rows(max(tokens, LOGIT_ROWS), _row_bytes(wide, integer=True)),
+            "FLOAT": rows(rows_of_h, _row_bytes(wide)),
+            "QUANTIZED": rows(rows_of_h, _row_bytes(wide, Activation.QUANTIZED)),
+            "FINE": rows(fine_rows, _row_bytes(wide, Activation.FINE)),
             "qkv": rows(tokens, 4 * qkv),
-            "hidden": rows(tokens, _row_bytes(BLOCK * most, integer=all(
-                FORMATS[n.down].integer for n in header.neurons))),
+            "parts": (allocator.reserve(parts), parts),
+            "hidden": rows(tokens, max(_row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),
             "sums": (allocator.reserve(records.down_bytes(tiles, tokens)), 0),
-            "partial": rows(records.SEGMENTS, records.one_token_bytes(tiles)),
+            "partial": (allocator.reserve(records.partial_bytes(tiles)), 0),
             "logits": rows(LOGIT_ROWS, 4 * -(-config.vocab_size // TILE) * TILE),
             "rows": (allocator.reserve(16 * tokens), 16),
+            "tokens": (allocator.reserve(records.TOKEN_BYTES * tokens), records.TOKEN_BYTES),
             "selected": (allocator.reserve(8 * LOGIT_ROWS), 8),
         }
         self.scratch_stride = -(-max(
-            records.UP_SCRATCH_BYTES, records.attention_scratch_bytes(config.head_dim)) // 4096) * 4096
+            records.UP_SCRATCH_BYTES, records.neurons_scratch_bytes(tiles),
+            records.attention_scratch_bytes(config.head_dim, config.num_attention_heads // config.num_key_value_heads),
+        ) // 4096) * 4096
         self.places["scratch"] = (allocator.reserve(threads * self.scratch_stride, 4096), self.scratch_stride)
         self.size = allocator.size
 
 
-def buffer_bytes(config: Config, header: Header, tokens: int, threads: int) -> int:
+def buffer_bytes(config: Config, header: Header, tokens: int, threads: int, context: int) -> int:
     """What `Buffers` will take."""
-    return _Room(config, header, tokens, threads).size
+    return _Room(config, header, tokens, threads, context).size
 
 
 def segment_start(groups: int, segment: int) -> int:

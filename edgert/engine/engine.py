@@ -26,6 +26,18 @@ from .tracing import Trace
 from .worker import CancelledError
 
 
+class NewTokens(NamedTuple):
+    """New tokens at the end of a session. wanted: indices of those whose logits are wanted; None for the last."""
+
+    session: Session
+    tokens: Sequence[int]
+    wanted: Sequence[int] | None = None
+
+    def indices(self) -> np.ndarray:
+        """Of those whose logits are wanted: int64."""
+        return np.array([len(self.tokens) - 1] if self.wanted is None else self.wanted, np.int64)
+
+
 class Programs(NamedTuple):
     """What is run for new tokens, for their logits, and for both: records.py's arrays."""
 
@@ -38,12 +50,12 @@ class Engine:
     """A loaded model that computes; `placement` says which of its weights stay in memory.
 
     New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
-    `threads`, nor on which weights are streamed. progress: called now and then while weights are loaded; what it raises
-    ends that.
+    `threads`, nor on which weights are streamed, nor on what other sessions are computed together. context: of the
+    largest session. progress: called now and then while weights are loaded; what it raises ends that.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
-                 threads: int, cache_type: str, progress: Callable[[], None] = lambda: None) -> None:
+                 threads: int, context: int, cache_type: str, progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self._trace: Trace | None = None
@@ -53,13 +65,14 @@ class Engine:
             self._weights = Weights(bundle, file, placement, stop=lambda: self._team.set(stop=1),
                                     progress=progress)
             made.callback(self._weights.close)
-            self._buffers = Buffers(self.config, header, self.chunk, threads)
+            self._buffers = Buffers(self.config, header, self.chunk, threads, context)
             made.callback(self._buffers.close)
             embedding = header.embedding
             self._staging = Region(self.chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
             made.callback(self._staging.close)
             self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
-            self._team.set(selected_rows=self._buffers.selected_buffer.address)
+            self._team.set(selected_rows=self._buffers.selected_buffer.address,
+                           token_records=self._buffers.tokens_buffer.address)
             if self.stream is not None:
                 self._team.set(freed=self.stream.freed)
             self._closing = made.pop_all()
@@ -82,46 +95,55 @@ class Engine:
 
     def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None, *,
                 cancel: np.ndarray | None = None) -> np.ndarray:
-        """Compute new tokens at the end of a session.
+        """Compute new tokens at the end of one session: `forward_all` of it alone."""
+        return self.forward_all([NewTokens(session, tokens, wanted)], cancel=cancel)[0]
 
-        wanted: indices of the tokens whose logits are wanted; by default the last. cancel: int64 of shape (1,); when
-        somebody sets it to CANCELLED, computing ends. Returns float32 of shape (len(wanted), vocab_size).
+    def forward_all(self, batch: Sequence[NewTokens], *, cancel: np.ndarray | None = None) -> list[np.ndarray]:
+        """Compute new tokens of several sessions together; each as if it were alone, to the bit.
 
-        Raises ModelError when the context is full, a token is not in the vocabulary, or values are not finite, and what
+        cancel: int64 of shape (1,); when somebody sets it to CANCELLED, computing ends. Returns for each session the
+        logits that are wanted: float32 of shape (len(wanted), vocab_size).
+
+        Raises ModelError when a context is full, a token is not in the vocabulary, or values are not finite, and what
         Stream.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
-        session is as it was. Raises CancelledError; then the session has what was computed until then.
+        sessions are as they were. Raises CancelledError; then they have what was computed until then.
         """
-        ids = np.asarray(tokens, dtype=np.int64)
-        indices = np.array([len(ids) - 1] if wanted is None else wanted, dtype=np.int64)
-        self._check(session, ids, indices)
-        logits = np.empty((len(indices), self.config.vocab_size), np.float32)
-        start = session.length
+        self._check(batch)
+        counts = [len(new.tokens) for new in batch]
+        ends = np.cumsum([0, *counts])
+        ids = np.concatenate([np.asarray(new.tokens, np.int64) for new in batch])
+        records = np.concatenate([new.session.records(count) for new, count in zip(batch, counts, strict=True)])
+        indices = [start + new.indices() for new, start in zip(batch, ends.tolist(), strict=False)]
+        wanted = np.concatenate(indices)
+        logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
+        lengths = [new.session.length for new in batch]
         self._team.cancellable(cancel)
         try:
             for first in range(0, len(ids), self.chunk):
                 if cancel is not None and cancel[0]:
                     raise CancelledError
-                part = ids[first:first + self.chunk]
-                here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
-                self._forward(session, part, here, indices[here] - first, logits)
-                session.tokens += part.tolist()
+                last = min(first + self.chunk, len(ids))
+                here = np.flatnonzero((wanted >= first) & (wanted < last))
+                self._forward(ids[first:last], records[first:last], here, wanted[here] - first, logits)
+                for new, start, end in zip(batch, ends.tolist(), ends[1:].tolist(), strict=False):
+                    new.session.tokens += ids[max(first, start):min(last, end)].tolist()
         except CancelledError:
             raise
         except BaseException:
-            session.cut(start)
+            for new, length in zip(batch, lengths, strict=True):
+                new.session.cut(length)
             raise
-        return logits
+        return np.split(logits, np.cumsum([len(i) for i in indices])[:-1])
 
-    def _forward(self, session: Session, part: np.ndarray, here: np.ndarray, rows: np.ndarray,
+    def _forward(self, ids: np.ndarray, records: np.ndarray, here: np.ndarray, rows: np.ndarray,
                  logits: np.ndarray) -> None:
         """Compute tokens, at most as many as go at once, and logits[here] of those at `rows`."""
-        self._weights.embedding_tiles(part, self._staging, self._buffers.rows[:len(part)])
-        self._tokens = len(part)
-        self._team.set(tokens=len(part), position=session.length, cache=session.cache_address,
-                       cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
-                       rope=session.rope_address)
+        count = self._tokens = len(ids)
+        self._weights.embedding_tiles(ids, self._staging, self._buffers.rows[:count])
+        self._buffers.tokens[:count, :records.shape[1]] = records
+        self._team.set(tokens=count)
         with self._in_step(heads=-(-len(here) // LOGIT_ROWS)):
-            self._compute(self._programs[len(part) == 1], here, rows, logits)
+            self._compute(self._programs[count == 1], here, rows, logits)
 
     def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
         """Compute the tokens that were set, and logits[here] of those at `rows`."""
@@ -165,7 +187,7 @@ class Engine:
         if self._trace is None:
             finite = self._team.run(program)
         else:
-            times = np.zeros((len(program) + 1, 2), np.int64)
+            times = np.zeros(len(program) + 1, np.int64)
             self._team.set(trace=times.ctypes.data)
             finite = self._team.run(program)
             self._team.set(trace=0)
@@ -181,21 +203,25 @@ class Engine:
             raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
                              "do not hold them, try --kv-type f32")
 
-    def _check(self, session: Session, ids: np.ndarray, indices: np.ndarray) -> None:
-        if session.cache_type != self._cache_type or session.config != self.config:
-            raise ModelError(f"the session is of another model, or its cache of type {session.cache_type} is not this "
-                             f"engine's, {self._cache_type}; make one for this engine")
-        if ids.ndim != 1 or not len(ids):
-            raise ModelError("no tokens to compute: give at least one")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise ModelError(f"token {ids.min() if ids.min() < 0 else ids.max()} is not in the vocabulary of "
-                             f"{self.config.vocab_size}")
-        if session.length + len(ids) > session.context:
-            raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room for "
-                             f"{session.context}; start anew or raise --context")
-        if len(indices) and (indices.min() < 0 or indices.max() >= len(ids)):
-            wrong = indices.min() if indices.min() < 0 else indices.max()
-            raise ModelError(f"logits of token {wrong} are wanted, {len(ids)} are new")
+    def _check(self, batch: Sequence[NewTokens]) -> None:
+        if len({id(new.session) for new in batch}) < len(batch):
+            raise ModelError("a session may come only once in a call; give all its new tokens together")
+        for session, tokens, wanted in batch:
+            if session.cache_type != self._cache_type or session.config != self.config:
+                raise ModelError(f"the session is of another model, or its cache of type {session.cache_type} is not "
+                                 f"this engine's, {self._cache_type}; make one for this engine")
+            ids = np.asarray(tokens, np.int64)
+            if ids.ndim != 1 or not len(ids):
+                raise ModelError("no tokens to compute: give at least one")
+            if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+                raise ModelError(f"token {ids.min() if ids.min() < 0 else ids.max()} is not in the vocabulary of "
+                                 f"{self.config.vocab_size}")
+            if session.length + len(ids) > session.context:
+                raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room "
+                                 f"for {session.context}; start anew or raise --context")
+            if wanted is not None and len(wanted) and (min(wanted) < 0 or max(wanted) >= len(ids)):
+                wrong = min(wanted) if min(wanted) < 0 else max(wanted)
+                raise ModelError(f"logits of token {wrong} are wanted, {len(ids)} are new")
 
     def close(self) -> None:
         """End the threads and give the memory back."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgert.bundle import Header, Neurons
-from edgert.bundle.header import down_headers, slabs
+from edgert.bundle.header import down_headers
 from edgert.kernels import records
-from edgert.kernels.formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE, Format
+from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
+from edgert.kernels.records import Code
 from edgert.kernels.team import Program
 from edgert.models.llama import Config
 from edgert.residency.weights import Weights
@@ -21,14 +22,24 @@ def _float_bits(value: float) -> int:
 
 
 @dataclass(frozen=True)
-class Activation:
-    """A vector for each token, in the forms in which matrices want it."""
+class Vectors:
+    """A vector for each token, which an operation writes in the forms that later ones want.
 
-    floats: Buffer
-    quantized: Buffer
+    forms: where it may stand in each form. outputs: where the operation's record has that form's address, which is 0
+    until the first matrix wants it.
+    """
 
-    def form(self, form: Format) -> Buffer:
-        return self.quantized if form.integer else self.floats
+    program: Program
+    operation: int
+    forms: dict[Activation, Buffer]
+    outputs: dict[Activation, int]
+
+    def in_form_of(self, weights: Format) -> Buffer:
+        """The vectors as these weights meet them."""
+        form = weights.activation
+        if form in self.outputs:
+            self.program.amend(self.operation, self.outputs[form], self.forms[form].address)
+        return self.forms[form]
 
 
 class ProgramBuilder:
@@ -41,27 +52,28 @@ class ProgramBuilder:
                  one_token: bool) -> None:
         self._one_token = one_token
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
-        self._cache_code = {"f16": 0, "f32": 1}[cache_type]
+        self._element = list(records.CACHE_ELEMENTS).index(cache_type)
         self.body, self.head = Program(), Program()
 
     def embedding(self, weight: str) -> Buffer:
         tensor, b = self._header.tensors[weight], self._buffers
         form = FORMATS[tensor.format]
-        self.body.append(records.EMBEDDING + form.code, records.Embedding(
-            b.rows_buffer.address, form.blocks(tensor.columns), b.x.address, b.x.stride))
+        self.body.append(Code.EMBEDDING, records.Embedding(
+            form.code, b.rows_buffer.address, form.blocks(tensor.columns), b.x.address, b.x.stride))
         return b.x
 
-    def norm(self, x: Buffer, weight: str, *, selected: bool = False) -> Activation:
+    def norm(self, x: Buffer, weight: str, *, selected: bool = False) -> Vectors:
         b, columns = self._buffers, self._config.hidden_size
         program = self.head if selected else self.body
-        program.append(records.NORM, records.Norm(
+        operation = program.append(Code.NORM, records.Norm(
             x.address, x.stride, self._weights.address(weight), columns, -(-columns // BLOCK),
-            _float_bits(self._config.rms_norm_eps), b.h.address, b.h.stride,
-            b.h_quantized.address, b.h_quantized.stride, int(selected)))
-        return Activation(b.h, b.h_quantized)
+            _float_bits(self._config.rms_norm_eps), 0, b.h[Activation.FLOAT].stride,
+            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected)))
+        return Vectors(program, operation, b.h, {Activation.FLOAT: records.NORM.floats,
+                                                 Activation.QUANTIZED: records.NORM.quantized,
+                                                 Activation.FINE: records.NORM.fine})
 
-    def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
-               add_to: Buffer | None = None) -> Buffer:
+    def linear(self, x: Vectors, names: Sequence[str], *, bias: bool = False, add_to: Buffer | None = None) -> Buffer:
         out = self._buffers.qkv if add_to is None else add_to
         tensors = [self._header.tensors[name + ".weight"] for name in names]
         # A tile writes 16 rows: one that ends within them must be done before the next matrix begins there.
@@ -69,57 +81,62 @@ class ProgramBuilder:
         column = 0
         for number, (name, tensor) in enumerate(zip(names, tensors, strict=True), 1):
             form = FORMATS[tensor.format]
-            source = x.form(form)
-            self.body.append(records.LINEAR, records.Linear(
-                self._weights.address(name + ".weight"), -(-tensor.rows // TILE), form.code,
-                form.blocks(tensor.columns), source.address, source.stride, out.address + 4 * column, out.stride,
-                self._weights.address(name + ".bias") if bias else 0, int(add_to is not None),
+            source, (table, counters) = x.in_form_of(form), self._weights.matrix(name + ".weight")
+            self.body.append(Code.LINEAR, records.Linear(
+                table, counters, -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns), source.address,
+                source.stride, out.address + 4 * column, out.stride,
+                self._weights.address(name + ".bias") if bias else 0, int(add_to is not None), 0,
                 joined * (len(names) - number)))
             column += tensor.rows
         return out
 
-    def attention(self, qkv: Buffer, layer: int) -> Activation:
+    def attention(self, qkv: Buffer, layer: int) -> Vectors:
         c, b = self._config, self._buffers
-        shape = (qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim, layer)
-        self.body.append(records.ROPE + self._cache_code,
-                         records.Rope(*shape, int(c.rope_pairing == "interleaved")))
-        self.body.append(records.ATTENTION + self._cache_code, records.Attention(
-            *shape, b.h.address, b.h.stride, b.scratch, b.scratch_stride, _float_bits(c.head_dim ** -0.5)))
-        self.body.append(records.QUANTIZE, records.Quantize(
-            b.h.address, b.h.stride, -(-c.query_size // BLOCK), b.h_quantized.address, b.h_quantized.stride))
-        return Activation(b.h, b.h_quantized)
+        out = b.h[Activation.FLOAT]
+        shape = (self._element, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                 layer)
+        self.body.append(Code.ROPE, records.Rope(*shape, int(c.rope_pairing == "interleaved")))
+        record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
+                                   _float_bits(c.head_dim ** -0.5), b.parts.address, b.parts.stride)
+        self.body.append(Code.ATTENTION, record)
+        self.body.append(Code.COMBINE, record)
+        operation = self.body.append(Code.QUANTIZE, records.Quantize(
+            out.address, out.stride, -(-c.query_size // BLOCK),
+            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride))
+        return Vectors(self.body, operation, b.h, {Activation.QUANTIZED: records.QUANTIZE.quantized,
+                                                   Activation.FINE: records.QUANTIZE.fine})
 
-    def feed_forward(self, x: Activation, layer: int, *, add_to: Buffer) -> None:
+    def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer) -> None:
         b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
         table, counters = self._weights.table(n.section)
-        source, tiles = x.form(gate_up), -(-hidden_size // TILE)
+        source, tiles = x.in_form_of(gate_up), -(-hidden_size // TILE)
         offset, _ = Neurons.layout(hidden_size, gate_up, down)
         headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
         if self._one_token:
-            record = records.OneToken(
-                table, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code, offset, headers,
-                tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride, counters)
-            self.body.append(records.NEURONS, record)
-            self.body.append(records.GATHER, record)
+            record = records.Neurons(
+                table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code, offset,
+                headers, tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride)
+            self.body.append(Code.NEURONS, record)
+            self.body.append(Code.GATHER, record)
             return
-        hidden_block = QUANTIZED_BLOCK if down.integer else FLOAT_BLOCK
         for first, last in b.phases:
             start, end = segment_start(n.groups, first), segment_start(n.groups, last)
-            self.body.append(records.UP + gate_up.code, records.Up(
-                table + 8 * start, end - start, gate_up.blocks(hidden_size), source.address, source.stride,
-                b.hidden.address, b.hidden.stride, int(not down.integer), b.scratch, b.scratch_stride))
-            self.body.append(records.DOWN + down.code, records.Down(
-                table, n.groups, first, last, b.sums.address, offset, headers, tiles,
-                b.hidden.address - start * hidden_block, b.hidden.stride, add_to.address, add_to.stride))
+            self.body.append(Code.UP, records.Up(
+                gate_up.code, table + 8 * start, end - start, gate_up.blocks(hidden_size), source.address,
+                source.stride, b.hidden.address, b.hidden.stride, down.code, b.scratch, b.scratch_stride))
+            self.body.append(Code.DOWN, records.Down(
+                down.code, table, n.groups, first, last, b.sums.address, offset, headers, tiles,
+                b.hidden.address - start * down.activation.block_bytes, b.hidden.stride, add_to.address,
+                add_to.stride))
             if counters:
-                self.body.append(records.RELEASE, records.Release(table + 8 * start, counters + 8 * start, end - start))
+                self.body.append(Code.RELEASE, records.Release(table + 8 * start, counters + 8 * start, end - start))
 
     def logits(self, x: Buffer, norm: str, head: str) -> None:
         h = self.norm(x, norm, selected=True)
         tensor = self._header.tensors[head + ".weight"]
-        form, (table, counters) = FORMATS[tensor.format], self._weights.table(tensor.section)
-        source, out = h.form(form), self._buffers.logits_buffer
-        self.head.append(records.SLABS, records.Slabs(
-            table, counters, slabs(tensor.rows), -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns),
-            source.address, source.stride, out.address, out.stride))
+        form, (table, counters) = FORMATS[tensor.format], self._weights.matrix(head + ".weight")
+        source, out = h.in_form_of(form), self._buffers.logits_buffer
+        self.head.append(Code.LINEAR, records.Linear(
+            table, counters, -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns), source.address,
+            source.stride, out.address, out.stride, 0, 0, 1, 0))

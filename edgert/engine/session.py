@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.kernels.records import POSITIONS, padded_head_dim
+from edgert.kernels.records import CACHE_ELEMENTS, POSITIONS, Token, padded_head_dim
 from edgert.models.llama import Config
 from edgert.residency.region import Region
 
-CACHE_TYPES = {"f16": 2, "f32": 4}
 _ROPE_ROWS = 512
 
 
@@ -37,13 +36,14 @@ class Session:
         """How many tokens have been computed."""
         return len(self.tokens)
 
-    @property
-    def cache_address(self) -> int:
-        return self._cache.address
-
-    @property
-    def rope_address(self) -> int:
-        return self._rope.ctypes.data
+    def records(self, count: int) -> np.ndarray:
+        """What the kernels need to know of the next `count` tokens (records.Token): int64 of shape (count, fields)."""
+        positions = np.arange(self.length, self.length + count)
+        rows = np.empty((count, len(Token._fields)), np.int64)
+        rows[:] = Token(self._cache.address, self.layer_bytes, self.head_bytes, 0, 0)
+        rows[:, Token._fields.index("position")] = positions
+        rows[:, Token._fields.index("angles")] = self._rope.ctypes.data + self._rope.strides[0] * positions
+        return rows
 
     def touch(self) -> None:
         """Make all its memory resident now."""
@@ -66,8 +66,8 @@ class Session:
 
 def check_session(config: Config, context: int, cache_type: str) -> None:
     """Raises ModelError for settings that no session can have."""
-    if cache_type not in CACHE_TYPES:
-        raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
+    if cache_type not in CACHE_ELEMENTS:
+        raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_ELEMENTS)}")
     if not 1 <= context <= config.max_position_embeddings:
         raise ModelError(f"a context of {context} tokens was asked for; this model takes 1 to "
                          f"{config.max_position_embeddings}")
@@ -81,6 +81,6 @@ def session_bytes(config: Config, context: int, cache_type: str) -> int:
 def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:
     """Bytes of a key-value cache: of one head's keys in a layer, of a layer, in all."""
     positions = -(-context // POSITIONS) * POSITIONS
-    head = positions * padded_head_dim(config.head_dim) * CACHE_TYPES[cache_type]
+    head = positions * padded_head_dim(config.head_dim) * CACHE_ELEMENTS[cache_type]
     layer = 2 * config.num_key_value_heads * head
     return head, layer, config.num_hidden_layers * layer

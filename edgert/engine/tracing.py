@@ -12,16 +12,16 @@ import numpy as np
 
 from edgert.errors import ModelError
 from edgert.kernels import records
+from edgert.kernels.records import Code
 from edgert.residency.stream import Run
 
 _COMPUTING = "computing"
-_BY_FORMAT = {records.EMBEDDING: "embedding", records.UP: "gate and up", records.DOWN: "down"}
-_NAMES = {records.LINEAR: "attention matrices", records.NORM: "norm", records.QUANTIZE: "quantize",
-          records.ROPE: "rotary positions",
-          records.ROPE + 1: "rotary positions", records.ATTENTION: "attention", records.ATTENTION + 1: "attention",
-          records.NEURONS: "feed-forward", records.GATHER: "feed-forward, sums", records.SLABS: "output head",
-          records.RELEASE: "release"}
-_LAYER = 1 + records.Rope._fields.index("layer")
+_NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm", Code.QUANTIZE: "quantize",
+          Code.ROPE: "rotary positions", Code.ATTENTION: "attention", Code.COMBINE: "attention, parts",
+          Code.UP: "gate and up", Code.DOWN: "down", Code.NEURONS: "feed-forward", Code.GATHER: "feed-forward, sums",
+          Code.RELEASE: "release"}
+_OF_SELECTED = records.LINEAR.of_selected // 8
+_LAYER = records.ROPE.layer // 8
 
 
 class Trace:
@@ -56,17 +56,18 @@ class Trace:
                          "dur": 1e6 * (end_s - start_s), "args": arguments})
 
     def computed(self, program: np.ndarray, times: np.ndarray, tokens: int) -> None:
-        """A program was run. times: int64 of shape (operations + 1, 2), as clock_gettime gives them."""
-        seconds = times[:, 0] + times[:, 1] / 1e9
+        """A program was run. times: int64 of shape (operations + 1,), nanoseconds as clock_gettime gives them."""
+        seconds = times / 1e9
         self._add("passes", f"{tokens} token{'s' * (tokens > 1)}", seconds[0], seconds[-1])
         layer = last = 0
         for i, record in enumerate(program.tolist()):
-            if not seconds[i + 1]:  # done together with those that follow
+            if not times[i + 1]:  # done together with those that follow
                 continue
-            if records.ROPE <= record[0] <= records.ROPE + 1:
+            if record[0] == Code.ROPE:
                 layer = record[_LAYER]
-            name = _NAMES.get(record[0]) or _BY_FORMAT[record[0] // 8 * 8]
-            self._add(_COMPUTING, name, seconds[last], seconds[i + 1], layer=layer)
+            head = record[0] == Code.LINEAR and record[_OF_SELECTED]
+            self._add(_COMPUTING, "output head" if head else _NAMES[Code(record[0])], seconds[last], seconds[i + 1],
+                      layer=layer)
             last = i + 1
 
     def read(self, reader: int, run: Run, started: float, read: float, checked: float) -> None:

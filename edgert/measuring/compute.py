@@ -45,12 +45,12 @@ class Rehearsal:
         self._times: dict[int, tuple[float, float]] = {}
         with ExitStack() as made:
             made.callback(weights.close)
-            self._buffers = Buffers(few, header, MOST_TOKENS, threads)
-            made.callback(self._buffers.close)
             context = min(2 * MOST_TOKENS, config.max_position_embeddings)
+            self._buffers = Buffers(few, header, MOST_TOKENS, threads, context)
+            made.callback(self._buffers.close)
             session = Session(few, context, cache_type)
             made.callback(session.close)
-            self._room = context
+            self._room, self._session = context, session
             self._team = Team(library, threads)
             made.callback(self._team.close)
             self._programs = []
@@ -62,15 +62,16 @@ class Rehearsal:
             self._buffers.rows[:] = (weights.start, 0)
             self._buffers.selected[:] = 0
             self._team.set(selected=1, selected_rows=self._buffers.selected_buffer.address,
-                           cache=session.cache_address, cache_layer_bytes=session.layer_bytes,
-                           cache_head_bytes=session.head_bytes, rope=session.rope_address)
+                           token_records=self._buffers.tokens_buffer.address)
             self._closing = made.pop_all()
 
     def seconds(self, tokens: int) -> tuple[float, float]:
         """What so many tokens at once (at most MOST_TOKENS) take in all layers, and one row of the output head."""
         if tokens not in self._times:
             tokens = min(tokens, self._room)
-            self._team.set(tokens=tokens, position=self._room - tokens)
+            new = self._session.records(self._room)[-tokens:]
+            self._buffers.tokens[:tokens, :new.shape[1]] = new
+            self._team.set(tokens=tokens)
             body, head = self._programs[tokens == 1]
             self._times[tokens] = (_median(lambda: self._team.run(body)) / self._share,
                                    _median(lambda: self._team.run(head)))
@@ -100,6 +101,7 @@ class _MadeUpWeights:
                 layer = int(match[1])
                 resident[layer] = max(resident[layer], tensor.offset + tensor.length)
         self._places: dict[str, int] = {}
+        self._matrices: list[np.ndarray] = []
         neurons, self.layers = 0, 0
         for n in header.neurons:
             self._places[n.section] = neurons
@@ -124,6 +126,15 @@ class _MadeUpWeights:
     def address(self, name: str) -> int:
         tensor = self._header.tensors[name]
         return self.start + (tensor.offset if tensor.offset + tensor.length <= self._resident else 0)
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        tensor = self._header.tensors[name]
+        if tensor.section == HEAD:
+            return self.table(HEAD)
+        addresses = self.address(name) + SLAB * FORMATS[tensor.format].tile_bytes(tensor.columns) * np.arange(
+            slabs(tensor.rows), dtype=np.int64)
+        self._matrices.append(addresses)
+        return addresses.ctypes.data, 0
 
     def table(self, section: str) -> tuple[int, int]:
         return self._tables[section].ctypes.data, 0

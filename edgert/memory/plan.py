@@ -86,7 +86,7 @@ class Planner:
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
                  threads: int) -> None:
         self._header, self._process, self._threads = header, process, threads
-        self._chunk = min(chunk, context)
+        self._chunk, self._context = min(chunk, context), context
         config = header.config
         self._session = session_bytes(config, context, cache_type)
         self._tokens = _TOKEN_BYTES * context
@@ -107,7 +107,7 @@ class Planner:
             + page_table_bytes(self._weights) + _UNIT_BYTES * sum(s.count for s in self._sections),
             "attention and norms": self._resident,
             "key-value cache": self._session,
-            "working memory": buffer_bytes(config, self._header, chunk, self._threads) + chunk * tile
+            "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context) + chunk * tile
             + SLAB * tile + 2 * ALIGNMENT,
         }
 

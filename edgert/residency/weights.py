@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, slabs
 from edgert.bundle.reader import damaged
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 
@@ -72,7 +72,15 @@ class Weights:
         self._rows_pinned = placement.pinned.get(embedding.section, placement.embedding)
         self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
         self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
+        self._matrices = self._resident_matrices()
         self.stream = self._stream(placement, stop)
+
+    def _resident_matrices(self) -> dict[str, np.ndarray]:
+        """The addresses of the slabs of every matrix in the resident section, by name."""
+        return {name: self.address(name) + SLAB * FORMATS[tensor.format].tile_bytes(tensor.columns)
+                * np.arange(slabs(tensor.rows), dtype=np.int64)
+                for name, tensor in self._bundle.header.tensors.items()
+                if tensor.section == RESIDENT and tensor.format in FORMATS}
 
     def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int],
               progress: Callable[[], None]) -> None:
@@ -117,6 +125,12 @@ class Weights:
         is not there) and counters (int64; the address is 0 where nothing is streamed)."""
         entry = 8 * self._entries[section]
         return self._table.ctypes.data + entry, self._counters.ctypes.data + entry if self.stream else 0
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        """Of a matrix that stands for itself, attention's or the output head: what `table` gives, by slabs."""
+        if (addresses := self._matrices.get(name)) is not None:
+            return addresses.ctypes.data, 0
+        return self.table(self._bundle.header.tensors[name].section)
 
     def embedding_tiles(self, tokens: np.ndarray, staging: Region, rows: np.ndarray) -> None:
         """Find the tokens' embedding rows: rows[i] becomes (address of the tile, row in it).

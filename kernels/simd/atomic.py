@@ -1,7 +1,8 @@
-"""Atomics for the thread team: counters, flags, and what to do while waiting."""
+"""Atomics for the thread team: counters, flags, the time, and what to do while waiting."""
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import alloca_once
 
 from .target import ARM, choose
 from .vector import I64, address, call, operation
@@ -45,3 +46,13 @@ def call_function(b, function, first, second):
     """Call the C function at an address with two integers; one that takes a single one never sees the other."""
     kind = ir.FunctionType(ir.VoidType(), [I64, I64])
     b.call(b.inttoptr(function, kind.as_pointer()), [first, second])
+
+
+@operation(types.int64, types.int64, types.int64)
+def clock_ns(b, function, clock_id):
+    """The time in nanoseconds, by the C function clock_gettime at an address and its first argument."""
+    time = alloca_once(b, ir.ArrayType(I64, 2))
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+    b.call(b.inttoptr(function, kind.as_pointer()), [clock_id, b.ptrtoint(time, I64)])
+    seconds, nanoseconds = (b.extract_value(b.load(time), i) for i in range(2))
+    return b.add(b.mul(seconds, ir.Constant(I64, 1_000_000_000)), nanoseconds)

@@ -4,7 +4,24 @@ from llvmlite import ir
 from numba import types
 
 from .target import ARM, choose
-from .vector import I16, I32, V8, V32, VF, call, constant, f32x16, i8x64, i32x16, joined, operation, pieces, splat
+from .vector import (
+    I16,
+    I32,
+    V8,
+    V16,
+    V32,
+    VF,
+    call,
+    constant,
+    f32x16,
+    i8x64,
+    i16x32,
+    i32x16,
+    joined,
+    operation,
+    pieces,
+    splat,
+)
 
 _TARGET, _ON_ARM = choose().name, choose().machine == ARM
 _VNNI = _TARGET in ("avx512vnni", "avxvnni")
@@ -61,10 +78,20 @@ def _by_halves(b, total, weights, activations, dot):
     return joined(b, [dot(t, w, x) for t, w, x in halves])
 
 
-def _avx2_dot(b, weights, activations):
+_PAIRS = ir.VectorType(I16, 16)
+
+
+def _avx2_pairs(b, weights, activations):
     """Sums of pairs fit 16 bits: 127 * 127 * 2 < 32768."""
-    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), weights, activations)
-    return call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), pairs, constant(ir.VectorType(I16, 16), 1))
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", _PAIRS, weights, activations)
+
+
+def _avx2_widened(b, pairs):
+    return call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), pairs, constant(_PAIRS, 1))
+
+
+def _avx2_dot(b, weights, activations):
+    return _avx2_widened(b, _avx2_pairs(b, weights, activations))
 
 
 @operation(i32x16)
@@ -73,10 +100,34 @@ def zero_i32(_b):
     return constant(V32, 0)
 
 
-@operation(i32x16, i32x16, i8x64, i8x64)
-def dot(b, total, weights, activations):
-    """total + dot products of weights in 0..127 and int8 activations."""
-    return _unsigned_by_signed(b, total, weights, activations)
+# A machine without a dot product instruction adds products in 16 bits, as many as fit, and widens their sum once: eight
+# with weights up to 15 (8 * 2 * 15 * 127 < 32768), two with weights up to 63. One that has it adds to the total itself.
+# What comes between begin_products and end_products is exact in both.
+_NARROW = _TARGET == "avx2"
+_products = i16x32 if _NARROW else i32x16
+
+
+@operation(_products, i32x16)
+def begin_products(b, total):
+    """Begin to add products to `total`."""
+    return constant(V16, 0) if _NARROW else total
+
+
+@operation(_products, _products, i8x64, i8x64)
+def add_products(b, products, weights, activations):
+    """products + dot products of unsigned weights and int8 activations."""
+    if not _NARROW:
+        return _unsigned_by_signed(b, products, weights, activations)
+    return _by_halves(b, products, weights, activations, lambda t, w, x: b.add(t, _avx2_pairs(b, w, x)))
+
+
+@operation(i32x16, i32x16, _products)
+def end_products(b, total, products):
+    """`total` with the products added."""
+    if not _NARROW:
+        return products
+    low, high = (_avx2_widened(b, half) for half in pieces(b, products, 2))
+    return b.add(total, joined(b, [low, high]))
 
 
 @operation(i32x16, types.int64)

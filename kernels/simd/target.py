@@ -12,7 +12,10 @@ VARIABLE = "EDGERT_SIMD"
 
 @dataclass(frozen=True)
 class Target:
-    """An instruction set; `cpu` and `features` are LLVM's names, None for the host's own."""
+    """An instruction set; `cpu` and `features` are LLVM's names, None for the host's own.
+
+    tokens, key_tiles: what its registers hold; speed only, never the result.
+    """
 
     name: str
     machine: str
@@ -20,8 +23,10 @@ class Target:
     """Features in the operating system's spelling (/proc/cpuinfo) without which it cannot execute."""
     cpu: str | None = None
     features: str | None = None
-    token_tile: int = 4
-    """Tokens that a matrix kernel keeps in registers at once; speed only, never the result."""
+    tokens: tuple[int, ...] = (4, 1)
+    """Tokens that a matrix kernel keeps in registers at once: as many of the first as there are, then of the next."""
+    key_tiles: int = 1
+    """Tiles of 16 positions whose scores attention keeps in registers at once, for six rows."""
 
 
 X86 = "x86_64"
@@ -29,9 +34,9 @@ ARM = "aarch64"
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 
 TARGETS = (
-    Target("avx512vnni", X86, _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
+    Target("avx512vnni", X86, _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}, tokens=(8, 4, 1), key_tiles=2),
     Target("avxvnni", X86, _AVX2 | {"avx_vnni"}),
-    Target("avx2", X86, _AVX2, "haswell", ""),
+    Target("avx2", X86, _AVX2, "haswell", "", tokens=(4, 1)),
     Target("neon-dotprod", ARM, frozenset({"asimddp"})),
     Target("plain", X86, frozenset(), "x86-64", ""),
     Target("plain", ARM, frozenset(), "generic", "+neon"),

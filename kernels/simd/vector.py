@@ -12,6 +12,7 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 
 V8 = ir.VectorType(I8, 64)
+V16 = ir.VectorType(I16, 32)
 V32 = ir.VectorType(I32, 16)
 VF = ir.VectorType(F32, 16)
 
@@ -31,6 +32,7 @@ class _VectorModel(PrimitiveModel):
 
 
 i8x64 = Vector("i8x64", V8)
+i16x32 = Vector("i16x32", V16)
 i32x16 = Vector("i32x16", V32)
 f32x16 = Vector("f32x16", VF)
 address = types.int64
