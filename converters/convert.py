@@ -14,6 +14,7 @@ from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
+from edgert.models.tensors import FEED_FORWARD, Role, TensorSpec, feed_forward_parts
 
 from .calibration import Calibration, calibration_windows
 from .destination import destination, require_apart
@@ -63,7 +64,9 @@ class _Conversion:
         self._source, self._preset, self._header, self._writer = source, chosen, header, writer
         self._progress = progress
         self._done = 0
-        self._total = sum(int(np.prod(shape)) for shape in source.config.tensor_shapes().values())
+        self._tensors = list(source.config.tensors())
+        self._feed_forward = feed_forward_parts(self._tensors)
+        self._total = sum(int(np.prod(spec.shape)) for spec in self._tensors)
         self._ends: dict[str, int] = defaultdict(int)
         self._rounded = self._newly_rounded() if calibrate else set()
         windows = calibration_windows(source) if self._rounded else None
@@ -79,35 +82,34 @@ class _Conversion:
             self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
         groups: list[int] = []
         slabs: dict[str, list[int]] = {}
-        for name, shape in self._source.config.tensor_shapes().items():
-            if len(shape) == 1:
-                values = self._source.tensors[name].read(0, shape[0])
-                self._write(name, np.pad(values, (0, -shape[0] % BLOCK)).astype(np.float32))
-            elif ".mlp." not in name:
-                slabs[self._header.tensors[name].section] = self._write_matrix(name)
-            elif name.endswith("down_proj.weight"):
-                groups += self._write_neurons(int(name.split(".")[2]))
+        for spec in self._tensors:
+            if not spec.is_matrix:
+                values = self._source.tensors[spec.name].read(0, spec.shape[0])
+                self._write(spec.name, np.pad(values, (0, -spec.shape[0] % BLOCK)).astype(np.float32))
+            elif spec.role not in FEED_FORWARD:
+                slabs[self._header.tensors[spec.name].section] = self._write_matrix(spec.name)
+            elif spec.role is Role.DOWN:
+                assert spec.layer is not None
+                groups += self._write_neurons(spec.layer)
             else:
                 continue  # gate and up go with down
-            self._report(name, int(np.prod(shape)) * (3 if ".mlp." in name else 1))
+            self._report(spec.name, int(np.prod(spec.shape)) * (3 if spec.role is Role.DOWN else 1))
         for section in self._header.matrices_in_slabs():
             groups += slabs[section]
         self._writer.write(GROUP_CHECKSUMS, np.array(groups, dtype="<u8"))
 
     def _newly_rounded(self) -> set[str]:
         """The matrices that become 4 bits and do not stand on a grid of 4 bits yet."""
-        found = set()
-        for name, shape in self._source.config.tensor_shapes().items():
-            if len(shape) == 2 and self._format(name) == "q4" and self._source.tensors[name].grid(0, 0) is None:
-                found.add(name)
-        return found
+        return {spec.name for spec in self._tensors if spec.is_matrix and self._format(spec) == "q4"
+                and self._source.tensors[spec.name].grid(0, 0) is None}
 
-    def _format(self, name: str) -> str:
+    def _format(self, matrix: TensorSpec) -> str:
         """The format of a matrix in the bundle."""
-        if ".mlp." not in name:
-            return self._header.tensors[name].format
-        neurons = self._header.neurons[int(name.split(".")[2])]
-        return neurons.down if name.endswith("down_proj.weight") else neurons.gate_up
+        if matrix.role not in FEED_FORWARD:
+            return self._header.tensors[matrix.name].format
+        assert matrix.layer is not None
+        neurons = self._header.neurons[matrix.layer]
+        return neurons.down if matrix.role is Role.DOWN else neurons.gate_up
 
     def _importance(self, name: str) -> Importance | None:
         if self._calibration is None or name not in self._rounded:
@@ -153,8 +155,7 @@ class _Conversion:
     def _write_neurons(self, layer: int) -> list[int]:
         """A layer's groups; their checksums come back."""
         neurons = self._header.neurons[layer]
-        prefix = f"model.layers.{layer}.mlp."
-        names = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
+        names = [spec.name for spec in self._feed_forward[layer]]
         gate, up, down = (self._source.tensors[name] for name in names)
         of_gate, of_up, of_down = (self._importance(name) for name in names)
         form = FORMATS[neurons.down]

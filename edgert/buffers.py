@@ -7,7 +7,7 @@ import numpy as np
 from edgert.bundle import Header
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
-from edgert.models.llama import Config
+from edgert.models.config import Config
 
 from .region import Allocator, Region
 

@@ -10,7 +10,7 @@ from edgert.bundle.header import down_headers, slabs
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE, Format
 from edgert.kernels.team import Program
-from edgert.models.llama import Config
+from edgert.models.config import Config
 
 from .buffers import Buffer, Buffers, segment_start
 from .weights import Weights

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgert.errors import ModelError
 from edgert.kernels.records import POSITIONS, padded_head_dim
-from edgert.models.llama import Config
+from edgert.models.config import Config
 
 from .region import Region
 

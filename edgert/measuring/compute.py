@@ -1,6 +1,5 @@
 """How fast this machine computes a model: its own operations on made-up weights, timed before anything is loaded."""
 
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 
 from edgert.buffers import Buffers
 from edgert.bundle import Header
-from edgert.bundle.header import HEAD, RESIDENT, slabs
+from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
 from edgert.kernels.formats import FORMATS, SLAB
 from edgert.kernels.native import Library
 from edgert.kernels.team import Team
@@ -95,9 +94,10 @@ class _MadeUpWeights:
     def __init__(self, header: Header) -> None:
         self._header = header
         resident = [0] * len(header.neurons)
+        layers_of = {spec.name: spec.layer for spec in header.config.tensors()}
+        layers_of |= {down_headers(layer): layer for layer in range(len(header.neurons))}
         for name, tensor in header.tensors.items():
-            if tensor.section == RESIDENT and (match := re.search(r"layers\.(\d+)\.", name)):
-                layer = int(match[1])
+            if tensor.section == RESIDENT and (layer := layers_of[name]) is not None:
                 resident[layer] = max(resident[layer], tensor.offset + tensor.length)
         self._places: dict[str, int] = {}
         neurons, self.layers = 0, 0

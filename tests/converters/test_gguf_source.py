@@ -91,7 +91,8 @@ def test_source(tiny: Path) -> None:
     source = open_gguf(tiny)
     assert source.config.rope_pairing == "interleaved"
     assert source.config.tie_word_embeddings
-    assert {name: tensor.shape for name, tensor in source.tensors.items()} == source.config.tensor_shapes()
+    assert {name: tensor.shape for name, tensor in source.tensors.items()} == {
+        spec.name: spec.shape for spec in source.config.tensors()}
     assert source.chat_template == "{{ messages }}"
     assert source.generation["bos_token_id"] == 0
     assert 1 in source.generation["eos_token_ids"]
