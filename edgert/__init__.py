@@ -21,7 +21,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .converters.convert import convert
     from .download import pull
-    from .generation import Generation, Piece, Statistics
+    from .generation.generation import Generation, Piece, Statistics
     from .model import Model, load
 
 __version__ = "0.1.0"
@@ -29,8 +29,8 @@ __all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model",
            "SourceError", "Statistics", "TemplateError", "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
-         "Model": "model", "Generation": "generation", "Piece": "generation",
-         "Statistics": "generation"}
+         "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
+         "Statistics": "generation.generation"}
 
 
 def __getattr__(name: str) -> Any:

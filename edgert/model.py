@@ -10,24 +10,24 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import psutil
 
-from .budget import allowance, parse_size, process_bytes, size_text
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
-from .chat_template import ChatTemplate
-from .engine import Engine
+from .engine.engine import Engine
+from .engine.session import Session, check_session
+from .engine.tracing import Trace
+from .engine.worker import Job, Worker, settle
 from .errors import BundleError, EdgertError, ModelError
-from .flash.device import device_of
-from .flash.file import FlashFile
-from .generation import Answer, Computing, Generation
+from .generation.generation import Answer, Computing, Generation
+from .generation.sampling import Sampling
+from .generation.turns import Turn, Turns
 from .kernels import native
-from .plan import Plan, Planner
-from .region import Region
-from .sampling import Sampling
-from .session import Session, check_session
-from .tokenizer import Tokenizer, check_unicode
-from .tracing import Trace
-from .turns import Turn, Turns
-from .worker import Job, Worker, settle
+from .memory.budget import allowance, parse_size, process_bytes, size_text
+from .memory.plan import Plan, Planner
+from .residency.device import device_of
+from .residency.file import FlashFile
+from .residency.region import Region
+from .text.chat_template import ChatTemplate
+from .text.tokenizer import Tokenizer, check_unicode
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
@@ -127,9 +127,9 @@ class Model:
     The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
     next turn of a chat costs no more than what is new in it.
 
-    Everything is computed in a thread of the model's own (worker.py): Ctrl-C and other exceptions of signal handlers
-    end what is being computed, at once, and leave the model as good as before. A model that is let go without `close`
-    gives its memory back too. A forked process cannot use the models of its parent.
+    Everything is computed in a thread of the model's own (engine/worker.py): Ctrl-C and other exceptions of signal
+    handlers end what is being computed, at once, and leave the model as good as before. A model that is let go without
+    `close` gives its memory back too. A forked process cannot use the models of its parent.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
@@ -345,7 +345,8 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     file = opened.enter_context(FlashFile(bundle.path))
     session = Session(header.config, context, kv_type)
     opened.callback(session.close)
-    engine = Engine(bundle, file, library, plan, threads=settings.threads, cache_type=kv_type, progress=job.check)
+    engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads,
+                    cache_type=kv_type, progress=job.check)
     opened.callback(engine.close)
     if plan.disk is not None:
         session.touch()

@@ -7,7 +7,7 @@ beside which that would be the larger error, scale / 128 * (128 * q + r).
 
 import numpy as np
 
-from .compiled import inlined
+from .decorators import inlined
 from .formats import FLOAT_BLOCK, QUANTIZED_BLOCK
 from .simd.arithmetic import absolute, add, maximum, mul, reduce_add, reduce_add_i32, reduce_max, round_i32, splat
 from .simd.dot import minus_128_times

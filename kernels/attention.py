@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import kernel
+from .decorators import kernel
 from .functions import exp
 from .records import POSITIONS, Attention, Rope, offsets
 from .simd.arithmetic import add, div, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub, zero_f32

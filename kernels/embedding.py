@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import inlined, kernel
+from .decorators import inlined, kernel
 from .formats import BLOCK, FORMATS, TILE
 from .records import Embedding, offsets
 from .simd.memory import load_bf16, load_f16, load_f32, load_i64, load_u8, store_f32

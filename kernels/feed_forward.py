@@ -9,7 +9,8 @@ address is looked up in a table.
 from typing import Any
 
 from .activation import quantize_pair
-from .compiled import inlined, kernel
+from .block_products import STEPS
+from .decorators import inlined, kernel
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, QUANTIZED_BLOCK, TILE
 from .functions import silu
 from .linear import tile_bytes_of, tile_of
@@ -17,7 +18,6 @@ from .records import SEGMENTS, TOKENS_AT_ONCE, Down, Release, Up, offsets
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .state import ERROR, TOKENS, arrived, release, share, take
-from .weights import STEPS
 
 (TABLE, GROUPS, UP_BLOCKS, UP_X, UP_X_STRIDE, UP_HIDDEN, UP_HIDDEN_STRIDE, AS_FLOAT, UP_SCRATCH,
  UP_SCRATCH_STRIDE) = offsets(Up)

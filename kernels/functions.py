@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .compiled import inlined
+from .decorators import inlined
 from .simd.arithmetic import add, div, fma, maximum, minimum, mul, power_of_two, round_i32, splat, sub
 from .simd.dot import to_f32
 

@@ -2,7 +2,7 @@
 
 from . import records
 from .attention import ATTENTION_KERNELS, ROPE_KERNELS
-from .compiled import kernel
+from .decorators import kernel
 from .embedding import EMBEDDING_KERNELS
 from .feed_forward import DOWN_KERNELS, release_groups, up
 from .linear import JOINED, linear, slabs

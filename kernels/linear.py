@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from .compiled import kernel
+from .block_products import STEPS
+from .decorators import kernel
 from .formats import FORMATS, SLAB
 from .records import RECORD_BYTES, Linear, Slabs, offsets
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .state import SELECTED, TOKENS, arrived, release, share, take
-from .weights import STEPS
 
 WEIGHTS, TILES, FORM, BLOCKS, X, X_STRIDE, Y, Y_STRIDE, BIAS, ACCUMULATE, JOINED = offsets(Linear)
 (TABLE, COUNTERS, SLAB_COUNT, SLAB_TILES, SLAB_FORM, SLAB_BLOCKS, SLAB_X, SLAB_X_STRIDE, SLAB_Y,

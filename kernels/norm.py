@@ -3,7 +3,7 @@
 import numpy as np
 
 from .activation import quantize_pair, quantize_row
-from .compiled import kernel
+from .decorators import kernel
 from .formats import QUANTIZED_BLOCK
 from .records import Norm, Quantize, offsets
 from .simd.arithmetic import fma, mul, reduce_add, splat, square_root, zero_f32

@@ -8,7 +8,8 @@ bit: both cut the groups into the same segments.
 from typing import Any
 
 from .activation import quantize_pair
-from .compiled import kernel
+from .block_products import STEPS
+from .decorators import kernel
 from .formats import FORMATS
 from .functions import silu
 from .linear import tile_bytes_of, tile_of
@@ -16,7 +17,6 @@ from .records import SEGMENTS, OneToken, offsets
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .state import ERROR, arrived, release, share, take
-from .weights import STEPS
 
 (TABLE, GROUPS, GATE_UP, BLOCKS, X, DOWN, OFFSET, HEADERS, TILES, Y, PARTIAL, SCRATCH,
  SCRATCH_STRIDE, COUNTERS) = offsets(OneToken)

@@ -3,7 +3,7 @@
 Kernels take work items from one counter and never divide an output element: results do not depend on who takes what.
 """
 
-from .compiled import kernel
+from .decorators import kernel
 from .records import GENERATION, NEXT, WAITED, WAITING, State, offsets
 from .simd.atomic import call_function, fetch_add, load_acquire, pause, store_release
 from .simd.memory import load_i64, store_i64

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from edgert.bundle import Bundle
 from edgert.bundle.header import EMBEDDING
-from edgert.engine import Engine
-from edgert.flash.device import Device
-from edgert.flash.file import FlashFile
+from edgert.engine.engine import Engine
 from edgert.kernels import native
-from edgert.plan import Placement, Plan, Planner
+from edgert.memory.plan import Plan, Planner
+from edgert.residency.device import Device
+from edgert.residency.file import FlashFile
+from edgert.residency.placement import Placement
 
 KEEP_ALL = 1.0
 
@@ -34,5 +35,5 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
     """A loaded engine; `file` reads the bundle, by default directly."""
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
                 readers=readers, embedding=embedding)
-    return Engine(bundle, file or FlashFile(bundle.path), native.library(), made, threads=threads,
-                  cache_type=cache_type)
+    return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
+                  threads=threads, cache_type=cache_type)

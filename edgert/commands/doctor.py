@@ -15,13 +15,13 @@ import psutil
 
 from edgert import __version__
 from edgert.download import models_folder
-from edgert.flash import Device, device_of, stored_devices
 from edgert.kernels import native
 from edgert.kernels.formats import QUANTIZED_BLOCK
 from edgert.kernels.records import QUANTIZE, Quantize
 from edgert.kernels.simd.target import VARIABLE, choose, executable_targets, machine, processor_features
 from edgert.kernels.team import Program, Team
 from edgert.model import default_threads
+from edgert.residency.device import Device, device_of, stored_devices
 from edgert.terminal import show, show_json
 
 from .loading import compile_progress

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from edgert.budget import parse_size
 from edgert.bundle import Bundle, Header
-from edgert.flash.device import Device, device_of
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import process_cost
+from edgert.memory.budget import parse_size
+from edgert.memory.plan import Plan, Planner
+from edgert.memory.prediction import PROMPT, Prediction, predict
 from edgert.model import default_threads, load_library, session_settings
-from edgert.plan import Plan, Planner
-from edgert.prediction import PROMPT, Prediction, predict
+from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
 from .loading import compile_progress, plan_options

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from edgert.generation import Statistics
+from edgert.generation.generation import Statistics
 from edgert.model import Model
 
 

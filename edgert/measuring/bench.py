@@ -15,8 +15,8 @@ FIELDS = ("decode_tok_s", "prefill_tok_s", "first_token_s", "peak_rss_bytes")
 _FEWER_IS_BETTER = {"first_token_s", "peak_rss_bytes"}
 
 
-class Worker:
-    """A measuring process (worker.py, peer.py)."""
+class EngineProcess:
+    """A measuring process (engine_process.py, peer.py)."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         self._error = PeerError if module == "peer" else EdgertError
@@ -59,25 +59,25 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
     llama.cpp's two ways, `peer.variants`, and `ratio`: how many times faster we are. Raises PeerError, EdgertError.
     """
     context = str(max(len(prompt) + decode, prefill) + 64)
-    engines = {"edgert": ("worker", [bundle, str(threads), context, *([memory] if memory else [])])}
+    engines = {"edgert": ("engine_process", [bundle, str(threads), context, *([memory] if memory else [])])}
     if against is not None:
         for variant in ("repack", "mmap"):
             engines[variant] = ("peer", [against, str(threads), context, variant])
-    workers: dict[str, Worker] = {}
+    processes: dict[str, EngineProcess] = {}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     try:
         for name, (module, arguments) in engines.items():
-            workers[name] = Worker(module, arguments)
+            processes[name] = EngineProcess(module, arguments)
         for run in range(-1, runs):  # one to warm up
-            for name, worker in workers.items():
-                result = worker.measure(prompt, decode, prefill)
+            for name, process in processes.items():
+                result = process.measure(prompt, decode, prefill)
                 if run >= 0:
                     results[name].append(result)
                     report(name, run, result)
     finally:
-        for worker in workers.values():
-            worker.close()
-    medians = {name: {"load_s": workers[name].load_s, **_medians(found)} for name, found in results.items()}
+        for process in processes.values():
+            process.close()
+    medians = {name: {"load_s": processes[name].load_s, **_medians(found)} for name, found in results.items()}
     answer: dict[str, Any] = {"bundle": bundle, "threads": threads, "runs": runs, "prompt_tokens": len(prompt),
                               "decode_tokens": decode, "prefill_tokens": prefill, "memory": memory,
                               **medians.pop("edgert")}

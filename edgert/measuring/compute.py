@@ -9,17 +9,17 @@ from typing import Self, cast
 
 import numpy as np
 
-from edgert.buffers import Buffers
 from edgert.bundle import Header
 from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
+from edgert.engine.buffers import Buffers
+from edgert.engine.program_builder import ProgramBuilder
+from edgert.engine.session import Session
 from edgert.kernels.formats import FORMATS, SLAB
 from edgert.kernels.native import Library
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
-from edgert.network import NetworkBuilder
-from edgert.region import Region
-from edgert.session import Session
-from edgert.weights import Weights
+from edgert.residency.region import Region
+from edgert.residency.weights import Weights
 
 MOST_TOKENS = 64
 """More at once are no faster, each."""
@@ -54,7 +54,7 @@ class Rehearsal:
             made.callback(self._team.close)
             self._programs = []
             for one_token in (False, True):
-                network = NetworkBuilder(few, header, cast(Weights, weights), self._buffers, cache_type,
+                network = ProgramBuilder(few, header, cast(Weights, weights), self._buffers, cache_type,
                                          one_token=one_token)
                 FAMILIES[config.architecture].wire(few, network)
                 self._programs.append((network.body.array, network.head.array))

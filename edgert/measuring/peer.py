@@ -2,7 +2,7 @@
 
     python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT REPACK
 
-answers requests like worker.py's.
+answers requests like engine_process.py's.
 """
 
 import ctypes
@@ -82,7 +82,7 @@ class Peer:
 
 
 def main() -> None:
-    from .worker import serve
+    from .engine_process import serve
     path, threads, context, repack = sys.argv[1:]
     started = time.perf_counter()
     peer = Peer(path, threads=int(threads), context=int(context), repack=repack == "repack")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.sampling import log_sum_exp
+from edgert.generation.sampling import log_sum_exp
 
 EveryLogits = Callable[[Sequence[int], int], Iterator[np.ndarray]]
 """(window, first) to the logits of window[first:], in parts: float32 of shape (n, vocab_size)."""

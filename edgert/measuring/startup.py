@@ -37,12 +37,11 @@ def process_cost(bundle: str | os.PathLike[str]) -> int:
 
 
 def main() -> None:
-    from edgert.cli import COMMANDS, cli
-    for name in (COMMANDS["chat"][0], "edgert.apps.terminal_chat"):  # by name: they stand above this floor
+    cli = importlib.import_module("edgert.cli")  # by name, as what it names: they stand above this room
+    for name in (cli.COMMANDS["chat"][0], "edgert.apps.terminal_chat"):
         importlib.import_module(name)
-    assert cli
-    from edgert.budget import process_bytes
     from edgert.bundle import Bundle
+    from edgert.memory.budget import process_bytes
     from edgert.model import load_library, read_text
     try:
         with Bundle(sys.argv[1]) as bundle:

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from edgert.converters.gguf_tokenizer import LONGEST_PIECE, SPLITS, tokenizer_from_gguf
 from edgert.errors import SourceError
-from edgert.tokenizer import Tokenizer
+from edgert.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 _spec = spec_from_file_location("golden_texts", GOLDEN / "texts.py")

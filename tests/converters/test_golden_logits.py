@@ -13,8 +13,8 @@ from small_engine import make_engine
 
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
-from edgert.engine import Engine
-from edgert.session import Session
+from edgert.engine.engine import Engine
+from edgert.engine.session import Session
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2")

@@ -8,9 +8,9 @@ import pytest
 
 BEGIN = """
 import gc, os, sys, threading, edgert
-from edgert.budget import process_bytes
-from edgert.region import Region
-from edgert.worker import settle
+from edgert.memory.budget import process_bytes
+from edgert.residency.region import Region
+from edgert.engine.worker import settle
 path, room = sys.argv[1], int(sys.argv[2]) << 20
 
 def load():

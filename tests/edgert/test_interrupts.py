@@ -20,13 +20,14 @@ from tiny_model import give_tokenizer, write_model
 
 import edgert
 from edgert import model as model_module
-from edgert import worker
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
-from edgert.flash.file import FlashFile
-from edgert.plan import Plan
+from edgert.engine import worker
+from edgert.memory.plan import Plan
+from edgert.residency.file import FlashFile
 
-OURS = tuple(str(Path(edgert.__file__).parent / f"{name}.py") for name in ("worker", "model", "generation", "turns"))
+OURS = tuple(str(Path(edgert.__file__).parent / name)
+             for name in ("engine/worker.py", "model.py", "generation/generation.py", "generation/turns.py"))
 STEP = 1 if os.environ.get("EDGERT_TEST_ALL") else 11
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import edgert
-from edgert.budget import process_bytes
-from edgert.region import Region
+from edgert.memory.budget import process_bytes
+from edgert.residency.region import Region
 
 PROMPT = "The capital of France is"
 QUESTION = [{"role": "user", "content": "Write one sentence about rivers."}]

@@ -27,8 +27,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import edgert
-from edgert.budget import parse_size
-from edgert.flash.device import device_of
+from edgert.memory.budget import parse_size
+from edgert.residency.device import device_of
 
 PROMPTS = ["The capital of France is", "def add(a, b):\n    return", "Once upon a time there was a"]
 TOKENS = 2

@@ -20,7 +20,7 @@ import time
 import psutil
 
 import edgert
-from edgert.worker import settle
+from edgert.engine.worker import settle
 
 PROMPTS = ["The capital of France is", "def add(a, b):\n    return", "Once upon a time there was a"]
 TOKENS = 6

@@ -1,0 +1,202 @@
+"""The engine: one call that takes n >= 1 new tokens of a session and gives logits for any of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from edgert.bundle import Bundle, Header
+from edgert.errors import ModelError
+from edgert.kernels.formats import FORMATS
+from edgert.kernels.native import Library
+from edgert.kernels.records import CANCELLED
+from edgert.kernels.team import Team
+from edgert.models.families import FAMILIES
+from edgert.residency.file import FlashFile
+from edgert.residency.placement import Placement
+from edgert.residency.region import Region
+from edgert.residency.stream import Stream, no_answer
+from edgert.residency.weights import Weights
+
+from .buffers import LOGIT_ROWS, Buffers
+from .program_builder import ProgramBuilder
+from .session import Session
+from .tracing import Trace
+from .worker import CancelledError
+
+
+class Programs(NamedTuple):
+    """What is run for new tokens, for their logits, and for both: records.py's arrays."""
+
+    body: np.ndarray
+    head: np.ndarray
+    whole: np.ndarray
+
+
+class Engine:
+    """A loaded model that computes; `placement` says which of its weights stay in memory.
+
+    New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
+    `threads`, nor on which weights are streamed. progress: called now and then while weights are loaded; what it raises
+    ends that.
+    """
+
+    def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
+                 threads: int, cache_type: str, progress: Callable[[], None] = lambda: None) -> None:
+        header = bundle.header
+        self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
+        self._trace: Trace | None = None
+        with ExitStack() as made:
+            self._team = Team(library, threads)
+            made.callback(self._team.close)
+            self._weights = Weights(bundle, file, placement, stop=lambda: self._team.set(stop=1),
+                                    progress=progress)
+            made.callback(self._weights.close)
+            self._buffers = Buffers(self.config, header, self.chunk, threads)
+            made.callback(self._buffers.close)
+            embedding = header.embedding
+            self._staging = Region(self.chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
+            made.callback(self._staging.close)
+            self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
+            self._team.set(selected_rows=self._buffers.selected_buffer.address)
+            if self.stream is not None:
+                self._team.set(freed=self.stream.freed)
+            self._closing = made.pop_all()
+
+    def _build(self, header: Header, cache_type: str, *, one_token: bool) -> Programs:
+        network = ProgramBuilder(self.config, header, self._weights, self._buffers, cache_type, one_token=one_token)
+        FAMILIES[self.config.architecture].wire(self.config, network)
+        body, head = network.body.array, network.head.array
+        return Programs(body, head, np.concatenate([body, head]))
+
+    @property
+    def stream(self) -> Stream | None:
+        """What reads weights that are not in memory; None where all are."""
+        return self._weights.stream
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that computing has waited for weights from flash."""
+        return self._team.waited_s
+
+    def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None, *,
+                cancel: np.ndarray | None = None) -> np.ndarray:
+        """Compute new tokens at the end of a session.
+
+        wanted: indices of the tokens whose logits are wanted; by default the last. cancel: int64 of shape (1,); when
+        somebody sets it to CANCELLED, computing ends. Returns float32 of shape (len(wanted), vocab_size).
+
+        Raises ModelError when the context is full, a token is not in the vocabulary, or values are not finite, and what
+        Stream.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
+        session is as it was. Raises CancelledError; then the session has what was computed until then.
+        """
+        ids = np.asarray(tokens, dtype=np.int64)
+        indices = np.array([len(ids) - 1] if wanted is None else wanted, dtype=np.int64)
+        self._check(session, ids, indices)
+        logits = np.empty((len(indices), self.config.vocab_size), np.float32)
+        start = session.length
+        self._team.cancellable(cancel)
+        try:
+            for first in range(0, len(ids), self.chunk):
+                if cancel is not None and cancel[0]:
+                    raise CancelledError
+                part = ids[first:first + self.chunk]
+                here = np.flatnonzero((indices >= first) & (indices < first + len(part)))
+                self._forward(session, part, here, indices[here] - first, logits)
+                session.tokens += part.tolist()
+        except CancelledError:
+            raise
+        except BaseException:
+            session.cut(start)
+            raise
+        return logits
+
+    def _forward(self, session: Session, part: np.ndarray, here: np.ndarray, rows: np.ndarray,
+                 logits: np.ndarray) -> None:
+        """Compute tokens, at most as many as go at once, and logits[here] of those at `rows`."""
+        self._weights.embedding_tiles(part, self._staging, self._buffers.rows[:len(part)])
+        self._tokens = len(part)
+        self._team.set(tokens=len(part), position=session.length, cache=session.cache_address,
+                       cache_layer_bytes=session.layer_bytes, cache_head_bytes=session.head_bytes,
+                       rope=session.rope_address)
+        with self._in_step(heads=-(-len(here) // LOGIT_ROWS)):
+            self._compute(self._programs[len(part) == 1], here, rows, logits)
+
+    def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
+        """Compute the tokens that were set, and logits[here] of those at `rows`."""
+        if not len(here):
+            self._run(programs.body)
+        for at in range(0, len(here), LOGIT_ROWS):
+            some = rows[at:at + LOGIT_ROWS]
+            self._buffers.selected[:len(some)] = some
+            self._team.set(selected=len(some))
+            self._run(programs.head if at else programs.whole)
+            logits[here[at:at + LOGIT_ROWS]] = self._buffers.logits[:len(some)]
+
+    @contextmanager
+    def _in_step(self, heads: int) -> Iterator[None]:
+        """Have what is streamed come as it will be used, also after an interruption in between."""
+        stream = self.stream
+        if stream is None:
+            yield
+            return
+        stream.check()
+        if stream.out_of_step:
+            stream.restart()
+            stream.check()
+        stream.out_of_step = True  # until all has been used
+        stream.expect(heads)
+        yield
+        stream.out_of_step = False
+
+    def touch(self) -> None:
+        """Make all memory that computing will take resident now: in a budget nothing grows later."""
+        self._buffers.touch()
+        self._staging.touch()
+
+    def trace(self, trace: Trace) -> None:
+        """Have everything that is computed and read written down."""
+        self._trace = trace
+        if self.stream is not None:
+            self.stream.trace(trace.read)
+
+    def _run(self, program: np.ndarray) -> None:
+        if self._trace is None:
+            finite = self._team.run(program)
+        else:
+            times = np.zeros((len(program) + 1, 2), np.int64)
+            self._team.set(trace=times.ctypes.data)
+            finite = self._team.run(program)
+            self._team.set(trace=0)
+            if not self._team.stopped:
+                self._trace.computed(program, times, self._tokens)
+        if self._team.stopped == CANCELLED:
+            raise CancelledError
+        if self._team.stopped:
+            assert self.stream is not None
+            self.stream.fail(no_answer())  # unless it said itself what is wrong
+            self.stream.check()
+        if not finite:
+            raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
+                             "do not hold them, try --kv-type f32")
+
+    def _check(self, session: Session, ids: np.ndarray, indices: np.ndarray) -> None:
+        if session.cache_type != self._cache_type or session.config != self.config:
+            raise ModelError(f"the session is of another model, or its cache of type {session.cache_type} is not this "
+                             f"engine's, {self._cache_type}; make one for this engine")
+        if ids.ndim != 1 or not len(ids):
+            raise ModelError("no tokens to compute: give at least one")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise ModelError(f"token {ids.min() if ids.min() < 0 else ids.max()} is not in the vocabulary of "
+                             f"{self.config.vocab_size}")
+        if session.length + len(ids) > session.context:
+            raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room for "
+                             f"{session.context}; start anew or raise --context")
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(ids)):
+            wrong = indices.min() if indices.min() < 0 else indices.max()
+            raise ModelError(f"logits of token {wrong} are wanted, {len(ids)} are new")
+
+    def close(self) -> None:
+        """End the threads and give the memory back."""
+        self._closing.close()

@@ -1,0 +1,86 @@
+"""A session: the key-value cache of one conversation, and how much of it is in use."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgert.errors import ModelError
+from edgert.kernels.records import POSITIONS, padded_head_dim
+from edgert.models.config import Config
+from edgert.residency.region import Region
+
+CACHE_TYPES = {"f16": 2, "f32": 4}
+_ROPE_ROWS = 512
+
+
+class Session:
+    """Room for `context` tokens, whose elements are float16 or float32; `length` of it are in use.
+
+    Cutting a session to an earlier length costs nothing: what lies behind it is written again.
+    """
+
+    def __init__(self, config: Config, context: int, cache_type: str) -> None:
+        check_session(config, context, cache_type)
+        self.config, self.context, self.cache_type = config, context, cache_type
+        self.tokens: list[int] = []
+        self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
+        self._cache = Region(self.bytes, f"the cache of {context} tokens")
+        self._rope = np.empty((context, config.head_dim), np.float32)
+        half, frequencies = config.head_dim // 2, config.rope_frequencies()
+        for start in range(0, context, _ROPE_ROWS):  # in float64, a part at a time
+            angles = np.arange(start, min(start + _ROPE_ROWS, context))[:, None] * frequencies
+            self._rope[start:start + _ROPE_ROWS, :half] = np.cos(angles)
+            self._rope[start:start + _ROPE_ROWS, half:] = np.sin(angles)
+
+    @property
+    def length(self) -> int:
+        """How many tokens have been computed."""
+        return len(self.tokens)
+
+    @property
+    def cache_address(self) -> int:
+        return self._cache.address
+
+    @property
+    def rope_address(self) -> int:
+        return self._rope.ctypes.data
+
+    def touch(self) -> None:
+        """Make all its memory resident now."""
+        self._cache.touch()
+
+    def cut(self, length: int) -> None:
+        """Forget everything from position `length` on. Raises ModelError."""
+        if not 0 <= length <= self.length:
+            raise ModelError(f"a session of {self.length} tokens cannot be cut to {length}")
+        del self.tokens[length:]
+
+    def share(self, tokens: Sequence[int]) -> int:
+        """How many of its first tokens are also the first of `tokens`."""
+        pairs = enumerate(zip(self.tokens, tokens, strict=False))
+        return next((i for i, (old, new) in pairs if old != new), min(len(self.tokens), len(tokens)))
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+def check_session(config: Config, context: int, cache_type: str) -> None:
+    """Raises ModelError for settings that no session can have."""
+    if cache_type not in CACHE_TYPES:
+        raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
+    if not 1 <= context <= config.max_position_embeddings:
+        raise ModelError(f"a context of {context} tokens was asked for; this model takes 1 to "
+                         f"{config.max_position_embeddings}")
+
+
+def session_bytes(config: Config, context: int, cache_type: str) -> int:
+    """All that a session takes: cache and rotary angles."""
+    return cache_bytes(config, context, cache_type)[2] + 4 * context * config.head_dim
+
+
+def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:
+    """Bytes of a key-value cache: of one head's keys in a layer, of a layer, in all."""
+    positions = -(-context // POSITIONS) * POSITIONS
+    head = positions * padded_head_dim(config.head_dim) * CACHE_TYPES[cache_type]
+    layer = 2 * config.num_key_value_heads * head
+    return head, layer, config.num_hidden_layers * layer

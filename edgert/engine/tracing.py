@@ -1,0 +1,82 @@
+"""A trace of computing and reading, in Chrome's trace event format (chrome://tracing, ui.perfetto.dev)."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgert.errors import ModelError
+from edgert.kernels import records
+from edgert.residency.stream import Run
+
+_COMPUTING = "computing"
+_BY_FORMAT = {records.EMBEDDING: "embedding", records.UP: "gate and up", records.DOWN: "down"}
+_NAMES = {records.LINEAR: "attention matrices", records.NORM: "norm", records.QUANTIZE: "quantize",
+          records.ROPE: "rotary positions",
+          records.ROPE + 1: "rotary positions", records.ATTENTION: "attention", records.ATTENTION + 1: "attention",
+          records.NEURONS: "feed-forward", records.GATHER: "feed-forward, sums", records.SLABS: "output head",
+          records.RELEASE: "release"}
+_LAYER = 1 + records.Rope._fields.index("layer")
+
+
+class Trace:
+    """Writes events to a file as they come. Raises ModelError where the file cannot be written."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._lanes: list[str] = []
+        self._lock = threading.Lock()
+        with self._refusals():
+            self._file = self._path.open("w", encoding="utf-8")
+        self._file.write('{"displayTimeUnit": "ms", "traceEvents": [')
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(f"{self._path}: the trace cannot be written: "
+                             f"{(error.strerror or str(error)).lower()}") from None
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event) + ",\n")
+
+    def _add(self, lane: str, name: str, start_s: float, end_s: float, **arguments: Any) -> None:
+        with self._lock, self._refusals():
+            if lane not in self._lanes:
+                self._lanes.append(lane)
+                self._write({"name": "thread_name", "ph": "M", "pid": 1, "tid": len(self._lanes) - 1,
+                             "args": {"name": lane}})
+            self._write({"name": name, "ph": "X", "pid": 1, "tid": self._lanes.index(lane), "ts": 1e6 * start_s,
+                         "dur": 1e6 * (end_s - start_s), "args": arguments})
+
+    def computed(self, program: np.ndarray, times: np.ndarray, tokens: int) -> None:
+        """A program was run. times: int64 of shape (operations + 1, 2), as clock_gettime gives them."""
+        seconds = times[:, 0] + times[:, 1] / 1e9
+        self._add("passes", f"{tokens} token{'s' * (tokens > 1)}", seconds[0], seconds[-1])
+        layer = last = 0
+        for i, record in enumerate(program.tolist()):
+            if not seconds[i + 1]:  # done together with those that follow
+                continue
+            if records.ROPE <= record[0] <= records.ROPE + 1:
+                layer = record[_LAYER]
+            name = _NAMES.get(record[0]) or _BY_FORMAT[record[0] // 8 * 8]
+            self._add(_COMPUTING, name, seconds[last], seconds[i + 1], layer=layer)
+            last = i + 1
+
+    def read(self, reader: int, run: Run, started: float, read: float, checked: float) -> None:
+        """A reader has read and checked a run (residency.stream.ReadHook)."""
+        lane = f"reader {reader}"
+        self._add(lane, run.units.section, started, read, bytes=run.length, offset=run.offset)
+        self._add(lane, "check", read, checked)
+
+    def close(self) -> None:
+        """End the file."""
+        with self._refusals():
+            self._file.write('{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "edgert"}}]}\n')
+            self._file.close()

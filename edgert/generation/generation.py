@@ -1,0 +1,185 @@
+"""One answer, token by token."""
+
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from edgert.text.stopping import StopStrings
+from edgert.text.tokenizer import Tokenizer
+
+from .sampling import Sampler, Sampling, likeliest, log_sum_exp
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds to an answer.
+
+    text: text that is certain now; none while a character or a stop string may still be incomplete. token_id: the
+    token, None in the last piece, which holds the rest of the text. logprob: the token's natural log-probability under
+    the model, before sampling. top_logprobs: the most likely (token id, log-probability), if asked for. finish_reason:
+    in the last piece "stop" (the model or a stop string ended the answer) or "length".
+    """
+
+    text: str
+    token_id: int | None = None
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclass
+class Statistics:
+    """Of one answer. Times are in seconds; `prompt_computed` leaves out tokens that the session already held."""
+
+    prompt_tokens: int = 0
+    prompt_computed: int = 0
+    first_token_s: float = 0.0
+    generated_tokens: int = 0
+    decode_s: float = 0.0
+    flash_bytes: int = 0
+    """Read from flash while decoding, and while taking in the prompt."""
+    flash_bytes_prompt: int = 0
+    flash_wait_s: float = 0.0
+    """How long decoding, and taking in the prompt, waited for flash."""
+    flash_wait_prompt_s: float = 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return self.prompt_computed / self.first_token_s if self.first_token_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Steady rate: tokens after the first, by the time between the first and the last."""
+        return (self.generated_tokens - 1) / self.decode_s if self.decode_s and self.generated_tokens > 1 else 0.0
+
+    @property
+    def flash_bytes_per_token(self) -> float:
+        return self.flash_bytes / max(self.generated_tokens - 1, 1)
+
+    @property
+    def flash_bandwidth(self) -> float:
+        """Bytes a second while decoding."""
+        return self.flash_bytes / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def flash_wait_share(self) -> float:
+        """Part of the decoding time in which computing waited for flash."""
+        return self.flash_wait_s / self.decode_s if self.decode_s else 0.0
+
+
+class Computing(NamedTuple):
+    """What an answer asks of the model."""
+
+    begin: Callable[[], int]
+    """Takes the model's turn, possibly waits for it; how many tokens of the prompt the session already holds."""
+    step: Callable[[Sequence[int]], np.ndarray]
+    """Computes new tokens, gives the last one's logits: float32 of shape (vocab_size,)."""
+    end: Callable[[], None]
+    """Gives the turn back."""
+    flash: Callable[[], tuple[int, float]]
+    """Bytes read from flash so far, and seconds that computing has waited for them."""
+
+
+class Generation:
+    """An answer in the making: an iterator of pieces. `token_ids` and `statistics` grow with it.
+
+    It has the model from its first piece to its last; closing it, or letting it go, ends it before. One that is never
+    asked for a piece never has the model.
+    """
+
+    def __init__(self, answer: "Answer") -> None:
+        self.prompt_ids, self.token_ids, self.statistics = answer.prompt_ids, answer.token_ids, answer.statistics
+        # What makes the pieces does not know this object: when that is let go, both end at once, not at the next
+        # collection of cyclic garbage.
+        self._pieces = answer.pieces()
+        self._end = weakref.finalize(self, answer.computing.end)
+        self._end.atexit = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here. A thread that waits for its next piece gets a ModelError."""
+        with contextlib.suppress(ValueError):  # that thread is in it
+            self._pieces.close()
+        self._end()
+
+    def text(self) -> str:
+        """The rest of the answer, all at once."""
+        return "".join(piece.text for piece in self)
+
+
+class Answer:
+    """Makes the pieces of one answer."""
+
+    def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
+                 max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
+                 ignore_eos: bool) -> None:
+        self.computing = computing
+        self.prompt_ids = list(prompt)
+        self.token_ids: list[int] = []
+        self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt))
+        self._tokenizer = tokenizer
+        self._limit = room if max_tokens is None else min(max_tokens, room)
+        self._sampler = Sampler(sampling)
+        self._stops = StopStrings(stop)
+        self._logprobs = logprobs
+        self._ends = () if ignore_eos else tokenizer.eos_token_ids
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        try:
+            yield from self._pieces_of_tokens()
+        finally:
+            self.computing.end()
+
+    def _pieces_of_tokens(self) -> Generator[Piece, None, None]:
+        decoder = self._tokenizer.stream_decoder(skip_special=True)
+        reason: Literal["stop", "length"] = "length"
+        held = self.computing.begin()
+        self.statistics.prompt_computed -= held
+        start = last = time.perf_counter()
+        flash = self.computing.flash()
+        new: Sequence[int] = self.prompt_ids[held:]
+        while len(self.token_ids) < self._limit:
+            logits = self.computing.step(new)
+            token = self._sampler.choose(logits, [*self.prompt_ids[-64:], *self.token_ids])
+            now = time.perf_counter()
+            before, flash = flash, self.computing.flash()
+            read, waited = flash[0] - before[0], flash[1] - before[1]
+            if not self.token_ids:
+                self.statistics.first_token_s = now - start
+                self.statistics.flash_bytes_prompt, self.statistics.flash_wait_prompt_s = read, waited
+            else:
+                self.statistics.decode_s += now - last
+                self.statistics.flash_bytes += read
+                self.statistics.flash_wait_s += waited
+            last = now
+            if token in self._ends:
+                reason = "stop"
+                break
+            self.token_ids.append(token)
+            self.statistics.generated_tokens += 1
+            text = self._stops.push(decoder.push(token))
+            yield self._piece(text, token, logits)
+            if self._stops.found:
+                reason = "stop"
+                break
+            new = [token]
+        self.computing.end()  # whoever has the last piece need not ask for another
+        rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
+        yield Piece(rest, finish_reason=reason)
+
+    def _piece(self, text: str, token: int, logits: np.ndarray) -> Piece:
+        if self._logprobs is None:
+            return Piece(text, token)
+        normalizer = log_sum_exp(logits)
+        top = [(int(index), float(logits[index]) - normalizer) for index in likeliest(logits, self._logprobs)]
+        return Piece(text, token, float(logits[token]) - normalizer, top)

@@ -1,0 +1,69 @@
+"""A process that holds one engine and measures it on request, so that two engines can be measured in turn.
+
+    python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT [MEMORY]
+
+Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n}; so are the answers.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .process import peak_rss_bytes
+
+Forward = Callable[[Sequence[int]], np.ndarray]
+
+
+def measure(forward: Forward, reset: Callable[[], None], prompt: Sequence[int], decode: int,
+            prefill: int) -> dict[str, Any]:
+    """Greedy decoding after a prompt, then one batch of `prefill` tokens.
+
+    first_token_s: from the prompt to the first token. decode_tok_s: the steady rate, after the first quarter.
+    """
+    reset()
+    started = time.perf_counter()
+    logits = forward(prompt)
+    tokens, stamps = [], []
+    while True:
+        tokens.append(int(logits[-1].argmax()))
+        stamps.append(time.perf_counter())
+        if len(tokens) == decode:
+            break
+        logits = forward(tokens[-1:])
+    quarter = len(stamps) // 4
+    result: dict[str, Any] = {
+        "first_token_s": stamps[0] - started, "token_ids": tokens,
+        "decode_tok_s": (len(stamps) - 1 - quarter) / (stamps[-1] - stamps[quarter])}
+    if prefill:
+        reset()
+        batch = (list(prompt) * (prefill // len(prompt) + 1))[:prefill]
+        started = time.perf_counter()
+        forward(batch)
+        result["prefill_tok_s"] = prefill / (time.perf_counter() - started)
+    reset()
+    result["peak_rss_bytes"] = peak_rss_bytes()
+    return result
+
+
+def serve(forward: Forward, reset: Callable[[], None], load_s: float) -> None:
+    """Answer requests until standard input ends."""
+    print(json.dumps({"load_s": load_s}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(measure(forward, reset, request["prompt"], request["decode"], request["prefill"])), flush=True)
+
+
+def main() -> None:
+    from edgert.model import load
+    path, threads, context, *memory = sys.argv[1:]
+    started = time.perf_counter()
+    with load(path, threads=int(threads), context=int(context), memory=memory[0] if memory else None) as model:
+        serve(model.extend, model.reset, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

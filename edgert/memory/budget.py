@@ -1,0 +1,110 @@
+"""The memory budget: what a user asks for, what is free now, what this process takes."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from edgert.errors import ModelError
+
+_OF_FREE, _OF_LIMIT = 0.8, 0.97
+"""Shares that may be used: of memory that other programs want too, of a control group's that is ours."""
+_NO_LIMIT = 1 << 60
+_LARGEST = 1 << 62
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "600M", "1.5G", "800MB": K, M and G count by 1024, as the kernel, docker and systemd do; KB, MB and GB
+    by 1000, KiB, MiB and GiB by 1024. Raises ModelError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?B)?|B)?\s*", text.upper())
+    if not match:
+        raise ModelError(f"{text!r} is not a size; write it like 600M or 1.5G")
+    number, unit, suffix = match.groups()
+    power = 0 if unit is None else "KMGT".index(unit) + 1
+    size = float(number) * (1000 if suffix == "B" else 1024) ** power
+    if size > _LARGEST:
+        raise ModelError(f"{text[:20].strip()!r} is more memory than any machine has")
+    return int(size)
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: "600 MiB"."""
+    return f"{size / (1 << 20):.0f} MiB" if size >= 10 << 20 else f"{size / (1 << 20):.1f} MiB"
+
+
+def process_bytes() -> int:
+    """What this process has resident now, shared libraries included."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class Allowance(NamedTuple):
+    """How large this process may become. comfortable: bytes to plan with. most: bytes that may be taken where that is
+    what it takes. what: what sets them, in an error."""
+
+    comfortable: int
+    most: int
+    what: str
+
+
+def allowance(asked: int | None) -> Allowance:
+    """The budget that was asked for, in bytes, or by default what is free now; no more than its control groups' limits.
+
+    A process that grows past such a limit is killed, whatever it was asked to take.
+    """
+    own, groups = process_bytes(), list(_control_groups())
+    limits = [Allowance(limit, limit, "the control group's limit") for limit, _ in groups]
+    if asked is not None:
+        return min([Allowance(asked, asked, "a budget"), *limits])
+    available = psutil.virtual_memory().available
+    free = [Allowance(own + int(_OF_FREE * available), own + available, "the free memory"), *limits]
+    for limit, used in groups:  # what is in use is partly our own, and not all that is ours is on the group's account
+        left = max(own + limit - used, 0)
+        free.append(Allowance(int(_OF_LIMIT * left), left, "what is left in the control group"))
+    most = min(free, key=lambda allowed: allowed.most)
+    return most._replace(comfortable=min(allowed.comfortable for allowed in free))
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Limit and use, less the cache that can be dropped, of each limited memory control group that we are in."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit_name, use_name, cache = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, cache = Path("/sys/fs/cgroup/memory"), "total_inactive_file"
+            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        while folder != base.parent:
+            limit, used = _number(folder / limit_name), _number(folder / use_name)
+            if limit is not None and used is not None and limit < _NO_LIMIT:
+                yield limit, max(used - _statistic(folder / "memory.stat", cache), 0)
+            folder = folder.parent
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        fields = dict(line.split() for line in path.read_text().splitlines())
+        return int(fields.get(name, 0))
+    except (OSError, ValueError):
+        return 0
+
+
+def page_table_bytes(size: int) -> int:
+    """What the kernel keeps to describe `size` bytes of a process's memory, at worst."""
+    return size // (os.sysconf("SC_PAGE_SIZE") // 8)

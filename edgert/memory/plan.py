@@ -1,0 +1,236 @@
+"""The memory plan: where each byte of the budget goes, and what is read from flash for each token because of it.
+
+The plan is made before anything is loaded. What every token needs and what the process itself takes comes first; all
+that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so that each pinned byte saves
+a byte read, whichever it is: what is streamed is spread evenly over the layers and the output head, which keeps the
+disk busy all the time with little read ahead. An embedding of its own, of which a token needs one row, comes last.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from edgert.bundle import Header
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
+from edgert.engine.buffers import buffer_bytes, phases, segment_start
+from edgert.engine.session import session_bytes
+from edgert.errors import ModelError
+from edgert.kernels.formats import FORMATS, SLAB
+from edgert.residency import stream
+from edgert.residency.device import Device
+from edgert.residency.file import ALIGNMENT
+from edgert.residency.placement import Placement
+
+from .budget import page_table_bytes, size_text
+
+_GROWTH = 8 << 20
+"""What the process still takes after the plan was made: Python objects, modules, templates, the allocator."""
+_THREAD_BYTES = 64 << 10
+"""The part of a thread's stacks that is in use, its own and the kernel's: 44 KiB were measured where it computes, 60
+where it reads."""
+_TOKEN_BYTES = 64
+"""A token of the conversation, in the lists that Python holds."""
+_MARGIN = 2 << 20
+"""A process is never twice of the same size when the plan is made; a budget that is named works all the same."""
+_UNIT_BYTES = 64
+"""The checksum and the table entry of a unit."""
+_LOGITS_COPIES = 6
+"""A row of logits, and what sampling makes of it."""
+_SHARE_OF_CHUNK = 12
+"""Many prompt tokens at once save reading, but may take this part of the budget."""
+_CHUNK_STEP = 16
+"""They are taken by so many; fewer than these save next to no memory."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where memory goes.
+
+    budget: bytes. parts: bytes by purpose; they add up to no more than the budget. streamed: bytes read for a token.
+    weights: bytes that computing a token takes, wherever they come from. chunk: prompt tokens computed at once.
+    logit_rows: for how many tokens at once all logits may be given. smallest: the smallest budget that works with these
+    settings. disk: what streams, None where all stays in memory.
+    """
+
+    budget: int
+    parts: dict[str, int]
+    streamed: int
+    weights: int
+    chunk: int
+    logit_rows: int
+    smallest: int
+    placement: Placement
+    disk: Device | None
+
+    @property
+    def pinned_share(self) -> float:
+        """Part of the weights that a token finds in memory."""
+        return 1 - self.streamed / self.weights
+
+    @property
+    def summary(self) -> str:
+        """A line for people."""
+        if self.disk is None:
+            return f"{size_text(self.needed)}, with all weights"
+        return (f"{size_text(self.budget)}; {100 * self.pinned_share:.0f} % of the weights stay in it, "
+                f"{size_text(self.streamed)} are read for each token")
+
+    @property
+    def needed(self) -> int:
+        """What everything takes together."""
+        return sum(self.parts.values())
+
+
+class Planner:
+    """Makes plans for one bundle and settings. process: bytes that the process takes before anything is loaded."""
+
+    def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
+                 threads: int) -> None:
+        self._header, self._process, self._threads = header, process, threads
+        self._chunk = min(chunk, context)
+        config = header.config
+        self._session = session_bytes(config, context, cache_type)
+        self._tokens = _TOKEN_BYTES * context
+        self._logits = 4 * config.vocab_size
+        layouts = {layout.name: layout for layout in header.unit_layouts()}
+        self._embedding = layouts.pop(EMBEDDING, None)
+        self._sections = list(layouts.values())
+        self._resident = header.sections[RESIDENT].length
+        self._held = sum(s.length for s in self._sections)
+        self._weights = self._resident + self._held
+
+    def _fixed(self, chunk: int) -> dict[str, int]:
+        config, embedding = self._header.config, self._header.embedding
+        tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
+        return {
+            "process": self._process,
+            "growth": _GROWTH + self._logits * _LOGITS_COPIES + self._tokens + _THREAD_BYTES * self._threads
+            + page_table_bytes(self._weights) + _UNIT_BYTES * sum(s.count for s in self._sections),
+            "attention and norms": self._resident,
+            "key-value cache": self._session,
+            "working memory": buffer_bytes(config, self._header, chunk, self._threads) + chunk * tile
+            + SLAB * tile + 2 * ALIGNMENT,
+        }
+
+    def plan(self, budget: int | None, device: Callable[[], Device], *, most: int = 0,
+             what: str = "a budget") -> Plan:
+        """The plan for a budget in bytes, None for what it takes to hold everything, also an embedding of its own.
+
+        device: measures the disk, called where weights have to be streamed. most: how far a budget that is too small
+        may be raised. Raises ModelError where that is too little, with the smallest that works; what: its name for it.
+        """
+        whole, everything = self.whole, Placement({s.name: s.count for s in self._sections})
+        if budget is None:
+            budget = whole + (self._embedding_bytes(self._embedding.count) if self._embedding else 0)
+        if whole <= budget:
+            everything = replace(everything, embedding=self._embedding_units(budget - whole))
+            return self._made(budget, self._chunk, everything, smallest=0, disk=None)
+        disk = device()
+        smallest = self.smallest(disk)
+        if budget < smallest <= most:
+            return self.plan(smallest, lambda: disk)
+        if budget < smallest:
+            raise ModelError(f"{what} of {size_text(max(budget, most))} is too small: this model needs at least "
+                             f"{self.named(smallest) >> 20} MiB with these settings; a smaller context takes less, and "
+                             f"with {self.named(whole) >> 20} MiB nothing is read from flash")
+        chunk = self._chunk_for(budget, disk)
+        left = budget - sum(self._fixed(chunk).values()) - self._ahead(disk)
+        placement = Placement(self._spread(left, disk.chunk_bytes), 0, disk.chunk_bytes, disk.readers,
+                              self.slots(disk), self.slot_bytes(disk))
+        if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
+            return self._made(budget, chunk, everything, smallest=0, disk=None)
+        return self._made(budget, chunk, placement, smallest=smallest, disk=disk)
+
+    def _chunk_for(self, budget: int, disk: Device) -> int:
+        """How many prompt tokens to compute at once: no more than what has its share of the budget.
+
+        In small steps, so that a larger budget never leaves noticeably less for weights.
+        """
+        for chunk in (self._chunk, *range((self._chunk - 1) // _CHUNK_STEP * _CHUNK_STEP, 0, -_CHUNK_STEP)):
+            fixed = self._fixed(chunk)
+            if fixed["working memory"] <= budget // _SHARE_OF_CHUNK and self._smallest_with(fixed, disk) <= budget:
+                return chunk
+        return min(_CHUNK_STEP, self._chunk)
+
+    def _made(self, budget: int, chunk: int, placement: Placement, *, smallest: int, disk: Device | None) -> Plan:
+        streamed = {s.name: s.bytes_of(placement.pinned[s.name]) for s in self._sections}
+        parts = {**self._fixed(chunk), "read ahead": self._ahead(disk) if disk else 0}
+        parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
+        parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
+        parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
+        rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
+        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, rows, smallest, placement, disk)
+
+    def _embedding_bytes(self, units: int) -> int:
+        """What it takes to hold the first units of an embedding of its own."""
+        if not units:
+            return 0
+        assert self._embedding is not None
+        size = units * self._embedding.unit_bytes
+        return size + page_table_bytes(size) + units * _UNIT_BYTES + 2 * ALIGNMENT
+
+    def _embedding_units(self, left: int) -> int:
+        """How many of them there is room for."""
+        if self._embedding is None:
+            return 0
+        units = min(left // self._embedding.unit_bytes, self._embedding.count)
+        while units > 0 and self._embedding_bytes(units) > left:
+            units -= 1
+        return units
+
+    @property
+    def whole(self) -> int:
+        """The budget with which nothing is streamed, in bytes."""
+        return sum(self._fixed(self._chunk).values()) + self._held + 2 * ALIGNMENT * len(self._sections)
+
+    def smallest(self, disk: Device) -> int:
+        """The smallest budget that works, in bytes: every layer streamed whole, where reading ahead takes less."""
+        return min(self._smallest_with(self._fixed(min(_CHUNK_STEP, self._chunk)), disk), self.whole)
+
+    @staticmethod
+    def named(budget: int) -> int:
+        """The size, in whole MiB, to tell a user for one that works in this process: it works in the next one, too."""
+        return -(-(budget + _MARGIN) // (1 << 20)) << 20
+
+    def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
+        return sum(fixed.values()) + self._ahead(disk) + 2 * ALIGNMENT * len(self._sections)
+
+    def slot_bytes(self, disk: Device) -> int:
+        """Room for one read."""
+        return stream.slot_bytes((s.unit_bytes for s in self._sections), disk.chunk_bytes)
+
+    def slots(self, disk: Device) -> int:
+        """Enough that all readers have one to fill while a phase of many tokens (buffers.phases) holds its own."""
+        held = 0
+        for neurons in self._header.neurons:
+            most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
+                       for first, last in phases(neurons.groups, self._threads))
+            held = max(held, -(-most // stream.run_units(neurons.group_bytes, disk.chunk_bytes)) + 1)
+        return held + disk.readers
+
+    def _ahead(self, disk: Device) -> int:
+        ring = stream.ring_bytes(self.slots(disk), self.slot_bytes(disk))
+        return ring + self._runs_bytes(disk.chunk_bytes) + _THREAD_BYTES * disk.readers
+
+    def _runs_bytes(self, chunk_bytes: int) -> int:
+        runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._sections)
+        return stream.RUN_BYTES * runs
+
+    def _spread(self, left: int, chunk_bytes: int) -> dict[str, int]:
+        """How many units of each section to pin with `left` bytes, the streamed ones in whole runs as far as may be."""
+        left -= 2 * ALIGNMENT * len(self._sections)
+        share = 1 - min(left / self._held, 1.0)
+        pinned, wanted, streamed = {}, 0.0, 0
+        for section in self._sections:
+            wanted += share * section.length
+            run = stream.run_units(section.unit_bytes, chunk_bytes)
+            first = section.count
+            while first > 0 and streamed + section.bytes_of(first) < wanted:
+                first = max(first - run, 0)
+            pinned[section.name] = first
+            streamed += section.bytes_of(first)
+        # Rounding to runs must not have pinned too much.
+        for section in reversed(self._sections):
+            while sum(s.length - s.bytes_of(pinned[s.name]) for s in self._sections) > left and pinned[section.name]:
+                pinned[section.name] -= 1
+        return pinned
+

@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizer, chat templates, and where a stop string ends an answer."""

@@ -1,0 +1,329 @@
+"""Bundles: what is written comes back, and whatever docs/bundle-format.md does not allow is refused."""
+
+import contextlib
+import json
+import random
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_engine import make_engine
+from tiny_model import change_header, header_of, with_header, write_bundle
+
+from edgert.bundle import Bundle
+from edgert.bundle.header import ALIGNMENT, MAX_HEADER_BYTES, PREFIX_BYTES
+from edgert.engine.session import Session
+from edgert.errors import BundleError, EdgertError
+from edgert.kernels.formats import FORMATS, unpack
+
+Values = dict[str, Any]
+NORM = "model.norm.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tied.edge")
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two layers in 8 bits, with biases, and with an embedding that is not the output head."""
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "untied.edge", "q8", model_type="qwen2",
+                        num_hidden_layers=2, tie_word_embeddings=False)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BundleError) as error:
+        Bundle(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and message.isprintable() and len(message) < len(str(path)) + 400
+    return message.removeprefix(f"{path}: ")
+
+
+def test_round_trip(tied: Path, untied: Path) -> None:
+    for path in (tied, untied):
+        with Bundle(path) as bundle:
+            assert bundle.header.to_json() == json.dumps(header_of(path), separators=(",", ":")).encode()
+            assert bundle.verify() == []
+            assert bundle.read_section("chat_template") == b"{{ messages }}"
+            assert json.loads(bundle.read_section("tokenizer"))["model"]["type"] == "BPE"
+            assert path.stat().st_size == max(s.offset + s.length for s in bundle.header.sections.values())
+
+
+def test_tensors_come_back(tmp_path: Path) -> None:
+    """In float32 exactly: the resident ones, the head, and gate, up and down out of their groups."""
+    from safetensors.numpy import load_file
+    path = write_bundle(tmp_path / "m.edge", "f32", tie_word_embeddings=False)
+    source, form = load_file(tmp_path / "m.model" / "model.safetensors"), FORMATS["f32"]
+    with Bundle(path) as bundle:
+        for name, t in bundle.header.tensors.items():
+            raw = np.frombuffer(bundle.read_section(t.section)[t.offset:t.offset + t.length], np.uint8)
+            if t.format == "vector":
+                np.testing.assert_array_equal(raw.view("<f4")[:t.rows], source[name])
+                assert not raw.view("<f4")[t.rows:].any() and t.length % 128 == 0
+            else:
+                values = unpack(form, raw.reshape(-1, form.tile_bytes(t.columns)))
+                np.testing.assert_array_equal(values[:t.rows, :t.columns], source[name])
+        neurons = bundle.header.neurons[0]
+        groups = np.frombuffer(bundle.read_section(neurons.section), np.uint8).reshape(neurons.groups, -1)
+    two, prefix = 2 * form.tile_bytes(32), "model.layers.0.mlp."
+    for part, at in (("gate", 0), ("up", two)):
+        values = unpack(form, groups[:, at:at + two].reshape(4, -1))
+        np.testing.assert_array_equal(values[:40], source[f"{prefix}{part}_proj.weight"])
+    down = groups[:, 2 * two:2 * two + 2 * form.block_bytes].reshape(2, 2, -1).transpose(1, 0, 2).reshape(2, -1)
+    np.testing.assert_array_equal(unpack(form, down)[:32, :40], source[f"{prefix}down_proj.weight"])
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "is empty; make one with"),
+    (b"GGUF" + bytes(100), "is a GGUF file, not a bundle; make one with: edgert convert"),
+    (bytes(10_000), "is not an edgert bundle, or its conversion was interrupted"),
+    (b"EDGERT\n" + bytes(100), "is not an edgert bundle"),  # a copy as text
+    (b"EDGERT\r\n", "is not an edgert bundle"),
+    (b"\x80\x04" + bytes(100), "is not an edgert bundle"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 3, 0, 10, 0) + bytes(10), "of version 3, this edgert reads version 2"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 7, 10, 0) + bytes(10), "has 0x7 at offset 12, where zeros belong"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 0, 11, 0) + bytes(10), "claims 11 bytes at offset 32, more than there"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 0, (1 << 64) - 1, 0), "claims 18446744073709551615 bytes"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 0, 10, 0) + bytes(10), "does not match its checksum"),
+])
+def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.edge").write_bytes(content)
+    assert message in refused(tmp_path / "m.edge")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert refused(tmp_path / "absent.edge") == "cannot be opened: no such file or directory"
+    assert refused(tmp_path) == "cannot be opened: is a directory"
+
+
+def test_a_header_too_long(tied: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.edge"
+    path.write_bytes(with_header(tied.read_bytes(), b" " * (MAX_HEADER_BYTES + 1)))
+    assert "more than there are or may be" in refused(path)
+
+
+@pytest.mark.parametrize("header", [
+    b"", b"{", b"\xff\xfe{}", "{}".encode("utf-16"), b"\xef\xbb\xbf{}", b"[" * 200_000, b'{"a":' * 100_000,
+    b'{"a":NaN}', b'{"a":Infinity}', b'{"a":1,"a":1}', b'{"a":' + b"9" * 5000 + b"}", '{"ä":1}'.encode(), b"{} {}",
+], ids=range(13))
+def test_not_json(tied: Path, tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "m.edge").write_bytes(with_header(tied.read_bytes(), header))
+    assert "the header is not JSON" in refused(tmp_path / "m.edge")
+
+
+def put(*names: str | int, value: Any) -> Callable[[Values], None]:
+    """Set header[names[0]][names[1]]…"""
+    def change(values: Values) -> None:
+        place: Any = values
+        for name in names[:-1]:
+            place = place[name]
+        place[names[-1]] = value
+    return change
+
+
+def drop(*names: str) -> Callable[[Values], None]:
+    def change(values: Values) -> None:
+        place = values
+        for name in names[:-1]:
+            place = place[name]
+        del place[names[-1]]
+    return change
+
+
+def overlap(values: Values) -> None:
+    values["sections"]["head"]["offset"] = values["sections"]["resident"]["offset"]
+
+
+def overlap_tensors(values: Values) -> None:
+    values["tensors"][NORM]["offset"] = values["tensors"]["model.layers.0.input_layernorm.weight"]["offset"]
+
+
+STRANGE = (None, "4096", 4096.5, -1, True, [], {}, 10 ** 30, 1 << 63, 1e308)
+"""What stands where a whole number should."""
+NUMBERS = [("sections", "head", "offset"), ("sections", "head", "length"), ("tensors", NORM, "offset"),
+           ("tensors", NORM, "rows"), ("tensors", EMBEDDING, "columns"), ("neurons", 0, "groups"),
+           ("neurons", 0, "group_bytes"), ("config", "hidden_size"), ("config", "num_hidden_layers"),
+           ("config", "vocab_size"), ("config", "max_position_embeddings"), ("generation", "eos_token_ids", 0)]
+CASES: list[tuple[Callable[[Values], object], str]] = [
+    *((drop(name), "is not an object of") for name in ("architecture", "neurons", "provenance")),
+    (put("more", value=1), "is not an object of"),
+    (put("architecture", value="gpt"), "unknown architecture 'gpt', known: llama, qwen2"),
+    (put("architecture", value=["llama"]), "unknown architecture"),
+    *((put(name, value=[]), f"{name} is not an object") for name in ("config", "sections", "tensors", "provenance")),
+    (put("neurons", value={}), "0 neuron sections"), (put("neurons", value=None), "not valid"),
+    (put("neurons", value=[7]), "not an object of section, groups, group_bytes, gate_up, down"),
+    (put("neurons", value=[]), "0 neuron sections for 1 layers"),
+    (put("sections", "head", value=7), "section 'head' is not an object of offset, length, checksum"),
+    (put("sections", "head", "more", value=7), "section 'head' is not an object of"),
+    (put("sections", "a\nb\x1b[2J", value=7), "is not an object of"),
+    (drop("sections", "head", "checksum"), "section 'head' is not an object of"),
+    (put("tensors", NORM, "more", value=7), "is not an object of section, offset, format, rows, columns"),
+    (put("sections", "more", value={"offset": 0, "length": 0, "checksum": "0" * 16}), "section 'more' is not known"),
+    *((drop("sections", name), f"section '{name}' is missing")
+      for name in ("tokenizer", "resident", "head", "group_checksums", "layers.0.neurons")),
+    (put("sections", "head", "offset", value=4097), "misaligned or overlaps"),
+    (put("sections", "tokenizer", "offset", value=0), "section 'tokenizer' at offset 0 is misaligned or overlaps"),
+    (overlap, "misaligned or overlaps"), (overlap_tensors, "misaligned or overlaps another"),
+    (put("sections", "group_checksums", "length", value=1 << 40), "past the end of the file"),
+    (put("sections", "group_checksums", "length", value=8), "the sections end at"),
+    *((put("sections", "head", "checksum", value=v), "the checksum of section 'head'") for v in
+      ("", "0" * 15, "0" * 17, "g" * 16, "A" * 16, "+" + "0" * 15, "0x" + "0" * 14, "1_" * 8, "１" * 16, 7, None, [])),
+    (drop("tensors", NORM), f"tensor '{NORM}' is missing"),
+    (drop("tensors", "model.layers.0.mlp.down_proj.headers"), "down_proj.headers' is missing"),
+    (put("tensors", "more", value={"section": "head", "offset": 0, "format": "q4", "rows": 1, "columns": 1}),
+     "tensor 'more' is not known"),
+    (put("tensors", NORM, "section", value="head"), "is in section 'head', expected 'resident'"),
+    (put("tensors", EMBEDDING, "section", value="tokenizer"), "expected 'head'"),
+    (put("tensors", NORM, "section", value=[]), "is in section"),
+    (put("tensors", NORM, "format", value="headers"), "has format 'headers'"),
+    (put("tensors", NORM, "format", value="f32"), "has format 'f32'"),
+    (put("tensors", EMBEDDING, "format", value="vector"), "has format 'vector'"),
+    *((put("tensors", EMBEDDING, "format", value=v), "has format") for v in ("q5", "", None, 4, ["q4"])),
+    (put("tensors", EMBEDDING, "format", value="f32"), "reaches past the end of section 'head'"),
+    (put("tensors", NORM, "rows", value=33), "has shape 33 x 1"),
+    (put("tensors", NORM, "offset", value=1), "misaligned or overlaps"),
+    (put("tensors", NORM, "offset", value=1 << 40), "reaches past the end of section 'resident'"),
+    (put("neurons", 0, "section", value="resident"), "the neurons of layer 0 are in section 'resident'"),
+    *((put("neurons", 0, "down", value=v), "the neurons of layer 0 have formats") for v in ("q5", "vector", None)),
+    (put("neurons", 0, "down", value="f32"), "layer 0 has 2 groups of"),
+    (put("neurons", 0, "groups", value=3), "layer 0 has 3 groups of"),
+    (put("neurons", 0, "groups", value=2.0), "a number of groups is 2.0"),
+    (put("config", "num_hidden_layers", value=2), "1 neuron sections for 2 layers"),
+    (put("config", "hidden_size", value=64), "layer 0 has 2 groups of"),
+    (put("config", "vocab_size", value=21), "has shape 20 x 32"),
+    (put("config", "num_attention_heads", value=3), "has shape 32 x 32"),
+    (put("config", "head_dim", value=15), "expected an even number"),
+    (put("config", "rms_norm_eps", value=-1e-5), "rms_norm_eps is -1e-05"),
+    (put("config", "rope_scaling", value={"factor": 0.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                          "original_max_position_embeddings": 8}), "rope scaling's factor is 0.0"),
+    (put("config", "rope_frequency_factors", value=[1.0]), "1 rope frequency factors, expected 8"),
+    (put("config", "tie_word_embeddings", value=False), "section 'embedding' is missing"),
+    (put("config", "more", value=1), "config is not an object of hidden_size"),
+    (drop("config", "rope_scaling"), "config is not an object of"),
+    (drop("generation", "bos_token_id"), "generation is not an object of"),
+    (put("generation", "more", value=1), "generation is not an object of"),
+    (put("generation", "bos_token_id", value=20), "bos_token_id is 20, past the vocabulary of 20"),
+    (put("generation", "bos_token_id", value="0"), "expected a whole number"),
+    (put("generation", "eos_token_ids", value=1), "eos_token_ids is not a list"),
+    (put("generation", "add_bos_token", value=1), "add_bos_token not true or false"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CASES, ids=range(len(CASES)))
+def test_header_refused(tied: Path, tmp_path: Path, change: Callable[[Values], object], message: str) -> None:
+    found = refused(change_header(tied, tmp_path / "m.edge", change))
+    assert found.startswith("the header is not valid: ") and found.endswith("; convert the model again")
+    assert message in found
+
+
+@pytest.mark.parametrize("names", NUMBERS, ids=lambda names: ".".join(map(str, names)))
+def test_strange_numbers(tied: Path, tmp_path: Path, names: tuple[str | int, ...]) -> None:
+    for value in STRANGE:
+        refused(change_header(tied, tmp_path / "m.edge", put(*names, value=value)))
+
+
+def test_claims_cost_no_memory(tied: Path, tmp_path: Path) -> None:
+    """Nothing is as large as a number in the header says before that number is known to fit the file."""
+    paths = [change_header(tied, tmp_path / f"{i}.edge", put(*names, value=1 << 24))
+             for i, names in enumerate(NUMBERS) if names[0] == "config"]
+    tracemalloc.start()
+    for path in paths:
+        with contextlib.suppress(BundleError):
+            Bundle(path).close()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_truncated_at_every_border(tied: Path, untied: Path, tmp_path: Path) -> None:
+    for path in (tied, untied):
+        content, values = path.read_bytes(), header_of(path)
+        borders = {0, 7, 8, 31, 32, 33, len(content) - 1}
+        for s in values["sections"].values():
+            borders |= {s["offset"] - 1, s["offset"], s["offset"] + 1, s["offset"] + s["length"] - 1}
+        for length in sorted(borders - {-1}):
+            (tmp_path / "m.edge").write_bytes(content[:length])
+            refused(tmp_path / "m.edge")
+        (tmp_path / "m.edge").write_bytes(content + b"\0")
+        assert "the sections end at" in refused(tmp_path / "m.edge")
+
+
+def test_verify_names_what_is_wrong(untied: Path, tmp_path: Path) -> None:
+    """One byte flipped in each section, and in each neuron group: its name and its offset, and nothing else's."""
+    content, values, path = untied.read_bytes(), header_of(untied), tmp_path / "m.edge"
+
+    def problems(at: int) -> list[str]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
+        with Bundle(path) as bundle:
+            return bundle.verify()
+
+    for name, s in values["sections"].items():
+        for at in {s["offset"], s["offset"] + s["length"] // 2, s["offset"] + s["length"] - 1}:
+            found = problems(at)
+            assert found[0].startswith(f"{path}: section '{name}' at offset {s['offset']} does not match its checksum")
+            assert len(found) == (2 if name.endswith("neurons") or name in ("head", "embedding") else 1)
+    for n in values["neurons"]:
+        for group in range(n["groups"]):
+            start = values["sections"][n["section"]]["offset"] + group * n["group_bytes"]
+            for at in (start, start + n["group_bytes"] - 1):
+                assert f"part {group} of section '{n['section']}' at offset {start} does not" in problems(at)[1]
+
+
+def run(path: Path) -> tuple[bytes, ...]:
+    """Open, check, load, compute; all that was read."""
+    with Bundle(path) as bundle:
+        if problems := bundle.verify():
+            raise BundleError(problems[0])
+        engine = make_engine(bundle, threads=1, chunk=4, cache_type="f32")
+        try:
+            engine.forward(Session(bundle.header.config, 4, "f32"), [1, 2, 3])
+        finally:
+            engine.close()
+        return bundle.header.to_json(), *(bundle.read_section(name) for name in sorted(bundle.header.sections))
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_damage_anywhere(tied: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """Bytes changed or cut off: a BundleError, or, where nothing is kept, the same data."""
+    chance, path = random.Random(seed), tmp_path_factory.getbasetemp() / "damaged.edge"
+    content = bytearray(tied.read_bytes())
+    edges = [0, PREFIX_BYTES, *(s["offset"] for s in header_of(tied)["sections"].values())]
+    for _ in range(chance.randint(1, 3)):
+        at = chance.choice((chance.randrange(len(content)), chance.randrange(2 * ALIGNMENT), chance.choice(edges)))
+        content[at] ^= chance.randint(1, 255)
+    path.write_bytes(content[:chance.choice((None, None, chance.randrange(len(content))))])
+    try:
+        assert run(path) == run(tied)
+    except BundleError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_a_forged_header(tied: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """JSON changed at random and signed again: refused, or a bundle that runs."""
+    chance, path = random.Random(seed), tmp_path_factory.getbasetemp() / "forged.edge"
+    header = bytearray(json.dumps(header_of(tied), separators=(",", ":")).encode())
+    for _ in range(chance.randint(1, 3)):
+        at = chance.randrange(len(header))
+        digits = [i for i, c in enumerate(header) if chr(c).isdigit()]
+        if chance.random() < 0.6:  # another number, mostly still of JSON
+            header[chance.choice(digits)] = ord(chance.choice("0123456789-.e"))
+        elif chance.random() < 0.5:
+            header[at] = chance.choice(b'{}[]",:0truefalsn\\ \x00\xff')
+        else:
+            del header[at:at + chance.randint(1, 40)]
+    path.write_bytes(with_header(tied.read_bytes(), bytes(header)))
+    try:
+        run(path)
+    except EdgertError as error:
+        assert "\n" not in str(error)

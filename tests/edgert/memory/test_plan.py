@@ -1,0 +1,344 @@
+"""The memory plan, for models and disks of all sorts; what `edgert plan` says of it; and what it predicts."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import CONFIG, give_tokenizer, write_bundle, write_model
+
+from edgert.bundle import Bundle, Header, Neurons
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, neuron_section
+from edgert.commands import plan as plan_command
+from edgert.commands.plan_chart import curve, parts_table, picture
+from edgert.converters.convert import convert
+from edgert.errors import EdgertError, ModelError
+from edgert.kernels import native
+from edgert.kernels.formats import FORMATS
+from edgert.measuring.compute import MOST_TOKENS, Rehearsal
+from edgert.measuring.startup import process_cost
+from edgert.memory.budget import size_text
+from edgert.memory.plan import Plan, Planner
+from edgert.memory.prediction import predict
+from edgert.models.llama import Config
+from edgert.residency import stream
+from edgert.residency.device import Device
+
+MIB = 1 << 20
+DEVICE = Device("a test's", True, 1 << 20, 2, 1e9, 1e-4, [])
+
+
+def made_up_header(config: Config, neuron_formats: list[tuple[str, str]], head: str) -> Header:
+    """Of a bundle that does not exist: what a plan looks at."""
+    neurons, sections = [], {}
+    groups = -(-config.intermediate_size // 32)
+    for layer, (gate_up, down) in enumerate(neuron_formats):
+        _, size = Neurons.layout(config.hidden_size, FORMATS[gate_up], FORMATS[down])
+        neurons.append(Neurons(neuron_section(layer), groups, size, gate_up, down))
+        sections[neuron_section(layer)] = Section(0, groups * size)
+    sections[RESIDENT] = Section(0, 5 * config.num_hidden_layers * config.hidden_size ** 2 // 2)
+    tensors = {"model.embed_tokens.weight": Tensor(HEAD if config.tie_word_embeddings else EMBEDDING, 0, head,
+                                                   config.vocab_size, config.hidden_size)}
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = replace(tensors["model.embed_tokens.weight"], section=HEAD)
+    for tensor in tensors.values():
+        sections[tensor.section] = Section(0, tensor.length)
+    return Header(config, {}, {}, {}, sections, tensors, neurons)
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> Header:
+    layers = draw(st.integers(1, 8))
+    names = st.sampled_from(sorted(FORMATS))
+    config = Config.from_hf({**CONFIG, "hidden_size": 32 * draw(st.integers(1, 64)), "num_hidden_layers": layers,
+                             "intermediate_size": draw(st.integers(1, 6000)), "vocab_size": draw(st.integers(2, 60000)),
+                             "max_position_embeddings": 1 << 16, "tie_word_embeddings": draw(st.booleans())})
+    formats = draw(st.lists(st.tuples(names, names), min_size=layers, max_size=layers))
+    return made_up_header(config, formats, draw(names))
+
+
+@st.composite
+def devices(draw: st.DrawFn) -> Device:
+    return replace(DEVICE, chunk_bytes=draw(st.sampled_from([64, 256, 1024, 2048])) << 10,
+                   depth=draw(st.integers(1, 8)))
+
+
+@st.composite
+def planners(draw: st.DrawFn, chunk: int | None = None) -> Planner:
+    return Planner(draw(headers()), process=draw(st.integers(0, 100)) << 20, context=draw(st.integers(1, 4096)),
+                   cache_type=draw(st.sampled_from(["f16", "f32"])), chunk=chunk or draw(st.integers(1, 600)),
+                   threads=draw(st.integers(1, 16)))
+
+
+def budgets(planner: Planner, disk: Device) -> st.SearchStrategy[int]:
+    return st.integers(planner.smallest(disk), planner.whole + (1 << 20))
+
+
+def run_bytes(planner: Planner, disk: Device) -> int:
+    return max(stream.run_units(s.unit_bytes, disk.chunk_bytes) * s.unit_bytes for s in planner._sections)
+
+
+def placed(planner: Planner, plan: Plan) -> int:
+    """Bytes of weights that stay in memory, counted anew."""
+    return sum(min(plan.placement.pinned[s.name] * s.unit_bytes, s.length) for s in planner._sections)
+
+
+@given(st.data(), planners(), devices())
+def test_a_plan_keeps_to_its_budget_and_accounts_for_every_weight(data: st.DataObject, planner: Planner,
+                                                                  disk: Device) -> None:
+    budget = data.draw(budgets(planner, disk))
+    plan = planner.plan(budget, lambda: disk)
+    assert plan.needed == sum(plan.parts.values()) <= plan.budget == budget
+    assert min(plan.parts.values()) >= 0
+    assert plan.weights == plan.streamed + placed(planner, plan) + plan.parts["attention and norms"]
+    assert plan.parts["pinned neurons"] + plan.parts["pinned output head"] == placed(planner, plan)
+    assert list(plan.placement.pinned) == [s.name for s in planner._sections]
+    assert all(0 <= plan.placement.pinned[s.name] <= s.count for s in planner._sections)
+    assert 1 <= plan.chunk <= planner._chunk
+    assert (plan.disk is None) == (plan.streamed == 0)
+    assert 0 <= plan.pinned_share <= 1
+    if plan.streamed:  # what is left over is too little for another unit, or so
+        room = run_bytes(planner, disk) + 2 * 4096 * len(planner._sections)
+        assert plan.budget - plan.needed <= room
+        assert plan.placement.slots * plan.placement.slot_bytes < plan.parts["read ahead"]
+        assert plan.placement.slot_bytes >= run_bytes(planner, disk)
+
+
+@given(st.data(), planners(), devices())
+def test_what_is_streamed_is_spread_over_the_sections(data: st.DataObject, planner: Planner, disk: Device) -> None:
+    """The part streamed of the sections up to any one is that of them all, give or take a run."""
+    plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
+    streamed = length = 0
+    for section in planner._sections:
+        streamed += section.bytes_of(plan.placement.pinned[section.name])
+        length += section.length
+        assert abs(streamed - length * plan.streamed / planner._held) <= 2 * run_bytes(planner, disk)
+
+
+@given(st.data(), planners(), devices())
+def test_a_larger_budget_never_streams_noticeably_more(data: st.DataObject, planner: Planner, disk: Device) -> None:
+    less, more = sorted(data.draw(st.tuples(*[budgets(planner, disk)] * 2)))
+    plans = [planner.plan(budget, lambda: disk) for budget in (less, more)]
+    steps = [planner._fixed(n)["working memory"] for n in (1, 17)]
+    assert plans[1].streamed <= plans[0].streamed + run_bytes(planner, disk) + steps[1] - steps[0] + 4096
+    assert plans[1].chunk >= plans[0].chunk
+
+
+@given(planners(), devices())
+def test_the_smallest_budget_works_and_less_is_refused_with_its_size(planner: Planner, disk: Device) -> None:
+    smallest = planner.smallest(disk)
+    assert planner.plan(smallest, lambda: disk).needed <= smallest
+    named = planner.named(smallest)
+    with pytest.raises(ModelError, match=rf"too small: .* at least {named // MIB} MiB with these settings; .* "
+                                         rf"{planner.named(planner.whole) // MIB} MiB nothing is read"):
+        planner.plan(max(smallest - MIB, 0), lambda: disk)
+    assert 2 * MIB <= named - smallest < 3 * MIB  # for a process that is a little larger the next time
+
+
+@given(st.data(), planners(), devices())
+def test_a_budget_that_is_too_small_is_raised_as_far_as_it_may(data: st.DataObject, planner: Planner,
+                                                               disk: Device) -> None:
+    smallest = planner.smallest(disk)
+    less = data.draw(st.integers(0, smallest - 1))
+    raised = planner.plan(less, lambda: disk, most=data.draw(st.integers(smallest, smallest + MIB)))
+    assert raised.needed <= raised.budget == smallest
+    most = data.draw(st.integers(less, smallest - 1))
+    with pytest.raises(ModelError, match=rf"^the limit of {re.escape(size_text(most))} is too small: this model needs"):
+        planner.plan(less, lambda: disk, most=most, what="the limit")
+
+
+@given(st.data(), headers(), devices())
+def test_threads_and_logits_are_in_the_plan(data: st.DataObject, header: Header, disk: Device) -> None:
+    def planner(threads: int) -> Planner:
+        return Planner(header, process=0, context=64, cache_type="f16", chunk=16, threads=threads)
+
+    few, many = planner(1), planner(257)
+    assert many.whole - few.whole >= 256 * 64 << 10
+    readers = replace(disk, depth=disk.depth + 100)
+    assert few._ahead(readers) - few._ahead(disk) >= 100 * 64 << 10
+    plan = few.plan(data.draw(st.integers(few.whole, few.whole + 100 * MIB)), lambda: disk)
+    row = 4 * header.config.vocab_size
+    assert (plan.logit_rows - 6) * row <= plan.budget - plan.needed < (plan.logit_rows - 5) * row
+
+
+@given(planners())
+def test_the_whole_budget_streams_nothing_and_asks_no_disk(planner: Planner) -> None:
+    def no_disk() -> Device:
+        raise AssertionError("the disk is not to be measured")
+    everything, without_embedding = planner.plan(None, no_disk), planner.plan(planner.whole, no_disk)
+    for plan in (everything, without_embedding):
+        assert plan.streamed == 0 and plan.disk is None and plan.pinned_share == 1
+        assert plan.chunk == planner._chunk and plan.needed <= plan.budget
+    assert without_embedding.budget == planner.whole and without_embedding.parts["pinned embedding"] == 0
+    assert everything.placement.embedding == (planner._embedding.count if planner._embedding else 0)
+
+
+@given(st.data(), planners(), devices())
+def test_what_is_left_when_nothing_is_streamed_goes_to_the_embedding(data: st.DataObject, planner: Planner,
+                                                                     disk: Device) -> None:
+    """As much of it as there is room for."""
+    everything = planner.plan(None, lambda: disk)
+    plan = planner.plan(data.draw(st.integers(planner.whole, everything.budget + MIB)), lambda: disk)
+    if planner._embedding is None:
+        assert plan.placement.embedding == plan.parts["pinned embedding"] == 0
+        return
+    units, unit_bytes = plan.placement.embedding, planner._embedding.unit_bytes
+    assert units * unit_bytes <= plan.parts["pinned embedding"] and plan.needed <= plan.budget
+    left = plan.budget - planner.whole - plan.parts["pinned embedding"]
+    assert units == planner._embedding.count or left < 1.01 * unit_bytes + 2 * 4096 + 64
+
+
+# Prediction
+
+SECONDS = {1: (0.05, 0.01), 16: (0.2, 0.01), 64: (0.7, 0.01)}
+
+
+def large_planner(chunk: int = 256) -> tuple[Header, Planner]:
+    config = Config.from_hf({**CONFIG, "hidden_size": 1024, "num_hidden_layers": 8, "intermediate_size": 4096,
+                             "vocab_size": 30000})
+    header = made_up_header(config, [("q4", "q6")] * 8, "q6")
+    return header, Planner(header, process=MIB, context=64, cache_type="f16", chunk=chunk, threads=2)
+
+
+def test_the_slower_of_reading_and_computing_sets_the_pace() -> None:
+    header, planner = large_planner()
+    small, whole = (planner.plan(b, lambda: DEVICE) for b in (planner.smallest(DEVICE), planner.whole))
+    fast = predict(header, whole, DEVICE, SECONDS.__getitem__)
+    assert fast.limit == "computing" and fast.decode_tok_s == pytest.approx(1 / 0.06, rel=0.01)
+    assert fast.first_token_s == pytest.approx(0.7 * 200 / 64 + 0.01, rel=0.1)
+    slower_disk = replace(DEVICE, bandwidth=1e7)
+    reading = predict(header, small, slower_disk, SECONDS.__getitem__)
+    assert reading.limit == "flash" and reading.decode_tok_s == pytest.approx(1e7 / small.streamed)
+
+
+def test_every_pass_over_a_prompt_reads_the_layers_again() -> None:
+    header, planner = large_planner(chunk=16)
+    plan = planner.plan(planner.smallest(DEVICE), lambda: DEVICE)
+    disk = replace(DEVICE, bandwidth=1e6)
+    passes, head = -(-200 // plan.chunk), header.sections[HEAD].length
+    assert plan.parts["pinned output head"] == 0
+    assert predict(header, plan, disk, SECONDS.__getitem__).first_token_s == pytest.approx(
+        (passes * (plan.streamed - head) + head) / 1e6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("preset", ["q4", "q8", "f32"])
+def test_a_rehearsal_computes_what_the_model_would(tmp_path: Path, tied: bool, preset: str) -> None:
+    path = write_bundle(tmp_path / "m.edge", preset, tie_word_embeddings=tied, num_hidden_layers=3)
+    with Bundle(path) as bundle, Rehearsal(bundle.header, native.library(), threads=2, cache_type="f16") as rehearsal:
+        for tokens in (1, 16, MOST_TOKENS):
+            assert all(0 < seconds < 1 for seconds in rehearsal.seconds(tokens))
+
+
+def test_the_process_is_measured_in_one_of_its_own(bundle: Path, tmp_path: Path) -> None:
+    assert 20 * MIB < process_cost(bundle) < 300 * MIB
+    (damaged := tmp_path / "damaged.edge").write_bytes(b"no bundle")
+    with pytest.raises(EdgertError, match="is not an edgert bundle"):
+        process_cost(damaged)
+
+
+# The command
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Of a model with a tokenizer that can be loaded, large enough for there to be something to plan."""
+    folder = write_model(tmp_path_factory.mktemp("plan") / "model", num_hidden_layers=6, hidden_size=256,
+                         intermediate_size=8192, vocab_size=9000, tie_word_embeddings=False)
+    give_tokenizer(folder)
+    convert(str(folder), folder.with_name("m.edge"), "q4")
+    yield folder.with_name("m.edge")
+
+
+@pytest.fixture(autouse=True)
+def _a_known_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_command, "device_of", lambda path: replace(DEVICE, chunk_bytes=1 << 18))
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(plan_command.command, [str(a) for a in arguments])
+
+
+def answer(*arguments: object) -> dict[str, Any]:
+    done = call(*arguments, "--json")
+    assert done.exit_code == 0, done
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
+
+
+def test_json_over_budgets_then_of_one(bundle: Path) -> None:
+    values = answer(bundle, "-c", 64, "-t", 1)
+    sizes = [b["budget"] for b in values["budgets"]]
+    assert sizes == sorted(set(sizes)) and len(sizes) >= 3
+    assert (sizes[0], sizes[-1]) == (values["smallest_budget"], values["whole_budget"])
+    assert values["budgets"][0]["bytes_per_token"] > 0 == values["budgets"][-1]["bytes_per_token"]
+    one = answer(bundle, "-c", 64, "-t", 1, "--memory", f"{sizes[1] // MIB}M")
+    assert one["budget"] == sizes[1] == sum(one["parts"].values()) + one["left_over"]
+    assert 0 < one["pinned_share"] < 1 and one["device"]["bandwidth"] == 1e9
+    assert one["predicted_decode_tok_s"] > 0 and one["predicted_first_token_s"] > 0
+    assert 0 < one["bytes_per_token"] < one["weights_bytes"]
+    assert abs(one["smallest_budget"] - values["smallest_budget"]) <= 4 * MIB  # the process is never quite the same
+
+
+def test_tables(bundle: Path) -> None:
+    values = answer(bundle, "-c", 64)
+    middle = (values["smallest_budget"] + values["whole_budget"]) // 2 // MIB
+    shown = call(bundle, "-c", 64, "-m", f"{middle}M").output
+    for part in ("process", "key-value cache", "working memory", "read ahead", "pinned neurons", "left over", "budget",
+                 "smallest budget", "read for a token", "stay in memory", "predicted speed", "first token"):
+        assert re.search(rf"^{part} ", shown, re.M), part
+    compared = call(bundle, "-c", 64).output
+    assert "the smallest that works" in compared and "all in memory" in compared and "tokens/s\n" in compared
+    assert max(len(line) for line in (shown + compared).splitlines()) <= 120
+
+
+def test_picture(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.png"
+    assert call(bundle, "-c", 64, "--png", file).exit_code == 0
+    assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
+    with pytest.raises(OSError):
+        picture(str(tmp_path / "none" / "plan.png"), "m", [(1.0, 1.0), (2.0, 2.0)], (1.5, 1.2))
+
+
+@pytest.mark.parametrize(("memory", "message"), [
+    ("8M", r"a budget of 8\.0 MiB is too small: this model needs at least \d+ MiB"),
+    ("0", r"a budget of 0\.0 MiB is too small"),
+    ("600X", "'600X' is not a size"), ("-5", "'-5' is not a size"), ("", "is not a size"),
+    ("9" * 400 + "G", "more memory than any machine has")])
+def test_refusals(bundle: Path, memory: str, message: str) -> None:
+    error = call(bundle, "-c", 64, f"--memory={memory}").exception
+    assert isinstance(error, ModelError)
+    assert re.search(message, str(error)) and "\n" not in str(error)
+
+
+def test_other_refusals(bundle: Path, tmp_path: Path) -> None:
+    assert "no such file" in str(call(tmp_path / "none.edge").exception)
+    assert "context of 100000 tokens" in str(call(bundle, "-c", 100_000).exception)
+    assert call(bundle, "-t", 0).exit_code == 2
+
+
+def test_all_memory_is_more_than_enough(bundle: Path) -> None:
+    values = answer(bundle, "-c", 64, "-m", "4G")
+    assert values["bytes_per_token"] == 0 and values["limit"] == "computing" and values["left_over"] > 3 << 30
+
+
+def test_charts() -> None:
+    lines = parts_table({"a": 30 * MIB, "none": 0, "b": MIB}, 100 * MIB).splitlines()
+    assert [line.split()[0] for line in lines] == ["a", "b", "left", "budget"]
+    assert lines[0].endswith("█" * 12) and lines[2].count("█") == 28
+    rows = curve([(100.0, 1.0), (200.0, 4.0)]).splitlines()
+    assert rows[1].startswith("     4.0 ┤") and rows[-1].split() == ["100", "MiB", "budget", "200", "MiB"]
+    assert curve([(100.0, 1.0)]) and curve([(100.0, 1.0), (100.0, 1.0)])
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 10 ** 6), st.integers(0, 10 ** 6), st.integers(1, 60))
+def test_budgets_are_few_and_hold_both_ends(smallest: int, span: int, rows: int) -> None:
+    found = plan_command._budgets(smallest * MIB, (smallest + span) * MIB, rows)
+    assert found[0] == smallest * MIB and found[-1] == (smallest + span) * MIB
+    assert found == sorted(set(found)) and len(found) <= rows + 3
