@@ -97,8 +97,8 @@ def test_order_of_use(architecture: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
-    """As its converter names what has the canonical name."""
-    kind = next(kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == architecture)
+    """As its converter names what has the canonical name; a family that has no name there is one of Llama's."""
+    kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == architecture), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
     for spec in config_of(architecture).tensors():
         assert spec.gguf == names.get_name(spec.name, try_suffixes=(".weight", ".bias"))
