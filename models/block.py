@@ -1,7 +1,7 @@
 """What the dense families share: a decoder of pre-normalised blocks, its tensors and its wiring.
 
-RMSNorm, grouped-query attention with rotary positions, RMSNorm, SwiGLU. A family that is built otherwise lists and
-wires in its own file what is its own, and takes from here what is not: `around` and `feed_forward` are also parts.
+RMSNorm, grouped-query attention with rotary positions, RMSNorm, SwiGLU. A family that is built otherwise has its own
+list and its own `wire` in its own file, the list made of the parts of this one where they fit.
 """
 
 from collections.abc import Iterable, Iterator
