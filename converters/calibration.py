@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgert.models.families import FAMILIES
+from edgert.models.tensors import feed_forward_parts
 
 from .source import Source
 
@@ -62,6 +63,7 @@ class Calibration:
         self._moments: dict[str, np.ndarray] = {}
         self.weights = 0
         """How many weights are gone through in all."""
+        self._feed_forward = feed_forward_parts(source.config.tensors())
         self._rotations = _rotations(source.config.rope_frequencies(), windows.shape[1])
         FAMILIES[source.config.architecture].wire(source.config, self)
 
@@ -137,7 +139,7 @@ class Calibration:
         return out
 
     def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
-        gate, up, down = (f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+        gate, up, down = (spec.name for spec in self._feed_forward[layer])
         self._count([gate, up, down])
 
         def step() -> None:

@@ -1,8 +1,9 @@
 """Converting: a source becomes a bundle, tensor by tensor, in memory bounded by the largest part of one tensor."""
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,17 @@ import edgert
 from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
-from edgert.errors import SourceError
-from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
+from edgert.kernels.formats import SLAB
+from edgert.models.tensors import FEED_FORWARD, FeedForward, Role, TensorSpec, feed_forward_parts
 
-from .calibration import Calibration, calibration_windows
 from .destination import destination, require_apart
-from .importance import Importance
 from .interruption import cleaned_up
 from .layout import lay_out
 from .open_source import open_source
-from .presets import DEFAULT, Preset, preset
-from .quantizer import LARGEST, packed
-from .source import Source, SourceTensor
-
-_VALUES_AT_ONCE = 16 << 20
-"""Weights converted at a time: 64 MB as float32."""
+from .packing import Packing
+from .presets import DEFAULT, preset
+from .rounding import Importances
+from .source import Source
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,7 +47,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
     with cleaned_up(), BundleWriter(path, header) as writer:
-        _Conversion(opened, chosen, header, writer, progress, calibrate).run()
+        _Conversion(opened, header, writer, progress, calibrate).run()
         for file in opened.files:
             file.require_unchanged()
         writer.commit()
@@ -58,70 +55,63 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
 
 
 class _Conversion:
-    def __init__(self, source: Source, chosen: Preset, header: Header, writer: BundleWriter,
-                 progress: Progress, calibrate: bool) -> None:
-        self._source, self._preset, self._header, self._writer = source, chosen, header, writer
-        self._progress = progress
+    """All that goes into a bundle, written section by section and reported part by part."""
+
+    def __init__(self, source: Source, header: Header, writer: BundleWriter, progress: Progress,
+                 calibrate: bool) -> None:
+        self._source, self._header, self._writer, self._progress = source, header, writer, progress
+        self._tensors = list(source.config.tensors())
+        importances = Importances(source, header, lambda n: self._report("calibrating", n)) if calibrate else None
+        self._packing = Packing(source, header, importances.of if importances else lambda name: None)
         self._done = 0
-        self._total = sum(int(np.prod(shape)) for shape in source.config.tensor_shapes().values())
+        self._total = sum(map(_weights, self._tensors)) + (importances.weights if importances else 0)
         self._ends: dict[str, int] = defaultdict(int)
-        self._rounded = self._newly_rounded() if calibrate else set()
-        windows = calibration_windows(source) if self._rounded else None
-        self._calibration = None if windows is None else Calibration(
-            source, windows, self._rounded, lambda weights: self._report("calibrating", weights))
-        self._importance_of: tuple[np.ndarray, Importance] | None = None
-        if self._calibration is not None:
-            self._total += self._calibration.weights
 
     def run(self) -> None:
+        """Write everything. Raises SourceError or BundleError."""
         self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
         if self._source.chat_template is not None:
             self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
         groups: list[int] = []
         slabs: dict[str, list[int]] = {}
-        for name, shape in self._source.config.tensor_shapes().items():
-            if len(shape) == 1:
-                values = self._source.tensors[name].read(0, shape[0])
-                self._write(name, np.pad(values, (0, -shape[0] % BLOCK)).astype(np.float32))
-            elif ".mlp." not in name:
-                slabs[self._header.tensors[name].section] = self._write_matrix(name)
-            elif name.endswith("down_proj.weight"):
-                groups += self._write_neurons(int(name.split(".")[2]))
+        feed_forward = enumerate(feed_forward_parts(self._tensors))
+        for spec in self._tensors:
+            written: Sequence[TensorSpec] = [spec]
+            if not spec.is_matrix:
+                self._write(spec.name, self._packing.vector(spec))
+            elif spec.role not in FEED_FORWARD:
+                slabs[self._header.tensors[spec.name].section] = self._write_matrix(spec)
+            elif spec.role is Role.DOWN:
+                layer, written = next(feed_forward)
+                groups += self._write_neurons(layer, written)
             else:
                 continue  # gate and up go with down
-            self._report(name, int(np.prod(shape)) * (3 if ".mlp." in name else 1))
+            self._report(spec.name, sum(map(_weights, written)))
         for section in self._header.matrices_in_slabs():
             groups += slabs[section]
         self._writer.write(GROUP_CHECKSUMS, np.array(groups, dtype="<u8"))
 
-    def _newly_rounded(self) -> set[str]:
-        """The matrices that become 4 bits and do not stand on a grid of 4 bits yet."""
-        found = set()
-        for name, shape in self._source.config.tensor_shapes().items():
-            if len(shape) == 2 and self._format(name) == "q4" and self._source.tensors[name].grid(0, 0) is None:
-                found.add(name)
-        return found
+    def _write_matrix(self, spec: TensorSpec) -> list[int]:
+        """A matrix that is not in neuron groups; its slabs' checksums come back."""
+        checksums = []
+        for number, tiles in enumerate(self._packing.matrix(spec)):
+            self._write(spec.name, tiles, more=number > 0)
+            checksums += [xxhash.xxh3_64_intdigest(tiles[i:i + SLAB].tobytes()) for i in range(0, len(tiles), SLAB)]
+        return checksums
 
-    def _format(self, name: str) -> str:
-        """The format of a matrix in the bundle."""
-        if ".mlp." not in name:
-            return self._header.tensors[name].format
-        neurons = self._header.neurons[int(name.split(".")[2])]
-        return neurons.down if name.endswith("down_proj.weight") else neurons.gate_up
-
-    def _importance(self, name: str) -> Importance | None:
-        if self._calibration is None or name not in self._rounded:
-            return None
-        moments = self._calibration.moments(name)
-        if self._importance_of is None or self._importance_of[0] is not moments:  # q, k and v have the same inputs
-            self._importance_of = moments, Importance(moments)
-        return self._importance_of[1] if self._importance_of[1].usable else None
-
-    def _report(self, name: str, weights: int) -> None:
-        self._done += weights
-        self._progress(name, self._done, self._total)
+    def _write_neurons(self, layer: int, part: FeedForward) -> list[int]:
+        """A layer's groups; their checksums come back."""
+        headers, groups = self._packing.neurons(layer, part)
+        if headers.size:
+            self._write(down_headers(layer), headers)
+        checksums = []
+        for some in groups:
+            checksums += [xxhash.xxh3_64_intdigest(group) for group in some]
+            self._writer.write(self._header.neurons[layer].section, some)
+        return checksums
 
     def _write(self, name: str, data: np.ndarray, *, more: bool = False) -> None:
+        """A tensor, or more of it, at its place in its section."""
         tensor = self._header.tensors[name]
         if not more and self._ends[tensor.section] < tensor.offset:
             self._writer.write(tensor.section, bytes(tensor.offset - self._ends[tensor.section]))
@@ -129,58 +119,10 @@ class _Conversion:
         self._writer.write(tensor.section, np.ascontiguousarray(data))
         self._ends[tensor.section] += data.nbytes
 
-    def _tiles(self, tensor: SourceTensor, form: str, importance: Importance | None, start: int,
-               stop: int) -> np.ndarray:
-        grid, values = tensor.grid(start, stop) if form == "q4" else None, tensor.read(start, stop)
-        if (largest := np.abs(values).max()) > LARGEST[form]:
-            raise SourceError(f"a weight of ±{largest:.3g} is more than preset {self._preset.name} can hold; "
-                              "the file is damaged, or takes another preset")
-        return packed(FORMATS[form], values, grid, importance)
+    def _report(self, what: str, weights: int) -> None:
+        self._done += weights
+        self._progress(what, self._done, self._total)
 
-    def _write_matrix(self, name: str) -> list[int]:
-        """A matrix that is not in neuron groups; its slabs' checksums come back."""
-        tensor, form = self._source.tensors[name], self._header.tensors[name].format
-        importance, (rows, columns) = self._importance(name), tensor.shape
-        step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
-        checksums = []
-        for start in range(0, rows, step):
-            tiles = self._tiles(tensor, form, importance, start, min(start + step, rows))
-            self._write(name, tiles, more=start > 0)
-            checksums += [xxhash.xxh3_64_intdigest(tiles[i:i + SLAB].tobytes())
-                          for i in range(0, len(tiles), SLAB)]
-        return checksums
 
-    def _write_neurons(self, layer: int) -> list[int]:
-        """A layer's groups; their checksums come back."""
-        neurons = self._header.neurons[layer]
-        prefix = f"model.layers.{layer}.mlp."
-        names = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
-        gate, up, down = (self._source.tensors[name] for name in names)
-        of_gate, of_up, of_down = (self._importance(name) for name in names)
-        form = FORMATS[neurons.down]
-        rows, columns = down.shape
-        step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
-        tiles = np.empty((-(-rows // TILE), form.tile_bytes(columns)), np.uint8)
-        for start in range(0, rows, step):
-            part = self._tiles(down, neurons.down, of_down, start, min(start + step, rows))
-            tiles[start // TILE:start // TILE + len(part)] = part
-        if form.header_bytes:
-            self._write(down_headers(layer), tiles[:, :form.header_bytes])
-        # (tile, group, block bytes): group g of the down projection is block g of every tile.
-        blocks = tiles[:, form.header_bytes:].reshape(len(tiles), neurons.groups, form.block_bytes)
-        checksums = []
-        at_once = max(_VALUES_AT_ONCE // (2 * gate.shape[1]) // BLOCK, 1)
-        for first in range(0, neurons.groups, at_once):
-            last = min(first + at_once, neurons.groups)
-            parts = []
-            for tensor, importance in ((gate, of_gate), (up, of_up)):
-                two = self._tiles(tensor, neurons.gate_up, importance, first * BLOCK,
-                                  min(last * BLOCK, tensor.shape[0]))
-                missing = 2 * (last - first) - len(two)
-                parts.append(np.pad(two, ((0, missing), (0, 0))).reshape(last - first, -1))
-            parts.append(blocks[:, first:last].transpose(1, 0, 2).reshape(last - first, -1))
-            padding = neurons.group_bytes - sum(p.shape[1] for p in parts)
-            groups = np.concatenate([*parts, np.zeros((last - first, padding), np.uint8)], 1)
-            checksums += [xxhash.xxh3_64_intdigest(group) for group in groups]
-            self._writer.write(neurons.section, groups)
-        return checksums
+def _weights(spec: TensorSpec) -> int:
+    return math.prod(spec.shape)

@@ -1,6 +1,5 @@
 """GGUF files, llama.cpp's format: the model in one, as a `Source`."""
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +12,9 @@ from gguf.quants import Q4_K, dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError
-from edgert.models.families import FAMILIES
 
 from .gguf_header import Header, TensorInfo, read_header
-from .reading import check_rows, family_config, require_finite, require_tensors
+from .reading import check_rows, family_config, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -95,16 +93,14 @@ def open_gguf(path: str | Path) -> Source:
     if "token_embd.weight" not in header.tensors:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
     factors = _rope_factors(file, header)
-    architecture = metadata.get("general.architecture")
-    config = family_config(path, architecture, lambda family: family.from_gguf(
+    config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
         metadata,
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in header.tensors,
         rope_frequency_factors=factors))
-    names: dict[str, str] = FAMILIES[str(architecture)].GGUF_NAMES
-    tensors: dict[str, SourceTensor] = {_canonical(name, names): GgufTensor(file, info)
-                                        for name, info in header.tensors.items() if name != "rope_freqs.weight"}
-    require_tensors(path, config, tensors)
+    found: dict[str, SourceTensor] = {name: GgufTensor(file, info) for name, info in header.tensors.items()
+                                      if name != "rope_freqs.weight"}
+    tensors = model_tensors(path, config, found, lambda spec: spec.gguf)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise SourceError(f"{path}: has {len(tokens)} tokens but embeddings for {config.vocab_size}")
@@ -121,14 +117,6 @@ def open_gguf(path: str | Path) -> Source:
 def _halves(columns: np.ndarray) -> np.ndarray:
     """Two bytes per block as float32 of shape (blocks, 1)."""
     return np.ascontiguousarray(columns).view(np.float16).astype(np.float32)
-
-
-def _canonical(name: str, names: Mapping[str, str]) -> str:
-    """The canonical name of a GGUF tensor; a name that the family does not have stays as it is, to be refused."""
-    if (match := re.fullmatch(r"blk\.(0|[1-9][0-9]{0,6})\.(.+)", name)) is None:
-        return names.get(name, name)
-    pattern = names.get(f"blk.{{layer}}.{match[2]}")
-    return name if pattern is None else pattern.format(layer=match[1])
 
 
 def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:

@@ -16,6 +16,7 @@ from edgert.bundle.header import (
 )
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
+from edgert.models.tensors import FEED_FORWARD, Role, feed_forward_parts
 
 from .presets import Preset
 from .source import Source
@@ -29,7 +30,8 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
     """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError."""
     config = source.config
     header = Header(config, dict(source.generation), {"preset": preset.name}, provenance)
-    shapes = config.tensor_shapes()
+    tensors, formats = list(config.tensors()), preset.formats(source)
+    feed_forward = feed_forward_parts(tensors)
     lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}
     if source.chat_template is not None:
         lengths[CHAT_TEMPLATE] = len(source.chat_template.encode())
@@ -39,16 +41,15 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
         header.tensors[name] = tensor
         lengths[section] = tensor.offset + tensor.length
 
-    for name, shape in shapes.items():
-        if len(shape) == 1:
-            place(name, RESIDENT, "vector", shape[0], 1)
-        elif ".mlp." not in name:
-            section = section_of(name, tied=config.tie_word_embeddings)
-            place(name, section, preset.format(source, name), *shape)
-        elif name.endswith("down_proj.weight"):
-            layer = int(name.split(".")[2])
-            gate, up, down = (FORMATS[preset.format(source, name.replace("down", part))]
-                              for part in ("gate", "up", "down"))
+    for spec in tensors:
+        if not spec.is_matrix:
+            place(spec.name, RESIDENT, "vector", spec.shape[0], 1)
+        elif spec.role not in FEED_FORWARD:
+            section = section_of(spec.role, tied=config.tie_word_embeddings)
+            place(spec.name, section, formats[spec.name], *spec.shape)
+        elif spec.role is Role.DOWN:
+            layer = len(header.neurons)
+            gate, up, down = (FORMATS[formats[part.name]] for part in feed_forward[layer])
             gate_up = max(gate, up, key=lambda form: form.block_bytes)
             if down.header_bytes:
                 place(down_headers(layer), RESIDENT, "headers", config.hidden_size, down.header_bytes)

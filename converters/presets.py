@@ -1,9 +1,11 @@
 """Presets: which weight format each matrix gets."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
+from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
 
 from .source import Source
 
@@ -19,8 +21,8 @@ DEFAULT = "q4"
 
 _FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"}
 _SIXTEEN_OR_MORE = {"F16", "BF16", "F32"}
-_SENSITIVE = {"v_proj", "down_proj"}
-_PADDING_COUNTS = {"embed_tokens", "o_proj"}
+_SENSITIVE = {Role.VALUE, Role.DOWN}
+_PADDING_COUNTS = {Role.EMBEDDING, Role.ATTENTION_OUTPUT}
 """Matrices whose padding columns must be exactly 0, which on a grid with a minimum they are not: what is in the padding
 of an embedding row counts in the norm, and behind the heads that attention gives stand values of the norm before it."""
 
@@ -31,35 +33,39 @@ class Preset:
 
     name: str
 
-    def format(self, source: Source, tensor: str) -> str:
-        """The weight format of a matrix, by its canonical name."""
-        kind = tensor.split(".")[-2]
-        if self.name in ("q4", "q6") and kind in _PADDING_COUNTS and source.tensors[tensor].shape[1] % BLOCK:
+    def formats(self, source: Source) -> dict[str, str]:
+        """The weight format of every matrix, by its canonical name."""
+        matrices = [spec for spec in source.config.tensors() if spec.is_matrix]
+        types = {spec.name: source.tensors[spec.name].type_name for spec in matrices}
+        for part in _not_kept_fine(feed_forward_parts(matrices), types):
+            types[part.down.name] = types[part.gate.name]
+        return {spec.name: self._format(spec, types[spec.name], source.config.num_hidden_layers) for spec in matrices}
+
+    def _format(self, matrix: TensorSpec, type_name: str, layers: int) -> str:
+        """type_name: what the source has it in, or is taken to have. layers: in all."""
+        if self.name in ("q4", "q6") and matrix.role in _PADDING_COUNTS and matrix.shape[1] % BLOCK:
             return "q8"
         if self.name != "q4":
             return self.name
-        if kind == "lm_head":
+        if matrix.role is Role.HEAD:
             return "q4"  # read whole for every token: 6 % of the bytes for 0.2 % of perplexity (docs/notes/presets.md)
-        type_name = source.tensors[tensor].type_name
-        if kind == "down_proj" and not _keeps_fine(source, int(tensor.split(".")[2])):
-            type_name = source.tensors[tensor.replace("down_proj", "gate_proj")].type_name
         if type_name in _FINE_TYPES:
             return "q6"
         if type_name not in _SIXTEEN_OR_MORE:
             return "q4"
-        if kind == "embed_tokens":
+        if matrix.role is Role.EMBEDDING:
             return "q6"
-        if kind in _SENSITIVE and _more_bits(int(tensor.split(".")[2]), source.config.num_hidden_layers):
+        if matrix.role in _SENSITIVE and matrix.layer is not None and _more_bits(matrix.layer, layers):
             return "q6"
         return "q4"
 
 
-def _keeps_fine(source: Source, layer: int) -> bool:
-    """Whether a down projection that may have more bits than the rest of its layer keeps them: in the last third of the
-    layers that have such a one, where each byte of it gains most (docs/notes/presets.md)."""
-    finer = [number for number in range(source.config.num_hidden_layers)
-             if source.tensors[f"model.layers.{number}.mlp.down_proj.weight"].type_name in _FINE_TYPES]
-    return layer in finer[len(finer) - -(-len(finer) // 3):]
+def _not_kept_fine(parts: list[FeedForward], types: Mapping[str, str]) -> list[FeedForward]:
+    """Where a down projection has no more bits than the rest of its layer. One that may keep more keeps them in the
+    last third of the layers that have such a one, where each byte of it gains most (docs/notes/presets.md)."""
+    finer = [part for part in parts if types[part.down.name] in _FINE_TYPES]
+    kept = finer[len(finer) - -(-len(finer) // 3):]
+    return [part for part in parts if part not in kept]
 
 
 def _more_bits(layer: int, layers: int) -> bool:

@@ -1,13 +1,15 @@
 """What the readers of foreign formats share: bounded text, and the checks that make a `Source` of what was found."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgert.errors import SourceError
+from edgert.models.config import Config
 from edgert.models.families import FAMILIES
-from edgert.models.llama import Config
+from edgert.models.tensors import TensorSpec
 
 from .source import SourceTensor
 
@@ -54,19 +56,27 @@ def family_config(path: Path, architecture: object, build: Callable[[type[Config
         raise SourceError(f"{path}: the model configuration cannot be used: {error}") from error
 
 
-def require_tensors(path: Path, config: Config, tensors: Mapping[str, SourceTensor]) -> None:
-    """Raises SourceError unless the tensors are exactly those of `config.tensor_shapes()`, with those shapes."""
-    if config.num_hidden_layers > len(tensors):  # before tensor_shapes, which is as large as the number claimed
-        raise SourceError(f"{path}: claims {config.num_hidden_layers} layers but has {len(tensors)} tensors")
-    shapes = config.tensor_shapes()
-    if missing := [name for name in shapes if name not in tensors]:
+def model_tensors(path: Path, config: Config, found: Mapping[str, SourceTensor],
+                  name_of: Callable[[TensorSpec], str]) -> dict[str, SourceTensor]:
+    """The model's tensors by canonical name, out of those found, which have the names that `name_of` gives.
+
+    An output head beside an embedding that is the head itself, a copy that some exports write, is left out. Raises
+    SourceError unless all others are exactly those of `config.tensors()`, with those shapes.
+    """
+    if config.num_hidden_layers > len(found):  # before tensors(), which are as many as the number claims
+        raise SourceError(f"{path}: claims {config.num_hidden_layers} layers but has {len(found)} tensors")
+    specs = list(config.tensors())
+    if missing := [spec.name for spec in specs if name_of(spec) not in found]:
         raise SourceError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
-    if unexpected := [name for name in tensors if name not in shapes]:
+    known = {name_of(spec) for spec in replace(config, tie_word_embeddings=False).tensors()}
+    if unexpected := [name for name in found if name not in known]:
         raise SourceError(f"{path}: tensor {unexpected[0]} is not one that architecture {config.architecture} "
                           f"has{_and_more(unexpected)}")
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise SourceError(f"{path}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
+    tensors = {spec.name: found[name_of(spec)] for spec in specs}
+    for spec in specs:
+        if (shape := tensors[spec.name].shape) != spec.shape:
+            raise SourceError(f"{path}: tensor {spec.name} has shape {list(shape)}, expected {list(spec.shape)}")
+    return tensors
 
 
 def _and_more(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from edgert.errors import SourceError
 
 from .hf_tokenizer import read_json, read_tokenizer
-from .reading import check_rows, family_config, require_finite, require_tensors
+from .reading import check_rows, family_config, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -71,10 +71,7 @@ def open_safetensors(folder: str | Path) -> Source:
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
     config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
-    tensors = _tensors(folder, weights, files)
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)  # a copy of the embedding that some exports write all the same
-    require_tensors(folder, config, tensors)
+    tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     hashed = {name: files[name].sha256 for name in sorted({"config.json", "tokenizer.json", *weights})}
     provenance = {"source": folder.resolve().name, "files": hashed, "type": "safetensors"}

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgert.models.llama import Config
+from edgert.models.config import Config
 
 from .source_file import SourceFile
 
@@ -43,7 +43,7 @@ class Source:
 
     config: Config
     tensors: Mapping[str, SourceTensor]
-    """By canonical name; exactly those of `config.tensor_shapes()`, with those shapes."""
+    """By canonical name; exactly those of `config.tensors()`, with those shapes."""
     tokenizer_json: str
     """A tokenizer in the `tokenizers` library's own JSON."""
     generation: Mapping[str, Any]

@@ -1,7 +1,20 @@
 """The model families that edgert knows, by the name in GGUF's `general.architecture` and config.json's `model_type`."""
 
-from types import ModuleType
+from typing import Any, Protocol
 
-from . import llama, qwen2
+from . import config, llama, qwen2
+from .network import Network
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen2": qwen2}
+
+class Family(Protocol):
+    """What a family's module has."""
+
+    @property
+    def Config(self) -> type[config.Config]:
+        """Its hyper-parameters, and which tensors follow from them."""
+
+    def wire(self, config: Any, net: Network, /) -> None:
+        """The whole model of a config, top to bottom, as operations on a network."""
+
+
+FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2}

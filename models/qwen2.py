@@ -1,24 +1,28 @@
 """Qwen2 and Qwen2.5: Llama's block with biases on the q, k and v projections (Yang et al. 2024, "Qwen2")."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
-from . import llama
-from .llama import GGUF_NAMES, wire
+from . import block, config
+from .block import wire
+from .tensors import TensorSpec
 
-__all__ = ["GGUF_NAMES", "Config", "wire"]
+__all__ = ["Config", "wire"]
 
 
 @dataclass(frozen=True)
-class Config(llama.Config):
+class Config(config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "qwen2"
     attention_bias: ClassVar[bool] = True
-    gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "half"
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """From the JSON object in Hugging Face's config.json. Raises KeyError or ValueError."""
         return super().from_hf({**config, "attention_bias": True})
+
+    def tensors(self) -> Iterator[TensorSpec]:
+        """Every tensor, in the order of use."""
+        return block.tensors(self)

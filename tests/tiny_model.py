@@ -29,8 +29,8 @@ def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any
     words = {"<s>": 0, "</s>": 1, **{chr(97 + i): 2 + i for i in range(16)}}
     (folder / "tokenizer.json").write_text(Tokenizer(models.BPE(vocab=words, merges=[])).to_str())
     random = np.random.default_rng(seed)
-    shapes = FAMILIES[merged["model_type"]].Config.from_hf(merged).tensor_shapes()
-    save_file({name: size * random.standard_normal(shape, np.float32) for name, shape in shapes.items()},
+    tensors = FAMILIES[merged["model_type"]].Config.from_hf(merged).tensors()
+    save_file({spec.name: size * random.standard_normal(spec.shape, np.float32) for spec in tensors},
               folder / "model.safetensors")
     return folder
 

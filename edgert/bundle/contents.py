@@ -3,7 +3,12 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
+from edgert.models.tensors import Role
+
 from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
+
+_KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head"}
+"""Of matrices; all others that are not in neuron groups are the attention's."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,15 @@ def contents(header: Header) -> list[Kind]:
         sizes[kind] += size
         formats[kind].add(form)
 
+    roles = {spec.name: spec.role for spec in config.tensors()}
     for name, tensor in header.tensors.items():
         if tensor.format == "headers":
             sizes["feed-forward"] += tensor.length
         elif tensor.format == "vector":
             count("norms and biases", "f32", tensor.rows, tensor.length)
         else:
-            kind = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}.get(name, "attention")
-            if kind == "embedding" and config.tie_word_embeddings:
+            kind = _KINDS.get(roles[name], "attention")
+            if roles[name] is Role.EMBEDDING and config.tie_word_embeddings:
                 kind = "embedding and output head"
             count(kind, tensor.format, tensor.rows * tensor.columns, tensor.length)
     for neurons in header.neurons:

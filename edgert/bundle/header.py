@@ -8,8 +8,9 @@ from typing import Any
 
 from edgert.errors import BundleError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format
+from edgert.models.config import Config
 from edgert.models.families import FAMILIES
-from edgert.models.llama import Config
+from edgert.models.tensors import FEED_FORWARD, Role
 
 MAGIC = b"EDGERT\r\n"
 """Carriage return and newline show a file mangled by a text-mode copy."""
@@ -150,7 +151,7 @@ class Header:
 
     def _check(self, header_end: int, file_length: int) -> None:
         layers = self.config.num_hidden_layers
-        if len(self.neurons) != layers:  # before tensor_shapes, which is as large as the number claimed
+        if len(self.neurons) != layers:  # before tensors(), which are as many as the number claims
             raise ValueError(f"{len(self.neurons)} neuron sections for {layers} layers")
         _check_generation(self.generation, self.config.vocab_size)
         self._check_sections(header_end, file_length)
@@ -180,11 +181,13 @@ class Header:
         """Section, possible formats, rows and columns of every tensor, by name."""
         config, matrices = self.config, tuple(FORMATS)
         expected: dict[str, tuple[str, tuple[str, ...], int, int]] = {}
-        for name, shape in config.tensor_shapes().items():
-            if len(shape) == 1:
-                expected[name] = (RESIDENT, ("vector",), shape[0], 1)
-            elif ".mlp." not in name:
-                expected[name] = (section_of(name, tied=config.tie_word_embeddings), matrices, shape[0], shape[1])
+        for spec in config.tensors():
+            if not spec.is_matrix:
+                expected[spec.name] = (RESIDENT, ("vector",), spec.shape[0], 1)
+            elif spec.role not in FEED_FORWARD:
+                rows, columns = spec.shape
+                section = section_of(spec.role, tied=config.tie_word_embeddings)
+                expected[spec.name] = (section, matrices, rows, columns)
         for layer, n in enumerate(self.neurons):
             if size := FORMATS[n.down].header_bytes:
                 expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
@@ -243,7 +246,7 @@ class Header:
     @property
     def embedding(self) -> Tensor:
         """The embedding, which may be the output head too."""
-        return self.tensors["model.embed_tokens.weight"]
+        return self.tensors[next(spec.name for spec in self.config.tensors() if spec.role is Role.EMBEDDING)]
 
 
 def slabs(rows: int) -> int:
@@ -256,11 +259,11 @@ def neuron_section(layer: int) -> str:
     return f"layers.{layer}.neurons"
 
 
-def section_of(matrix: str, *, tied: bool) -> str:
-    """The section of a matrix that is not in neuron groups, by its canonical name; tied: the embedding is the head."""
-    if matrix == "model.embed_tokens.weight":
+def section_of(role: Role, *, tied: bool) -> str:
+    """The section of a matrix that is not in neuron groups; tied: the embedding is the head."""
+    if role is Role.EMBEDDING:
         return HEAD if tied else EMBEDDING
-    return HEAD if matrix == "lm_head.weight" else RESIDENT
+    return HEAD if role is Role.HEAD else RESIDENT
 
 
 def down_headers(layer: int) -> str:

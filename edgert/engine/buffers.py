@@ -7,7 +7,7 @@ import numpy as np
 from edgert.bundle import Header
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation
-from edgert.models.llama import Config
+from edgert.models.config import Config
 from edgert.residency.region import Allocator, Region
 
 LOGIT_ROWS = 4

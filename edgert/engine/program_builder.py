@@ -11,7 +11,7 @@ from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
 from edgert.kernels.records import Code
 from edgert.kernels.team import Program
-from edgert.models.llama import Config
+from edgert.models.config import Config
 from edgert.residency.weights import Weights
 
 from .buffers import Buffer, Buffers, segment_start

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgert.errors import ModelError
 from edgert.kernels.records import CACHE_ELEMENTS, POSITIONS, Token, padded_head_dim
-from edgert.models.llama import Config
+from edgert.models.config import Config
 from edgert.residency.region import Region
 
 _ROPE_ROWS = 512

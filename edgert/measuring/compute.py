@@ -1,6 +1,5 @@
 """How fast this machine computes a model: its own operations on made-up weights, timed before anything is loaded."""
 
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Self, cast
 import numpy as np
 
 from edgert.bundle import Header
-from edgert.bundle.header import HEAD, RESIDENT, slabs
+from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
 from edgert.engine.buffers import Buffers
 from edgert.engine.program_builder import ProgramBuilder
 from edgert.engine.session import Session
@@ -96,9 +95,10 @@ class _MadeUpWeights:
     def __init__(self, header: Header) -> None:
         self._header = header
         resident = [0] * len(header.neurons)
+        layers_of = {spec.name: spec.layer for spec in header.config.tensors()}
+        layers_of |= {down_headers(layer): layer for layer in range(len(header.neurons))}
         for name, tensor in header.tensors.items():
-            if tensor.section == RESIDENT and (match := re.search(r"layers\.(\d+)\.", name)):
-                layer = int(match[1])
+            if tensor.section == RESIDENT and (layer := layers_of[name]) is not None:
                 resident[layer] = max(resident[layer], tensor.offset + tensor.length)
         self._places: dict[str, int] = {}
         self._matrices: list[np.ndarray] = []

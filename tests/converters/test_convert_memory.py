@@ -10,14 +10,15 @@ from tiny_model import write_model
 SCRIPT = """
 import re, sys
 from pathlib import Path
-from edgert.converters import calibration, convert
+from edgert.converters import calibration, packing
+from edgert.converters.convert import convert
 def peak():  # ru_maxrss would begin with the parent's
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 small, large, out, preset, at_once, calibrate = sys.argv[1:]
-convert._VALUES_AT_ONCE = calibration._VALUES_AT_ONCE = int(at_once)
-convert.convert(small, out, preset, calibrate=calibrate == "yes")  # what importing and compiling take is taken now
+packing._VALUES_AT_ONCE = calibration._VALUES_AT_ONCE = int(at_once)
+convert(small, out, preset, calibrate=calibrate == "yes")  # what importing and compiling take is taken now
 before = peak()
-convert.convert(large, out, preset, calibrate=calibrate == "yes")
+convert(large, out, preset, calibrate=calibrate == "yes")
 print(peak() - before)
 """
 

@@ -1,20 +1,22 @@
 """Which format a preset gives each matrix, by what the source has it in."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from edgert.converters.presets import PRESETS, preset
 from edgert.converters.source import Source
 from edgert.errors import SourceError
+from edgert.models.llama import Config
+from edgert.models.tensors import Role, TensorSpec
 
 LAYERS = 16
+SHOWN = {Role.VALUE: "v", Role.ATTENTION_OUTPUT: "o", Role.GATE: "gate", Role.DOWN: "down", Role.HEAD: "head",
+         Role.EMBEDDING: "embedding"}
 
 
 class _Tensor:
-    def __init__(self, type_name: str, columns: int) -> None:
-        self.type_name, self.shape = type_name, (64, columns)
+    def __init__(self, spec: TensorSpec, type_name: str) -> None:
+        self.type_name, self.shape = type_name, spec.shape
 
     def read(self, start: int, stop: int) -> np.ndarray:
         raise AssertionError("types alone decide")
@@ -24,17 +26,22 @@ class _Tensor:
 
 
 def formats(types: dict[str, str], name: str = "q4", layer: int = 0, columns: int = 64) -> dict[str, str]:
-    """Formats of a layer's matrices and the embedding, from the types that they have; "rest" of all others. "down" is
-    every layer's down projection, "down 3" that of layer 3."""
-    prefix = f"model.layers.{layer}."
-    names = {"v": prefix + "self_attn.v_proj", "o": prefix + "self_attn.o_proj", "gate": prefix + "mlp.gate_proj",
-             "down": prefix + "mlp.down_proj", "head": "lm_head", "embedding": "model.embed_tokens"}
-    every = {**names, **{f"gate {i}": f"model.layers.{i}.mlp.gate_proj" for i in range(LAYERS)},
-             **{f"down {i}": f"model.layers.{i}.mlp.down_proj" for i in range(LAYERS)}}
-    tensors = {full + ".weight": _Tensor(types.get(short, types.get(short.split()[0], types["rest"])), columns)
-               for short, full in every.items()}
-    source = Source(SimpleNamespace(num_hidden_layers=LAYERS), tensors, "", {}, None)  # type: ignore[arg-type]
-    return {short: preset(name).format(source, full + ".weight") for short, full in names.items()}
+    """Formats of a layer's matrices, the embedding and the head, from the types that they have; "rest" of all others.
+    "down" is every layer's down projection, "down 3" that of layer 3."""
+    config = Config.from_hf({
+        "hidden_size": columns, "intermediate_size": 64, "num_hidden_layers": LAYERS, "vocab_size": 64, "head_dim": 16,
+        "num_attention_heads": columns // 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5})
+    matrices = [spec for spec in config.tensors() if spec.is_matrix]
+
+    def type_of(spec: TensorSpec) -> str:
+        short = SHOWN.get(spec.role, "rest")
+        return types.get(f"{short} {spec.layer}", types.get(short, types["rest"]))
+
+    source = Source(config, {spec.name: _Tensor(spec, type_of(spec)) for spec in matrices}, "", {}, None)
+    found = preset(name).formats(source)
+    assert set(found) == {spec.name for spec in matrices}
+    return {SHOWN[spec.role]: found[spec.name] for spec in matrices
+            if spec.role in SHOWN and spec.layer in (None, layer)}
 
 
 def test_a_file_of_four_bits() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from edgert.models import llama, qwen2
 from edgert.models.families import FAMILIES
+from edgert.models.tensors import Role
 
 LLAMA3_2 = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
             "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 100,
@@ -52,8 +53,7 @@ def test_from_gguf(architecture: str) -> None:
     assert (config.head_dim, config.query_size, config.key_value_size) == (8, 32, 16)
     assert config.rope_theta == 10000.0
     assert config.rope_pairing == ("interleaved" if architecture == "llama" else "half")
-    assert ("model.layers.1.self_attn.q_proj.bias" in config.tensor_shapes()) == (architecture == "qwen2")
-    assert config.tensor_shapes()["lm_head.weight"] == (100, 32)
+    assert [spec.shape for spec in config.tensors() if spec.role is Role.HEAD] == [(100, 32)]
     assert family.Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -65,7 +65,7 @@ def test_from_hf(family: object, extra: dict) -> None:
     assert config.head_dim == 32
     assert config.num_key_value_heads == (16 if "num_key_value_heads" in extra else 4)
     assert config.rope_pairing == "half"
-    assert "lm_head.weight" not in config.tensor_shapes()
+    assert not [spec for spec in config.tensors() if spec.role is Role.HEAD]
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

@@ -21,6 +21,7 @@ from edgert.bundle.header import ALIGNMENT, MAX_HEADER_BYTES, PREFIX_BYTES
 from edgert.engine.session import Session
 from edgert.errors import BundleError, EdgertError
 from edgert.kernels.formats import FORMATS, unpack
+from edgert.models.families import FAMILIES
 
 Values = dict[str, Any]
 NORM = "model.norm.weight"
@@ -155,7 +156,7 @@ NUMBERS = [("sections", "head", "offset"), ("sections", "head", "length"), ("ten
 CASES: list[tuple[Callable[[Values], object], str]] = [
     *((drop(name), "is not an object of") for name in ("architecture", "neurons", "provenance")),
     (put("more", value=1), "is not an object of"),
-    (put("architecture", value="gpt"), "unknown architecture 'gpt', known: llama, qwen2"),
+    (put("architecture", value="gpt"), f"unknown architecture 'gpt', known: {', '.join(FAMILIES)}"),
     (put("architecture", value=["llama"]), "unknown architecture"),
     *((put(name, value=[]), f"{name} is not an object") for name in ("config", "sections", "tensors", "provenance")),
     (put("neurons", value={}), "0 neuron sections"), (put("neurons", value=None), "not valid"),

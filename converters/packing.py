@@ -1,0 +1,85 @@
+"""A source's tensors as the bytes that a bundle has of them, in memory bounded by a part of a tensor.
+
+All but a layer's down projection: it comes by rows and goes by columns, and is held whole, packed.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from edgert.bundle import Header
+from edgert.errors import SourceError
+from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
+from edgert.models.tensors import FeedForward, TensorSpec
+
+from .importance import Importance
+from .quantizer import LARGEST, packed
+from .source import Source
+
+_VALUES_AT_ONCE = 16 << 20
+"""Weights converted at a time: 64 MB as float32."""
+
+
+class Packing:
+    """The tensors of a source, packed as `header` says.
+
+    importance_of(name) gives what is known of a matrix's columns, and is asked once for each, in the order of use.
+    All methods raise SourceError.
+    """
+
+    def __init__(self, source: Source, header: Header, importance_of: Callable[[str], Importance | None]) -> None:
+        self._source, self._header, self._importance_of = source, header, importance_of
+
+    def vector(self, spec: TensorSpec) -> np.ndarray:
+        """A vector as float32, padded with zeros to whole blocks."""
+        length = spec.shape[0]
+        return np.pad(self._source.tensors[spec.name].read(0, length), (0, -length % BLOCK)).astype(np.float32)
+
+    def matrix(self, spec: TensorSpec) -> Iterator[np.ndarray]:
+        """A matrix that is not in neuron groups: uint8 of shape (tiles, tile_bytes), some whole slabs at a time."""
+        importance, form = self._importance_of(spec.name), self._header.tensors[spec.name].format
+        rows, columns = spec.shape
+        step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
+        for start in range(0, rows, step):
+            yield self._tiles(spec, form, importance, start, min(start + step, rows))
+
+    def neurons(self, layer: int, part: FeedForward) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """The tile headers of a layer's down projection, uint8 of shape (tiles, header_bytes); and the layer's neuron
+        groups, uint8 of shape (groups, group_bytes), some at a time."""
+        importances = [self._importance_of(spec.name) for spec in part]
+        form = FORMATS[self._header.neurons[layer].down]
+        rows, columns = part.down.shape
+        step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
+        tiles = np.empty((-(-rows // TILE), form.tile_bytes(columns)), np.uint8)
+        for start in range(0, rows, step):
+            some = self._tiles(part.down, form.name, importances[2], start, min(start + step, rows))
+            tiles[start // TILE:start // TILE + len(some)] = some
+        return tiles[:, :form.header_bytes], self._groups(layer, part, importances, tiles[:, form.header_bytes:])
+
+    def _groups(self, layer: int, part: FeedForward, importances: list[Importance | None],
+                down: np.ndarray) -> Iterator[np.ndarray]:
+        """down: the blocks of the down projection's tiles, uint8 of shape (tiles, bytes)."""
+        neurons = self._header.neurons[layer]
+        # (tile, group, block bytes): group g of the down projection is block g of every tile.
+        blocks = down.reshape(len(down), neurons.groups, -1)
+        rows, columns = part.gate.shape
+        at_once = max(_VALUES_AT_ONCE // (2 * columns) // BLOCK, 1)
+        for first in range(0, neurons.groups, at_once):
+            last = min(first + at_once, neurons.groups)
+            parts = []
+            for spec, importance in zip(part[:2], importances[:2], strict=True):
+                two = self._tiles(spec, neurons.gate_up, importance, first * BLOCK, min(last * BLOCK, rows))
+                missing = 2 * (last - first) - len(two)
+                parts.append(np.pad(two, ((0, missing), (0, 0))).reshape(last - first, -1))
+            parts.append(blocks[:, first:last].transpose(1, 0, 2).reshape(last - first, -1))
+            padding = neurons.group_bytes - sum(p.shape[1] for p in parts)
+            yield np.concatenate([*parts, np.zeros((last - first, padding), np.uint8)], 1)
+
+    def _tiles(self, spec: TensorSpec, form: str, importance: Importance | None, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop of a matrix, uint8 of shape (tiles, tile_bytes)."""
+        tensor = self._source.tensors[spec.name]
+        grid, values = tensor.grid(start, stop) if form == "q4" else None, tensor.read(start, stop)
+        if (largest := np.abs(values).max()) > LARGEST[form]:
+            raise SourceError(f"a weight of ±{largest:.3g} is more than preset {self._header.quantization['preset']} "
+                              "can hold; the file is damaged, or takes another preset")
+        return packed(FORMATS[form], values, grid, importance)

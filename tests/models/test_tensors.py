@@ -1,0 +1,117 @@
+"""What each family says its tensors are; and that it says so in the order in which its wiring uses them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
+from gguf.tensor_mapping import get_tensor_name_map
+
+from edgert.models.config import Config
+from edgert.models.families import FAMILIES
+from edgert.models.tensors import FEED_FORWARD, FeedForward, Role, feed_forward_parts
+
+LAYERS = 2
+Q, KV, HIDDEN, NEURONS, VOCABULARY = 24, 12, 16, 40, 100
+"""The sizes that shapes are of, all different."""
+
+PLAIN = [
+    ("input_layernorm.weight", (HIDDEN,), Role.NORM),
+    ("self_attn.q_proj.weight", (Q, HIDDEN), Role.QUERY),
+    ("self_attn.k_proj.weight", (KV, HIDDEN), Role.KEY),
+    ("self_attn.v_proj.weight", (KV, HIDDEN), Role.VALUE),
+    ("self_attn.o_proj.weight", (HIDDEN, Q), Role.ATTENTION_OUTPUT),
+    ("post_attention_layernorm.weight", (HIDDEN,), Role.NORM),
+    ("mlp.gate_proj.weight", (NEURONS, HIDDEN), Role.GATE),
+    ("mlp.up_proj.weight", (NEURONS, HIDDEN), Role.UP),
+    ("mlp.down_proj.weight", (HIDDEN, NEURONS), Role.DOWN),
+]
+BIASES = {("self_attn.q_proj.bias", (Q,), Role.BIAS), ("self_attn.k_proj.bias", (KV,), Role.BIAS),
+          ("self_attn.v_proj.bias", (KV,), Role.BIAS)}
+LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES}
+"""Every family's tensors within a layer."""
+
+
+def config_of(architecture: str, *, tied: bool = False) -> Config:
+    return FAMILIES[architecture].Config.from_hf({
+        "hidden_size": HIDDEN, "intermediate_size": NEURONS, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": tied})
+
+
+class Recorder:
+    """A network that writes down which weights it is asked for, in turn."""
+
+    def __init__(self, config: Config) -> None:
+        self.used: list[str] = []
+        self._layers = feed_forward_parts(config.tensors())
+
+    def embedding(self, weight: str) -> None:
+        self.used.append(weight)
+
+    def norm(self, x: None, weight: str) -> None:
+        self.used.append(weight)
+
+    def linear(self, x: None, names: Sequence[str], *, bias: bool = False, add_to: None = None) -> None:
+        for name in names:
+            self.used += [name + ".weight", name + ".bias"] if bias else [name + ".weight"]
+
+    def attention(self, qkv: None, layer: int) -> None:
+        pass
+
+    def feed_forward(self, x: None, layer: int, *, add_to: None) -> None:
+        self.used += [spec.name for spec in self._layers[layer]]
+
+    def logits(self, x: None, norm: str, head: str) -> None:
+        self.used += [norm, head + ".weight"]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_roles(architecture: str) -> None:
+    specs = list(config_of(architecture).tensors())
+    assert [spec[:4] for spec in specs if spec.layer is None] == [
+        ("model.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING, None),
+        ("model.norm.weight", (HIDDEN,), Role.NORM, None),
+        ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD, None)]
+    for layer in range(LAYERS):
+        found = [(spec.name.removeprefix(f"model.layers.{layer}."), spec.shape, spec.role)
+                 for spec in specs if spec.layer == layer]
+        assert len(found) == len(set(found)) and set(found) == LAYER[architecture]
+    assert len(specs) == 3 + LAYERS * len(LAYER[architecture])
+    assert [spec.role for spec in config_of(architecture, tied=True).tensors()] == [
+        spec.role for spec in specs if spec.role is not Role.HEAD]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_order_of_use(architecture: str, tied: bool) -> None:
+    """In which tensors stand in a bundle, and importances are asked for."""
+    config = config_of(architecture, tied=tied)
+    network = Recorder(config)
+    FAMILIES[architecture].wire(config, network)
+    used, listed = network.used, [spec.name for spec in config.tensors()]
+    if tied:
+        assert used.pop() == listed[0]
+    assert used == listed
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
+    """As its converter names what has the canonical name; a family that has no name there is one of Llama's."""
+    kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == architecture), MODEL_ARCH.LLAMA)
+    names = get_tensor_name_map(kind, LAYERS)
+    for spec in config_of(architecture).tensors():
+        assert spec.gguf == names.get_name(spec.name, try_suffixes=(".weight", ".bias"))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_feed_forward_parts(architecture: str) -> None:
+    config = replace(config_of(architecture), num_hidden_layers=12)
+    specs = list(config.tensors())
+    parts = feed_forward_parts(specs)
+    assert [part.down.layer for part in parts] == list(range(12))
+    for part in parts:
+        assert isinstance(part, FeedForward)
+        assert [spec.role for spec in part] == [Role.GATE, Role.UP, Role.DOWN]
+        assert len({spec.layer for spec in part}) == 1
+    assert {spec for part in parts for spec in part} == {spec for spec in specs if spec.role in FEED_FORWARD}
