@@ -223,8 +223,8 @@ class Model:
         def work_begin(job: Job[int]) -> int:
             """How many tokens of the prompt the session holds; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            held = self._session.share(ids[:-1])
-            self._session.cut(held)
+            held = self._session.common_prefix(ids[:-1])
+            self._session.truncate(held)
             return held
 
         def step(new: Sequence[int]) -> np.ndarray:
@@ -304,7 +304,7 @@ class Model:
         """Forget the tokens computed so far."""
         def work(job: Job[None]) -> None:
             self._turns.end()
-            self._session.cut(0)
+            self._session.truncate(0)
 
         self._worker.run(work)
 

@@ -229,7 +229,7 @@ class State(NamedTuple):
     """Address of a C function that lets another thread run."""
     signal: int
     wait: int
-    """Addresses of C functions that raise a semaphore, and wait for it and lower it."""
+    """Addresses of C functions that post a semaphore, and wait for one."""
     semaphores: int
     """Addresses of the helpers' semaphores, one int64 each."""
     program: int

@@ -22,14 +22,34 @@ _GROUPS_A_THREAD = 8
 
 @dataclass(frozen=True)
 class Buffer:
-    """A row for each token at `address + i * stride`."""
+    """A matrix in memory: row i starts at `address + i * stride`, both in bytes."""
 
     address: int
     stride: int
 
 
 class Buffers:
-    """The memory that programs work in, for `tokens` new tokens at once and `threads`."""
+    """The memory that programs work in, for at most `tokens` new tokens at once and `threads` threads.
+
+    All buffers are one allocation. Each is row-major; its rows are `stride` bytes apart, a multiple of 64, and padded
+    to whole blocks of 32 elements (`logits` to whole tiles of 16).
+
+        x            (tokens, hidden_size)                    float32: the residual stream
+        h            (tokens, max(hidden_size, query_size))   float32: the last norm's, or attention's, result
+        h_quantized  (tokens, as many / 32)                   h in quantized blocks of 80 bytes (kernels/activation.py)
+        qkv          (tokens, query_size + 2 key_value_size)  float32: queries, keys, values; in each, head by head
+        hidden       (tokens, 32 * groups of a phase)         silu(gate x) * (up x): float32 or quantized blocks, as
+                                                              the layer's down projection wants it
+        sums         (hidden_size / 16, tokens, 2, 16)        float32: sums of the down projection so far
+        partial      (SEGMENTS, hidden_size / 16, 2, 16)      float32: the same of one token, for each segment
+        logits       (LOGIT_ROWS, vocab_size)                 float32
+        rows         (tokens, 2)                              int64: address of an embedding's tile, row in the tile
+        selected     (LOGIT_ROWS,)                            int64: the new tokens whose logits are computed
+        scratch      (threads, scratch_stride)                bytes: each thread's own
+
+    h and h_quantized have at least LOGIT_ROWS rows: the output head uses them too. `rows`, `selected` and `logits` are
+    NumPy views of their buffers. phases: as `phases` gives them.
+    """
 
     def __init__(self, config: Config, header: Header, tokens: int, threads: int) -> None:
         room = _Room(config, header, tokens, threads)

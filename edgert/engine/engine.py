@@ -108,7 +108,7 @@ class Engine:
         except CancelledError:
             raise
         except BaseException:
-            session.cut(start)
+            session.truncate(start)
             raise
         return logits
 

@@ -14,9 +14,19 @@ _ROPE_ROWS = 512
 
 
 class Session:
-    """Room for `context` tokens, whose elements are float16 or float32; `length` of it are in use.
+    """The key-value cache for `context` tokens, of which the first `length` have been computed; `tokens` are their ids.
 
-    Cutting a session to an earlier length costs nothing: what lies behind it is written again.
+    The cache is one allocation at `cache_address`. Its elements are float16 or float32, as cache_type says; positions
+    is `context` rounded up to a multiple of 16, head_dim is rounded up likewise and padded with zeros.
+
+        cache        (layers, 2, key_value_heads, ...)          keys, then values: `layer_bytes` a layer, and of those
+                                                                `head_bytes` for the keys, or the values, of a head
+          keys       (..., positions / 16, head_dim, 16)        in tiles of 16 positions, component by component
+          values     (..., positions, head_dim)                 position by position
+        rope         (context, head_dim)                        float32, at `rope_address`: for each position
+                                                                head_dim / 2 cosines, then as many sines
+
+    Truncating a session costs nothing: what lies behind its new length is written over later.
     """
 
     def __init__(self, config: Config, context: int, cache_type: str) -> None:
@@ -49,14 +59,14 @@ class Session:
         """Make all its memory resident now."""
         self._cache.touch()
 
-    def cut(self, length: int) -> None:
-        """Forget everything from position `length` on. Raises ModelError."""
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens and forget all after them. Raises ModelError."""
         if not 0 <= length <= self.length:
-            raise ModelError(f"a session of {self.length} tokens cannot be cut to {length}")
+            raise ModelError(f"a session of {self.length} tokens cannot be truncated to {length}")
         del self.tokens[length:]
 
-    def share(self, tokens: Sequence[int]) -> int:
-        """How many of its first tokens are also the first of `tokens`."""
+    def common_prefix(self, tokens: Sequence[int]) -> int:
+        """The length of the longest common prefix of the session's tokens and `tokens`."""
         pairs = enumerate(zip(self.tokens, tokens, strict=False))
         return next((i for i, (old, new) in pairs if old != new), min(len(self.tokens), len(tokens)))
 

@@ -143,7 +143,7 @@ class Stream:
 
     @property
     def freed(self) -> int:
-        """Address of the semaphore to raise when a slot's counter has come to zero."""
+        """Address of the semaphore to post when a slot's counter has come to zero."""
         return int(self._semaphores.table[0])
 
     def check(self) -> None:
@@ -160,7 +160,7 @@ class Stream:
             for _ in range(heads):
                 self._queue.extend(self._head)
             self._queue.extend(self._body)
-        self._semaphores.raise_(0)
+        self._semaphores.post(0)
 
     def trace(self, hook: ReadHook | None) -> None:
         """Have every read reported."""
@@ -181,12 +181,12 @@ class Stream:
         if self.out_of_step:
             self.fail(no_answer())
         else:
-            self._semaphores.raise_(0)
+            self._semaphores.post(0)
 
     def close(self) -> None:
         """End the readers, and give the memory back; but not if a read under way may still write to it."""
         self._closing = True
-        self._semaphores.raise_(0)
+        self._semaphores.post(0)
         deadline = _now() + self._patience()
         for thread in self._threads:
             if thread.ident is not None:
@@ -201,21 +201,21 @@ class Stream:
     def _read_runs(self, reader: int) -> None:
         """A reader's thread. The semaphore says that there may be something to do; `_take` decides.
 
-        It is raised for every slot that becomes free, also while all readers are busy: so whoever looks first lowers it
-        to zero, and raises it for the next one if there is more to do than it can do itself.
+        It is posted for every slot that becomes free, also while all readers are busy. So the first reader to look sets
+        it to zero, and posts it for the next one if there is more to do than it can do itself.
         """
         while True:
             self._semaphores.drain(0)
             if self._closing or self.error is not None:
-                self._semaphores.raise_(0)
+                self._semaphores.post(0)
                 return
             with self._lock:
                 taken = self._take()
                 more = taken is not None and self._free() is not None
             if more:
-                self._semaphores.raise_(0)
+                self._semaphores.post(0)
             if taken is None:
-                self._semaphores.lower(0)
+                self._semaphores.wait(0)
                 continue
             try:
                 self._read(reader, *taken)
@@ -282,7 +282,7 @@ class Stream:
             if self.error is None:
                 self.error = error
         self._stop()
-        self._semaphores.raise_(0)
+        self._semaphores.post(0)
 
 
 def no_answer() -> ModelError:
