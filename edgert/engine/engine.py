@@ -1,4 +1,4 @@
-"""The engine: one call that takes n >= 1 new tokens of a session and gives logits for any of them."""
+"""The engine: one call computes n >= 1 new tokens of a session and returns logits for any of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,9 +37,9 @@ class Programs(NamedTuple):
 class Engine:
     """A loaded model that computes; `placement` says which of its weights stay in memory.
 
-    New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
-    `threads`, nor on which weights are streamed. progress: called now and then while weights are loaded; what it raises
-    ends that.
+    New tokens are computed in chunks of at most `chunk`. The results depend neither on that, nor on `threads`, nor on
+    which weights are streamed. progress: called now and then while weights are loaded; an exception that it raises ends
+    loading.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
