@@ -18,7 +18,7 @@ from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
 from .loading import compile_progress, plan_options
-from .plan_chart import curve, parts_table, picture
+from .plan_chart import curve, parts_table, picture, require_matplotlib
 
 MIB = 1 << 20
 _ROWS, _POINTS = 7, 60
@@ -61,7 +61,7 @@ class _Measured:
               help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
 @plan_options
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
-              help="Draw the speed over the budget into this file.")
+              help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
             kv_type: str | None, png: str | None, as_json: bool) -> None:
@@ -70,6 +70,8 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
     loaded; the prediction comes from measuring a fresh process, the processor and, the first time, the disk.
     """
+    if png:
+        require_matplotlib()
     budget = None if memory is None else parse_size(memory)
     with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk,
                                                      kv_type) as measured:

@@ -1,7 +1,10 @@
 """Charts of a memory plan, as text and as a picture."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from edgert.errors import EdgertError
 
 MIB = 1 << 20
 _WIDTH, _HEIGHT, _BAR = 60, 12, 40
@@ -42,6 +45,12 @@ def curve(points: Sequence[Point]) -> str:
 def _at(points: Sequence[Point], budget: float) -> float:
     """The speed at the largest budget among the points that is not above this one."""
     return [speed for of, speed in points if of <= budget + 1e-6][-1]
+
+
+def require_matplotlib() -> None:
+    """Raises EdgertError if matplotlib, with which `picture` draws, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EdgertError("--png draws with matplotlib, which is not installed: pip install 'edgert[plot]'")
 
 
 def picture(path: str, bundle: str, points: Sequence[Point], chosen: Point | None) -> None:
