@@ -11,7 +11,7 @@ from edgert.models.llama import Config
 from edgert.residency.region import Allocator, Region
 
 LOGIT_ROWS = 4
-"""Rows of logits computed at once."""
+"""How many tokens' logits are computed at once."""
 
 def _row_bytes(columns: int, *, integer: bool = False) -> int:
     return -(-columns // BLOCK) * (QUANTIZED_BLOCK if integer else FLOAT_BLOCK)
@@ -80,7 +80,7 @@ class Buffers:
 
 
 class _Room:
-    """Where each buffer will be: sizes first, addresses after."""
+    """The layout of the buffers: offset and stride of each, and the size of all."""
 
     def __init__(self, config: Config, header: Header, tokens: int, threads: int) -> None:
         allocator = Allocator()
@@ -115,17 +115,17 @@ class _Room:
 
 
 def buffer_bytes(config: Config, header: Header, tokens: int, threads: int) -> int:
-    """What `Buffers` will take."""
+    """Bytes that `Buffers` will take."""
     return _Room(config, header, tokens, threads).size
 
 
 def segment_start(groups: int, segment: int) -> int:
-    """The first group of a segment: the kernels cut a layer so."""
+    """The first group of a segment: so the kernels divide the groups of a layer."""
     return segment * groups // records.SEGMENTS
 
 
 def phases(groups: int, threads: int) -> list[tuple[int, int]]:
-    """How a layer's segments are gone through when many tokens come at once: (first, last) of each phase.
+    """The phases in which prefill goes through a layer's segments: (first, last) of each.
 
     A phase computes gate and up of its groups, then down: as many segments as give every thread some groups to do,
     and no more, since what has been read stays in memory until its phase is over.

@@ -44,7 +44,7 @@ class Session:
 
     @property
     def length(self) -> int:
-        """How many tokens have been computed."""
+        """Number of tokens that have been computed."""
         return len(self.tokens)
 
     @property
@@ -75,7 +75,7 @@ class Session:
 
 
 def check_session(config: Config, context: int, cache_type: str) -> None:
-    """Raises ModelError for settings that no session can have."""
+    """Raises ModelError if no session can have these settings."""
     if cache_type not in CACHE_TYPES:
         raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
     if not 1 <= context <= config.max_position_embeddings:
@@ -84,12 +84,12 @@ def check_session(config: Config, context: int, cache_type: str) -> None:
 
 
 def session_bytes(config: Config, context: int, cache_type: str) -> int:
-    """All that a session takes: cache and rotary angles."""
+    """Bytes that a session takes: cache and rotary angles."""
     return cache_bytes(config, context, cache_type)[2] + 4 * context * config.head_dim
 
 
 def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:
-    """Bytes of a key-value cache: of one head's keys in a layer, of a layer, in all."""
+    """Bytes of a key-value cache: of a head's keys in one layer, of a layer, of all layers."""
     positions = -(-context // POSITIONS) * POSITIONS
     head = positions * padded_head_dim(config.head_dim) * CACHE_TYPES[cache_type]
     layer = 2 * config.num_key_value_heads * head
