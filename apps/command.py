@@ -17,15 +17,15 @@ DEFAULT_MODEL = "smollm2-135m"
 
 @click.command("chat")
 @click.argument("bundle", required=False)
-@click.option("--system", type=TEXT, help="What the model is told first.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1), help="End each answer after so many tokens.")
+@click.option("--system", type=TEXT, help="System message: what the model is told before the conversation.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit each answer to this many tokens.")
 @sampling_options(temperature=0.8)
 @model_options
 def command(bundle: str | None, system: str | None, max_tokens: int | None, temperature: float, top_k: int,
             top_p: float, min_p: float, repetition_penalty: float, seed: int | None, **model_settings: Any) -> None:
-    """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, fetched and converted if need be.
+    """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, which is downloaded and converted if need be.
 
-    Where standard input is not a terminal, the question is read from it and answered once.
+    If standard input is not a terminal, it is read as one question, and answered.
     """
     from .terminal_chat import chat
 
@@ -42,7 +42,7 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
 
 
 def default_bundle() -> Path:
-    """The default model as a bundle, in the models' folder; fetched and converted if it is not there, by one process.
+    """The bundle of the default model, in the models' folder. If it is missing, one process downloads and converts it.
 
     Raises EdgertError.
     """

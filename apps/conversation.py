@@ -20,11 +20,11 @@ class Conversation:
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
     left_out: int = 0
-    """How many of the oldest turns the model is not told any more."""
+    """How many of the oldest turns are not sent to the model any more."""
 
     @property
     def messages(self) -> list[Message]:
-        """What the model is told."""
+        """The messages to send to the model."""
         return self._after_system(self.turns[self.left_out:])
 
     def _after_system(self, turns: list[Message]) -> list[Message]:
@@ -32,11 +32,11 @@ class Conversation:
 
     @property
     def unanswered(self) -> bool:
-        """Whether the last turn is a question without an answer."""
+        """Whether the last turn is a question that has no answer yet."""
         return bool(self.turns) and self.turns[-1]["role"] == "user"
 
     def ask(self, text: str) -> list[Message]:
-        """Add a question; the messages to answer."""
+        """Add a question; returns the messages to answer."""
         self.turns.append({"role": "user", "content": text})
         return self.messages
 
@@ -49,14 +49,14 @@ class Conversation:
             self.turns.pop()
 
     def leave_out(self) -> bool:
-        """Leave out the oldest question and its answer; False where there is none but the last."""
+        """Drop the oldest question and its answer; returns False if there is only the last one."""
         later = [index for index, turn in enumerate(self.turns) if index > self.left_out and turn["role"] == "user"]
         if later:
             self.left_out = later[0]
         return bool(later)
 
     def save(self, path: str) -> None:
-        """Write all messages as JSON; a file that is there is replaced whole or not at all. Raises EdgertError."""
+        """Write all messages as JSON. An existing file is replaced as a whole or not at all. Raises EdgertError."""
         text = json.dumps({"messages": self._after_system(self.turns)}, ensure_ascii=False, indent=1) + "\n"
         try:
             _replace(path, text.encode())

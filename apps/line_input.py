@@ -10,14 +10,14 @@ _PROMPT, _MORE, _QUOTES = ">>> ", "... ", '"""'
 
 
 class Typed(NamedTuple):
-    """quoted: it stood between triple quotes, so that a slash at its beginning is just that."""
+    """What was typed. quoted: it was between triple quotes, so a slash at its beginning is not a command."""
 
     text: str
     quoted: bool
 
 
 def edit_lines() -> None:
-    """Give `input` a line editor, with history and pasting, where Python has one."""
+    """Give `input` a line editor with history and pasting, if Python has one."""
     try:
         import readline
     except ImportError:
@@ -29,7 +29,7 @@ def edit_lines() -> None:
 
 
 def read_typed() -> Typed:
-    """The next line or lines. Raises EOFError, KeyboardInterrupt, and EdgertError for bytes that are no text."""
+    """Read the next line or lines. Raises EOFError, KeyboardInterrupt, and EdgertError for bytes that are not text."""
     text = _read(_PROMPT).strip()
     if "\n" not in text and text.startswith(_QUOTES):
         while not _is_quoted(text):

@@ -1,4 +1,4 @@
-"""The terminal chat: a prompt, answers as they come, a few commands."""
+"""The terminal chat: a prompt, streamed answers, a few commands."""
 
 import difflib
 import sys
@@ -13,19 +13,19 @@ from .conversation import Conversation
 from .line_input import edit_lines, read_typed
 
 HELP = '''\
-/system TEXT   set what the model is told first, and start anew; without TEXT show it
-/reset         forget the conversation
-/drop          leave out the oldest turns, where the context is full
-/context N     make room for N tokens; without N show how many there are
-/save FILE     write the conversation as JSON
-/stats         speed and memory
-/help          this
-/exit          end (also Ctrl-D); Ctrl-C stops an answer
-"""            begins and ends a text of several lines; most terminals paste several as one anyway'''
+/system TEXT   set the system message and start a new conversation; without TEXT show it
+/reset         start a new conversation
+/drop          drop the oldest turns, when the context is full
+/context N     set the context to N tokens; without N show it
+/save FILE     save the conversation as JSON
+/stats         show speed and memory
+/help          show this help
+/exit          leave (also Ctrl-D); Ctrl-C stops an answer
+"""            begins and ends a question of several lines; most terminals paste several lines as one question anyway'''
 _EXITS = ("/exit", "/quit", "/bye")
 
 OpenModel = Callable[[int | None], Model]
-"""Opens the model with a context of so many tokens, or with the one first asked for."""
+"""Opens the model with a context of this many tokens; None for what the command line asked for."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Chat:
             "/save": self._save, "/stats": self._statistics, "/help": self._help}
 
     def run(self) -> None:
-        """Ask and answer until the user leaves."""
+        """Read questions and commands, and answer, until the user leaves."""
         edit_lines()
         while True:
             try:
@@ -71,7 +71,7 @@ class Chat:
                 show(error)
 
     def answer(self) -> None:
-        """Answer the last question. Ctrl-C ends the answer; what was said until then stays. Raises EdgertError."""
+        """Answer the last question. Ctrl-C ends the answer, and the text so far is kept. Raises EdgertError."""
         said: list[str] = []
         generation: Generation | None = None
         try:
@@ -91,7 +91,7 @@ class Chat:
         self.conversation.answer("".join(said))
 
     def _answer_if_it_fits(self) -> None:
-        """Answer the last question; where the context has no room for it, say what can be done, and let it wait."""
+        """Answer the last question. If the context has no room for it, keep it and tell the user what can be done."""
         needed = self._tokens()
         if needed > self.model.context:
             self._offer(needed)
@@ -107,7 +107,7 @@ class Chat:
             self._warned = True
 
     def _tokens(self) -> int:
-        """How many tokens the conversation has. A question that cannot be asked at all is taken back: EdgertError."""
+        """Number of tokens of the conversation. A question that cannot be asked is dropped, with an EdgertError."""
         try:
             return len(self.model.render(self.conversation.messages))
         except EdgertError:
@@ -115,7 +115,7 @@ class Chat:
             raise
 
     def _used(self) -> int:
-        """Tokens of the last answer and all before it."""
+        """Number of tokens of the last answer and everything before it."""
         return 0 if self.last is None else len(self.last.prompt_ids) + len(self.last.token_ids)
 
     def _most(self) -> int:
@@ -150,7 +150,7 @@ class Chat:
         show("(a new conversation)")
 
     def _drop(self, _: str) -> None:
-        """Leave out turns until the rest takes half of the context, so that there is room for more than one answer."""
+        """Drop turns until the rest takes half of the context, so that there is room for more than one answer."""
         before = self.conversation.left_out
         while self._tokens() > self.model.context // 2 and self.conversation.leave_out():
             pass
@@ -162,7 +162,7 @@ class Chat:
             self._answer_if_it_fits()
 
     def _context(self, argument: str) -> None:
-        """Open the model anew with another context."""
+        """Open the model again with another context length."""
         now, most = self.model.context, self._most()
         if argument:
             if not (argument.isascii() and argument.isdecimal() and 1 <= int(argument) <= most):

@@ -1,4 +1,4 @@
-"""`edgert convert`: a model becomes a bundle."""
+"""`edgert convert`: converts a model to a bundle."""
 
 import sys
 import time
@@ -19,8 +19,9 @@ from .presets import DEFAULT, PRESETS
 @click.option("--preset", default=DEFAULT, show_default=True, type=click.Choice(list(PRESETS)),
               help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + ".")
 @click.option("--calibrate/--no-calibrate", default=True, show_default=True,
-              help="Where weights are rounded to 4 bits that were not before, run some text through the model and "
-                   "round them so that it changes least. Takes a minute or two for 1.5 billion weights on two cores.")
+              help="Run some text through the model, and round weights to 4 bits so that its results change least. "
+                   "Concerns only weights that have more bits in the source. Takes a minute or two for 1.5 billion "
+                   "weights on two cores.")
 def command(source: str, out: str, preset: str, calibrate: bool) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 

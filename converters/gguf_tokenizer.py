@@ -35,7 +35,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
                     (LLAMA3_SPLIT,)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"), (QWEN2_SPLIT,)),
 }
-"""Regular expressions that cut text into words, one after the other, by `tokenizer.ggml.pre`."""
+"""Regular expressions that split text into words, one after the other, by `tokenizer.ggml.pre`."""
 
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"}
 """Pre-tokenizers where a word that is a token is taken whole, whatever the merges say, and BOS is added by default."""

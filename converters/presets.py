@@ -10,12 +10,11 @@ from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_pa
 from .source import Source
 
 PRESETS = {
-    "q4": "4 bits, and 6 where the source has more than 5, but in a file of 4 only for the last third of the down "
-          "projections that have them, or, from 16 bits, where it hurts most; the default",
-    "q6": "6 bits throughout",
-    "q8": "8 bits throughout",
-    "f16": "half precision, not quantized",
-    "f32": "float32, not quantized",
+    "q4": "6-bit for the most sensitive matrices and 4-bit for the others",
+    "q6": "6-bit",
+    "q8": "8-bit",
+    "f16": "16-bit floats, not quantized",
+    "f32": "32-bit floats, not quantized",
 }
 DEFAULT = "q4"
 

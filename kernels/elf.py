@@ -1,4 +1,7 @@
-"""Loads the kernels' object file into memory, so that running needs neither Numba nor LLVM (110 MB of them).
+"""Loads the kernels' object file into memory.
+
+Written by hand because the alternatives cost too much: LLVM's loader takes 110 MB of memory, and making a shared
+library for dlopen needs a linker, which many machines do not have.
 
 It is an ELF relocatable file for this machine that refers to nothing outside itself but a few functions of C. The
 allocated sections are laid end to end, relocated (System V ABI for AMD64, ELF for the Arm 64-bit architecture), made

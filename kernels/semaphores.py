@@ -15,18 +15,23 @@ def _address(function: object) -> int:
 
 
 class Semaphores:
-    """`count` semaphores at zero. signal, wait: addresses of the C functions; table: int64, the semaphores' own."""
+    """`count` semaphores at zero.
+
+    post_address, wait_address: of the C functions that post one, and wait for one. table: the semaphores' own
+    addresses, int64 of shape (count,).
+    """
 
     def __init__(self, count: int) -> None:
         libc = ctypes.CDLL(None)
         if sys.platform == "darwin":
             create = libc.dispatch_semaphore_create
             create.restype, create.argtypes = ctypes.c_void_p, [ctypes.c_long]
-            self.signal, self.wait = _address(libc.dispatch_semaphore_signal), _address(libc.dispatch_semaphore_wait)
-            self._try = self.wait  # with no time to wait
+            self.post_address = _address(libc.dispatch_semaphore_signal)
+            self.wait_address = _address(libc.dispatch_semaphore_wait)
+            self._try = self.wait_address  # with no time to wait
             self.table = np.array([create(0) for _ in range(count)], dtype=np.int64)
         else:
-            self.signal, self.wait = _address(libc.sem_post), _address(libc.sem_wait)
+            self.post_address, self.wait_address = _address(libc.sem_post), _address(libc.sem_wait)
             self._try = _address(libc.sem_trywait)
             self._memory = np.zeros(count * _SEMAPHORE_BYTES, dtype=np.uint8)
             start = self._memory.ctypes.data
@@ -34,16 +39,16 @@ class Semaphores:
             for semaphore in self.table.tolist():
                 libc.sem_init(ctypes.c_void_p(semaphore), 0, 0)
 
-    def raise_(self, index: int) -> None:
-        """Raise a semaphore by one."""
-        _CALL(self.signal)(self.table[index], -1)
+    def post(self, index: int) -> None:
+        """Add one to a semaphore, which lets one waiting thread go on."""
+        _CALL(self.post_address)(self.table[index], -1)
 
-    def lower(self, index: int) -> None:
-        """Wait until a semaphore is above zero, without the GIL, and lower it; may come back early, by a signal."""
-        _CALL(self.wait)(self.table[index], -1)
+    def wait(self, index: int) -> None:
+        """Wait until a semaphore is above zero, without the GIL, and subtract one. A signal may end the wait early."""
+        _CALL(self.wait_address)(self.table[index], -1)
 
     def drain(self, index: int) -> int:
-        """Lower a semaphore to zero without waiting; from how much."""
+        """Set a semaphore to zero without waiting; returns its value before that."""
         count = 0
         while _TRY(self._try)(self.table[index], 0) == 0:
             count += 1

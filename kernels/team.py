@@ -61,8 +61,8 @@ class Team:
         self._state_at = self._state.ctypes.data
         self._semaphores = Semaphores(threads - 1)
         self._never = np.zeros(1, np.int64)
-        self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.signal,
-                 wait=self._semaphores.wait, semaphores=self._semaphores.table.ctypes.data,
+        self.set(threads=threads, yield_processor=yield_function(), signal=self._semaphores.post_address,
+                 wait=self._semaphores.wait_address, semaphores=self._semaphores.table.ctypes.data,
                  sleep=sleep_function(), clock=clock_function(), clock_id=time.CLOCK_MONOTONIC, patience=PATIENCE_NS,
                  cancelled=self._never.ctypes.data)
         self._helpers: list[threading.Thread] = []

@@ -1,4 +1,4 @@
-"""`edgert bench`: speed, beside llama.cpp if wanted."""
+"""`edgert bench`: speed, also against llama.cpp."""
 
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,27 @@ from .loading import TEXT, compile_progress
 
 @click.command("bench")
 @click.argument("bundle")
-@click.option("--against", metavar="MODEL.gguf", help="Measure llama.cpp on this file too, in turn with the bundle.")
+@click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, in alternating runs.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256),
-              help="Threads that compute, for both.  [default: one for each physical core]")
+              help="Number of threads, for both.  [default: one per physical core]")
 @click.option("-m", "--memory", metavar="SIZE",
-              help="Memory that the process may use, like 600M; llama.cpp has no such limit.  [default: what is free]")
+              help="Memory that edgert may use, like 600M; llama.cpp is not limited.  [default: most of what is free]")
 @click.option("-r", "--runs", type=click.IntRange(1, 1000), default=5, show_default=True,
-              help="Runs of each, after one to warm up; medians are shown.")
-@click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to decode.")
+              help="Runs of each engine, after a warm-up run; the medians are shown.")
+@click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to generate.")
 @click.option("--prefill", type=click.IntRange(0, 4096), default=256, show_default=True,
-              help="Prompt tokens to compute at once, 0 for none.")
+              help="Tokens of the prompt whose prefill is measured, 0 for none.")
 @click.option("-p", "--prompt", type=TEXT, default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
             prefill: int, prompt: str, as_json: bool) -> None:
-    """Measure how fast BUNDLE decodes and takes in a prompt.
+    """Measure how fast BUNDLE generates tokens (decode) and processes a prompt (prefill).
 
-    Each engine runs in a process of its own; llama.cpp is measured with its weights repacked and memory-mapped, and
-    the better of the two counts.
+    Each engine runs in a process of its own. llama.cpp is measured twice, with repacked and with memory-mapped
+    weights, and the better result counts.
     """
     with Bundle(bundle) as opened:
-        load_library(compile_progress)  # before children do
+        load_library(compile_progress)  # before the processes that measure do
         ids = read_text(opened).tokenizer.encode(prompt)
     if not ids:
         raise click.UsageError("the prompt is empty")

@@ -33,7 +33,7 @@ from .loading import compile_progress
 def command(bundle: str | None, as_json: bool) -> None:
     """Show what this machine offers and what is missing.
 
-    With a BUNDLE, measure the disk that holds it anew (three seconds) and show that one.
+    With BUNDLE, measure the disk that holds it again (three seconds) and show only that disk.
     """
     devices = [device_of(bundle, again=True)] if bundle else stored_devices()
     facts, problems = examine()
@@ -61,7 +61,7 @@ def _describe(device: Device) -> str:
 
 
 def examine() -> tuple[dict[str, Any], list[str]]:
-    """Facts by name, and what is missing or slower than it need be, a sentence each."""
+    """Facts by name, and what is missing or makes edgert slower than it could be, one sentence each."""
     problems: list[str] = []
     features = processor_features()
     wanted = ("avx512_vnni", "avx_vnni", "avx2", "fma", "f16c", "asimddp", "asimdhp")
@@ -106,7 +106,7 @@ def examine() -> tuple[dict[str, Any], list[str]]:
 
 
 def _step_us(library: native.Library, threads: int) -> float:
-    """Microseconds from one operation of a program to the next, with next to nothing to do in between."""
+    """Microseconds that the threads take from one operation of a program to the next."""
     x, out = np.ones(32, np.float32), np.zeros(QUANTIZED_BLOCK, np.uint8)
     program, steps = Program(), 2000
     for _ in range(steps):

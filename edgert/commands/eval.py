@@ -1,4 +1,4 @@
-"""`edgert eval`: perplexity, beside llama.cpp if wanted."""
+"""`edgert eval`: perplexity, also against llama.cpp."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,21 +14,21 @@ from edgert.terminal import show, show_json, show_passing
 from .loading import load_model, model_options, read_text
 
 _ROWS = 64
-"""Positions whose logits are held at once, at most."""
+"""Positions whose logits are in memory at once, at most."""
 
 
 @click.command("eval")
 @click.argument("bundle")
-@click.option("--text", "text_file", required=True, help="A file with the text.")
-@click.option("--against", metavar="MODEL.gguf", help="Measure llama.cpp on this file too, on the same tokens.")
+@click.option("--text", "text_file", required=True, help="The text file to measure on.")
+@click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, with the same tokens.")
 @click.option("--window", type=click.IntRange(4, 1 << 20), default=512, show_default=True,
-              help="Tokens in a window; the second half of each is scored.")
-@click.option("--max-tokens", type=click.IntRange(4), help="Take no more than so many tokens of the text.")
+              help="Length of a window in tokens; the second half of each window is scored.")
+@click.option("--max-tokens", type=click.IntRange(4), help="Use at most this many tokens of the text.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, text_file: str, against: str | None, window: int, max_tokens: int | None,
             as_json: bool, **model_settings: Any) -> None:
-    """Measure the perplexity of a text under BUNDLE, windows and scoring as llama.cpp's own tool does it."""
+    """Measure the perplexity of a text under BUNDLE, in the same windows as llama.cpp's own tool."""
     text = read_text(text_file)
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
@@ -57,7 +57,7 @@ def command(bundle: str, text_file: str, against: str | None, window: int, max_t
 
 
 def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray], rows: int) -> EveryLogits:
-    """What `score` asks of an engine, so many rows at a time."""
+    """The logits that `score` asks for, computed at most `rows` positions at a time."""
     def logits_of(part: Sequence[int], first: int) -> Iterator[np.ndarray]:
         reset()
         forward(part[:first])

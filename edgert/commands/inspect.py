@@ -1,4 +1,4 @@
-"""`edgert inspect`: what a bundle holds."""
+"""`edgert inspect`: what a bundle contains."""
 
 import json
 from typing import Any
@@ -13,10 +13,10 @@ from edgert.terminal import show, show_json
 
 @click.command("inspect")
 @click.argument("bundle")
-@click.option("--tensors", is_flag=True, help="List every tensor too.")
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, tensors: bool, as_json: bool) -> None:
-    """Show what BUNDLE holds: the model, where it came from, how it is quantized, where the bytes are."""
+    """Show what BUNDLE contains: the model, its source, its weight formats, and how many bytes each part takes."""
     with Bundle(bundle) as opened:
         header, size = opened.header, opened.path.stat().st_size
     kinds = contents(header)

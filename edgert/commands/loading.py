@@ -1,4 +1,4 @@
-"""What commands that load a model share: their options, and a word to the user while kernels are compiled."""
+"""What commands that load a model have in common: options, loading, and messages while kernels are compiled."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 
 
 class _Text(click.ParamType):
-    """A text for the model, in the locale's encoding."""
+    """An argument that is text for the model, in the locale's encoding."""
 
     name = "text"
 
@@ -32,45 +32,48 @@ TEXT = _Text()
 
 
 def model_options(command: Command) -> Command:
-    """--memory, --trace, and those of `plan_options`."""
+    """Adds --memory, --trace, and the options of `plan_options`."""
     memory = click.option("-m", "--memory", metavar="SIZE",
-                          help="Memory that the whole process may use, like 600M or 1.5G.  [default: what is free]")
+                          help="Memory that the whole process may use, like 600M or 1.5G.  "
+                               "[default: most of what is free]")
     trace = click.option("--trace", type=click.Path(), metavar="FILE",
-                         help="Write what was computed and read when, for chrome://tracing or ui.perfetto.dev.")
+                         help="Write a timeline of computing and reading, for chrome://tracing or ui.perfetto.dev.")
     return memory(plan_options(trace(command)))
 
 
 def plan_options(command: Command) -> Command:
-    """--threads, --context, --prefill-chunk, --kv-type."""
+    """Adds --threads, --context, --prefill-chunk, --kv-type."""
     for option in (
         click.option("--kv-type", type=click.Choice(["f16", "f32"]),
-                     help="Element type of the key-value cache.  [default: f16; f32 for bundles not quantized]"),
+                     help="Element type of the key-value cache.  [default: f16; f32 for unquantized bundles]"),
         click.option("--prefill-chunk", type=click.IntRange(1, 4096), default=DEFAULT_CHUNK, show_default=True,
-                     help="Prompt tokens computed at once."),
+                     help="Prompt tokens that are computed at once, at most."),
         click.option("-c", "--context", type=click.IntRange(1),
-                     help="Tokens that a conversation may have.  [default: 4096, or what the model takes]"),
+                     help="Context length: tokens of prompt and answers together.  [default: 4096, or the "
+                          "model's maximum]"),
         click.option("-t", "--threads", type=click.IntRange(1, 256),
-                     help="Threads that compute.  [default: one for each physical core]"),
+                     help="Number of threads that compute.  [default: one per physical core]"),
     ):
         command = option(command)
     return command
 
 
 def sampling_options(temperature: float) -> Callable[[Command], Command]:
-    """--temperature and the other settings of sampling.Sampling."""
+    """Adds --temperature and the other settings of `Sampling`, with this default temperature."""
     def add(command: Command) -> Command:
         for option in (
-            click.option("--seed", type=click.IntRange(0, 2 ** 64 - 1), help="Makes the choices repeatable."),
+            click.option("--seed", type=click.IntRange(0, 2 ** 64 - 1),
+                         help="Seed of the random numbers: the same seed samples the same tokens."),
             click.option("--repetition-penalty", "--repeat-penalty", type=float, default=1.0, show_default=True,
-                         help="Above 1: recent tokens become less likely."),
+                         help="Values above 1 make recent tokens less likely."),
             click.option("--min-p", type=float, default=0.05, show_default=True,
-                         help="Keep tokens at least this fraction as likely as the likeliest."),
+                         help="Sample only tokens at least this fraction as likely as the most likely one."),
             click.option("--top-p", type=float, default=0.95, show_default=True,
-                         help="Keep the likeliest tokens that together reach this probability."),
+                         help="Sample only the most likely tokens that together reach this probability."),
             click.option("--top-k", type=click.IntRange(0), default=40, show_default=True,
-                         help="Keep so many of the likeliest tokens, 0 for all."),
+                         help="Sample only this many of the most likely tokens, 0 for all."),
             click.option("--temperature", "--temp", type=float, default=temperature, show_default=True,
-                         help="0 always takes the likeliest token."),
+                         help="Higher is more random; 0 always takes the most likely token."),
         ):
             command = option(command)
         return command
@@ -78,7 +81,7 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
 
 
 def load_model(path: str, **settings: Any) -> Model:
-    """Load a bundle; say what is streamed, and at the very first start which kernels are being compiled."""
+    """Load a bundle and tell the user how memory is used, if weights are streamed, and which kernels are compiled."""
     model = load(path, compile_progress=compile_progress, **settings)
     if model.plan.disk is not None:
         refused = "" if model.direct else "; direct reading is refused here, so through the page cache"
@@ -87,7 +90,7 @@ def load_model(path: str, **settings: Any) -> Model:
 
 
 def read_text(path: str) -> str:
-    """A file's text. Raises ModelError where it cannot be read or is not UTF-8."""
+    """Read a text file. Raises ModelError where it cannot be read or is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -97,7 +100,7 @@ def read_text(path: str) -> str:
 
 
 def compile_progress(number: int, count: int, name: str) -> None:
-    """Show on standard error which kernel is compiled: one line, rewritten, on a terminal."""
+    """Show on standard error which kernel is being compiled; on a terminal in one line that is rewritten."""
     if not sys.stderr.isatty():
         if number == 1:
             show(f"compiling {count} kernels for this processor, this once (about half a minute)", err=True)

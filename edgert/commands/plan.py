@@ -1,4 +1,4 @@
-"""`edgert plan`: where the memory goes, what is read from flash because of it, and how fast that will be."""
+"""`edgert plan`: where memory goes, what has to be read from flash for each token, and how fast that will be."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +18,18 @@ from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
 from .loading import compile_progress, plan_options
-from .plan_chart import curve, parts_table, picture
+from .plan_chart import curve, parts_table, picture, require_matplotlib
 
 MIB = 1 << 20
 _ROWS, _POINTS = 7, 60
-"""About so many budgets in the table, and in the plot."""
+"""About how many budgets are in the table, and in the plot."""
 _STEPS = [n * 10 ** power // 10 for power in range(10) for n in (10, 15, 20, 30, 50)]
 """MiB, round numbers."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and the speed that it will have."""
+    """A plan and its predicted speed."""
 
     plan: Plan
     speed: Prediction
@@ -44,7 +44,7 @@ class Planned:
 
 
 class _Measured:
-    """A bundle's planner, with everything that plans and predictions need measured."""
+    """A bundle's planner, and what was measured for its plans and predictions."""
 
     def __init__(self, header: Header, planner: Planner, disk: Device, rehearsal: Rehearsal) -> None:
         self._header, self._planner, self._rehearsal, self.disk = header, planner, rehearsal, disk
@@ -58,18 +58,20 @@ class _Measured:
 @click.command("plan")
 @click.argument("bundle")
 @click.option("-m", "--memory", metavar="SIZE",
-              help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare some]")
+              help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
 @plan_options
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
-              help="Draw the speed over the budget into this file.")
+              help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
             kv_type: str | None, png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
-    Without --memory, compare budgets from the smallest that works to the whole model in memory. Nothing is loaded; the
-    process, the processor and, at the first time, the disk are measured.
+    Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
+    loaded; the prediction comes from measuring a fresh process, the processor and, the first time, the disk.
     """
+    if png:
+        require_matplotlib()
     budget = None if memory is None else parse_size(memory)
     with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk,
                                                      kv_type) as measured:
@@ -93,7 +95,7 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
 @contextmanager
 def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: int | None, chunk: int,
               kv_type: str | None) -> Iterator[_Measured]:
-    """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as may be."""
+    """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
     context, kv_type = session_settings(header, context, kv_type)
@@ -113,7 +115,7 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
 
 @contextmanager
 def _saying(what: str) -> Iterator[None]:
-    """Show on standard error what takes its time, on a terminal, and take it away again."""
+    """Show on a terminal's standard error what is being done, and remove it when it is done."""
     show_passing(what)
     try:
         yield
@@ -122,7 +124,7 @@ def _saying(what: str) -> Iterator[None]:
 
 
 def _budgets(smallest: int, whole: int, rows: int) -> list[int]:
-    """Budgets from the smallest to the whole, about so many, in between at round numbers."""
+    """About `rows` budgets from `smallest` to `whole`, in between at round numbers."""
     span = (whole - smallest) // MIB
     step = MIB * next(n for n in _STEPS if n * rows >= span)
     first = smallest // step * step + step

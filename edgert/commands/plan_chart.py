@@ -1,18 +1,21 @@
-"""Charts of a memory plan: in the terminal, and as a picture."""
+"""Charts of a memory plan, as text and as a picture."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from edgert.errors import EdgertError
 
 MIB = 1 << 20
 _WIDTH, _HEIGHT, _BAR = 60, 12, 40
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 Point = tuple[float, float]
-"""A budget in MiB, and tokens a second."""
+"""A budget in MiB, and tokens per second."""
 
 
 def parts_table(parts: Mapping[str, int], budget: int) -> str:
-    """A line for each part, in MiB, what is left over, and the whole; each has its stretch of a common bar."""
+    """A table of the parts of a budget in MiB, and what is left over, with a bar that shows each part's place in it."""
     used = [(name, size) for name, size in parts.items() if size]
     lines, at = [], 0
     for name, size in [*used, ("left over", budget - sum(size for _, size in used))]:
@@ -25,7 +28,7 @@ def parts_table(parts: Mapping[str, int], budget: int) -> str:
 
 
 def curve(points: Sequence[Point]) -> str:
-    """Tokens a second over the budget, an area of blocks; points in the order of their budgets."""
+    """A plot of tokens per second against the budget, drawn with block characters. points: in ascending order."""
     low, high = points[0][0], points[-1][0]
     top = max(speed for _, speed in points)
     columns = [_at(points, low + (high - low) * i / (_WIDTH - 1)) / top * _HEIGHT for i in range(_WIDTH)]
@@ -40,12 +43,18 @@ def curve(points: Sequence[Point]) -> str:
 
 
 def _at(points: Sequence[Point], budget: float) -> float:
-    """The speed of the largest budget among the points that is not above this one."""
+    """The speed at the largest budget among the points that is not above this one."""
     return [speed for of, speed in points if of <= budget + 1e-6][-1]
 
 
+def require_matplotlib() -> None:
+    """Raises EdgertError if matplotlib, with which `picture` draws, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EdgertError("--png draws with matplotlib, which is not installed: pip install 'edgert[plot]'")
+
+
 def picture(path: str, bundle: str, points: Sequence[Point], chosen: Point | None) -> None:
-    """The same as a PNG file, both ends and the chosen budget marked. Raises OSError."""
+    """Write the same plot as a PNG file, with both ends and the chosen budget marked. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

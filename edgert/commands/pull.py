@@ -1,4 +1,4 @@
-"""`edgert pull`: fetch a model of the catalogue."""
+"""`edgert pull`: downloads a model of the catalogue."""
 
 import sys
 
@@ -20,12 +20,12 @@ def _list_models(context: click.Context, parameter: click.Parameter, value: bool
 @click.command("pull")
 @click.argument("name")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
-              help="List the models there are, and stop.")
+              help="List the models of the catalogue and exit.")
 def command(name: str) -> None:
-    """Fetch the model NAME, check it, and print the path of its file.
+    """Download the model NAME, check its hash, and print the path of its file.
 
-    A model that is already there is not fetched again, an interrupted download is resumed, and where another process
-    is fetching it this one waits. Files go to $EDGERT_MODELS, or to the user's cache folder.
+    A model that is already there is not downloaded again, an interrupted download is resumed, and if another process
+    is downloading the same model, this one waits for it. Files go to $EDGERT_MODELS, or to the user's cache folder.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

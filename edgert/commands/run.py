@@ -14,30 +14,31 @@ from .loading import TEXT, load_model, model_options, read_text, sampling_option
 from .statistics import flash_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
-"""What a chat template may add; contexts are multiples."""
+"""Tokens that a chat template may add; contexts are multiples of the second number."""
 
 
 @click.command("run")
 @click.argument("bundle")
 @click.option("-p", "--prompt", type=TEXT, help="The prompt.  [default: standard input]")
-@click.option("-f", "--prompt-file", type=click.Path(), help="A file that holds the prompt.")
-@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message.")
-@click.option("--system", type=TEXT, help="A system message; goes with --chat.")
-@click.option("-n", "--max-tokens", type=click.IntRange(0), help="End the answer after so many tokens.")
+@click.option("-f", "--prompt-file", type=click.Path(), help="Read the prompt from this file.")
+@click.option("--chat", is_flag=True, help="Send the prompt as a user's message in the model's chat template.")
+@click.option("--system", type=TEXT, help="System message; only with --chat.")
+@click.option("-n", "--max-tokens", type=click.IntRange(0), help="Generate at most this many tokens.")
 @sampling_options(temperature=0.0)
-@click.option("--stop", multiple=True, type=TEXT, help="A text that ends the answer; may be given several times.")
-@click.option("--logprobs", type=click.IntRange(0, 1000), help="With --json: log-probabilities of so many tokens.")
-@click.option("--ignore-eos", is_flag=True, help="Go on when the model would stop.")
+@click.option("--stop", multiple=True, type=TEXT, help="Text that ends the answer; may be given several times.")
+@click.option("--logprobs", type=click.IntRange(0, 1000),
+              help="With --json: the log-probabilities of this many most likely tokens at each step.")
+@click.option("--ignore-eos", is_flag=True, help="Keep generating when the model ends its answer.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool, system: str | None,
             max_tokens: int | None, temperature: float, top_k: int, top_p: float, min_p: float,
             repetition_penalty: float, seed: int | None, stop: tuple[str, ...], logprobs: int | None, ignore_eos: bool,
             as_json: bool, **model_settings: Any) -> None:
-    """Continue a prompt with the model in BUNDLE, greedily unless told otherwise.
+    """Generate text from a prompt with the model in BUNDLE; by default greedily, always the most likely token.
 
-    The prompt is taken as it is: names of special tokens in it, such as <|im_start|>, are those tokens. --chat asks it
-    as a question, where they are plain text.
+    The prompt is continued as it is: names of special tokens in it, such as <|im_start|>, become those tokens. With
+    --chat it is a user's message, in which such names are plain text.
     """
     text = _prompt(prompt, prompt_file)
     if system is not None and not chat:
@@ -81,7 +82,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
 
 
 def _enough_context(text: str, max_tokens: int) -> int | None:
-    """Room for one answer of a known length, where that is less than the default: memory goes to the weights."""
+    """A context just long enough for this prompt and answer, None if that is not less than the default. Memory that it
+    does not take is used for weights."""
     room = len(text.encode()) + _TEMPLATE_TOKENS + max_tokens  # a token is a byte at least
     room = -(-room // _CONTEXT_STEP) * _CONTEXT_STEP
     return room if room < DEFAULT_CONTEXT else None

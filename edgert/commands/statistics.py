@@ -1,4 +1,4 @@
-"""What was read from flash during an answer, as JSON has it."""
+"""What was read from flash during an answer, for the output of --json."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from edgert.model import Model
 
 
 def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
-    """Bytes read, waiting and bandwidth of an answer, for a model that streams.
+    """What an answer read from flash and how long it waited for it, for a model whose weights are not all in memory.
 
-    pinned_share: part of the weights that a token finds in memory. wait_share: part of the decoding time in which
-    computing waited. bandwidth, best_bandwidth: bytes a second while decoding, and what the probe of the disk reached.
-    read_again: reads that failed or came damaged since loading, and were done once more.
+    pinned_share: the fraction of the weights that stays in memory. wait_share: the fraction of the decoding time spent
+    waiting for flash. bandwidth, best_bandwidth: bytes per second while decoding, and when the disk was measured.
+    read_again: how many reads since loading failed, or brought damaged data, and were repeated.
     """
     plan = model.plan
     assert plan.disk is not None

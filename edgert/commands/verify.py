@@ -1,4 +1,4 @@
-"""`edgert verify`: every checksum of a bundle."""
+"""`edgert verify`: checks every checksum of a bundle."""
 
 import click
 

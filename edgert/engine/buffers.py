@@ -23,7 +23,7 @@ def _row_bytes(columns: int, form: Activation = Activation.FLOAT) -> int:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A row for each token at `address + i * stride`."""
+    """A matrix in memory: row i starts at `address + i * stride`, both in bytes."""
 
     address: int
     stride: int
@@ -83,7 +83,7 @@ class Buffers:
 
 
 class _Room:
-    """Where each buffer will be: sizes first, addresses after."""
+    """The layout of the buffers: offset and stride of each, and the size of all."""
 
     def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int) -> None:
         allocator = Allocator()
@@ -133,12 +133,12 @@ def buffer_bytes(config: Config, header: Header, tokens: int, threads: int, cont
 
 
 def segment_start(groups: int, segment: int) -> int:
-    """The first group of a segment: the kernels cut a layer so."""
+    """The first group of a segment: so the kernels divide the groups of a layer."""
     return segment * groups // records.SEGMENTS
 
 
 def phases(groups: int, threads: int) -> list[tuple[int, int]]:
-    """How a layer's segments are gone through when many tokens come at once: (first, last) of each phase.
+    """The phases in which prefill goes through a layer's segments: (first, last) of each.
 
     A phase computes gate and up of its groups, then down: as many segments as give every thread some groups to do,
     and no more, since what has been read stays in memory until its phase is over.

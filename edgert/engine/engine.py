@@ -1,4 +1,4 @@
-"""The engine: one call that takes n >= 1 new tokens of a session and gives logits for any of them."""
+"""The engine: one call computes n >= 1 new tokens of a session and returns logits for any of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -131,7 +131,7 @@ class Engine:
             raise
         except BaseException:
             for new, length in zip(batch, lengths, strict=True):
-                new.session.cut(length)
+                new.session.truncate(length)
             raise
         return np.split(logits, np.cumsum([len(i) for i in indices])[:-1])
 

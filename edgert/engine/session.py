@@ -13,9 +13,19 @@ _ROPE_ROWS = 512
 
 
 class Session:
-    """Room for `context` tokens, whose elements are float16 or float32; `length` of it are in use.
+    """The key-value cache for `context` tokens, of which the first `length` have been computed; `tokens` are their ids.
 
-    Cutting a session to an earlier length costs nothing: what lies behind it is written again.
+    The cache is one allocation at `cache_address`. Its elements are float16 or float32, as cache_type says; positions
+    is `context` rounded up to a multiple of 16, head_dim is rounded up likewise and padded with zeros.
+
+        cache        (layers, 2, key_value_heads, ...)          keys, then values: `layer_bytes` a layer, and of those
+                                                                `head_bytes` for the keys, or the values, of a head
+          keys       (..., positions / 16, head_dim, 16)        in tiles of 16 positions, component by component
+          values     (..., positions, head_dim)                 position by position
+        rope         (context, head_dim)                        float32, at `rope_address`: for each position
+                                                                head_dim / 2 cosines, then as many sines
+
+    Truncating a session costs nothing: what lies behind its new length is written over later.
     """
 
     def __init__(self, config: Config, context: int, cache_type: str) -> None:
@@ -33,7 +43,7 @@ class Session:
 
     @property
     def length(self) -> int:
-        """How many tokens have been computed."""
+        """Number of tokens that have been computed."""
         return len(self.tokens)
 
     def records(self, count: int) -> np.ndarray:
@@ -49,14 +59,14 @@ class Session:
         """Make all its memory resident now."""
         self._cache.touch()
 
-    def cut(self, length: int) -> None:
-        """Forget everything from position `length` on. Raises ModelError."""
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens and forget all after them. Raises ModelError."""
         if not 0 <= length <= self.length:
-            raise ModelError(f"a session of {self.length} tokens cannot be cut to {length}")
+            raise ModelError(f"a session of {self.length} tokens cannot be truncated to {length}")
         del self.tokens[length:]
 
-    def share(self, tokens: Sequence[int]) -> int:
-        """How many of its first tokens are also the first of `tokens`."""
+    def common_prefix(self, tokens: Sequence[int]) -> int:
+        """The length of the longest common prefix of the session's tokens and `tokens`."""
         pairs = enumerate(zip(self.tokens, tokens, strict=False))
         return next((i for i, (old, new) in pairs if old != new), min(len(self.tokens), len(tokens)))
 
@@ -74,12 +84,12 @@ def check_session(config: Config, context: int, cache_type: str) -> None:
 
 
 def session_bytes(config: Config, context: int, cache_type: str) -> int:
-    """All that a session takes: cache and rotary angles."""
+    """Bytes that a session takes: cache and rotary angles."""
     return cache_bytes(config, context, cache_type)[2] + 4 * context * config.head_dim
 
 
 def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:
-    """Bytes of a key-value cache: of one head's keys in a layer, of a layer, in all."""
+    """Bytes of a key-value cache: of a head's keys in one layer, of a layer, of all layers."""
     positions = -(-context // POSITIONS) * POSITIONS
     head = positions * padded_head_dim(config.head_dim) * CACHE_ELEMENTS[cache_type]
     layer = 2 * config.num_key_value_heads * head

@@ -1,8 +1,8 @@
-"""A thread of a model's own, in which everything that changes it runs, one job after another.
+"""A thread for each model, in which everything that changes the model runs, one job after another.
 
-Python runs signal handlers in the main thread only, between any two of its instructions: what they raise, such as
-KeyboardInterrupt, never comes into a job. Whoever waits for a job may be interrupted anywhere; the job then ends
-early, or finishes, but is never left halfway, and the next one begins after it.
+Python runs signal handlers only in the main thread, between any two of its instructions: an exception that they raise,
+such as KeyboardInterrupt, never occurs inside a job. The thread that waits for a job may be interrupted anywhere; the
+job then ends early, or finishes, but is never left halfway, and the next job starts after it.
 """
 
 import atexit
@@ -25,18 +25,19 @@ from edgert.kernels.records import CANCELLED
 T = TypeVar("T")
 
 _AFTER_CANCEL_S = 1.0
-"""How long somebody who was interrupted waits for the job to end; the next job waits for it in any case."""
+"""Seconds that an interrupted caller waits for the job to end; the next job waits for it in any case."""
 _AT_EXIT_S = 5.0
+"""Seconds to wait for a thread when the program ends."""
 _LOOK_S = 1.0
-"""How often somebody who waits looks whether it was in vain."""
+"""How often, in seconds, a waiting thread checks that it does not wait in vain."""
 
 
 class CancelledError(Exception):
-    """Nobody wants the job's result any more."""
+    """The job was cancelled: nobody wants its result any more."""
 
 
 class _Once:
-    """Happens once. Waiting may be interrupted at any instruction, which does a threading.Event no good."""
+    """An event that happens once. Unlike threading.Event, a wait may be interrupted at any instruction."""
 
     def __init__(self) -> None:
         self.happened = False
@@ -48,21 +49,21 @@ class _Once:
         self._lock.release()
 
     def wait(self, timeout: float = math.inf) -> bool:
-        """Whether it has happened, after so many seconds at most."""
+        """Wait for at most `timeout` seconds; returns whether it has happened."""
         deadline = time.monotonic() + timeout
         while not self.happened:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             if self._lock.acquire(timeout=min(left, _LOOK_S)):
-                self._lock.release()  # where this is interrupted, others find out when they look
+                self._lock.release()  # if this is interrupted, other waiting threads notice at their next check
         return True
 
 
 class Job(Generic[T]):
-    """What is to be done, and what came of it.
+    """A function to be called in the thread, and its result.
 
-    cancel: int64 of shape (1,), CANCELLED when nobody wants the result any more: the kernels see it too.
+    cancel: int64 of shape (1,), set to CANCELLED when nobody wants the result any more; the kernels check it too.
     """
 
     def __init__(self, work: "Callable[[Job[T]], T]") -> None:
@@ -73,7 +74,7 @@ class Job(Generic[T]):
         self._error: BaseException | None = None
 
     def check(self) -> None:
-        """Raises CancelledError when nobody wants the result any more."""
+        """Raises CancelledError if the job was cancelled."""
         if self.cancel[0]:
             raise CancelledError
 
@@ -83,11 +84,11 @@ class Job(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
-            del self._work  # and what it refers to, in this thread
+            del self._work  # so that what it refers to is freed in this thread
             self.done.happen()
 
     def result(self) -> T:
-        """What came of it; once. Raises what the work raised."""
+        """The result; may be called once. Raises what the work raised."""
         try:
             if self._error is not None:
                 raise self._error
@@ -97,10 +98,10 @@ class Job(Generic[T]):
 
 
 class _Life:
-    """What is known of a worker's thread; it does not keep the worker alive.
+    """The state of a worker's thread; it does not keep the worker alive.
 
-    jobs: what is put there besides jobs ends the thread. So that this is done when the worker is let go, its weak
-    reference puts itself there: C code, which no interrupt comes into, and which never waits.
+    jobs: the queue. Anything in it that is not a job ends the thread. When the worker is garbage-collected, its weak
+    reference puts itself there: that is C code, which cannot be interrupted and never waits.
     """
 
     def __init__(self, worker: "Worker") -> None:
@@ -112,7 +113,7 @@ class _Life:
 
     @property
     def foreign(self) -> bool:
-        """Whether this process is a fork of the one that has the thread."""
+        """Whether this process is a fork of the one that runs the thread."""
         return self.process != os.getpid()
 
     @property
@@ -120,7 +121,7 @@ class _Life:
         return self.closed or self.worker() is None
 
     def end(self) -> None:
-        """Have the thread end after the jobs that were put before."""
+        """Let the thread end after the jobs that are in the queue now."""
         self.closed = True
         self.jobs.put(None)
 
@@ -129,19 +130,19 @@ _lives: set[_Life] = set()
 
 
 class Worker:
-    """A thread that does jobs. When the worker is let go, or closed, the thread closes `opened` and ends.
+    """A thread that runs jobs. When the worker is closed or garbage-collected, the thread closes `opened` and ends.
 
-    opened: what jobs have opened; only jobs touch it, and nothing in it refers to the worker or to whoever has it.
+    opened: what jobs have opened. Only jobs use it, and nothing in it refers to the worker or to the worker's owner.
     """
 
     def __init__(self, name: str) -> None:
         self.opened = ExitStack()
-        self._life = _Life(self)  # before the thread: interrupted in between, the worker is let go and the thread ends
+        self._life = _Life(self)  # before the thread: if an interrupt comes in between, the thread ends
         self._thread = threading.Thread(target=_work, args=(self._life, self.opened), daemon=True, name=name)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises ModelError when the worker has been closed or belongs to another process."""
+        """Raises ModelError if the worker has been closed or belongs to another process."""
         if self._life.foreign:
             raise ModelError(f"this model was loaded by process {self._life.process}, of which this one is a fork, "
                              "without the threads that compute; load the model after forking")
@@ -149,7 +150,7 @@ class Worker:
             raise _closed()
 
     def run(self, work: Callable[[Job[T]], T]) -> T:
-        """Do a job in the thread, and wait for it. An exception in here, such as KeyboardInterrupt, cancels the job.
+        """Run a job in the thread, and wait for it. An exception while waiting, such as Ctrl-C, cancels the job.
 
         Raises what the job raises, and what `check` raises.
         """
@@ -167,9 +168,9 @@ class Worker:
         return job.result()
 
     def close(self) -> None:
-        """Close what jobs have opened and end the thread, after the jobs that were asked for before.
+        """Close what jobs have opened and end the thread, after the jobs that are in the queue now.
 
-        Raises what closing raises. In a fork nothing happens: all belongs to the process that made the worker.
+        Raises what closing raises. In a fork it does nothing: everything belongs to the process that made the worker.
         """
         life, opened = self._life, self.opened
         if life.foreign:
@@ -189,12 +190,12 @@ def _closed() -> ModelError:
 
 
 def _work(life: _Life, opened: ExitStack) -> None:
-    """The thread."""
+    """What the thread runs."""
     _lives.add(life)
     try:
         while isinstance(job := life.jobs.get(), Job):
             job.do()
-            del job  # before waiting: it may be the last to know whose model this is
+            del job  # before waiting: it may hold the last reference to the model
     finally:
         with contextlib.suppress(Exception):
             opened.close()
@@ -203,7 +204,7 @@ def _work(life: _Life, opened: ExitStack) -> None:
 
 
 def settle() -> None:
-    """Wait until models that have been let go have given their memory back."""
+    """Wait until models that were garbage-collected have freed their memory."""
     for life in list(_lives):
         if life.ending and not life.foreign:
             life.ended.wait()
@@ -211,7 +212,7 @@ def settle() -> None:
 
 @atexit.register
 def _end_all() -> None:
-    """Threads that compute must not outlive the memory that they compute in."""
+    """End all threads: they must not outlive the memory that they compute in."""
     for life in list(_lives):
         if not life.foreign:
             life.end()

@@ -1,4 +1,4 @@
-"""One answer, token by token."""
+"""One answer, generated token by token."""
 
 import contextlib
 import time
@@ -19,10 +19,10 @@ from .sampling import Sampler, Sampling, likeliest, log_sum_exp
 class Piece:
     """What one token adds to an answer.
 
-    text: text that is certain now; none while a character or a stop string may still be incomplete. token_id: the
-    token, None in the last piece, which holds the rest of the text. logprob: the token's natural log-probability under
-    the model, before sampling. top_logprobs: the most likely (token id, log-probability), if asked for. finish_reason:
-    in the last piece "stop" (the model or a stop string ended the answer) or "length".
+    text: new text; empty while a character or a stop string may still be incomplete. token_id: the token; None in the
+    last piece, which has the rest of the text. logprob: the token's natural log-probability under the model, before
+    any sampling setting. top_logprobs: (token id, log-probability) of the most likely tokens; both only if asked for.
+    finish_reason: only in the last piece: "stop" (the model or a stop string ended the answer) or "length".
     """
 
     text: str
@@ -34,7 +34,11 @@ class Piece:
 
 @dataclass
 class Statistics:
-    """Of one answer. Times are in seconds; `prompt_computed` leaves out tokens that the session already held."""
+    """Statistics of one answer. Times are in seconds.
+
+    prompt_computed: the prompt tokens that were not in the key-value cache already. flash_bytes, flash_wait_s: what was
+    read from flash, and how long computing waited for it, while decoding; with _prompt: during prefill.
+    """
 
     prompt_tokens: int = 0
     prompt_computed: int = 0
@@ -42,10 +46,8 @@ class Statistics:
     generated_tokens: int = 0
     decode_s: float = 0.0
     flash_bytes: int = 0
-    """Read from flash while decoding, and while taking in the prompt."""
     flash_bytes_prompt: int = 0
     flash_wait_s: float = 0.0
-    """How long decoding, and taking in the prompt, waited for flash."""
     flash_wait_prompt_s: float = 0.0
 
     @property
@@ -54,7 +56,7 @@ class Statistics:
 
     @property
     def decode_tok_s(self) -> float:
-        """Steady rate: tokens after the first, by the time between the first and the last."""
+        """Tokens per second after the first token."""
         return (self.generated_tokens - 1) / self.decode_s if self.decode_s and self.generated_tokens > 1 else 0.0
 
     @property
@@ -63,39 +65,39 @@ class Statistics:
 
     @property
     def flash_bandwidth(self) -> float:
-        """Bytes a second while decoding."""
+        """Bytes per second read from flash while decoding."""
         return self.flash_bytes / self.decode_s if self.decode_s else 0.0
 
     @property
     def flash_wait_share(self) -> float:
-        """Part of the decoding time in which computing waited for flash."""
+        """The fraction of the decoding time in which computing waited for flash."""
         return self.flash_wait_s / self.decode_s if self.decode_s else 0.0
 
 
 class Computing(NamedTuple):
-    """What an answer asks of the model."""
+    """The functions through which an answer uses the model."""
 
     begin: Callable[[], int]
-    """Takes the model's turn, possibly waits for it; how many tokens of the prompt the session already holds."""
+    """Takes the model's turn, waiting for it if asked to. Returns how many prompt tokens are in the cache already."""
     step: Callable[[Sequence[int]], np.ndarray]
-    """Computes new tokens, gives the last one's logits: float32 of shape (vocab_size,)."""
+    """Computes new tokens and returns the last one's logits: float32 of shape (vocab_size,)."""
     end: Callable[[], None]
     """Gives the turn back."""
     flash: Callable[[], tuple[int, float]]
-    """Bytes read from flash so far, and seconds that computing has waited for them."""
+    """Returns bytes read from flash so far, and seconds that computing has waited for them."""
 
 
 class Generation:
-    """An answer in the making: an iterator of pieces. `token_ids` and `statistics` grow with it.
+    """An answer while it is generated: an iterator of `Piece`s. `token_ids` and `statistics` grow with it.
 
-    It has the model from its first piece to its last; closing it, or letting it go, ends it before. One that is never
-    asked for a piece never has the model.
+    It has the model from its first piece to its last, or until it is closed or garbage-collected. An answer that is
+    never asked for a piece never has the model.
     """
 
     def __init__(self, answer: "Answer") -> None:
         self.prompt_ids, self.token_ids, self.statistics = answer.prompt_ids, answer.token_ids, answer.statistics
-        # What makes the pieces does not know this object: when that is let go, both end at once, not at the next
-        # collection of cyclic garbage.
+        # What makes the pieces has no reference to this object: so both end when this object's last reference goes, not
+        # at the next collection of cyclic garbage.
         self._pieces = answer.pieces()
         self._end = weakref.finalize(self, answer.computing.end)
         self._end.atexit = False
@@ -107,18 +109,18 @@ class Generation:
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the answer here. A thread that waits for its next piece gets a ModelError."""
+        """End the answer now. A thread that is waiting for its next piece gets a ModelError."""
         with contextlib.suppress(ValueError):  # that thread is in it
             self._pieces.close()
         self._end()
 
     def text(self) -> str:
-        """The rest of the answer, all at once."""
+        """Generate the rest of the answer and return its text."""
         return "".join(piece.text for piece in self)
 
 
 class Answer:
-    """Makes the pieces of one answer."""
+    """Makes the pieces of one answer: computes, samples, decodes text, looks for stop strings, keeps statistics."""
 
     def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
@@ -173,7 +175,7 @@ class Answer:
                 reason = "stop"
                 break
             new = [token]
-        self.computing.end()  # whoever has the last piece need not ask for another
+        self.computing.end()  # before the last piece: after it nobody asks for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
         yield Piece(rest, finish_reason=reason)
 

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Sampling: choosing the next token from logits."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -12,12 +12,13 @@ from edgert.errors import ModelError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Filters apply in llama.cpp's order: repetition, top-k, top-p, min-p, temperature.
+    """How the next token is chosen. Applied in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature.
 
-    temperature: 0 takes the most likely token (greedy). top_k: keep the k most likely, 0 for all. top_p: keep the most
-    likely that together reach this probability (Holtzman et al. 2019). min_p: keep those at least this fraction as
-    likely as the most likely. repetition_penalty: divides positive logits of recent tokens and multiplies negative ones
-    (Keskar et al. 2019, "CTRL"); repetition_window: how many tokens are recent. seed: None for a new one each time.
+    temperature: divides the logits; 0 takes the most likely token (greedy). top_k: keep the k most likely tokens, 0 for
+    all. top_p: keep the most likely tokens that together reach this probability (Holtzman et al. 2019). min_p: keep
+    tokens at least this fraction as likely as the most likely one. repetition_penalty: divides positive logits of
+    recent tokens and multiplies negative ones (Keskar et al. 2019, "CTRL"). repetition_window: how many of the last
+    tokens are recent. seed: of the random numbers; None for a new one each time.
     Raises ModelError for values outside their range.
     """
 
@@ -40,14 +41,14 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses tokens one after another; the same seed makes the same choices."""
+    """Chooses tokens one after another. The same seed and logits give the same tokens."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
     def choose(self, logits: np.ndarray, recent: Sequence[int]) -> int:
-        """The next token. logits: float32 of shape (vocab_size,), not changed. recent: the tokens so far."""
+        """Choose the next token. logits: float32 of shape (vocab_size,), not changed. recent: all tokens so far."""
         s = self._sampling
         window = recent[-s.repetition_window:] if s.repetition_window else []
         if s.repetition_penalty != 1.0 and len(window):
@@ -66,16 +67,16 @@ class Sampler:
         return _token(logits, kept, _place(kept, self._random.random(), s.temperature))
 
 
-# A vocabulary's logits are sorted without their ids: that takes a hundredth of the time, and of equal logits the first
-# is that of the lowest id. What is in float64, which a sum over a vocabulary needs, is only ever a block long.
+# Logits are sorted without their token ids, which takes a hundredth of the time; the ids are looked up afterwards, the
+# lowest first among equal logits. Sums over the vocabulary need float64, but only a block at a time is converted.
 
 _BLOCK = 4096
 _NOTHING = 100.0
-"""So far below the largest, scores of a whole vocabulary add less to a sum than float64 can hold: e^-100."""
+"""Logits this far below the largest add less to the sum than float64 can hold: e^-100 each."""
 
 
 def _descending(logits: np.ndarray, count: int) -> np.ndarray:
-    """The `count` largest, the largest first."""
+    """The `count` largest logits, in descending order."""
     values = np.negative(logits)
     if count < len(values):
         values.partition(count - 1)
@@ -85,38 +86,38 @@ def _descending(logits: np.ndarray, count: int) -> np.ndarray:
 
 
 def _powers(logits: np.ndarray, largest: float, temperature: float) -> Iterator[np.ndarray]:
-    """Numerators of the softmax in float64, block by block."""
+    """The numerators of the softmax in float64, block by block."""
     for start in range(0, len(logits), _BLOCK):
         yield np.exp((logits[start:start + _BLOCK].astype(np.float64) - largest) / temperature)
 
 
-def _place(kept: np.ndarray, share: float, temperature: float = 1.0) -> int:
-    """Where the probabilities of the first logits together reach `share`; they are in descending order."""
+def _place(kept: np.ndarray, probability: float, temperature: float = 1.0) -> int:
+    """The first index up to which the tokens' probabilities add up to `probability`. kept: logits, descending."""
     largest = float(kept[0])
     lowest = largest - _NOTHING * temperature
     kept = kept[:bisect_right(kept, -lowest, key=lambda logit: -float(logit))]
     sums = np.cumsum([powers.sum() for powers in _powers(kept, largest, temperature)])
-    block = min(int(np.searchsorted(sums, share * sums[-1])), len(sums) - 1)
+    block = min(int(np.searchsorted(sums, probability * sums[-1])), len(sums) - 1)
     here = kept[block * _BLOCK:(block + 1) * _BLOCK]
     (powers,) = _powers(here, largest, temperature)
     before = sums[block - 1] if block else 0.0
-    return block * _BLOCK + min(int(np.searchsorted(before + np.cumsum(powers), share * sums[-1])), len(here) - 1)
+    return block * _BLOCK + min(int(np.searchsorted(before + np.cumsum(powers), probability * sums[-1])), len(here) - 1)
 
 
 def _token(logits: np.ndarray, kept: np.ndarray, place: int) -> int:
-    """The token at a place of the descending order; of equal logits the lower id comes first."""
+    """The token at an index of the descending order; among equal logits the lower id comes first."""
     first = bisect_left(kept, -kept[place], key=lambda logit: -logit)
     return int(np.flatnonzero(logits == kept[place])[place - first])
 
 
 def log_sum_exp(logits: np.ndarray) -> float:
-    """What makes log-probabilities of logits: to be taken from each. logits: shape (vocab_size,)."""
+    """log(sum(exp(logits))), which subtracted from logits gives log-probabilities. logits: shape (vocab_size,)."""
     largest = float(logits.max())
     return largest + math.log(sum(float(powers.sum()) for powers in _powers(logits, largest, 1.0)))
 
 
 def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
-    """The ids of the `count` largest logits, the largest first, lower ids first among equals."""
+    """The token ids of the `count` largest logits, in descending order, lower ids first among equals."""
     if count == 0:
         return np.zeros(0, np.intp)
     least = _descending(logits, count)[-1]

@@ -1,26 +1,26 @@
-"""Whose turn a model is: one answer has it; those that wait get it in the order in which they asked."""
+"""Turns: which answer may use the model. One answer has the turn; those that wait get it in the order they asked."""
 
 import threading
 import weakref
 from collections import deque
 
 _LOOK_S = 0.5
-"""How often somebody who waits looks whether the holder is gone without a word: an interrupt can come into the line
-that would have given the turn back."""
+"""How often a waiting thread checks whether the holder has vanished without giving the turn back: an interrupt can come
+just before the line that would have done so."""
 
 
 class Turn:
-    """What one answer takes, and gives back at the latest when it is gone."""
+    """One answer's turn. It ends at the latest when this object is garbage-collected."""
 
 
 class Turns:
-    """Hands one turn about, from thread to thread.
+    """Passes one turn from answer to answer, in any thread.
 
-    Whoever holds it keeps it until it gives it back, or another takes it without waiting.
+    An answer holds it until it gives it back, or another answer takes it without waiting.
     """
 
     def __init__(self) -> None:
-        # Re-entrant: an answer that is let go gives its turn back in whatever line the garbage collector came upon it.
+        # Re-entrant: a garbage-collected answer gives its turn back at whatever line the collector happened to run.
         self._lock = threading.RLock()
         self._holder: weakref.ref[Turn] | None = None
         self._waiting: deque[tuple[Turn, threading.Lock]] = deque()
@@ -28,16 +28,16 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """How many answers are waiting."""
         return len(self._waiting)
 
     def holds(self, turn: Turn) -> bool:
         return self._holder is not None and self._holder() is turn
 
     def take(self, turn: Turn, *, wait: bool) -> None:
-        """Take the turn: from whoever holds it, or with `wait` after all that wait already.
+        """Take the turn: from its holder, or with `wait` after all that are waiting already.
 
-        Returns without it where it was given back while waiting, or all turns have ended (`close`).
+        Returns without the turn if it was given back while waiting, or if all turns have ended (`close`).
         """
         gate = threading.Lock()
         with self._lock:
@@ -58,7 +58,7 @@ class Turns:
             raise
 
     def give_back(self, turn: Turn) -> None:
-        """Let the next have the turn, if this one has it, or stop waiting for it."""
+        """Give the turn to the next in line if this answer holds it; otherwise stop waiting for it."""
         with self._lock:
             for entry in [entry for entry in self._waiting if entry[0] is turn]:
                 self._waiting.remove(entry)
@@ -68,13 +68,13 @@ class Turns:
             self._hand_over()
 
     def end(self) -> None:
-        """Take the turn from whoever holds it."""
+        """Take the turn away from its holder."""
         with self._lock:
             self._holder = None
             self._hand_over()
 
     def close(self) -> None:
-        """End all turns, and all waiting for one."""
+        """End the current turn and all waiting."""
         with self._lock:
             self._closed, self._holder = True, None
             while self._waiting:

@@ -1,1 +1,1 @@
-"""Measuring: speed, perplexity, memory, and llama.cpp as the peer to be measured against."""
+"""Measuring: speed, perplexity and memory, of edgert and of llama.cpp as the peer to compare with."""

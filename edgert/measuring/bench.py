@@ -1,4 +1,4 @@
-"""Measuring speed: several runs in turn, each engine in a process of its own, medians."""
+"""Measures speed: medians of several alternating runs, each engine in a process of its own."""
 
 import json
 import statistics
@@ -16,11 +16,11 @@ _FEWER_IS_BETTER = {"first_token_s", "peak_rss_bytes"}
 
 
 class EngineProcess:
-    """A measuring process (engine_process.py, peer.py)."""
+    """A process that holds an engine and measures it (engine_process.py, peer.py)."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         self._error = PeerError if module == "peer" else EdgertError
-        # Not a pipe: nobody reads it before the end, and a full one would stop the process.
+        # Not a pipe: nobody reads it before the end, and a full pipe would stop the process.
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen([sys.executable, "-P", "-m", f"edgert.measuring.{module}", *arguments],
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
@@ -52,11 +52,12 @@ class EngineProcess:
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
           prefill: int, memory: str | None = None,
           report: Callable[[str, int, dict[str, Any]], None] = lambda name, run, result: None) -> dict[str, Any]:
-    """Median speeds of a bundle, in a memory budget if one is given, and of llama.cpp on a GGUF file, repacked and
-    memory-mapped, in interleaved runs.
+    """Median speeds of a bundle, and of llama.cpp on a GGUF file if one is given, in alternating runs.
 
-    Returns FIELDS and `load_s`, `threads`, `runs`; with `against` also `peer`, which for each field has the better of
-    llama.cpp's two ways, `peer.variants`, and `ratio`: how many times faster we are. Raises PeerError, EdgertError.
+    llama.cpp is measured with repacked and with memory-mapped weights. memory: the bundle's memory budget.
+    Returns FIELDS, `load_s`, `threads` and `runs`. With `against` also `peer`, the better of llama.cpp's two results
+    for each field; `peer.variants`, both results; and `ratio`, how many times better edgert is.
+    Raises PeerError, EdgertError.
     """
     context = str(max(len(prompt) + decode, prefill) + 64)
     engines = {"edgert": ("engine_process", [bundle, str(threads), context, *([memory] if memory else [])])}

@@ -1,4 +1,4 @@
-"""How fast this machine computes a model: its own operations on made-up weights, timed before anything is loaded."""
+"""How fast this machine computes a model: times its operations on weights of zero, before anything is loaded."""
 
 import statistics
 import time
@@ -22,17 +22,17 @@ from edgert.residency.region import Region
 from edgert.residency.weights import Weights
 
 MOST_TOKENS = 64
-"""More at once are no faster, each."""
+"""Computing more tokens at once takes no less time per token."""
 _ENOUGH = 128 << 20
-"""Bytes of weights: more than caches hold."""
+"""Bytes of weights: more than fits into caches."""
 _LEAST_S, _LEAST_RUNS, _MOST_S = 0.15, 3, 0.8
 
 
 class Rehearsal:
-    """The first layers of a model and its output head, on weights that are all zero; a context manager.
+    """The first layers of a model and its output head, with weights that are all zero. A context manager.
 
-    There are as many layers as make 128 MiB, or the whole model: weights come from memory where those of the model
-    would, and from a cache where the model is small enough. What one layer takes, all the others take too.
+    It has as many layers as make 128 MiB, or the whole model if that is smaller. So weights come from memory, or from a
+    cache, as they would with the real model. All other layers take as long as these.
     """
 
     def __init__(self, header: Header, library: Library, *, threads: int, cache_type: str) -> None:
@@ -65,7 +65,7 @@ class Rehearsal:
             self._closing = made.pop_all()
 
     def seconds(self, tokens: int) -> tuple[float, float]:
-        """What so many tokens at once (at most MOST_TOKENS) take in all layers, and one row of the output head."""
+        """Seconds for this many tokens at once (at most MOST_TOKENS): all layers, and one row of the output head."""
         if tokens not in self._times:
             tokens = min(tokens, self._room)
             new = self._session.records(self._room)[-tokens:]
@@ -87,9 +87,9 @@ class Rehearsal:
 
 
 class _MadeUpWeights:
-    """Stands for Weights where a network is built: zeros, laid out as the first layers are.
+    """Takes the place of Weights when a program is built: zeros, laid out as the first layers are.
 
-    The output head's slabs follow the layers, and where there is no room go over them again.
+    The output head's slabs lie behind the layers; if there is no more room, they overlap them.
     """
 
     def __init__(self, header: Header) -> None:
@@ -116,7 +116,7 @@ class _MadeUpWeights:
         size = max(layers + min(head.length, max(_ENOUGH - layers, 0)), slab)
         self._region = Region(size + slab, "measuring", huge=True)
         self.start = self._region.address
-        np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is none
+        np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is not resident
         self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
                         + n.group_bytes * np.arange(n.groups, dtype=np.int64)
                         for n in header.neurons[:self.layers]}
@@ -144,7 +144,7 @@ class _MadeUpWeights:
 
 
 def _median(run: Callable[[], object]) -> float:
-    """Seconds that a run takes, with as much else going on as there is now."""
+    """The median time of a call, in seconds."""
     run()
     times: list[float] = []
     while sum(times) < (_LEAST_S if len(times) >= _LEAST_RUNS else _MOST_S):

@@ -1,4 +1,4 @@
-"""A process that holds one engine and measures it on request, so that two engines can be measured in turn.
+"""A process that holds one engine and measures it on request, so that several engines can be measured alternately.
 
     python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT [MEMORY]
 
@@ -20,9 +20,10 @@ Forward = Callable[[Sequence[int]], np.ndarray]
 
 def measure(forward: Forward, reset: Callable[[], None], prompt: Sequence[int], decode: int,
             prefill: int) -> dict[str, Any]:
-    """Greedy decoding after a prompt, then one batch of `prefill` tokens.
+    """Measure greedy decoding after a prompt, then prefill of `prefill` tokens.
 
-    first_token_s: from the prompt to the first token. decode_tok_s: the steady rate, after the first quarter.
+    Returns first_token_s, seconds from the prompt to the first token; decode_tok_s, tokens per second after the first
+    quarter of the answer; prefill_tok_s; token_ids; peak_rss_bytes.
     """
     reset()
     started = time.perf_counter()

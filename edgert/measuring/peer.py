@@ -1,4 +1,4 @@
-"""llama.cpp as the peer: the same work, measured the same way, through llama-cpp-python.
+"""llama.cpp as the peer to compare with: the same work, measured in the same way, through llama-cpp-python.
 
     python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT REPACK
 
@@ -17,7 +17,7 @@ from edgert.errors import PeerError
 
 
 def import_llama_cpp() -> Any:
-    """llama-cpp-python. Raises PeerError where it is not installed."""
+    """Import llama-cpp-python. Raises PeerError if it is not installed."""
     try:
         import llama_cpp
     except ImportError as error:
@@ -27,7 +27,7 @@ def import_llama_cpp() -> Any:
 
 
 class Peer:
-    """A GGUF loaded by llama.cpp; memory-mapped, or with the weights copied into its repacked layout."""
+    """A GGUF file loaded by llama.cpp: memory-mapped, or with its weights copied into llama.cpp's repacked layout."""
 
     def __init__(self, path: str, *, threads: int, context: int, repack: bool = True, batch: int = 512) -> None:
         self._cpp = cpp = import_llama_cpp()
@@ -50,7 +50,7 @@ class Peer:
         self._length = 0
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, special tokens parsed, no BOS added."""
+        """Token ids of a text; names of special tokens become those tokens, BOS is not added."""
         data = text.encode()
         room = (ctypes.c_int32 * (len(data) + 16))()
         count = self._cpp.llama_tokenize(self._vocab, data, len(data), room, len(room), False, True)
@@ -62,7 +62,7 @@ class Peer:
         self._length = 0
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
-        """Compute new tokens; logits of the last, or of every one: float32 of shape (1 or n, vocab_size)."""
+        """Compute n new tokens; returns logits of the last, or of every one: float32 of shape (1 or n, vocab_size)."""
         cpp, count = self._cpp, len(tokens)
         batch = cpp.llama_batch_init(count, 0, 1)
         try:

@@ -1,8 +1,8 @@
 """Perplexity: how surprised a model is by a text.
 
-As llama.cpp measures it: the tokens are cut into windows, each computed from an empty context, and the second half of
-each window is scored, where every token has at least half a window before it. BOS stands first in each window where the
-model wants one.
+Measured as llama.cpp does: the tokens are split into windows, each window is computed from an empty context, and its
+second half is scored, where every token has at least half a window before it. If the model wants BOS, it is the first
+token of each window.
 """
 
 import math
@@ -16,12 +16,16 @@ from edgert.errors import ModelError
 from edgert.generation.sampling import log_sum_exp
 
 EveryLogits = Callable[[Sequence[int], int], Iterator[np.ndarray]]
-"""(window, first) to the logits of window[first:], in parts: float32 of shape (n, vocab_size)."""
+"""From (window, first) to the logits of window[first:], in parts: float32 of shape (n, vocab_size)."""
 
 
 @dataclass
 class Score:
-    """Over all scored tokens: their number, the sum of negative log-likelihoods, and the likeliest next tokens."""
+    """The score of a text.
+
+    tokens: how many tokens were scored. loss: the sum of their negative log-likelihoods. choices: the most likely token
+    at each of these positions.
+    """
 
     tokens: int
     loss: float
@@ -33,12 +37,12 @@ class Score:
 
 
 def windows(ids: Sequence[int], window: int, bos: int | None) -> list[list[int]]:
-    """Whole windows of a text; one shorter one if the text has no more. Raises ModelError for under four tokens."""
+    """Split a text into windows; a shorter rest is left out. Raises ModelError for a text of fewer than four tokens."""
     if len(ids) < 4:
         raise ModelError(f"the text has {len(ids)} tokens; perplexity needs at least 4")
     window = min(window, len(ids))
-    cut = [list(ids[start:start + window]) for start in range(0, len(ids) - window + 1, window)]
-    return [[bos, *part[1:]] if bos is not None else part for part in cut]
+    parts = [list(ids[start:start + window]) for start in range(0, len(ids) - window + 1, window)]
+    return [[bos, *part[1:]] if bos is not None else part for part in parts]
 
 
 def score(parts: Sequence[Sequence[int]], logits_of: EveryLogits,

@@ -1,4 +1,4 @@
-"""What this process takes from the operating system."""
+"""What this process uses."""
 
 import resource
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that was resident at any time since this program started.
+    """The most memory, in bytes, that was resident at any time since this program started.
 
-    On Linux from /proc: getrusage counts what the process was before exec, too.
+    On Linux from /proc: getrusage also counts what the process was before exec.
     """
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

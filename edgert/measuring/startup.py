@@ -1,6 +1,6 @@
-"""What a process takes before anything is loaded: measured in a fresh one that starts as `edgert chat` does.
+"""How much memory a process uses before anything is loaded: measured in a fresh process that starts like `edgert chat`.
 
-Of all commands that is the one that takes most, so that a budget which is planned works with each of them.
+Of all commands, that one uses most memory; so a budget that is planned with it works with each of them.
 
     python -m edgert.measuring.startup BUNDLE
 
@@ -20,7 +20,7 @@ _PATIENCE_S = 120.0
 
 
 def process_cost(bundle: str | os.PathLike[str]) -> int:
-    """Bytes that a fresh process has resident when it makes the plan of a bundle. Raises EdgertError."""
+    """Resident bytes of a fresh process at the point where it makes the memory plan of a bundle. Raises EdgertError."""
     try:
         done = subprocess.run([sys.executable, "-P", "-m", "edgert.measuring.startup", os.fspath(bundle)],
                               capture_output=True, text=True, timeout=_PATIENCE_S)
@@ -37,7 +37,7 @@ def process_cost(bundle: str | os.PathLike[str]) -> int:
 
 
 def main() -> None:
-    cli = importlib.import_module("edgert.cli")  # by name, as what it names: they stand above this room
+    cli = importlib.import_module("edgert.cli")  # by name: it is above this room, as are the modules it names
     for name in (cli.COMMANDS["chat"][0], "edgert.apps.terminal_chat"):
         importlib.import_module(name)
     from edgert.bundle import Bundle

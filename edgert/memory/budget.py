@@ -1,4 +1,4 @@
-"""The memory budget: what a user asks for, what is free now, what this process takes."""
+"""The memory budget: what the user asks for, what is free now, what this process uses."""
 
 import os
 import re
@@ -11,14 +11,17 @@ import psutil
 from edgert.errors import ModelError
 
 _OF_FREE, _OF_LIMIT = 0.8, 0.97
-"""Shares that may be used: of memory that other programs want too, of a control group's that is ours."""
+"""Fractions that may be used: of free memory, which other programs want too, and of what a control group has left."""
 _NO_LIMIT = 1 << 60
 _LARGEST = 1 << 62
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "600M", "1.5G", "800MB": K, M and G count by 1024, as the kernel, docker and systemd do; KB, MB and GB
-    by 1000, KiB, MiB and GiB by 1024. Raises ModelError."""
+    """The number of bytes that a text such as "600M", "1.5G" or "800MB" means.
+
+    K, M and G are powers of 1024, as in the kernel, docker and systemd, and so are KiB, MiB and GiB; KB, MB and GB are
+    powers of 1000. Raises ModelError.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?B)?|B)?\s*", text.upper())
     if not match:
         raise ModelError(f"{text!r} is not a size; write it like 600M or 1.5G")
@@ -31,18 +34,21 @@ def parse_size(text: str) -> int:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people: "600 MiB"."""
+    """A number of bytes for people to read: "600 MiB"."""
     return f"{size / (1 << 20):.0f} MiB" if size >= 10 << 20 else f"{size / (1 << 20):.1f} MiB"
 
 
 def process_bytes() -> int:
-    """What this process has resident now, shared libraries included."""
+    """Resident memory of this process now, including shared libraries, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 class Allowance(NamedTuple):
-    """How large this process may become. comfortable: bytes to plan with. most: bytes that may be taken where that is
-    what it takes. what: what sets them, in an error."""
+    """How large this process may become.
+
+    comfortable: bytes to plan with. most: bytes that may be used if a model needs them to run at all. what: names the
+    limit in an error message.
+    """
 
     comfortable: int
     most: int
@@ -50,9 +56,9 @@ class Allowance(NamedTuple):
 
 
 def allowance(asked: int | None) -> Allowance:
-    """The budget that was asked for, in bytes, or by default what is free now; no more than its control groups' limits.
+    """The budget: `asked` bytes, or by default what is free now, but never more than the limits of our control groups.
 
-    A process that grows past such a limit is killed, whatever it was asked to take.
+    The system kills a process that grows past such a limit, whatever it was asked to use.
     """
     own, groups = process_bytes(), list(_control_groups())
     limits = [Allowance(limit, limit, "the control group's limit") for limit, _ in groups]
@@ -60,7 +66,7 @@ def allowance(asked: int | None) -> Allowance:
         return min([Allowance(asked, asked, "a budget"), *limits])
     available = psutil.virtual_memory().available
     free = [Allowance(own + int(_OF_FREE * available), own + available, "the free memory"), *limits]
-    for limit, used in groups:  # what is in use is partly our own, and not all that is ours is on the group's account
+    for limit, used in groups:  # part of what is in use is ours, and not all that we use is counted in the group
         left = max(own + limit - used, 0)
         free.append(Allowance(int(_OF_LIMIT * left), left, "what is left in the control group"))
     most = min(free, key=lambda allowed: allowed.most)
@@ -68,7 +74,7 @@ def allowance(asked: int | None) -> Allowance:
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """Limit and use, less the cache that can be dropped, of each limited memory control group that we are in."""
+    """Limit and use (without cache that can be dropped) of each memory control group with a limit that we are in."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -106,5 +112,5 @@ def _statistic(path: Path, name: str) -> int:
 
 
 def page_table_bytes(size: int) -> int:
-    """What the kernel keeps to describe `size` bytes of a process's memory, at worst."""
+    """Bytes of page tables that the kernel needs for `size` bytes of a process's memory, at most."""
     return size // (os.sysconf("SC_PAGE_SIZE") // 8)

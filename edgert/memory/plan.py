@@ -1,9 +1,10 @@
-"""The memory plan: where each byte of the budget goes, and what is read from flash for each token because of it.
+"""The memory plan: how the budget is used, and what has to be read from flash for each token because of that.
 
-The plan is made before anything is loaded. What every token needs and what the process itself takes comes first; all
-that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so that each pinned byte saves
-a byte read, whichever it is: what is streamed is spread evenly over the layers and the output head, which keeps the
-disk busy all the time with little read ahead. An embedding of its own, of which a token needs one row, comes last.
+The plan is made before anything is loaded. First comes what the process itself needs and what every token needs; all
+that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
+reading one byte per token, whichever it is. The weights that are read (*streamed*) are therefore spread evenly over the
+layers and the output head, which keeps the disk busy all the time with little read ahead. An embedding that is not also
+the output head comes last: a token needs only one row of it.
 """
 
 from collections.abc import Callable
@@ -23,32 +24,33 @@ from edgert.residency.placement import Placement
 from .budget import page_table_bytes, size_text
 
 _GROWTH = 8 << 20
-"""What the process still takes after the plan was made: Python objects, modules, templates, the allocator."""
+"""Bytes that the process grows by after the plan was made: Python objects, modules, templates, the allocator."""
 _THREAD_BYTES = 64 << 10
-"""The part of a thread's stacks that is in use, its own and the kernel's: 44 KiB were measured where it computes, 60
-where it reads."""
+"""Bytes of a thread's stacks, its own and the kernel's, that are in use: 44 KiB were measured for a thread that
+computes, 60 for one that reads."""
 _TOKEN_BYTES = 64
-"""A token of the conversation, in the lists that Python holds."""
+"""Bytes that a token of the conversation takes in Python's lists."""
 _MARGIN = 2 << 20
-"""A process is never twice of the same size when the plan is made; a budget that is named works all the same."""
+"""Added to a budget that is told to the user: the process is not always of the same size when the plan is made."""
 _UNIT_BYTES = 64
-"""The checksum and the table entry of a unit."""
+"""Bytes of the checksum and the table entry of a unit."""
 _LOGITS_COPIES = 6
-"""A row of logits, and what sampling makes of it."""
+"""Rows of logits that are in memory at once: those of a token, and the copies that sampling makes of them."""
 _SHARE_OF_CHUNK = 12
-"""Many prompt tokens at once save reading, but may take this part of the budget."""
+"""Computing many prompt tokens at once saves reading, but its buffers may take at most 1/12 of the budget."""
 _CHUNK_STEP = 16
-"""They are taken by so many; fewer than these save next to no memory."""
+"""The number of prompt tokens at once is a multiple of this; fewer than this would save next to no memory."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where memory goes.
+    """How memory is used.
 
-    budget: bytes. parts: bytes by purpose; they add up to no more than the budget. streamed: bytes read for a token.
-    weights: bytes that computing a token takes, wherever they come from. chunk: prompt tokens computed at once.
-    logit_rows: for how many tokens at once all logits may be given. smallest: the smallest budget that works with these
-    settings. disk: what streams, None where all stays in memory.
+    budget: bytes. parts: bytes by purpose, together no more than the budget. streamed: bytes read for each token.
+    weights: bytes of weights that a token needs, from memory or flash. chunk: prompt tokens computed at once.
+    logit_rows: how many tokens' logits may be in memory at once. smallest: the smallest budget that works with these
+    settings. placement: which weights stay in memory. disk: the device that the others are read from; None if all
+    weights stay in memory.
     """
 
     budget: int
@@ -63,12 +65,12 @@ class Plan:
 
     @property
     def pinned_share(self) -> float:
-        """Part of the weights that a token finds in memory."""
+        """The fraction of the weights that stays in memory."""
         return 1 - self.streamed / self.weights
 
     @property
     def summary(self) -> str:
-        """A line for people."""
+        """The plan in one line, for people."""
         if self.disk is None:
             return f"{size_text(self.needed)}, with all weights"
         return (f"{size_text(self.budget)}; {100 * self.pinned_share:.0f} % of the weights stay in it, "
@@ -76,12 +78,12 @@ class Plan:
 
     @property
     def needed(self) -> int:
-        """What everything takes together."""
+        """Bytes of all parts together."""
         return sum(self.parts.values())
 
 
 class Planner:
-    """Makes plans for one bundle and settings. process: bytes that the process takes before anything is loaded."""
+    """Makes plans for one bundle and its settings. process: bytes that the process uses before anything is loaded."""
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
                  threads: int) -> None:
@@ -113,10 +115,11 @@ class Planner:
 
     def plan(self, budget: int | None, device: Callable[[], Device], *, most: int = 0,
              what: str = "a budget") -> Plan:
-        """The plan for a budget in bytes, None for what it takes to hold everything, also an embedding of its own.
+        """Make the plan for a budget in bytes; None for as much as it takes to keep everything in memory.
 
-        device: measures the disk, called where weights have to be streamed. most: how far a budget that is too small
-        may be raised. Raises ModelError where that is too little, with the smallest that works; what: its name for it.
+        device: called to measure the disk, if weights have to be streamed. most: a budget that is too small may be
+        raised up to this. what: names the budget in an error message.
+        Raises ModelError if the budget is too small, and tells the smallest that works.
         """
         whole, everything = self.whole, Placement({s.name: s.count for s in self._sections})
         if budget is None:
@@ -141,9 +144,9 @@ class Planner:
         return self._made(budget, chunk, placement, smallest=smallest, disk=disk)
 
     def _chunk_for(self, budget: int, disk: Device) -> int:
-        """How many prompt tokens to compute at once: no more than what has its share of the budget.
+        """How many prompt tokens to compute at once: as many as _SHARE_OF_CHUNK allows.
 
-        In small steps, so that a larger budget never leaves noticeably less for weights.
+        Chosen in small steps, so that a larger budget never leaves noticeably less for weights.
         """
         for chunk in (self._chunk, *range((self._chunk - 1) // _CHUNK_STEP * _CHUNK_STEP, 0, -_CHUNK_STEP)):
             fixed = self._fixed(chunk)
@@ -161,7 +164,7 @@ class Planner:
         return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, rows, smallest, placement, disk)
 
     def _embedding_bytes(self, units: int) -> int:
-        """What it takes to hold the first units of an embedding of its own."""
+        """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""
         if not units:
             return 0
         assert self._embedding is not None
@@ -169,7 +172,7 @@ class Planner:
         return size + page_table_bytes(size) + units * _UNIT_BYTES + 2 * ALIGNMENT
 
     def _embedding_units(self, left: int) -> int:
-        """How many of them there is room for."""
+        """How many units of such an embedding fit into `left` bytes."""
         if self._embedding is None:
             return 0
         units = min(left // self._embedding.unit_bytes, self._embedding.count)
@@ -179,27 +182,27 @@ class Planner:
 
     @property
     def whole(self) -> int:
-        """The budget with which nothing is streamed, in bytes."""
+        """The smallest budget with which nothing is streamed, in bytes."""
         return sum(self._fixed(self._chunk).values()) + self._held + 2 * ALIGNMENT * len(self._sections)
 
     def smallest(self, disk: Device) -> int:
-        """The smallest budget that works, in bytes: every layer streamed whole, where reading ahead takes less."""
+        """The smallest budget that works, in bytes: with all layers streamed, unless keeping them takes less."""
         return min(self._smallest_with(self._fixed(min(_CHUNK_STEP, self._chunk)), disk), self.whole)
 
     @staticmethod
     def named(budget: int) -> int:
-        """The size, in whole MiB, to tell a user for one that works in this process: it works in the next one, too."""
+        """A budget as it is told to the user: in whole MiB, with a margin for differences between processes."""
         return -(-(budget + _MARGIN) // (1 << 20)) << 20
 
     def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
         return sum(fixed.values()) + self._ahead(disk) + 2 * ALIGNMENT * len(self._sections)
 
     def slot_bytes(self, disk: Device) -> int:
-        """Room for one read."""
+        """Bytes of a slot, which has room for any single read."""
         return stream.slot_bytes((s.unit_bytes for s in self._sections), disk.chunk_bytes)
 
     def slots(self, disk: Device) -> int:
-        """Enough that all readers have one to fill while a phase of many tokens (buffers.phases) holds its own."""
+        """How many slots: enough for each reader to fill one while a phase of prefill (buffers.phases) uses its own."""
         held = 0
         for neurons in self._header.neurons:
             most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
@@ -216,7 +219,7 @@ class Planner:
         return stream.RUN_BYTES * runs
 
     def _spread(self, left: int, chunk_bytes: int) -> dict[str, int]:
-        """How many units of each section to pin with `left` bytes, the streamed ones in whole runs as far as may be."""
+        """How many units of each section to pin in `left` bytes; the streamed ones make whole runs if possible."""
         left -= 2 * ALIGNMENT * len(self._sections)
         share = 1 - min(left / self._held, 1.0)
         pinned, wanted, streamed = {}, 0.0, 0

@@ -1,4 +1,4 @@
-"""How fast a plan will be: reading and computing go on at the same time, and the slower one sets the pace."""
+"""Predicts the speed of a plan: reading and computing go on at the same time, and the slower one sets the pace."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ from edgert.residency.device import Device
 from .plan import Plan
 
 PROMPT = 200
-"""Tokens of the prompt whose first answer token is predicted."""
+"""Length of the prompt, in tokens, for which the time to the first token is predicted."""
 _MEASURED = (1, 16, 64)
 _AROUND_S = 3e-4
-"""What Python does for a step: choosing the token, its text, waking the threads."""
+"""Seconds of Python per token: sampling, decoding the text, waking the threads."""
 
 Seconds = Callable[[int], tuple[float, float]]
-"""Tokens at once (1, 16 or 64) to what computing them takes: all layers, and one row of the output head."""
+"""From tokens at once (1, 16 or 64) to seconds: for all layers, and for one row of the output head."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """decode_tok_s: tokens a second of the answer. first_token_s: seconds to its first token, after PROMPT tokens.
+    """Predicted speed.
 
-    limit: what takes longer for a token, "flash" or "computing".
+    decode_tok_s: tokens per second of the answer. first_token_s: seconds to its first token, for a prompt of PROMPT
+    tokens. limit: what takes longer for a token, "flash" or "computing".
     """
 
     decode_tok_s: float
@@ -49,7 +50,7 @@ def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, prompt: 
 
 
 def _layers_s(tokens: int, seconds: Seconds) -> float:
-    """What the layers take for so many tokens at once: between what is measured a straight line, then in proportion."""
+    """Seconds of all layers for this many tokens at once: interpolated, or in proportion to the largest measured."""
     most = _MEASURED[-1]
     if tokens >= most:
         return seconds(most)[0] * tokens / most
@@ -60,7 +61,7 @@ def _layers_s(tokens: int, seconds: Seconds) -> float:
 
 
 def _embedding_row_s(header: Header, plan: Plan, disk: Device) -> float:
-    """A token's embedding is read alone and waited for, where it is not in memory; on the average."""
+    """Average seconds of waiting for a token's embedding row: it is read alone if it is not in memory."""
     embedding = header.embedding
     length = header.sections[embedding.section].length
     if embedding.section == HEAD:

@@ -1,4 +1,4 @@
-"""What a storage device can do: measured once, by reading a bundle that it holds, and kept for every later start."""
+"""What a storage device can do: measured once, by reading a bundle that is on it, and kept for later starts."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from .file import ALIGNMENT, FlashFile
 from .region import Region
 
 ENOUGH = 32 << 20
-"""Bytes. What a smaller file shows of its device is not kept: it would be read over and over from some cache."""
+"""Bytes. A measurement with a smaller file is not kept: it would be read repeatedly from some cache."""
 
 _VERSION = 1
 _BLOCK = 2 << 20
@@ -42,12 +42,12 @@ _GOOD_ENOUGH = 0.95
 
 @dataclass(frozen=True)
 class Device:
-    """The cost model of a storage device.
+    """The measured speed of a storage device.
 
-    name: for people, as "vda (ext4)". direct: it can be read past the page cache. chunk_bytes, depth: the least memory
-    in flight, `depth` reads at once of `chunk_bytes` each, that comes within 5 % of the best bandwidth. bandwidth:
-    bytes/s of such reads in order through the file, checked as they come. latency_s: seconds
-    for 4 KiB alone. grid: random reads, each point with "chunk" (bytes), "depth" and "bytes_per_s".
+    name: for people, such as "vda (ext4)". direct: reads can bypass the page cache. chunk_bytes, depth: the read size
+    and number of simultaneous reads that come within 5 % of the best bandwidth with the least memory. bandwidth:
+    bytes per second of such reads, in order through the file and with checksums. latency_s: seconds for a single read
+    of 4 KiB. grid: all measurements of random reads, each with "chunk" (bytes), "depth" and "bytes_per_s".
     """
 
     name: str
@@ -60,19 +60,19 @@ class Device:
 
     @property
     def readers(self) -> int:
-        """Threads that stream."""
+        """Number of threads that read while streaming."""
         return readers(self.depth)
 
 
 def readers(depth: int) -> int:
-    """Threads for a disk that wants so many reads at once: one more, since some are checking what they read."""
+    """Number of threads that keep `depth` reads going: one more, since some are checking what they have read."""
     return depth + 1
 
 
 def device_of(path: str | os.PathLike[str], *, again: bool = False) -> Device:
-    """The device that holds a bundle, as measured earlier; measured now (three seconds) if it never was, or `again`.
+    """The device that a bundle is on. It is measured (three seconds) if it never was, or with `again`.
 
-    Raises BundleError when the file cannot be read.
+    Raises BundleError if the file cannot be read.
     """
     key, _ = _identity(path)
     stored = _load()
@@ -85,14 +85,14 @@ def device_of(path: str | os.PathLike[str], *, again: bool = False) -> Device:
 
 
 def stored_devices() -> list[Device]:
-    """Every device measured so far on this machine."""
+    """All devices that were measured on this machine so far."""
     return list(_load().values())
 
 
 def probe(path: str | os.PathLike[str]) -> Device:
-    """Measure the device that holds a file by reading the file, in less than three seconds.
+    """Measure the device that a file is on, by reading the file for less than three seconds.
 
-    Raises BundleError when it cannot be read or is empty.
+    Raises BundleError if the file cannot be read or is empty.
     """
     deadline = time.perf_counter() + _BOX_S
     with FlashFile(path) as file, closing(Region(_ROOM, "measuring the disk", huge=True)) as region, \

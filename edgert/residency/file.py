@@ -1,4 +1,4 @@
-"""Reading a file directly: from the device into our memory, with no copy left in the page cache."""
+"""Direct file reads: from the device into our memory, without a copy in the page cache."""
 
 import ctypes
 import errno
@@ -13,7 +13,7 @@ from types import TracebackType
 from edgert.errors import BundleError
 
 ALIGNMENT = 4096
-"""Bytes. Offset, length and address of every direct read are multiples of it."""
+"""Bytes. Offset, length and address of every direct read are multiples of this."""
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
@@ -26,11 +26,11 @@ def aligned(start: int, end: int) -> tuple[int, int]:
 
 
 class FlashFile:
-    """An open file, for reads that leave nothing in the page cache. Any number of threads may read at once.
+    """An open file whose reads leave nothing in the page cache. Any number of threads may read at once.
 
-    path: where it is. size: bytes, when opened. direct: reads go past the page cache; where the file system refuses
-    that, at opening or at a read, they go through it and what they leave there is dropped. read_again: how many reads
-    failed, or brought something damaged, and were done again. Raises BundleError when the file cannot be opened.
+    size: bytes, when it was opened. direct: whether reads bypass the page cache; if the file system refuses that, when
+    opening or at a read, they go through the cache and what they leave there is dropped. read_again: how many reads
+    failed, or brought damaged data, and were repeated. Raises BundleError if the file cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -47,10 +47,10 @@ class FlashFile:
             self._read_plainly()
 
     def read(self, offset: int, buffer: memoryview, needed: int) -> None:
-        """Fill a buffer from a file offset. The file may end first, but not before `needed` bytes have come.
+        """Fill a buffer from a file offset. The file may end first, but not before `needed` bytes were read.
 
-        offset, and the buffer's length and address: multiples of 4096. Raises BundleError on a read error or a short
-        file.
+        offset, and the buffer's length and address, are multiples of 4096. Raises BundleError on a read error, or if
+        the file is too short.
         """
         assert offset % ALIGNMENT == 0 and len(buffer) % ALIGNMENT == 0 and needed <= len(buffer)
         # The system would say EINVAL to this too, and we would take it for a file system without direct reading.
@@ -73,10 +73,10 @@ class FlashFile:
                               "promises; the file is truncated, convert the model again")
 
     def twice(self, attempt: Callable[[], None]) -> None:
-        """Do what reads and checks what came; where it raises BundleError, once more.
+        """Call a function that reads and checks data; if it raises BundleError, call it once more.
 
-        Both times it comes from the device, not from a cache: cables, controllers and memory fail for a moment, and
-        what is wrong twice is wrong on the disk. Raises what the second attempt raises.
+        Both times the data comes from the device, not from a cache: cables, controllers and memory can fail for a
+        moment, but data that is wrong twice is wrong on the disk. Raises what the second attempt raises.
         """
         try:
             attempt()
@@ -99,7 +99,7 @@ class FlashFile:
         return got
 
     def _read_plainly(self) -> None:
-        """Give up direct reading. Several threads may come here, each with a read that was refused."""
+        """Give up direct reads. Several threads may call this at once, each after a read that was refused."""
         handle = self._file.fileno()
         if _O_DIRECT:
             fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) & ~_O_DIRECT)
@@ -108,7 +108,7 @@ class FlashFile:
         self.direct = False  # last: a thread that sees it must find the flag gone
 
     def close(self) -> None:
-        """Close the file. Nothing may read from it any more."""
+        """Close the file. Nothing may be reading from it."""
         self._file.close()
 
     def __enter__(self) -> "FlashFile":
@@ -120,7 +120,7 @@ class FlashFile:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """A file descriptor, and whether its reads go past the page cache. Raises OSError."""
+    """Open a file; returns its descriptor, and whether its reads bypass the page cache. Raises OSError."""
     if _O_DIRECT:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT), True

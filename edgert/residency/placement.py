@@ -1,18 +1,19 @@
-"""Which weights stay in memory: what the memory plan decides, and what loading goes by."""
+"""Which weights stay in memory: the memory plan decides it, loading and streaming follow it."""
 
 from dataclasses import dataclass
 
 _LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
-"""Where nothing is streamed, the disk is not measured."""
+"""Used if nothing is streamed: then the disk is not measured."""
 
 
 @dataclass(frozen=True)
 class Placement:
     """Which weights stay in memory, and how the others are read.
 
-    pinned: for every section that can be streamed, in the order of use, how many of its units stay: the first ones.
-    embedding: how many units of an embedding that is not the output head stay; the other rows are read one by one.
-    chunk_bytes: how much is read at once. slots: room for so many reads, of `slot_bytes` each.
+    pinned: for each section that can be streamed, in order of use: how many of its units, the first ones, stay in
+    memory. embedding: the same for an embedding that is not also the output head; its other rows are read one by one.
+    chunk_bytes: bytes to read at once. readers: number of threads that read. slots, slot_bytes: number and size of the
+    buffers for what is read.
     """
 
     pinned: dict[str, int]

@@ -1,4 +1,4 @@
-"""Large memory: anonymous mappings, taken from the operating system once and given back whole."""
+"""Large memory: anonymous mappings, requested from the operating system once and returned as a whole."""
 
 import contextlib
 import ctypes
@@ -13,11 +13,11 @@ HUGE_PAGE = 2 << 20
 
 
 class Region:
-    """`size` bytes of zeroed memory at `address`, aligned to pages; resident only as far as it is touched.
+    """`size` bytes of zeroed memory at `address`, aligned to pages. A page becomes resident when it is first touched.
 
-    huge: on huge pages where the system has them, as far as whole ones fit in: for what is read from end to end, and
-    for what a disk writes to (docs/notes/streaming.md). filled: it is about to be, all of it; what is not may become
-    resident at any time, and `promised` is the sum of that.
+    what: names the memory in an error message. huge: use huge pages where the system has them, for memory that is read
+    from end to end or that a disk writes to (docs/notes/streaming.md). filled: all of it will be touched right away.
+    `Region.promised` is the sum of the other regions, which may become resident at any time. Raises ModelError.
     """
 
     promised = 0
@@ -39,7 +39,7 @@ class Region:
             end = self._start + self.size // HUGE_PAGE * HUGE_PAGE
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE, self._start, end - self._start)
-                # What is behind the end must not become resident with it.
+                # What lies behind the end must not become resident together with it.
                 self._map.madvise(mmap.MADV_NOHUGEPAGE, end)
         self._promise = 0
         self._promises(0 if filled else self.size)
@@ -47,7 +47,7 @@ class Region:
         self.address = ctypes.addressof(self._anchor)
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """The memory from `offset`, as bytes."""
+        """`length` bytes from `offset`; by default all bytes to the end."""
         end = self.size if length is None else offset + length
         return memoryview(self._map)[self._start + offset:self._start + end]
 
@@ -57,13 +57,13 @@ class Region:
         self._promises(0)
 
     def _promises(self, size: int) -> None:
-        """So much of it may still become resident."""
+        """Record that `size` bytes of it may still become resident."""
         with Region._lock:
             Region.promised += size - self._promise
             self._promise = size
 
     def close(self) -> None:
-        """Give the memory back, with the last view of it where there still are some, in a traceback say."""
+        """Free the memory; if views of it still exist, in a traceback for example, with the last of them."""
         self._promises(0)
         del self._anchor
         with contextlib.suppress(BufferError):
@@ -72,13 +72,13 @@ class Region:
 
 
 class Allocator:
-    """Hands out pieces of one region that is still to be made, aligned to 64 bytes: sizes first, addresses after."""
+    """Lays out the pieces of a region before it is made: gives each an offset; `size` is the total."""
 
     def __init__(self) -> None:
         self.size = 0
 
     def reserve(self, size: int, alignment: int = 64) -> int:
-        """The offset of a new piece."""
+        """Reserve a piece; returns its offset."""
         offset = -(-self.size // alignment) * alignment
         self.size = offset + size
         return offset

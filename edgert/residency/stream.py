@@ -1,13 +1,13 @@
-"""Streaming: weights that have no place in memory are read for each token, just ahead of the threads that use them.
+"""Streaming: weights that do not stay in memory are read for each token, just before the threads need them.
 
-What is streamed comes in a fixed order: the layers' neuron groups, then, where logits are wanted, the output head. It
-is cut into *runs* of neighbouring units, each read at once into a *slot*. A unit's address is put into the kernels'
-table when it has been read and checked; the kernel that is done with it takes the address out again and lowers the
-slot's counter; at zero the slot is free. Reader threads take the next run whenever there is a free slot: they are ahead
-by as much as there are slots, over layers and tokens.
+They are read in a fixed order: the layers' neuron groups, then, if logits are wanted, the output head. The order is
+divided into *runs* of neighbouring units; each run is one read, into a *slot*. When a unit has been read and checked,
+its address is written into the kernels' table. The kernel that has used it removes the address and decrements the
+slot's counter; at zero the slot is free. Reader threads take the next run whenever a slot is free: so they are ahead of
+the computation by the number of slots, across layers and tokens.
 
-Readers live as long as the stream. What was expected and is not going to be computed is forgotten by `restart`, which
-first waits for the reads under way: none of them may come into a slot that has been given to another run.
+The threads live as long as the stream. If what was expected is not going to be computed, `restart` forgets it. It first
+waits for reads that have started: none of them may end up in a slot that was given to another run.
 """
 
 import threading
@@ -26,14 +26,15 @@ from .file import ALIGNMENT, FlashFile, aligned
 from .region import HUGE_PAGE, Region
 
 _LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
-"""How long a read under way may take when readers are to end, before and after something has failed."""
+"""Seconds to wait for a read that has started when the readers are to end, before and after a failure."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Neighbouring units, read at once: the file from `offset`, `length` bytes.
+    """Neighbouring units that are read together: `length` bytes of the file from `offset`.
 
-    entries: the units' places in the table. starts, ends: where they are in what is read.
+    units, first: the section, and the number of the first unit. entries: the units' indices in the table. starts, ends:
+    where each unit begins and ends in the data.
     """
 
     units: Units
@@ -46,12 +47,12 @@ class Run:
 
 
 def run_units(unit_bytes: int, chunk_bytes: int) -> int:
-    """How many units of this size are read at once, for reads of about `chunk_bytes`."""
+    """How many units of this size are read together, for reads of about `chunk_bytes`."""
     return max(chunk_bytes // unit_bytes, 1)
 
 
 def runs_of(units: Units, first: int, entry: int, chunk_bytes: int) -> list[Run]:
-    """A section's units from `first` on in runs of about `chunk_bytes`; unit 0's place in the table is `entry`."""
+    """Divide a section's units from `first` on into runs of about `chunk_bytes`. entry: unit 0's index in the table."""
     at_once = run_units(units.unit_bytes, chunk_bytes)
     runs = []
     for start in range(first, units.count, at_once):
@@ -63,51 +64,51 @@ def runs_of(units: Units, first: int, entry: int, chunk_bytes: int) -> list[Run]
 
 
 def slot_bytes(unit_bytes: Iterable[int], chunk_bytes: int) -> int:
-    """Room that any run fits in, for sections with units of these sizes."""
+    """The size of a slot that any run fits into, for sections with units of these sizes."""
     most = max(run_units(size, chunk_bytes) * size for size in unit_bytes)
     return -(-most // ALIGNMENT) * ALIGNMENT + ALIGNMENT
 
 
 def ring_bytes(slots: int, slot_bytes: int) -> int:
-    """Room for all slots, in whole huge pages: reading into small ones is half as fast."""
+    """Bytes of all slots, in whole huge pages: reading into small pages is half as fast."""
     return -(-slots * slot_bytes // HUGE_PAGE) * HUGE_PAGE
 
 
 @dataclass
 class Reading:
-    """What has been read so far."""
+    """How much has been read so far."""
 
     bytes: int = 0
     seconds: float = 0.0
-    """Summed over the readers."""
+    """Summed over all readers."""
 
 
 def _now() -> float:
-    """The time in seconds, by the clock that the kernels have too."""
+    """The time in seconds, of the clock that the kernels use too."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 RUN_BYTES = 700
-"""What a run takes in this process, beside its slot."""
+"""Bytes that a run takes in this process, besides its slot."""
 
 
 ReadHook = Callable[[int, Run, float, float, float], None]
-"""Reader, run, when reading began, when it ended, when checking ended (clock_gettime, as the kernels)."""
+"""Called with the reader's number, the run, and the times when reading began, reading ended and checking ended."""
 
 
 @dataclass
 class _Slot:
     run: Run | None = None
-    """What is read into it, or in it; None while the slot is free."""
+    """The run whose data is in the slot or being read into it; None while the slot is free."""
     ready: bool = False
 
 
 class Stream:
-    """Reader threads that fill slots.
+    """Reader threads that fill slots with weights.
 
     body, head: the runs of the layers, and of the output head. table: int64, the address of every unit, or 0. counters:
-    int64, for every streamed unit the address of its slot's counter. stop: called when reading failed, from a reader's
-    thread; `error` then says why.
+    int64, the address of the counter of every streamed unit's slot. stop: called from a reader's thread when reading
+    failed; `error` then tells why.
     """
 
     def __init__(self, file: FlashFile, body: Sequence[Run], head: Sequence[Run], table: np.ndarray,
@@ -117,11 +118,11 @@ class Stream:
         self._slot_bytes = slot_bytes
         self._region = Region(ring_bytes(slots, slot_bytes), "reading ahead", huge=True)
         self._left = np.zeros(8 * slots, np.int64)
-        """Units of each slot that are still to be used; on cache lines of their own."""
+        """How many units of each slot are still to be used; each counter on its own cache line."""
         self._semaphores = Semaphores(1)
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
-        """Notified when no read is under way any more."""
+        """Notified when the last read that had started is done."""
         self._under_way = 0
         self._slots = [_Slot() for _ in range(slots)]
         self._queue = deque(body)
@@ -129,7 +130,7 @@ class Stream:
         self._hook: ReadHook | None = None
         self.error: EdgertError | None = None
         self.out_of_step = False
-        """What was expected is not going to be computed, or not to its end: `restart` before anything else is."""
+        """Whether what was expected will not be computed to its end; then `restart` must be called first."""
         self.reading = Reading()
         self._threads: list[threading.Thread] = []
         try:
@@ -143,31 +144,31 @@ class Stream:
 
     @property
     def freed(self) -> int:
-        """Address of the semaphore to raise when a slot's counter has come to zero."""
+        """Address of the semaphore to post when a slot's counter has come to zero."""
         return int(self._semaphores.table[0])
 
     def check(self) -> None:
-        """Raises what reading failed with."""
+        """Raises the error that reading failed with, if it did."""
         if self.error is not None:
             raise type(self.error)(str(self.error))  # a new one: a traceback keeps all alive that it came through
 
     def expect(self, heads: int) -> None:
-        """Say what is computed next: the layers, and then the output head so many times.
+        """Announce what is computed next: the layers, and then the output head `heads` times.
 
-        The layers are being read already: whatever comes after, it begins with them.
+        The layers are being read already: every computation begins with them.
         """
         with self._lock:
             for _ in range(heads):
                 self._queue.extend(self._head)
             self._queue.extend(self._body)
-        self._semaphores.raise_(0)
+        self._semaphores.post(0)
 
     def trace(self, hook: ReadHook | None) -> None:
-        """Have every read reported."""
+        """Call `hook` after every read."""
         self._hook = hook
 
     def restart(self) -> None:
-        """Forget what was expected, and begin with the layers again. Nothing may be computing."""
+        """Forget what was expected, and begin with the layers again. Nothing may be computing meanwhile."""
         with self._quiet:
             self._queue.clear()  # no reader takes anything now
             if self._quiet.wait_for(lambda: not self._under_way, self._patience()):
@@ -181,12 +182,12 @@ class Stream:
         if self.out_of_step:
             self.fail(no_answer())
         else:
-            self._semaphores.raise_(0)
+            self._semaphores.post(0)
 
     def close(self) -> None:
-        """End the readers, and give the memory back; but not if a read under way may still write to it."""
+        """End the readers and free the memory, unless a read that has not ended may still write to it."""
         self._closing = True
-        self._semaphores.raise_(0)
+        self._semaphores.post(0)
         deadline = _now() + self._patience()
         for thread in self._threads:
             if thread.ident is not None:
@@ -195,33 +196,33 @@ class Stream:
             self._region.close()
 
     def _patience(self) -> float:
-        """Seconds: a disk that does not answer holds its reader for ever."""
+        """Seconds to wait for a read: a disk that does not answer blocks its reader for ever."""
         return _LONGEST_READ_S if self.error is None else _LAST_READ_S
 
     def _read_runs(self, reader: int) -> None:
         """A reader's thread. The semaphore says that there may be something to do; `_take` decides.
 
-        It is raised for every slot that becomes free, also while all readers are busy: so whoever looks first lowers it
-        to zero, and raises it for the next one if there is more to do than it can do itself.
+        It is posted for every slot that becomes free, also while all readers are busy. So the first reader to look sets
+        it to zero, and posts it for the next one if there is more to do than it can do itself.
         """
         while True:
             self._semaphores.drain(0)
             if self._closing or self.error is not None:
-                self._semaphores.raise_(0)
+                self._semaphores.post(0)
                 return
             with self._lock:
                 taken = self._take()
                 more = taken is not None and self._free() is not None
             if more:
-                self._semaphores.raise_(0)
+                self._semaphores.post(0)
             if taken is None:
-                self._semaphores.lower(0)
+                self._semaphores.wait(0)
                 continue
             try:
                 self._read(reader, *taken)
             except EdgertError as error:
                 self.fail(error)
-            except Exception as error:  # whatever it is, the threads that compute must not wait for ever
+            except Exception as error:  # whatever it is: the threads that compute must not wait for ever
                 self.fail(ModelError(f"{self._file.path}: reading failed: {error!r}"))
             finally:
                 with self._quiet:
@@ -230,7 +231,7 @@ class Stream:
                         self._quiet.notify_all()
 
     def _free(self) -> int | None:
-        """A free slot that the next run can be read into; None where there is no slot, or nothing to read, for now."""
+        """The index of a free slot for the next run; None if no slot is free, or nothing is to be read, for now."""
         free, held = None, set()
         for index, slot in enumerate(self._slots):
             if slot.ready and self._left[8 * index] == 0:
@@ -243,14 +244,14 @@ class Stream:
         return free if self._queue and self._queue[0] not in held else None
 
     def _take(self) -> tuple[int, Run] | None:
-        """A slot and the run to read into it, if there are."""
+        """Take the next run and a slot to read it into, if there are."""
         free = self._free()
         if free is None:
             return None
         run = self._slots[free].run = self._queue.popleft()
         self._under_way += 1
-        # Not later: from here to where addresses are published two locks are taken and let go, so that whoever
-        # sees an address sees its counter too, on processors that reorder what is stored.
+        # Set here and not later: two locks are taken and released from here to where addresses are published. So a
+        # thread that sees an address also sees its counter, on processors that reorder stores.
         self._left[8 * free] = len(run.entries)
         self._counters[run.entries] = self._left.ctypes.data + 64 * free
         return free, run
@@ -277,14 +278,14 @@ class Stream:
         self._table[run.entries] = self._region.address + at + run.starts
 
     def fail(self, error: EdgertError) -> None:
-        """End all reading; `error` is what to say from now on, if nothing failed before."""
+        """End all reading. `check` raises `error` from now on, unless something failed before."""
         with self._lock:
             if self.error is None:
                 self.error = error
         self._stop()
-        self._semaphores.raise_(0)
+        self._semaphores.post(0)
 
 
 def no_answer() -> ModelError:
-    """What a disk that does not answer is reported with."""
+    """The error for a disk that does not answer."""
     return ModelError("the disk does not answer; check it, then load the model again")

@@ -1,4 +1,4 @@
-"""Where weights are: in memory at addresses, or on flash and streamed; every byte checked on its way in."""
+"""The weights: in memory, or on flash and streamed. Every byte is checked when it has been read."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +17,15 @@ from .region import Allocator, Region
 from .stream import Stream, runs_of
 
 _PIECE = 1 << 20
-"""Bytes read at once while loading."""
+"""Bytes to read at once while loading."""
 
 
 class Weights:
-    """The weights of an open bundle, as far as `placement` has room for them; the rest comes through `stream`.
+    """The weights of an open bundle: `placement` says which are loaded, the others are read by `stream` when needed.
 
     stop: called from a reader's thread when weights cannot be read. progress: called before each piece that is loaded;
-    what it raises ends the loading. Raises BundleError when what is read is damaged, ModelError when there is no
-    memory.
+    an exception that it raises ends loading. Raises BundleError if the bundle is damaged, ModelError if there is not
+    enough memory.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, placement: Placement, *, stop: Callable[[], None],
@@ -84,7 +84,7 @@ class Weights:
 
     def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int],
               progress: Callable[[], None]) -> None:
-        """Fill the memory from `place` on with the file from `start` to `end`, whose bytes in `part` are wanted."""
+        """Read the file from `start` to `end` into memory at offset `place`, and check the bytes of `part`."""
         view = self._region.view(place, end - start)
 
         def attempt() -> None:
@@ -97,7 +97,7 @@ class Weights:
         self._file.twice(attempt)
 
     def _check(self, name: str, data: memoryview) -> None:
-        """Check a section, or its first units. Raises BundleError."""
+        """Check the resident section, or the units of another. Raises BundleError."""
         if name == RESIDENT:
             section = self._bundle.header.sections[name]
             if xxhash.xxh3_64_hexdigest(data) != section.checksum:
@@ -117,12 +117,15 @@ class Weights:
                       slot_bytes=placement.slot_bytes, readers=placement.readers, stop=stop)
 
     def address(self, name: str) -> int:
-        """Where a tensor of the resident section stands."""
+        """The address of a tensor of the resident section."""
         return self._starts[RESIDENT] + self._bundle.header.tensors[name].offset
 
     def table(self, section: str) -> tuple[int, int]:
-        """Of a section of neuron groups, or the output head: the addresses of its units' addresses (int64, 0 while it
-        is not there) and counters (int64; the address is 0 where nothing is streamed)."""
+        """The addresses of two int64 arrays with one element per unit of a section (neuron groups, or the output head).
+
+        The first has each unit's address, 0 while it is not in memory. The second has the address of the counter to
+        decrement when a unit has been used; if nothing is streamed, there is none, and its address is 0.
+        """
         entry = 8 * self._entries[section]
         return self._table.ctypes.data + entry, self._counters.ctypes.data + entry if self.stream else 0
 
@@ -133,10 +136,10 @@ class Weights:
         return self.table(self._bundle.header.tensors[name].section)
 
     def embedding_tiles(self, tokens: np.ndarray, staging: Region, rows: np.ndarray) -> None:
-        """Find the tokens' embedding rows: rows[i] becomes (address of the tile, row in it).
+        """Find the embedding rows of tokens, reading them if need be: sets rows[i] to (address of the tile, row in it).
 
-        tokens: int64 of shape (n,). staging: room for n tiles, for those that are not in memory. rows: int64 of shape
-        (n, 2). Raises BundleError.
+        tokens: int64 of shape (n,). staging: room for n tiles, for those that are read. rows: int64 of shape (n, 2).
+        Raises BundleError.
         """
         rows[:, 1] = tokens % TILE
         read: dict[int, int] = {}

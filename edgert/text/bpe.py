@@ -1,4 +1,9 @@
-"""Byte-pair encoding (Sennrich et al. 2016) from lean tables: what the `tokenizers` library would keep in hash maps."""
+"""Byte-pair encoding (Sennrich et al. 2016) with a vocabulary and merges in compact tables.
+
+Written by hand because the `tokenizers` library keeps them in hash maps that take ten times the memory (300 bytes a
+token against 30, 37 MB more for Qwen2.5: docs/notes/process.md), which would not fit a small budget. The library still
+does everything else; the ids are the same.
+"""
 
 import json
 import re
@@ -12,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 MERGES_IN_FRONT = 4096
-"""The first merges, which the library keeps: they make most of what is merged, and cost it 1 MB."""
+"""How many of the first merges the library keeps: most merging is done by these, and they take 1 MB."""
 
 _SPACE = rb"[ \t\r\n]*+"
 _TEXT = rb'"((?:[^"\\\x00-\x1f]|\\.)*+)"'
@@ -25,17 +30,17 @@ _OLD_MERGE = re.compile(_SPACE.join([b"", rb'"(?!#version)' + _HALF + b" " + _HA
 
 
 class BpeTables:
-    """Vocabulary and merges of byte-pair encoding: 30 bytes a token, where the library's hash maps take 300.
+    """Vocabulary and merges of byte-pair encoding.
 
-    The library still does all else. It gets a vocabulary of characters, added tokens and the first merges, so that it
-    normalizes, cuts into words and begins to merge; `finish` does the merges that remain, in the library's order.
+    The library gets a small vocabulary: characters, added tokens and what the first merges make. With it the library
+    normalizes, splits into words and starts merging; `finish` does the remaining merges, in the library's order.
     """
 
     def __init__(self, ids: dict[bytes, int], merges: np.ndarray, *, whole_words: bool, vocab_size: int) -> None:
-        """ids: by token. merges: left, right and merged id of each, uint64 of shape (n, 3), in order of rank.
+        """ids: token to id. merges: ids of the left part, the right part and the result, uint64 of shape (n, 3), in
+        order of rank. whole_words: a word that is in the vocabulary becomes that token, whatever the merges say.
 
-        whole_words: a word that is a token is that token, whatever the merges say. Raises ValueError for two tokens
-        of one id, or two merges of one pair.
+        Raises ValueError if two tokens have one id, or one pair has two merges.
         """
         names = [b""] * (max(ids.values(), default=-1) + 1)
         for name, index in ids.items():
@@ -57,9 +62,9 @@ class BpeTables:
 
     @classmethod
     def read(cls, data: bytes) -> "tuple[bytes, Self] | None":
-        """The JSON without most of vocabulary and merges, and those as tables; None where only the library knows how.
+        """Split a tokenizer's JSON into the JSON with a small vocabulary for the library, and tables with the rest.
 
-        What the library refuses is never taken here: it comes to None, and the library says why.
+        Returns None for a tokenizer that only the library can handle, and for one that the library will refuse.
         """
         try:
             return cls._read(data)
@@ -111,17 +116,17 @@ class BpeTables:
         return json.dumps(rest).encode(), tables
 
     def token(self, index: int) -> bytes:
-        """The token as the vocabulary spells it, in UTF-8; empty where there is none."""
+        """The token as the vocabulary spells it, in UTF-8; empty if there is no such token."""
         if index + 1 >= len(self._ends):
             return b""
         return self._text[self._ends[index]:self._ends[index + 1]]
 
     def merge_before_space(self) -> bool:
-        """Whether some merge makes a token with SentencePiece's space behind another character."""
+        """Whether some merge makes a token that has SentencePiece's space behind another character."""
         return any(_SPACE_INSIDE.search(self.token(index)) for index in set(self._merged))
 
     def finish(self, ids: Sequence[int], words: Sequence[int | None]) -> list[int]:
-        """Merge what the library left; `words` has the number of the word of each id."""
+        """Do the merges that the library did not do. words: for each id, the number of the word that it is in."""
         result: list[int] = []
         known: dict[tuple[int, ...], list[int]] = {}
         for _, group in groupby(zip(words, ids, strict=True), key=lambda pair: pair[0]):
@@ -135,7 +140,7 @@ class BpeTables:
         return result
 
     def _merge(self, ids: list[int]) -> list[int]:
-        """The library's `merge_all` (its models/bpe/word.rs): lowest rank first, then leftmost."""
+        """Merge one word as the library's `merge_all` does (models/bpe/word.rs): lowest rank first, then leftmost."""
         count = len(ids)
         if count == 1:
             return ids
@@ -181,8 +186,11 @@ _BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 
 class _Items:
-    """The items of a JSON array or object: iterating yields the first two groups of `pattern`, whose third is what
-    follows the item, then `end` is where the closing bracket is. Raises ValueError for an item that does not match."""
+    """The items of a JSON array or object, found with `pattern`. Iterating yields the first two groups of each match;
+    the third group is the comma or bracket after the item. At the end, `end` is the position of the closing bracket.
+
+    Raises ValueError for an item that does not match.
+    """
 
     def __init__(self, pattern: re.Pattern[bytes], data: bytes, start: int) -> None:
         self._pattern, self._data, self.end = pattern, data, start
@@ -207,14 +215,14 @@ def _unescaped(text: bytes) -> bytes:
 
 
 def _ends_in_bytes(pre_tokenizer: Any) -> bool:
-    """Whether all words come out in the alphabet of bytes."""
+    """Whether the pre-tokenizer's last step turns all words into the byte alphabet."""
     if pre_tokenizer["type"] == "Sequence":
         return _ends_in_bytes(pre_tokenizer["pretokenizers"][-1])
     return pre_tokenizer["type"] == "ByteLevel"
 
 
 def _added_ids(added: list[dict[str, Any]], ids: dict[bytes, int]) -> dict[bytes, int]:
-    """Ids of the added tokens. Raises ValueError where the library would not give them those that the JSON says."""
+    """Ids of the added tokens. Raises ValueError if the library would give them other ids than the JSON says."""
     result: dict[bytes, int] = {}
     last = len(ids) - 1
     for token in added:

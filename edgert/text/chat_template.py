@@ -1,8 +1,8 @@
 """Chat templates: the Jinja text in a model's files that turns messages into one prompt.
 
-The text comes from whoever published the model, so it is rendered in a sandbox (`template_sandbox`) that ends whatever
-does more than a chat template may. The messages come from anyone, so that the prompt says of each character whether it
-is the template's own: only those may name special tokens.
+The template comes from whoever published the model, so it is rendered in a sandbox (`template_sandbox`) that stops a
+template which does more than chat templates need. The messages come from anyone. So the prompt records for each
+character whether the template wrote it or a message contained it: only what the template wrote may name special tokens.
 """
 
 import threading
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from .template_text import Meter
 
 LONGEST_TEMPLATE = 64 * 1024
-"""Characters; compiling takes time and memory too. The longest known templates have half of it."""
+"""In characters: compiling takes time and memory. The longest known templates have half of it."""
 DEEPEST = 64
-"""Lists and dictionaries within each other in a message; JSON schemas of tools have about ten."""
+"""How deep lists and dictionaries may be nested in a message; JSON schemas of tools have about ten levels."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "observation", "model",
                    "environment", "tool_response", "documents", "context"})
-"""Roles that templates know. Some build special tokens of them, such as <|user|>; any other role is plain text."""
+"""Roles that templates know. Some make special tokens of them, such as <|user|>; other roles are plain text."""
 
 
 class Prompt(NamedTuple):
-    """What a template made. given: a byte for each character of `text`, 1 where a message or tool gave it, else 0."""
+    """A rendered prompt. given: one byte per character of `text`, 1 if it comes from a message or tool, 0 if not."""
 
     text: str
     given: bytes
@@ -37,11 +37,11 @@ class Prompt(NamedTuple):
 class ChatTemplate:
     """A chat template, rendered as transformers' `apply_chat_template` does. Several threads may use one.
 
-    Nothing is compiled before the first `render`: Jinja takes time to import.
+    It is compiled at the first `render`, since importing Jinja takes time.
     """
 
     def __init__(self, text: str | None, bos_token: str = "", eos_token: str = "") -> None:
-        """Raises TemplateError if there is no template, or one of absurd length."""
+        """Raises TemplateError if there is no template, or if it is extremely long."""
         if not text:
             raise TemplateError("The model has no chat template; give it plain text to complete instead of messages.")
         if len(text) > LONGEST_TEMPLATE:
@@ -54,10 +54,10 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
                tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
-        """The prompt for `messages` (each with `role` and `content`), without BOS unless the template writes it.
+        """Render the prompt for `messages` (each with `role` and `content`), with BOS only if the template writes it.
 
-        `tools` are JSON schemas of functions. Raises TemplateError if the template is wrong, refuses the messages, or
-        does more than a chat template may, and if messages or tools are not made of plain JSON values.
+        tools: JSON schemas of functions. Raises TemplateError if the template is wrong, refuses the messages, or does
+        more than a chat template may, and if messages or tools are not made of plain JSON values.
         """
         import jinja2
 
@@ -107,7 +107,7 @@ def _message(turn: Any, name: str, meter: "Meter") -> Any:
 
 
 def _given(value: Any, name: str, meter: "Meter", depth: int = 0) -> Any:
-    """A copy of plain JSON values alone: methods of other objects would be in the template's reach."""
+    """A copy that consists of plain JSON values only: the template could call methods of other objects."""
     if depth > DEEPEST:
         raise TemplateError(f"{name[:60]}... holds lists or dictionaries {DEEPEST} deep; give simpler messages.")
     match value:

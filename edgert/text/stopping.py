@@ -1,10 +1,10 @@
-"""Stop strings in a stream of text: where one begins the text ends, and nothing of it is shown."""
+"""Stop strings: texts that end an answer. The answer ends where a stop string begins, and shows nothing of it."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on, holding back what may become one of `stops`."""
+    """Passes text on as it comes, but holds back what may be the beginning of one of `stops`."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [s for s in stops if s]
@@ -12,7 +12,7 @@ class StopStrings:
         self.found = False
 
     def push(self, text: str) -> str:
-        """The text that is certain not to be of a stop string; `found` once one is complete."""
+        """Add text; returns what is certainly not part of a stop string. `found` is set when one is complete."""
         self._held += text
         starts = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if starts:
@@ -25,6 +25,6 @@ class StopStrings:
         return certain
 
     def flush(self) -> str:
-        """What was held back and became no stop string."""
+        """Returns the text that was held back and did not become a stop string."""
         certain, self._held = self._held, ""
         return certain

@@ -1,8 +1,9 @@
-"""A Jinja sandbox that bounds time and memory, and tells the template's own text from what it was given.
+"""A Jinja sandbox that limits time and memory, and tells the template's own text from the text that it was given.
 
-Jinja's own sandbox hides Python's internals but lets a template loop, multiply strings and nest lists without end. Here
-every string is a `Text`, which pays for itself and knows who wrote it. Before a template is compiled its syntax tree is
-rewritten, so that literals become Text, lists are paid for, and loops and comparisons ask the meter first.
+Written by hand, on top of Jinja's own sandbox, which hides Python's internals but lets a template loop, multiply
+strings and nest lists without end, and no library that limits this, or knows who wrote a character, is known. Here
+every string is a `Text` that counts against a limit and knows who wrote it. Before a template is compiled, its syntax
+tree is rewritten: literals become Text, lists are counted, and loops and comparisons check the limit first.
 """
 
 import functools
@@ -37,7 +38,7 @@ from .template_text import (
 
 SECONDS = 4.0
 BUDGET = 64 << 20
-"""Bytes that a rendering may make, besides those that it gets for what it is given."""
+"""Bytes that a rendering may create, in addition to those that it gets for its input."""
 LARGEST_INTEGER_BITS = 4096
 
 REFUSED_FILTERS = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "random")
@@ -45,14 +46,14 @@ REFUSED_FILTERS = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "rand
 TEXT_FILTERS = {"trim", "upper", "lower", "capitalize", "title", "replace", "string", "length", "count", "default", "d",
                 "safe", "tojson", "escape", "e", "forceescape", "int", "float", "indent", "first", "last", "format",
                 "center", "truncate", "reverse"}
-"""Filters that, of a string, neither make a list nor run Python code for each character."""
+"""Filters that, for a string, neither make a list nor run Python code for each character."""
 WIDTH_FILTERS = {"indent", "batch", "slice", "round", "truncate"}
 LAZY_FILTERS = {"length", "count", "list", "first", "last", "items", "map", "select", "reject", "selectattr",
                 "rejectattr", "default", "d", "reverse", "attr", "batch", "slice", "tojson", "join"}
-"""Filters that do not look inside the items they are given, or pay as they go."""
+"""Filters that do not look inside their items, or are counted as they go."""
 COMPARISONS = {"eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge",
                ">=", "in"}
-"""Tests that look inside the items they are given."""
+"""Tests that look inside the values that they compare."""
 
 
 class SandboxEnvironment(ImmutableSandboxedEnvironment):
@@ -79,9 +80,9 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
 
     def render_within_limits(self, template: jinja2.Template, variables: Mapping[str, Any],
                              meter: Meter) -> tuple[str, bytes]:
-        """The text, and its marks: OWN or GIVEN for each character.
+        """Render; returns the text and its marks, OWN or GIVEN for each character.
 
-        variables: their strings are Text of `meter`. Raises RefusedError, or whatever the template raises.
+        variables: all strings in them are Text of `meter`. Raises RefusedError, or whatever the template raises.
         """
         self._meter, self._literals = meter, {}
         text = self.concat(template.generate(variables))
@@ -99,7 +100,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
     # What the rewritten tree calls.
 
     def own(self, literal: str) -> Text:
-        """A string of the template itself."""
+        """A string that the template itself contains."""
         text = self._literals.get(literal)
         if text is None:
             text = self._literals[literal] = self._meter.text(literal, OWN)
@@ -112,7 +113,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         return self._meter.keep(value)
 
     def measured(self, value: Any) -> Any:
-        """`value`, if it could be written out within the budget: comparing and hashing walk through all of it."""
+        """Returns `value` if writing it out would be within the limit: comparing and hashing walk through all of it."""
         self._meter.measure(value)
         return value
 
@@ -199,7 +200,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
 
 
 class TemplateNamespace(Namespace):
-    """As transformers': no underscored names. Never written out: namespaces may hold each other without end."""
+    """As transformers': names must not begin with an underscore. Shown without its content, which may be endless."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -222,7 +223,7 @@ class TemplateNamespace(Namespace):
 
 
 class GenerationTag(Extension):
-    """`{% generation %}`, which marks the assistant's text for training: its body, as it stands."""
+    """The tag `{% generation %}`, which marks the assistant's text for training: renders its body unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 declared so by Jinja
 
@@ -240,7 +241,7 @@ def _finalize(context: Context, value: Any) -> Text:
 
 
 def _indent(text: Text, width: int | str = 4, first: bool = False, blank: bool = False) -> Text:
-    """As Jinja's (its filters.py, do_indent), with the marks."""
+    """Jinja's filter (filters.py, do_indent), keeping the marks."""
     indention = text._meter.text(width if isinstance(width, str) else " " * width, OWN)
     newline = text._meter.text("\n", OWN)
     lines = cast(list[Text], (text + newline).splitlines())

@@ -1,9 +1,9 @@
-"""Strings of a chat template's rendering: they know who wrote each of their characters, and what they cost.
+"""Strings for rendering chat templates: they know who wrote each character, and count against a memory limit.
 
-What a user writes must not pass for the template's own structure, so that each character carries a mark through all
-that a template does to it, as in llama.cpp's Jinja engine (common/jinja/string.h). Where the mark cannot be kept, a
-character counts as given by the caller. Every string is paid for from one `Meter`, before it is made where it may be
-much longer than what it is made of.
+Written by hand: no library has such strings. What a user writes must not pass for the template's own structure, so each
+character keeps a mark through everything that a template does to it, as in llama.cpp's Jinja engine
+(common/jinja/string.h). If a mark cannot be kept, the character counts as given by the caller. Every string is counted
+by one `Meter`; where a result may be much longer than its inputs, it is counted before it is made.
 """
 
 import functools
@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
 OBJECT = 128
-"""Bytes that a string takes besides its characters."""
+"""Bytes that a string takes in addition to its characters."""
 ITEM = 32
-"""Bytes of an item of a list, and of what it refers to where that is no string."""
+"""Bytes that an item of a list takes, with the object that it refers to unless that is a string."""
 PER_INPUT = 64
-"""Bytes that a rendering may make for each character that it is given."""
+"""Bytes that a rendering may create for each character of its input."""
 LARGEST_WIDTH = 1000
 """Largest width to which text may be padded or formatted."""
 
@@ -35,14 +35,14 @@ class RefusedError(Exception):
 
 
 class Meter:
-    """What a rendering may still take: bytes of memory, counted when made and never given back, and processor time."""
+    """Limits of one rendering: bytes of memory, counted when created and never given back, and processor time."""
 
     def __init__(self, size: int, seconds: float) -> None:
         self._left, self._seconds, self._steps = size, seconds, 0
         self._end = time.thread_time() + seconds
 
     def spend(self, size: int = 0) -> None:
-        """Raises RefusedError."""
+        """Count `size` bytes and one step. Raises RefusedError if a limit is exceeded."""
         self.afford(size)
         self._left -= size
         self._steps += 1
@@ -50,17 +50,17 @@ class Meter:
             raise RefusedError(f"it takes longer than {self._seconds:g} seconds")
 
     def afford(self, size: int) -> None:
-        """Raises RefusedError if there is no room for so many bytes."""
+        """Raises RefusedError if `size` more bytes would exceed the limit."""
         if size > self._left:
             raise RefusedError("it makes too much text")
 
     def given(self, text: str) -> "Text":
-        """Text of a message or tool, for which the rendering may take more."""
+        """Make Text of a message or tool; it raises the memory limit."""
         self._left += OBJECT + PER_INPUT * len(text)
         return Text(text, GIVEN * len(text), self)
 
     def text(self, value: Any, mark: bytes = GIVEN) -> "Text":
-        """`value` written out, all of it with one mark. Text stays as it is; numbers cannot name tokens."""
+        """`value` as Text, all with one mark. Text stays unchanged; numbers are OWN, since they cannot name tokens."""
         if isinstance(value, Text):
             return value
         self.measure(value)
@@ -70,10 +70,10 @@ class Meter:
         return Text(written, mark * len(written), self)
 
     def measure(self, value: Any) -> None:
-        """Raises RefusedError if `value` could not be written out, however often a part of it recurs.
+        """Raises RefusedError if writing out `value` would exceed the limit.
 
-        To be asked before anything that walks through all of it: lists that hold a list twice, each of which holds
-        another twice, are small, and have no end.
+        To be called before anything that walks through all of a value: a list that contains another list twice, which
+        contains another twice, and so on, is small in memory but nearly endless when written out.
         """
         self.spend()
         if not isinstance(value, _CONTAINERS):
@@ -92,7 +92,7 @@ class Meter:
                 self.spend()
 
     def keep(self, value: Any) -> Any:
-        """What a function or filter made, after paying for it; strings become Text."""
+        """Count a result of a function or filter, and return it; strings become Text."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, _CONTAINERS):
@@ -120,9 +120,9 @@ def _padded(method: Callable[..., str], marks: Callable[..., bytes]) -> "Callabl
 
 
 class Text(str):
-    """A string with a mark for each character. Has the methods of str that chat templates may use.
+    """A string with a mark for each character. It has the methods of str that chat templates may use.
 
-    Safe text is what the filter `safe` makes, whether it is or not: as in markupsafe, what is added to it is escaped.
+    Text that the filter `safe` returns is called safe: as in markupsafe, what is added to it is escaped.
     """
 
     __slots__ = ("_given", "_meter", "_safe")
@@ -140,7 +140,7 @@ class Text(str):
         return Text(text, GIVEN * len(text) if given is None else given, self._meter, self._safe)
 
     def _beside(self, other: Any) -> "Text":
-        """`other` as it is where it is put beside or into this text."""
+        """`other` as Text that can be put next to this text: escaped if this text is safe and `other` is not."""
         text = self._meter.text(other)
         return escaped(text) if self._safe and not text._safe else text
 
@@ -221,7 +221,7 @@ class Text(str):
         self._meter.afford(OBJECT * sum(str.count(self, end) for end in ([sep] if sep else _SPACES)))
 
     def _parts(self, parts: Iterable[str], sep: str | None) -> list[str]:
-        """Parts of this text, in its order, with `sep` between them, or with white space that begins none of them."""
+        """Parts of this text with their marks. They are in order, with `sep` or, if it is None, white space between."""
         found: list[str] = []
         start = 0
         for part in parts:
@@ -259,7 +259,7 @@ class Text(str):
 
 
 def escaped(text: Text) -> Text:
-    """As markupsafe's `escape`."""
+    """Escape HTML as markupsafe's `escape` does."""
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ('"', "&#34;")):
         text = text.replace(character, entity)
     return safe(text)
@@ -276,11 +276,11 @@ METHODS = frozenset(name for name in vars(Text) if not name.startswith("_")) | {
 
 
 def check_width(*values: Any) -> None:
-    """Raises RefusedError for a number, or a length, to which no text should be padded, indented or cut."""
+    """Raises RefusedError for a width that is too large for padding, indenting or truncating text."""
     for value in values:
         width = abs(value) if isinstance(value, (int, float)) else len(value) if isinstance(value, Collection) else 0
         if not width <= LARGEST_WIDTH:  # also what is no number
-            raise RefusedError("it pads or cuts text to too large a width")
+            raise RefusedError("it pads or truncates text to too large a width")
 
 
 _CONVERSION = re.compile(r"%(?:\(([^()]*)\))?([-+ #0]*)(\*|\d*)(?:\.(\*|\d*))?[hlL]?(.?)", re.DOTALL)

@@ -1,9 +1,12 @@
-"""Where a text may be cut so that its parts become the same token ids as the whole.
+"""Where a long text may be split so that the parts give the same token ids as the whole text.
 
-The library takes 100 bytes and more for each character of a text while it works on it; of a part it takes no more than
-for the part. Pre-tokenizers cut text into words by regular expressions that are known here; none of them goes on past
-a space that stands alone, or from letters to punctuation, or looks at what is before. Without a pre-tokenizer there are
-only merges (SentencePiece), and none of them makes a token with a space behind something else.
+Written by hand because the `tokenizers` library encodes a text only as a whole, and takes 100 bytes and more for each
+character while it does. Split into parts, a text takes no more than one part.
+
+Pre-tokenizers split text into words by regular expressions, of which the known ones are listed here. None of them makes
+a word that goes on past a single space, or from letters to punctuation, or that depends on what stands before it.
+Without a pre-tokenizer there are only merges (SentencePiece), and none of them makes a token that has a space behind
+another character.
 """
 
 import json
@@ -19,9 +22,9 @@ from edgert.errors import ModelError
 from .bpe import BpeTables
 
 PART = 8192
-"""Characters of a part, where a border comes in time."""
+"""Characters in a part, if a border comes in time."""
 LONGEST_WORD = 32_768
-"""Characters without a border, where not even a space is needed for one: one word, or white space alone."""
+"""Most characters without a border, if borders do not need a space: one word, or nothing but white space."""
 
 _SPACE = r"(?<=[^\s▁]) (?=[^\s▁])"  # ▁ is SentencePiece's space
 _NO_SPACE = (r"(?<=[A-Za-z0-9])(?=[\n!-&(-/:-@\[-`{-~])|(?<=[A-Za-z])(?=[0-9])"  # not "'", as in "it's"
@@ -37,14 +40,14 @@ _ALTERNATIVES = _CONTRACTIONS | {
     *(rf"[^\r\n\p{{L}}\p{{N}}]?{letters}{ending}" for letters in (f"{_UPPER}*{_LOWER}+", f"{_UPPER}+{_LOWER}*")
       for ending in ("", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?")),
 }
-"""Of the regular expressions by which known models cut text into words, what is between the bars."""
+"""The alternatives (between the bars) of the regular expressions by which known models split text into words."""
 
 
 class Borders:
-    """Cuts texts for one tokenizer."""
+    """Splits texts for one tokenizer."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, tables: BpeTables | None) -> None:
-        """tables: what was taken out of `tokenizer` by `BpeTables.read`."""
+        """tables: the part of the vocabulary that `BpeTables.read` took out of `tokenizer`."""
         normalizers = _steps(tokenizer.normalizer)
         added = tokenizer.get_added_tokens_decoder().values()
         pattern = _pattern(_steps(tokenizer.pre_tokenizer), normalizers, tokenizer, tables)
@@ -52,7 +55,7 @@ class Borders:
             pattern = None  # these look at what is before them
         self._border = re.compile(pattern) if pattern is not None else None
         self._skipped = int(any(step["type"] == "Prepend" for step in normalizers))
-        # A token that takes the space after it leaves none; where a space is left out, text must be on both sides.
+        # A token that absorbs the space after it leaves none; where a space is left out, text must be on both sides.
         self._not_behind = tuple(token.content for token in added if token.rstrip or self._skipped)
         self._not_ahead = tuple(token.content for token in added if self._skipped)
         self._inside = [(name, border.start()) for name in {token.content.replace("▁", " ") for token in added}
@@ -60,7 +63,8 @@ class Borders:
         self._needs_no_space = self._border is not None and _NO_SPACE in self._border.pattern
 
     def parts(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where the parts begin and end. A space is left out between them where the tokenizer puts one before each.
+        """Start and end of each part. Where the tokenizer puts a space before every text, the space between two parts
+        is left out.
 
         Raises ModelError for a word longer than LONGEST_WORD.
         """
@@ -80,10 +84,10 @@ class Borders:
             return None
         early = [border.start() for border in self._border.finditer(text, start + PART // 2, start + PART)]
         late = (border.start() for border in self._border.finditer(text, start + PART))
-        return next((place for place in chain(reversed(early), late) if self._may_cut(text, start, place)), None)
+        return next((place for place in chain(reversed(early), late) if self._may_split(text, start, place)), None)
 
-    def _may_cut(self, text: str, start: int, place: int) -> bool:
-        """Whether no added token goes through a border, or takes the space at it."""
+    def _may_split(self, text: str, start: int, place: int) -> bool:
+        """Whether no added token crosses the border, or absorbs the space at it."""
         return not (text.endswith(self._not_behind, start, place) or text.startswith(self._not_ahead, place + 1) or any(
             text.startswith(name, place - inside) for name, inside in self._inside if place - inside >= start))
 
@@ -96,7 +100,7 @@ def _steps(part: Any) -> list[dict[str, Any]]:
 
 def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tokenizer: tokenizers.Tokenizer,
              tables: BpeTables | None) -> str | None:
-    """A regular expression for the borders; None where none are known."""
+    """A regular expression for the borders; None if no borders are known for this tokenizer."""
     space_replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"} in normalizers
     for step in normalizers:
         if step["type"] not in ("NFC", "Prepend") and not (step["type"] == "Replace" and space_replaced):
@@ -128,6 +132,6 @@ def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tok
 
 
 def _alternatives(pattern: str) -> set[str]:
-    """What is between the bars of a regular expression, but for those in brackets."""
+    """The alternatives of a regular expression: what is between its bars, except those inside brackets."""
     found = re.findall(r"(?:\\.|\[(?:\\.|[^\]])*\]|\((?:\\.|[^()])*\)|[^|\\\[(])+", pattern)
     return set(found) if "|".join(found) == pattern else {pattern}

@@ -31,14 +31,14 @@ BYTE_OF = _byte_alphabet()
 
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001))
                       if character.isspace() and character not in "\x1c\x1d\x1e\x1f")
-"""As Unicode and the library have it; Python counts four separators more."""
+"""White space as Unicode and the library define it; Python counts four separators more."""
 
 LONGEST_TEXT = 4_000_000
-"""Characters in one text: many times any context, and below where the library's regular expressions give up."""
+"""Characters in one text: more than any context holds, and below where the library's regular expressions fail."""
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Raises ModelError for half of a surrogate pair, which no text in UTF-8 can hold."""
+    """Raises ModelError if the text contains half of a surrogate pair, which UTF-8 cannot represent."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -47,17 +47,18 @@ def check_unicode(text: str, what: str) -> None:
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library: byte-level BPE, or SentencePiece-style with byte fallback.
+    """A model's tokenizer: byte-level BPE, or SentencePiece-style with byte fallback.
 
+    It wraps the `tokenizers` library, for less memory and for text of others that must not become special tokens.
     Methods may be called from several threads.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, bos_token_id: int | None = None,
                  eos_token_ids: Sequence[int] = (), add_bos_token: bool = False,
                  tables: BpeTables | None = None) -> None:
-        """tables: what was taken out of `tokenizer` by `BpeTables.read`.
+        """tables: the part of the vocabulary that `BpeTables.read` took out of `tokenizer`.
 
-        Raises ModelError where the tokenizer decodes in a way that is not known here.
+        Raises ModelError if the tokenizer decodes in a way that is not supported.
         """
         self._tokenizer = tokenizer
         self._tables = tables
@@ -66,7 +67,7 @@ class Tokenizer:
         self.eos_token_ids = tuple(eos_token_ids)
         self.add_bos_token = add_bos_token
         if (resize := getattr(tokenizer.model, "_resize_cache", None)) is not None:
-            resize(0)  # it keeps 10 000 words for ever, several MB, and `finish` has what one text repeats
+            resize(0)  # it would keep 10 000 words for ever, several MB; `finish` has a cache for each text
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
@@ -94,7 +95,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, data: str | bytes, bos_token_id: int | None = None, eos_token_ids: Sequence[int] = (),
                   add_bos_token: bool = False) -> Self:
-        """From the `tokenizers` library's JSON, which takes least memory as bytes. Raises ModelError."""
+        """Load a tokenizer from the `tokenizers` library's JSON; bytes take less memory. Raises ModelError."""
         with _library("The model's tokenizer cannot be read"):
             data = data.encode() if isinstance(data, str) else bytes(data)
             read = BpeTables.read(data)
@@ -106,20 +107,20 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
                add_bos: bool | None = None) -> list[int]:
-        """The ids of `text`, with BOS before them if `add_bos`, or where it is None if the model wants it.
+        """The token ids of `text`.
 
-        With `special` the names of special tokens in the text, such as <|im_start|>, become those tokens; without,
-        they are text like any other, so that what a user types cannot pass for the chat's own structure. given: a byte
-        for each character, 1 where it may not be part of such a name; all other text becomes the same ids.
+        special: names of special tokens in the text, such as <|im_start|>, become those tokens; otherwise they are
+        plain text, so that what a user types cannot imitate the structure of a chat. given: one byte per character, 1
+        where the character must not be part of such a name. add_bos: put BOS first; None for what the model wants.
 
-        Raises ModelError if the text is not valid Unicode, is longer than LONGEST_TEXT or has an endless word in it, or
-        if a special token comes out where none may, as a strange vocabulary might allow.
+        Raises ModelError if the text is not valid Unicode, is longer than LONGEST_TEXT or contains an extremely long
+        word, or if plain text becomes a special token all the same, as an unusual vocabulary might make happen.
         """
         if len(text) > LONGEST_TEXT:
             raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
                              "once; shorten it.")
         check_unicode(text, "The text cannot be tokenized")
-        # The setting belongs to the shared tokenizer: without the lock another thread could switch it in between.
+        # `encode_special_tokens` is a setting of the shared tokenizer: another thread must not switch it in between.
         with self._lock, _library("The text cannot be tokenized"):
             ids, names = self._encode(text, special)
             if given is not None and any(1 in given[start:end] for start, end in names):
@@ -127,7 +128,7 @@ class Tokenizer:
         if (given is not None or not special) and sum(index in self.special_ids for index in ids) != len(names):
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
-        if len(text) > PART:  # the library takes 100 bytes for each, for a moment
+        if len(text) > PART:  # the library takes 100 bytes per character, for a moment
             _return_freed_memory()
         if self.add_bos_token if add_bos is None else add_bos:
             if self.bos_token_id is None:
@@ -136,7 +137,7 @@ class Tokenizer:
         return ids
 
     def _encode(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids, and where in the text the names of special tokens are, none without `special`."""
+        """The ids, and where the names of special tokens are in the text (none without `special`)."""
         self._tokenizer.encode_special_tokens = not special
         ids: list[int] = []
         names: list[tuple[int, int]] = []
@@ -151,9 +152,10 @@ class Tokenizer:
         return ids, names
 
     def _encode_around(self, text: str, given: bytes) -> tuple[list[int], list[tuple[int, int]]]:
-        """Special tokens where their names are not given, and all in between as plain text.
+        """Encode with special tokens only where no character of the name is given, and all text between as plain text.
 
-        As in the library the names cut the text before anything else, the leftmost first and of those the longest.
+        As in the library, the text is split at the names before anything else: the leftmost name first, and the longest
+        of those that start there.
         """
         special = {self._added[index].decode(): index for index in self.special_ids}
         names = sorted((name for name in special if name in text), key=len, reverse=True)
@@ -175,7 +177,7 @@ class Tokenizer:
         return ids + self._encode_plain(text[end:], first=end == 0), places
 
     def _encode_plain(self, text: str, *, first: bool) -> list[int]:
-        """The ids of a part of a text; `first` if it begins it."""
+        """The ids of a part of a text. first: it is the beginning of the text."""
         for step in self._prepends_once:
             step.prepend_scheme = "first" if first else "never"
         try:
@@ -189,20 +191,20 @@ class Tokenizer:
         return Borders(self._tokenizer, self._tables)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ModelError for a negative id."""
+        """The text of token ids; invalid UTF-8 becomes U+FFFD. Raises ModelError for a negative id."""
         data = b"".join(self.token_bytes(index) for index in ids if not (skip_special and index in self.special_ids))
         text = data.decode("utf-8", "replace")
         return text[1:] if self._strips_space and text.startswith(" ") else text
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many tokens there are; a model may have more rows of embedding, as padding."""
+        """Number of tokens; a model's embedding may have more rows, as padding."""
         if self._tables is not None:
             return self._tables.vocab_size
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def id_to_token(self, index: int) -> str | None:
-        """The token as the vocabulary spells it; None where there is none. Raises ModelError for a negative id."""
+        """The token as the vocabulary spells it; None if there is none. Raises ModelError for a negative id."""
         if not 0 <= index < 1 << 32:
             raise ModelError(f"{index} is no token id; ids are whole numbers from 0.")
         if self._tables is None:
@@ -212,7 +214,7 @@ class Tokenizer:
         return self._tables.token(index).decode() or None
 
     def token_bytes(self, index: int) -> bytes:
-        """What the token stands for in the text; nothing for an id without a token, such as the embedding's padding.
+        """The bytes of text that a token stands for; empty for an id without a token, such as the embedding's padding.
 
         Raises ModelError for a negative id.
         """
@@ -238,9 +240,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of tokens as they come: never half a character, and all pieces together are what `decode` gives.
+    """Decodes tokens one by one into pieces of text that together are what `decode` gives.
 
-    Bytes are held back, at most three, while they may still become a character.
+    A piece never ends within a character: up to three bytes are held back until the character is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False) -> None:
@@ -250,13 +252,13 @@ class StreamDecoder:
         self._strip_next = tokenizer._strips_space
 
     def push(self, index: int) -> str:
-        """The text that is certain after one more token, possibly none. Raises ModelError for a negative id."""
+        """Add a token; returns the text that is complete now, possibly none. Raises ModelError for a negative id."""
         if index in self._skipped:
             return ""
         return self._piece(self._decoder.decode(self._tokenizer.token_bytes(index)))
 
     def flush(self) -> str:
-        """What was held back: U+FFFD for bytes that were never completed. The decoder then starts anew."""
+        """Returns U+FFFD for bytes that were held back and never completed. The decoder can then be used again."""
         text = self._piece(self._decoder.decode(b"", final=True))
         self._decoder.reset()
         self._strip_next = self._tokenizer._strips_space
@@ -270,7 +272,7 @@ class StreamDecoder:
 
 
 def _return_freed_memory() -> None:
-    """Parsing a vocabulary frees as much as it keeps, and glibc holds on to it."""
+    """Return freed memory to the system: parsing a vocabulary frees as much as it keeps, and glibc holds on to it."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
@@ -279,7 +281,7 @@ def _return_freed_memory() -> None:
 
 @contextmanager
 def _library(message: str) -> Iterator[None]:
-    """Turns what the library raises into a ModelError: bare Exceptions, and panics, which are not Exceptions."""
+    """Turns what the library raises into a ModelError: plain Exceptions, and panics, which are not Exceptions."""
     try:
         yield
     except ModelError:

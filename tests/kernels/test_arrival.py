@@ -41,7 +41,7 @@ def test_slabs_that_come_one_by_one(target: str, name: str, threads: int) -> Non
     assert ended and np.array_equal(got, expected)
     assert not left.any() and not table[:-1].any() and table[-1] == there[-1]
     for _ in range(2):
-        freed.lower(0)  # raised once for each slot: this does not wait
+        freed.wait(0)  # posted once for each slot: this does not wait
     assert team.waited_s > 0
 
 

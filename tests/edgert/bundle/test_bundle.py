@@ -295,13 +295,13 @@ def run(path: Path) -> tuple[bytes, ...]:
 @given(seed=st.integers(0, 1 << 32))
 def test_damage_anywhere(tied: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     """Bytes changed or cut off: a BundleError, or, where nothing is kept, the same data."""
-    chance, path = random.Random(seed), tmp_path_factory.getbasetemp() / "damaged.edge"
+    rng, path = random.Random(seed), tmp_path_factory.getbasetemp() / "damaged.edge"
     content = bytearray(tied.read_bytes())
     edges = [0, PREFIX_BYTES, *(s["offset"] for s in header_of(tied)["sections"].values())]
-    for _ in range(chance.randint(1, 3)):
-        at = chance.choice((chance.randrange(len(content)), chance.randrange(2 * ALIGNMENT), chance.choice(edges)))
-        content[at] ^= chance.randint(1, 255)
-    path.write_bytes(content[:chance.choice((None, None, chance.randrange(len(content))))])
+    for _ in range(rng.randint(1, 3)):
+        at = rng.choice((rng.randrange(len(content)), rng.randrange(2 * ALIGNMENT), rng.choice(edges)))
+        content[at] ^= rng.randint(1, 255)
+    path.write_bytes(content[:rng.choice((None, None, rng.randrange(len(content))))])
     try:
         assert run(path) == run(tied)
     except BundleError as error:
@@ -312,17 +312,17 @@ def test_damage_anywhere(tied: Path, tmp_path_factory: pytest.TempPathFactory, s
 @given(seed=st.integers(0, 1 << 32))
 def test_a_forged_header(tied: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     """JSON changed at random and signed again: refused, or a bundle that runs."""
-    chance, path = random.Random(seed), tmp_path_factory.getbasetemp() / "forged.edge"
+    rng, path = random.Random(seed), tmp_path_factory.getbasetemp() / "forged.edge"
     header = bytearray(json.dumps(header_of(tied), separators=(",", ":")).encode())
-    for _ in range(chance.randint(1, 3)):
-        at = chance.randrange(len(header))
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(header))
         digits = [i for i, c in enumerate(header) if chr(c).isdigit()]
-        if chance.random() < 0.6:  # another number, mostly still of JSON
-            header[chance.choice(digits)] = ord(chance.choice("0123456789-.e"))
-        elif chance.random() < 0.5:
-            header[at] = chance.choice(b'{}[]",:0truefalsn\\ \x00\xff')
+        if rng.random() < 0.6:  # another number, mostly still of JSON
+            header[rng.choice(digits)] = ord(rng.choice("0123456789-.e"))
+        elif rng.random() < 0.5:
+            header[at] = rng.choice(b'{}[]",:0truefalsn\\ \x00\xff')
         else:
-            del header[at:at + chance.randint(1, 40)]
+            del header[at:at + rng.randint(1, 40)]
     path.write_bytes(with_header(tied.read_bytes(), bytes(header)))
     try:
         run(path)

@@ -286,7 +286,7 @@ for line in sys.stdin:
 def test_killed_at_any_moment(model: str, tmp_path: Path) -> None:
     """What has the bundle's name is a whole bundle, always; what has the other name is none until it is whole."""
     out, reference = tmp_path / "m.edge", tmp_path / "reference.edge"
-    chance = random.Random(5)
+    rng = random.Random(5)
     with subprocess.Popen([sys.executable, "-c", KILLED, model, str(out), str(reference)], text=True,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -300,7 +300,7 @@ def test_killed_at_any_moment(model: str, tmp_path: Path) -> None:
             deadline = time.monotonic() + 20
             while turn % 4 == 1 and not out.exists() and time.monotonic() < deadline:
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.04))
+            time.sleep(rng.uniform(0, 0.04))
             os.kill(child, signal.SIGKILL)
             assert process.stdout.readline() == "over\n"
             for path in tmp_path.iterdir():

@@ -42,7 +42,7 @@ def test_the_context_may_be_filled_but_not_more(engine: Engine, session: Session
     assert session.length == session.context
     with pytest.raises(ModelError, match="the context is full: 16 tokens in use and 1 new ones, room for 16"):
         engine.forward(session, [1])
-    session.cut(15)
+    session.truncate(15)
     with pytest.raises(ModelError, match="15 tokens in use and 2 new ones"):
         engine.forward(session, [0, 1])
     assert session.length == 15
@@ -85,12 +85,12 @@ def test_wanted(engine: Engine, session: Session) -> None:
     every = engine.forward(session, TOKENS, range(16))
     assert every.shape == (16, VOCABULARY) and every.dtype == np.float32 and LOGIT_ROWS < 16
     for wanted in ([15], [0], [3, 4], [4, 3], [15, 0, 7], [5, 5, 5], [*range(16), *range(16)], []):
-        session.cut(0)
+        session.truncate(0)
         logits = engine.forward(session, TOKENS, wanted)
         assert logits.shape == (len(wanted), VOCABULARY)
         assert (logits == every[wanted]).all()
         assert session.length == 16
-    session.cut(0)
+    session.truncate(0)
     assert (engine.forward(session, np.array(TOKENS)) == every[15:]).all()
 
 
@@ -113,8 +113,8 @@ def test_sessions_are_independent(bundle: Bundle, engine: Engine) -> None:
     (lambda c: Session(c, 65, "f16"), "a context of 65 tokens was asked for; this model takes 1 to 64"),
     (lambda c: Session(c, 0, "f16"), "a context of 0 tokens"),
     (lambda c: Session(c, 16, "q8"), "cache type 'q8' is not known; known: f16, f32"),
-    (lambda c: Session(c, 16, "f32").cut(1), "a session of 0 tokens cannot be cut to 1"),
-    (lambda c: Session(c, 16, "f32").cut(-1), "cannot be cut to -1"),
+    (lambda c: Session(c, 16, "f32").truncate(1), "a session of 0 tokens cannot be truncated to 1"),
+    (lambda c: Session(c, 16, "f32").truncate(-1), "cannot be truncated to -1"),
 ])
 def test_sessions_refused(bundle: Bundle, make: Callable[[object], Session], message: str) -> None:
     with pytest.raises(ModelError, match=message):

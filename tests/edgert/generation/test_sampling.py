@@ -40,9 +40,9 @@ def test_temperature_sharpens() -> None:
     ({"top_k": 2}, 2), ({"top_k": 1}, 1), ({"top_p": 0.5}, 1), ({"top_p": 0.76}, 3), ({"top_p": 0.0}, 1),
     ({"min_p": 0.2}, 3), ({"min_p": 1.0}, 1), ({"top_k": 4, "top_p": 0.93, "min_p": 0.05}, 3)])
 def test_filters_keep_the_likeliest(settings: dict[str, float], kept: int) -> None:
-    chances = drawn(**settings)
-    assert (chances[:kept] > 0).all()
-    assert (chances[kept:] == 0).all()
+    probabilities = drawn(**settings)
+    assert (probabilities[:kept] > 0).all()
+    assert (probabilities[kept:] == 0).all()
 
 
 def test_repetition_penalty_spares_new_tokens() -> None:

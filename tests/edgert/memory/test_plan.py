@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -303,6 +304,15 @@ def test_picture(bundle: Path, tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
     with pytest.raises(OSError):
         picture(str(tmp_path / "none" / "plan.png"), "m", [(1.0, 1.0), (2.0, 2.0)], (1.5, 1.2))
+
+
+def test_picture_without_matplotlib(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = call(bundle, "-c", 64, "--png", tmp_path / "plan.png").exception
+    assert isinstance(error, EdgertError)
+    assert str(error) == "--png draws with matplotlib, which is not installed: pip install 'edgert[plot]'"
+    assert not (tmp_path / "plan.png").exists()
+    assert call(bundle, "-c", 64).exit_code == 0  # the plot in the terminal needs nothing
 
 
 @pytest.mark.parametrize(("memory", "message"), [
