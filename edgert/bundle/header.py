@@ -79,9 +79,15 @@ class Neurons:
 
 @dataclass(frozen=True)
 class UnitLayout:
-    """How section `name`, `length` bytes long, is cut into `count` units of `unit_bytes`, the last what is left."""
+    """Weights that can be read piece by piece: `count` units of `unit_bytes`, the last what is left of `length` bytes.
+
+    name: of the section that they fill, or of the tensor, where they are only a part of one. section, offset: where
+    they are.
+    """
 
     name: str
+    section: str
+    offset: int
     unit_bytes: int
     count: int
     length: int
@@ -239,14 +245,32 @@ class Header:
     def unit_layouts(self) -> list[UnitLayout]:
         """What is read and checked piece by piece, in the order of its checksums: every layer's neuron groups, the
         slabs of the embedding and of the output head."""
-        groups = [UnitLayout(n.section, n.group_bytes, n.groups, n.groups * n.group_bytes) for n in self.neurons]
-        return groups + [UnitLayout(name, SLAB * FORMATS[t.format].tile_bytes(t.columns), slabs(t.rows), t.length)
-                         for name, t in self.matrices_in_slabs().items()]
+        groups = [UnitLayout(n.section, n.section, 0, n.group_bytes, n.groups, n.groups * n.group_bytes)
+                  for n in self.neurons]
+        return groups + [_in_slabs(name, t) for name, t in self.matrices_in_slabs().items()]
+
+    def streamable(self) -> list[UnitLayout]:
+        """What need not stay in memory, in the order of use: every layer's attention matrices, which are in the
+        resident section and go by their tensors' names, and its neuron groups; then the output head."""
+        sections = {layout.name: layout for layout in self.unit_layouts()}
+        found = []
+        for spec in self.config.tensors():
+            if spec.role is Role.GATE:  # stands for all three: the groups are of one section
+                assert spec.layer is not None
+                found.append(sections[neuron_section(spec.layer)])
+            elif spec.is_matrix and spec.role not in FEED_FORWARD and self.tensors[spec.name].section == RESIDENT:
+                found.append(_in_slabs(spec.name, self.tensors[spec.name]))
+        return [*found, sections[HEAD]]
 
     @property
     def embedding(self) -> Tensor:
         """The embedding, which may be the output head too."""
         return self.tensors[next(spec.name for spec in self.config.tensors() if spec.role is Role.EMBEDDING)]
+
+
+def _in_slabs(name: str, matrix: Tensor) -> UnitLayout:
+    return UnitLayout(name, matrix.section, matrix.offset, SLAB * FORMATS[matrix.format].tile_bytes(matrix.columns),
+                      slabs(matrix.rows), matrix.length)
 
 
 def slabs(rows: int) -> int:

@@ -11,7 +11,7 @@ import xxhash
 
 from edgert.errors import BundleError
 
-from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header
+from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, UnitLayout
 
 _CHUNK = 4 << 20
 
@@ -24,14 +24,14 @@ def damaged(path: Path, what: str, offset: int) -> BundleError:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a section that are read and checked one by one: neuron groups, or slabs of a matrix.
+    """Units that are read and checked one by one: neuron groups, or slabs of a matrix.
 
-    offset, length: where the section is in the file at `path`. Every unit but the last is `unit_bytes` long.
-    checksums: xxh3_64 of each.
+    name: of their section, or of the matrix (header.UnitLayout). offset, length: where they are in the file at `path`.
+    Every unit but the last is `unit_bytes` long. checksums: xxh3_64 of each.
     """
 
     path: Path
-    section: str
+    name: str
     offset: int
     length: int
     unit_bytes: int
@@ -48,7 +48,7 @@ class Units:
     def check(self, index: int, data: bytes | memoryview) -> None:
         """Check a unit's bytes. Raises BundleError."""
         if xxhash.xxh3_64_intdigest(data) != self.checksums[index]:
-            raise damaged(self.path, f"part {index} of section {self.section!r}", self.start(index))
+            raise damaged(self.path, f"part {index} of {self.name!r}", self.start(index))
 
 
 class Bundle:
@@ -146,11 +146,14 @@ class Bundle:
         checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8").tolist()
         found, used = {}, 0
         for layout in self.header.unit_layouts():
-            offset = self.header.sections[layout.name].offset
-            found[layout.name] = Units(self.path, layout.name, offset, layout.length, layout.unit_bytes,
-                                       checksums[used:used + layout.count])
+            found[layout.name] = self.units_of(layout, checksums[used:used + layout.count])
             used += layout.count
         return found
+
+    def units_of(self, layout: UnitLayout, checksums: list[int]) -> Units:
+        """Units laid out like this, with the xxh3_64 of each."""
+        return Units(self.path, layout.name, self.header.sections[layout.section].offset + layout.offset,
+                     layout.length, layout.unit_bytes, checksums)
 
     def verify(self) -> list[str]:
         """Check every section and every neuron group; what is wrong, each with its offset, in one sentence each."""

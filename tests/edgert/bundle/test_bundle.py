@@ -275,7 +275,7 @@ def test_verify_names_what_is_wrong(untied: Path, tmp_path: Path) -> None:
         for group in range(n["groups"]):
             start = values["sections"][n["section"]]["offset"] + group * n["group_bytes"]
             for at in (start, start + n["group_bytes"] - 1):
-                assert f"part {group} of section '{n['section']}' at offset {start} does not" in problems(at)[1]
+                assert f"part {group} of '{n['section']}' at offset {start} does not" in problems(at)[1]
 
 
 def run(path: Path) -> tuple[bytes, ...]:
