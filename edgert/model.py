@@ -254,8 +254,7 @@ class Model:
                              f"{self._session.context} tokens; shorten it or raise the context")
 
     def _flash(self) -> tuple[int, float]:
-        stream = self._engine.stream
-        return (stream.reading.bytes if stream else 0), self._engine.waited_s
+        return self._engine.source.reading.bytes, self._engine.waited_s
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
         """Answer a conversation. messages: dicts with `role` (system, user, assistant) and `content`.

@@ -16,7 +16,7 @@ from edgert.models.families import FAMILIES
 from edgert.residency.file import FlashFile
 from edgert.residency.placement import Placement
 from edgert.residency.region import Region
-from edgert.residency.stream import Stream, no_answer
+from edgert.residency.source import Source, no_answer
 from edgert.residency.weights import Weights
 
 from .buffers import LOGIT_ROWS, Buffers
@@ -59,6 +59,8 @@ class Engine:
         header = bundle.header
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self._trace: Trace | None = None
+        self._out_of_step = False
+        """Whether what was expected of the source was not computed to its end."""
         with ExitStack() as made:
             self._team = Team(library, threads)
             made.callback(self._team.close)
@@ -73,8 +75,7 @@ class Engine:
             self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
             self._team.set(selected_rows=self._buffers.selected_buffer.address,
                            token_records=self._buffers.tokens_buffer.address)
-            if self.stream is not None:
-                self._team.set(freed=self.stream.freed)
+            self._team.set(freed=self.source.freed)
             self._closing = made.pop_all()
 
     def _build(self, header: Header, cache_type: str, *, one_token: bool) -> Programs:
@@ -84,9 +85,9 @@ class Engine:
         return Programs(body, head, np.concatenate([body, head]))
 
     @property
-    def stream(self) -> Stream | None:
-        """What reads weights that are not in memory; None where all are."""
-        return self._weights.stream
+    def source(self) -> Source:
+        """Where weights come from that are not in memory."""
+        return self._weights.source
 
     @property
     def waited_s(self) -> float:
@@ -105,7 +106,7 @@ class Engine:
         logits that are wanted: float32 of shape (len(wanted), vocab_size).
 
         Raises ModelError when a context is full, a token is not in the vocabulary, or values are not finite, and what
-        Stream.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
+        Source.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
         sessions are as they were. Raises CancelledError; then they have what was computed until then.
         """
         self._check(batch)
@@ -159,18 +160,13 @@ class Engine:
     @contextmanager
     def _in_step(self, heads: int) -> Iterator[None]:
         """Have what is streamed come as it will be used, also after an interruption in between."""
-        stream = self.stream
-        if stream is None:
-            yield
-            return
-        stream.check()
-        if stream.out_of_step:
-            stream.restart()
-            stream.check()
-        stream.out_of_step = True  # until all has been used
-        stream.expect(heads)
+        self.source.check()
+        if self._out_of_step:
+            self.source.restart()
+        self._out_of_step = True  # until all has been used
+        self.source.expect(heads)
         yield
-        stream.out_of_step = False
+        self._out_of_step = False
 
     def touch(self) -> None:
         """Make all memory that computing will take resident now: in a budget nothing grows later."""
@@ -180,8 +176,7 @@ class Engine:
     def trace(self, trace: Trace) -> None:
         """Have everything that is computed and read written down."""
         self._trace = trace
-        if self.stream is not None:
-            self.stream.trace(trace.read)
+        self.source.trace(trace.read)
 
     def _run(self, program: np.ndarray) -> None:
         if self._trace is None:
@@ -196,9 +191,8 @@ class Engine:
         if self._team.stopped == CANCELLED:
             raise CancelledError
         if self._team.stopped:
-            assert self.stream is not None
-            self.stream.fail(no_answer())  # unless it said itself what is wrong
-            self.stream.check()
+            self.source.fail(no_answer())  # unless it said itself what is wrong
+            self.source.check()
         if not finite:
             raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
                              "do not hold them, try --kv-type f32")

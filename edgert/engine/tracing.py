@@ -13,7 +13,7 @@ import numpy as np
 from edgert.errors import ModelError
 from edgert.kernels import records
 from edgert.kernels.records import Code
-from edgert.residency.stream import Run
+from edgert.residency.source import Read
 
 _COMPUTING = "computing"
 _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm", Code.QUANTIZE: "quantize",
@@ -70,11 +70,11 @@ class Trace:
                       layer=layer)
             last = i + 1
 
-    def read(self, reader: int, run: Run, started: float, read: float, checked: float) -> None:
-        """A reader has read and checked a run (residency.stream.ReadHook)."""
-        lane = f"reader {reader}"
-        self._add(lane, run.units.section, started, read, bytes=run.length, offset=run.offset)
-        self._add(lane, "check", read, checked)
+    def read(self, read: Read) -> None:
+        """Weights were read and checked (residency.source.ReadHook)."""
+        lane = f"reader {read.reader}"
+        self._add(lane, read.name, read.started, read.ended, bytes=read.length, offset=read.offset)
+        self._add(lane, "check", read.ended, read.checked)
 
     def close(self) -> None:
         """End the file."""

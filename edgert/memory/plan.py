@@ -3,15 +3,16 @@
 The plan is made before anything is loaded. First comes what the process itself needs and what every token needs; all
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
 reading one byte per token, whichever it is. The weights that are read (*streamed*) are therefore spread evenly over the
-layers and the output head, which keeps the disk busy all the time with little read ahead. An embedding that is not also
-the output head comes last: a token needs only one row of it.
+layers and the output head, which keeps the disk busy all the time with little read ahead. Only attention's matrices go
+before the others: they are short, and so are reads of them. An embedding that is not also the output head comes last: a
+token needs only one row of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgert.bundle import Header
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, UnitLayout
 from edgert.engine.buffers import buffer_bytes, phases, segment_start
 from edgert.engine.session import session_bytes
 from edgert.errors import ModelError
@@ -93,12 +94,13 @@ class Planner:
         self._session = session_bytes(config, context, cache_type)
         self._tokens = _TOKEN_BYTES * context
         self._logits = 4 * config.vocab_size
-        layouts = {layout.name: layout for layout in header.unit_layouts()}
-        self._embedding = layouts.pop(EMBEDDING, None)
-        self._sections = list(layouts.values())
-        self._resident = header.sections[RESIDENT].length
-        self._held = sum(s.length for s in self._sections)
-        self._weights = self._resident + self._held
+        self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
+        self._streamable = header.streamable()
+        self._attention = [layout for layout in self._streamable if layout.section == RESIDENT]
+        self._others = [layout for layout in self._streamable if layout.section != RESIDENT]
+        self._edges = 2 * ALIGNMENT * len(self._others) + 2 * TENSOR_ALIGNMENT * len(self._attention)
+        """Bytes that are lost around what is pinned."""
+        self._weights = header.sections[RESIDENT].length + _length(self._others)
 
     def _fixed(self, chunk: int) -> dict[str, int]:
         config, embedding = self._header.config, self._header.embedding
@@ -106,8 +108,8 @@ class Planner:
         return {
             "process": self._process,
             "growth": _GROWTH + self._logits * _LOGITS_COPIES + self._tokens + _THREAD_BYTES * self._threads
-            + page_table_bytes(self._weights) + _UNIT_BYTES * sum(s.count for s in self._sections),
-            "attention and norms": self._resident,
+            + page_table_bytes(self._weights) + _UNIT_BYTES * sum(s.count for s in self._streamable),
+            "norms and biases": self._weights - _length(self._streamable),
             "key-value cache": self._session,
             "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context) + chunk * tile
             + SLAB * tile + 2 * ALIGNMENT,
@@ -121,7 +123,7 @@ class Planner:
         raised up to this. what: names the budget in an error message.
         Raises ModelError if the budget is too small, and tells the smallest that works.
         """
-        whole, everything = self.whole, Placement({s.name: s.count for s in self._sections})
+        whole, everything = self.whole, Placement({s.name: s.count for s in self._streamable})
         if budget is None:
             budget = whole + (self._embedding_bytes(self._embedding.count) if self._embedding else 0)
         if whole <= budget:
@@ -136,8 +138,8 @@ class Planner:
                              f"{self.named(smallest) >> 20} MiB with these settings; a smaller context takes less, and "
                              f"with {self.named(whole) >> 20} MiB nothing is read from flash")
         chunk = self._chunk_for(budget, disk)
-        left = budget - sum(self._fixed(chunk).values()) - self._ahead(disk)
-        placement = Placement(self._spread(left, disk.chunk_bytes), 0, disk.chunk_bytes, disk.readers,
+        placement = Placement(self._pinned(budget - self._smallest_with(self._fixed(chunk), disk), disk.chunk_bytes),
+                              0, disk.chunk_bytes, disk.readers,
                               self.slots(disk), self.slot_bytes(disk))
         if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
             return self._made(budget, chunk, everything, smallest=0, disk=None)
@@ -155,13 +157,14 @@ class Planner:
         return min(_CHUNK_STEP, self._chunk)
 
     def _made(self, budget: int, chunk: int, placement: Placement, *, smallest: int, disk: Device | None) -> Plan:
-        streamed = {s.name: s.bytes_of(placement.pinned[s.name]) for s in self._sections}
         parts = {**self._fixed(chunk), "read ahead": self._ahead(disk) if disk else 0}
-        parts["pinned neurons"] = sum(s.length - streamed[s.name] for s in self._sections if s.name != HEAD)
-        parts["pinned output head"] = sum(s.length - streamed[s.name] for s in self._sections if s.name == HEAD)
+        parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned)
+        parts["pinned neurons"] = _bytes_pinned([s for s in self._others if s.name != HEAD], placement.pinned)
+        parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
-        return Plan(budget, parts, sum(streamed.values()), self._weights, chunk, rows, smallest, placement, disk)
+        streamed = _length(self._streamable) - _bytes_pinned(self._streamable, placement.pinned)
+        return Plan(budget, parts, streamed, self._weights, chunk, rows, smallest, placement, disk)
 
     def _embedding_bytes(self, units: int) -> int:
         """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""
@@ -183,10 +186,10 @@ class Planner:
     @property
     def whole(self) -> int:
         """The smallest budget with which nothing is streamed, in bytes."""
-        return sum(self._fixed(self._chunk).values()) + self._held + 2 * ALIGNMENT * len(self._sections)
+        return sum(self._fixed(self._chunk).values()) + _length(self._streamable) + self._edges
 
     def smallest(self, disk: Device) -> int:
-        """The smallest budget that works, in bytes: with all layers streamed, unless keeping them takes less."""
+        """The smallest budget that works, in bytes: with all streamed that can be, unless keeping it takes less."""
         return min(self._smallest_with(self._fixed(min(_CHUNK_STEP, self._chunk)), disk), self.whole)
 
     @staticmethod
@@ -195,14 +198,17 @@ class Planner:
         return -(-(budget + _MARGIN) // (1 << 20)) << 20
 
     def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
-        return sum(fixed.values()) + self._ahead(disk) + 2 * ALIGNMENT * len(self._sections)
+        return sum(fixed.values()) + self._ahead(disk) + self._edges
 
     def slot_bytes(self, disk: Device) -> int:
         """Bytes of a slot, which has room for any single read."""
-        return stream.slot_bytes((s.unit_bytes for s in self._sections), disk.chunk_bytes)
+        return stream.slot_bytes((s.unit_bytes for s in self._streamable), disk.chunk_bytes)
 
     def slots(self, disk: Device) -> int:
-        """How many slots: enough for each reader to fill one while a phase of prefill (buffers.phases) uses its own."""
+        """How many slots: enough for each reader to fill one while a phase of prefill (buffers.phases) uses its own.
+
+        Everything else needs fewer: it gives each unit back before it waits for the next.
+        """
         held = 0
         for neurons in self._header.neurons:
             most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
@@ -215,25 +221,44 @@ class Planner:
         return ring + self._runs_bytes(disk.chunk_bytes) + _THREAD_BYTES * disk.readers
 
     def _runs_bytes(self, chunk_bytes: int) -> int:
-        runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._sections)
+        runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._streamable)
         return stream.RUN_BYTES * runs
 
-    def _spread(self, left: int, chunk_bytes: int) -> dict[str, int]:
-        """How many units of each section to pin in `left` bytes; the streamed ones make whole runs if possible."""
-        left -= 2 * ALIGNMENT * len(self._sections)
-        share = 1 - min(left / self._held, 1.0)
-        pinned, wanted, streamed = {}, 0.0, 0
-        for section in self._sections:
-            wanted += share * section.length
-            run = stream.run_units(section.unit_bytes, chunk_bytes)
-            first = section.count
-            while first > 0 and streamed + section.bytes_of(first) < wanted:
-                first = max(first - run, 0)
-            pinned[section.name] = first
-            streamed += section.bytes_of(first)
-        # Rounding to runs must not have pinned too much.
-        for section in reversed(self._sections):
-            while sum(s.length - s.bytes_of(pinned[s.name]) for s in self._sections) > left and pinned[section.name]:
-                pinned[section.name] -= 1
-        return pinned
+    def _pinned(self, left: int, chunk_bytes: int) -> dict[str, int]:
+        """How many units of each to pin in `left` bytes: attention's first."""
+        attention = _length(self._attention)
+        pinned = _spread(self._attention, min(left, attention), chunk_bytes)
+        pinned |= _spread(self._others, max(left - attention, 0), chunk_bytes)
+        return {s.name: pinned[s.name] for s in self._streamable}
 
+
+def _length(layouts: Iterable[UnitLayout]) -> int:
+    """Bytes of all units."""
+    return sum(layout.length for layout in layouts)
+
+
+def _bytes_pinned(layouts: Iterable[UnitLayout], pinned: Mapping[str, int]) -> int:
+    return sum(layout.length - layout.bytes_of(pinned[layout.name]) for layout in layouts)
+
+
+def _spread(layouts: Sequence[UnitLayout], left: int, chunk_bytes: int) -> dict[str, int]:
+    """How many units of each to pin in `left` bytes: so that what is streamed of any first few of them is as large a
+    part of them as of all, and makes whole runs if possible."""
+    length = _length(layouts)
+    share = 1 - min(left / length, 1.0)
+    pinned, wanted, streamed = {}, 0.0, 0
+    for layout in layouts:
+        wanted += share * layout.length
+        run = stream.run_units(layout.unit_bytes, chunk_bytes)
+        first = layout.count
+        while first > 0 and streamed + layout.bytes_of(first) < wanted:
+            first = max(first - run, 0)
+        pinned[layout.name] = first
+        streamed += layout.bytes_of(first)
+    # Rounding to runs must not have pinned too much.
+    for layout in reversed(layouts):
+        while length - streamed > left and pinned[layout.name]:
+            streamed -= layout.bytes_of(pinned[layout.name])
+            pinned[layout.name] -= 1
+            streamed += layout.bytes_of(pinned[layout.name])
+    return pinned

@@ -10,10 +10,10 @@ _LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
 class Placement:
     """Which weights stay in memory, and how the others are read.
 
-    pinned: for each section that can be streamed, in order of use: how many of its units, the first ones, stay in
-    memory. embedding: the same for an embedding that is not also the output head; its other rows are read one by one.
-    chunk_bytes: bytes to read at once. readers: number of threads that read. slots, slot_bytes: number and size of the
-    buffers for what is read.
+    pinned: of all that can be streamed, in the order of use, by name (header.UnitLayout): how many of its units, the
+    first ones, stay in memory. embedding: the same for an embedding that is not also the output head; its other rows
+    are read one by one. chunk_bytes: bytes to read at once. readers: number of threads that read. slots, slot_bytes:
+    number and size of the buffers for what is read.
     """
 
     pinned: dict[str, int]

@@ -1,10 +1,10 @@
 """Streaming: weights that do not stay in memory are read for each token, just before the threads need them.
 
-They are read in a fixed order: the layers' neuron groups, then, if logits are wanted, the output head. The order is
-divided into *runs* of neighbouring units; each run is one read, into a *slot*. When a unit has been read and checked,
-its address is written into the kernels' table. The kernel that has used it removes the address and decrements the
-slot's counter; at zero the slot is free. Reader threads take the next run whenever a slot is free: so they are ahead of
-the computation by the number of slots, across layers and tokens.
+They are read in a fixed order, that of their use: each layer's attention matrices and neuron groups, then, if logits
+are wanted, the output head. The order is divided into *runs* of neighbouring units; each run is one read, into a
+*slot*. When a unit has been read and checked, its address is written into the kernels' table. The kernel that has used
+it removes the address and decrements the slot's counter; at zero the slot is free. Reader threads take the next run
+whenever a slot is free: so they are ahead of the computation by the number of slots, across layers and tokens.
 
 The threads live as long as the stream. If what was expected is not going to be computed, `restart` forgets it. It first
 waits for reads that have started: none of them may end up in a slot that was given to another run.
@@ -20,10 +20,13 @@ import numpy as np
 
 from edgert.bundle.reader import Units
 from edgert.errors import EdgertError, ModelError
+from edgert.kernels.records import WAIT
 from edgert.kernels.semaphores import Semaphores
 
 from .file import ALIGNMENT, FlashFile, aligned
 from .region import HUGE_PAGE, Region
+from .source import Read, ReadHook, Reading, no_answer
+from .table import AddressTable
 
 _LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
 """Seconds to wait for a read that has started when the readers are to end, before and after a failure."""
@@ -33,7 +36,7 @@ _LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
 class Run:
     """Neighbouring units that are read together: `length` bytes of the file from `offset`.
 
-    units, first: the section, and the number of the first unit. entries: the units' indices in the table. starts, ends:
+    units, first: what they are of, and the number of the first. entries: the units' indices in the table. starts, ends:
     where each unit begins and ends in the data.
     """
 
@@ -52,7 +55,7 @@ def run_units(unit_bytes: int, chunk_bytes: int) -> int:
 
 
 def runs_of(units: Units, first: int, entry: int, chunk_bytes: int) -> list[Run]:
-    """Divide a section's units from `first` on into runs of about `chunk_bytes`. entry: unit 0's index in the table."""
+    """Divide units from `first` on into runs of about `chunk_bytes`. entry: unit 0's index in the table."""
     at_once = run_units(units.unit_bytes, chunk_bytes)
     runs = []
     for start in range(first, units.count, at_once):
@@ -64,7 +67,7 @@ def runs_of(units: Units, first: int, entry: int, chunk_bytes: int) -> list[Run]
 
 
 def slot_bytes(unit_bytes: Iterable[int], chunk_bytes: int) -> int:
-    """The size of a slot that any run fits into, for sections with units of these sizes."""
+    """The size of a slot that any run fits into, for units of these sizes."""
     most = max(run_units(size, chunk_bytes) * size for size in unit_bytes)
     return -(-most // ALIGNMENT) * ALIGNMENT + ALIGNMENT
 
@@ -72,15 +75,6 @@ def slot_bytes(unit_bytes: Iterable[int], chunk_bytes: int) -> int:
 def ring_bytes(slots: int, slot_bytes: int) -> int:
     """Bytes of all slots, in whole huge pages: reading into small pages is half as fast."""
     return -(-slots * slot_bytes // HUGE_PAGE) * HUGE_PAGE
-
-
-@dataclass
-class Reading:
-    """How much has been read so far."""
-
-    bytes: int = 0
-    seconds: float = 0.0
-    """Summed over all readers."""
 
 
 def _now() -> float:
@@ -92,10 +86,6 @@ RUN_BYTES = 700
 """Bytes that a run takes in this process, besides its slot."""
 
 
-ReadHook = Callable[[int, Run, float, float, float], None]
-"""Called with the reader's number, the run, and the times when reading began, reading ended and checking ended."""
-
-
 @dataclass
 class _Slot:
     run: Run | None = None
@@ -104,17 +94,20 @@ class _Slot:
 
 
 class Stream:
-    """Reader threads that fill slots with weights.
+    """A source (source.py) of reader threads that fill slots with weights.
 
-    body, head: the runs of the layers, and of the output head. table: int64, the address of every unit, or 0. counters:
-    int64, the address of the counter of every streamed unit's slot. stop: called from a reader's thread when reading
-    failed; `error` then tells why.
+    body, head: the runs of the layers, and of the output head, in the order of use. table: where a unit's address is
+    put when it has been read, and that of its slot's counter. stop: called from a reader's thread when reading failed;
+    `error` then tells why.
+
+    It cannot get stuck, whatever `slots` is, as long as a kernel that holds units while it waits for others holds no
+    more than fit into all slots but one: runs are read in the order of use, so that what is waited for comes into the
+    next slot that is free. Only prefill's phases hold more than one unit a thread (memory.plan.Planner.slots).
     """
 
-    def __init__(self, file: FlashFile, body: Sequence[Run], head: Sequence[Run], table: np.ndarray,
-                 counters: np.ndarray, *, slots: int, slot_bytes: int, readers: int, stop: Callable[[], None]) -> None:
-        self._file, self._body, self._head, self._stop = file, body, head, stop
-        self._table, self._counters = table, counters
+    def __init__(self, file: FlashFile, body: Sequence[Run], head: Sequence[Run], table: AddressTable, *, slots: int,
+                 slot_bytes: int, readers: int, stop: Callable[[], None]) -> None:
+        self._file, self._body, self._head, self._table, self._stop = file, body, head, table, stop
         self._slot_bytes = slot_bytes
         self._region = Region(ring_bytes(slots, slot_bytes), "reading ahead", huge=True)
         self._left = np.zeros(8 * slots, np.int64)
@@ -129,8 +122,6 @@ class Stream:
         self._closing = False
         self._hook: ReadHook | None = None
         self.error: EdgertError | None = None
-        self.out_of_step = False
-        """Whether what was expected will not be computed to its end; then `restart` must be called first."""
         self.reading = Reading()
         self._threads: list[threading.Thread] = []
         try:
@@ -163,26 +154,29 @@ class Stream:
             self._queue.extend(self._body)
         self._semaphores.post(0)
 
-    def trace(self, hook: ReadHook | None) -> None:
+    def trace(self, hook: ReadHook) -> None:
         """Call `hook` after every read."""
         self._hook = hook
 
     def restart(self) -> None:
-        """Forget what was expected, and begin with the layers again. Nothing may be computing meanwhile."""
+        """Forget what was expected, and begin with the layers again. Nothing may be computing meanwhile.
+
+        Raises what `check` raises, also if the disk does not answer.
+        """
         with self._quiet:
             self._queue.clear()  # no reader takes anything now
-            if self._quiet.wait_for(lambda: not self._under_way, self._patience()):
+            quiet = self._quiet.wait_for(lambda: not self._under_way, self._patience())
+            if quiet:
                 for run in (*self._body, *self._head):
-                    self._table[run.entries] = 0
+                    self._table.entries[run.entries] = WAIT
                 self._left[:] = 0
                 for slot in self._slots:
                     slot.run, slot.ready = None, False
                 self._queue.extend(self._body)
-                self.out_of_step = False
-        if self.out_of_step:
+        if not quiet:
             self.fail(no_answer())
-        else:
-            self._semaphores.post(0)
+        self.check()
+        self._semaphores.post(0)
 
     def close(self) -> None:
         """End the readers and free the memory, unless a read that has not ended may still write to it."""
@@ -253,7 +247,7 @@ class Stream:
         # Set here and not later: two locks are taken and released from here to where addresses are published. So a
         # thread that sees an address also sees its counter, on processors that reorder stores.
         self._left[8 * free] = len(run.entries)
-        self._counters[run.entries] = self._left.ctypes.data + 64 * free
+        self._table.counters[run.entries] = self._left.ctypes.data + 64 * free
         return free, run
 
     def _read(self, reader: int, index: int, run: Run) -> None:
@@ -270,12 +264,12 @@ class Stream:
 
         self._file.twice(attempt)
         if self._hook is not None:
-            self._hook(reader, run, started, checking, _now())
+            self._hook(Read(reader, run.units.name, run.offset, run.length, started, checking, _now()))
         with self._lock:
             self._slots[index].ready = True
             self.reading.bytes += run.length
             self.reading.seconds += checking - started
-        self._table[run.entries] = self._region.address + at + run.starts
+        self._table.entries[run.entries] = self._region.address + at + run.starts
 
     def fail(self, error: EdgertError) -> None:
         """End all reading. `check` raises `error` from now on, unless something failed before."""
@@ -284,8 +278,3 @@ class Stream:
                 self.error = error
         self._stop()
         self._semaphores.post(0)
-
-
-def no_answer() -> ModelError:
-    """The error for a disk that does not answer."""
-    return ModelError("the disk does not answer; check it, then load the model again")

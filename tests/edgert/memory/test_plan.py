@@ -28,6 +28,7 @@ from edgert.memory.budget import size_text
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import predict
 from edgert.models.llama import Config
+from edgert.models.tensors import FEED_FORWARD
 from edgert.residency import stream
 from edgert.residency.device import Device
 
@@ -35,7 +36,7 @@ MIB = 1 << 20
 DEVICE = Device("a test's", True, 1 << 20, 2, 1e9, 1e-4, [])
 
 
-def made_up_header(config: Config, neuron_formats: list[tuple[str, str]], head: str) -> Header:
+def made_up_header(config: Config, neuron_formats: list[tuple[str, str]], head: str, attention: str) -> Header:
     """Of a bundle that does not exist: what a plan looks at."""
     neurons, sections = [], {}
     groups = -(-config.intermediate_size // 32)
@@ -43,13 +44,20 @@ def made_up_header(config: Config, neuron_formats: list[tuple[str, str]], head: 
         _, size = Neurons.layout(config.hidden_size, FORMATS[gate_up], FORMATS[down])
         neurons.append(Neurons(neuron_section(layer), groups, size, gate_up, down))
         sections[neuron_section(layer)] = Section(0, groups * size)
-    sections[RESIDENT] = Section(0, 5 * config.num_hidden_layers * config.hidden_size ** 2 // 2)
-    tensors = {"model.embed_tokens.weight": Tensor(HEAD if config.tie_word_embeddings else EMBEDDING, 0, head,
+    tensors, at = {}, 0
+    for spec in config.tensors():
+        if spec.layer is not None and spec.role not in FEED_FORWARD:
+            kind = attention if spec.is_matrix else "vector"
+            tensors[spec.name] = Tensor(RESIDENT, at, kind, spec.shape[0], spec.shape[-1] if spec.is_matrix else 1)
+            at += -(-tensors[spec.name].length // 64) * 64
+    sections[RESIDENT] = Section(0, at)
+    tensors |= {"model.embed_tokens.weight": Tensor(HEAD if config.tie_word_embeddings else EMBEDDING, 0, head,
                                                    config.vocab_size, config.hidden_size)}
     if not config.tie_word_embeddings:
         tensors["lm_head.weight"] = replace(tensors["model.embed_tokens.weight"], section=HEAD)
     for tensor in tensors.values():
-        sections[tensor.section] = Section(0, tensor.length)
+        if tensor.section != RESIDENT:
+            sections[tensor.section] = Section(0, tensor.length)
     return Header(config, {}, {}, {}, sections, tensors, neurons)
 
 
@@ -59,9 +67,10 @@ def headers(draw: st.DrawFn) -> Header:
     names = st.sampled_from(sorted(FORMATS))
     config = Config.from_hf({**CONFIG, "hidden_size": 32 * draw(st.integers(1, 64)), "num_hidden_layers": layers,
                              "intermediate_size": draw(st.integers(1, 6000)), "vocab_size": draw(st.integers(2, 60000)),
+                             "num_attention_heads": draw(st.sampled_from([1, 2, 8, 24])),
                              "max_position_embeddings": 1 << 16, "tie_word_embeddings": draw(st.booleans())})
     formats = draw(st.lists(st.tuples(names, names), min_size=layers, max_size=layers))
-    return made_up_header(config, formats, draw(names))
+    return made_up_header(config, formats, draw(names), draw(names))
 
 
 @st.composite
@@ -82,12 +91,12 @@ def budgets(planner: Planner, disk: Device) -> st.SearchStrategy[int]:
 
 
 def run_bytes(planner: Planner, disk: Device) -> int:
-    return max(stream.run_units(s.unit_bytes, disk.chunk_bytes) * s.unit_bytes for s in planner._sections)
+    return max(stream.run_units(s.unit_bytes, disk.chunk_bytes) * s.unit_bytes for s in planner._streamable)
 
 
 def placed(planner: Planner, plan: Plan) -> int:
     """Bytes of weights that stay in memory, counted anew."""
-    return sum(min(plan.placement.pinned[s.name] * s.unit_bytes, s.length) for s in planner._sections)
+    return sum(min(plan.placement.pinned[s.name] * s.unit_bytes, s.length) for s in planner._streamable)
 
 
 @given(st.data(), planners(), devices())
@@ -97,29 +106,42 @@ def test_a_plan_keeps_to_its_budget_and_accounts_for_every_weight(data: st.DataO
     plan = planner.plan(budget, lambda: disk)
     assert plan.needed == sum(plan.parts.values()) <= plan.budget == budget
     assert min(plan.parts.values()) >= 0
-    assert plan.weights == plan.streamed + placed(planner, plan) + plan.parts["attention and norms"]
-    assert plan.parts["pinned neurons"] + plan.parts["pinned output head"] == placed(planner, plan)
-    assert list(plan.placement.pinned) == [s.name for s in planner._sections]
-    assert all(0 <= plan.placement.pinned[s.name] <= s.count for s in planner._sections)
+    assert plan.weights == plan.streamed + placed(planner, plan) + plan.parts["norms and biases"]
+    assert placed(planner, plan) == sum(plan.parts["pinned " + of] for of in ("attention", "neurons", "output head"))
+    assert list(plan.placement.pinned) == [s.name for s in planner._streamable]
+    assert all(0 <= plan.placement.pinned[s.name] <= s.count for s in planner._streamable)
     assert 1 <= plan.chunk <= planner._chunk
     assert (plan.disk is None) == (plan.streamed == 0)
     assert 0 <= plan.pinned_share <= 1
     if plan.streamed:  # what is left over is too little for another unit, or so
-        room = run_bytes(planner, disk) + 2 * 4096 * len(planner._sections)
+        room = run_bytes(planner, disk) + planner._edges
         assert plan.budget - plan.needed <= room
         assert plan.placement.slots * plan.placement.slot_bytes < plan.parts["read ahead"]
         assert plan.placement.slot_bytes >= run_bytes(planner, disk)
 
 
 @given(st.data(), planners(), devices())
-def test_what_is_streamed_is_spread_over_the_sections(data: st.DataObject, planner: Planner, disk: Device) -> None:
-    """The part streamed of the sections up to any one is that of them all, give or take a run."""
+def test_what_is_streamed_is_spread(data: st.DataObject, planner: Planner, disk: Device) -> None:
+    """The part streamed of the matrices, or sections, up to any one is that of them all, give or take a run."""
     plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
-    streamed = length = 0
-    for section in planner._sections:
-        streamed += section.bytes_of(plan.placement.pinned[section.name])
-        length += section.length
-        assert abs(streamed - length * plan.streamed / planner._held) <= 2 * run_bytes(planner, disk)
+    for layouts in (planner._attention, planner._others):
+        streamed = [layout.bytes_of(plan.placement.pinned[layout.name]) for layout in layouts]
+        for i in range(len(layouts)):
+            share = sum(layout.length for layout in layouts[:i + 1]) / sum(layout.length for layout in layouts)
+            assert abs(sum(streamed[:i + 1]) - share * sum(streamed)) <= 2 * run_bytes(planner, disk)
+
+
+@given(st.data(), planners(), devices())
+def test_attention_is_streamed_only_where_there_is_no_room_for_it(data: st.DataObject, planner: Planner,
+                                                                  disk: Device) -> None:
+    """And then all neuron groups are."""
+    plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
+    attention = sum(layout.length for layout in planner._attention)
+    if plan.parts["pinned attention"] < attention:
+        assert plan.parts["pinned neurons"] == plan.parts["pinned output head"] == 0
+        # What an even spread over runs may leave, as everywhere.
+        assert plan.budget - plan.needed <= run_bytes(planner, disk) + planner._edges
+        assert planner._smallest_with(planner._fixed(plan.chunk), disk) + attention > plan.budget
 
 
 @given(st.data(), planners(), devices())
@@ -203,7 +225,7 @@ SECONDS = {1: (0.05, 0.01), 16: (0.2, 0.01), 64: (0.7, 0.01)}
 def large_planner(chunk: int = 256) -> tuple[Header, Planner]:
     config = Config.from_hf({**CONFIG, "hidden_size": 1024, "num_hidden_layers": 8, "intermediate_size": 4096,
                              "vocab_size": 30000})
-    header = made_up_header(config, [("q4", "q6")] * 8, "q6")
+    header = made_up_header(config, [("q4", "q6")] * 8, "q6", "q4")
     return header, Planner(header, process=MIB, context=64, cache_type="f16", chunk=chunk, threads=2)
 
 

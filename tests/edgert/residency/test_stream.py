@@ -12,15 +12,22 @@ from small_engine import make_engine
 from tiny_model import write_bundle
 
 from edgert.bundle import Bundle
+from edgert.bundle.header import RESIDENT
+from edgert.engine.buffers import phases, segment_start
 from edgert.engine.engine import Engine
 from edgert.engine.session import Session
 from edgert.engine.worker import CancelledError
 from edgert.errors import BundleError, ModelError
-from edgert.kernels.records import CANCELLED
+from edgert.kernels.records import CANCELLED, LINEAR, NEURONS, UP, Code
+from edgert.models.families import FAMILIES
 from edgert.residency.file import FlashFile
+from edgert.residency.source import AllInMemory
+from edgert.residency.stream import Stream
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 19, 0, 200, 250, 3, 3]
-SHAPE = {"num_hidden_layers": 3, "intermediate_size": 700, "vocab_size": 300}
+SHAPE = {"num_hidden_layers": 3, "intermediate_size": 700, "vocab_size": 300, "hidden_size": 160,
+         "num_attention_heads": 10, "num_key_value_heads": 5}
+"""Attention matrices of 3 slabs and of 2, all with a last one that is not full."""
 
 
 @pytest.fixture(scope="module", params=["q4", "q8", "f32"])
@@ -54,25 +61,52 @@ def logits(engine: Engine, bundle: Bundle, *, one_by_one: bool = False) -> np.nd
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle) -> np.ndarray:
     engine = make_engine(bundle)
-    assert engine.stream is None
+    assert isinstance(engine.source, AllInMemory)
     every = logits(engine, bundle)
     engine.close()
     return every
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(("keep", "attention"), [(0.0, 0.0), (0.0, 0.5), (0.3, 1.0), (0.9, 0.4)])
 @pytest.mark.parametrize(("chunk", "chunk_bytes", "readers"), [(1, 1, 1), (5, 1 << 13, 3), (20, 1 << 16, 8)])
 def test_the_answer_does_not_depend_on_where_weights_come_from(
-        bundle: Bundle, expected: np.ndarray, threads: int, keep: float, chunk: int, chunk_bytes: int,
+        bundle: Bundle, expected: np.ndarray, threads: int, keep: float, attention: float, chunk: int, chunk_bytes: int,
         readers: int) -> None:
-    engine = make_engine(bundle, threads=threads, chunk=chunk, keep=keep, chunk_bytes=chunk_bytes, readers=readers)
-    assert engine.stream is not None
+    engine = make_engine(bundle, threads=threads, chunk=chunk, keep=keep, attention=attention, chunk_bytes=chunk_bytes,
+                         readers=readers)
     for _ in range(2):
         assert np.array_equal(logits(engine, bundle), expected)
     assert np.array_equal(logits(engine, bundle, one_by_one=True), expected)
-    assert engine.stream.reading.bytes > 0
+    assert engine.source.reading.bytes > 0
     engine.close()
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_slot_for_each_unit_that_is_held_is_enough(small: Bundle, threads: int) -> None:
+    """Each unit is a run, all are streamed, and threads, waiting at different places, outnumber the slots."""
+    expected = logits(engine := make_engine(small), small)
+    engine.close()
+    groups = small.header.neurons[0].groups
+    phase = max(segment_start(groups, last) - segment_start(groups, first) for first, last in phases(groups, threads))
+    for slots, one_by_one in ((1, True), (phase, False)):
+        engine = make_engine(small, threads=threads, chunk=20, keep=0.0, chunk_bytes=1, readers=3, slots=slots)
+        engine._team.set(patience=5 * 10 ** 9)
+        assert np.array_equal(logits(engine, small, one_by_one=one_by_one), expected)
+        engine.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_weights_are_used_in_the_order_in_which_they_are_read(tmp_path: Path, family: str) -> None:
+    path = write_bundle(tmp_path / "m.edge", model_type=family, num_hidden_layers=2)
+    tables = {Code.LINEAR: LINEAR.table, Code.NEURONS: NEURONS.table, Code.UP: UP.table}
+    with Bundle(path) as bundle:
+        engine = make_engine(bundle, keep=0.0)
+        for programs in engine._programs:
+            used = [record[tables[Code(record[0])] // 8] for record in programs.whole.tolist() if record[0] in tables]
+            assert used == sorted(used)
+            assert {engine._weights.table(layout.name)[0] for layout in bundle.header.streamable()} <= set(used)
+        engine.close()
 
 
 def test_an_interrupted_computation_can_be_done_again(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +137,9 @@ def test_an_interrupted_computation_can_be_done_again(small: Bundle, monkeypatch
 def test_interrupted_between_the_lines(small: Bundle, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Ctrl-C after heads were announced that are not computed, and again while that is being mended."""
     engine = make_engine(small, keep=0.2, chunk=20, chunk_bytes=1)
-    assert engine.stream is not None
+    assert isinstance(engine.source, Stream)
     expected = logits(engine, small)
-    expect, patience = engine.stream.expect, engine.stream._patience
+    expect, patience = engine.source.expect, engine.source._patience
 
     def interrupted(heads: int) -> None:
         expect(heads)
@@ -114,15 +148,15 @@ def test_interrupted_between_the_lines(small: Bundle, monkeypatch: pytest.Monkey
     def not_mended() -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.stream, "expect", interrupted)
+    monkeypatch.setattr(engine.source, "expect", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.forward(session_of(small), [1])
-    monkeypatch.setattr(engine.stream, "expect", expect)
+    monkeypatch.setattr(engine.source, "expect", expect)
     if where == "restart":
-        monkeypatch.setattr(engine.stream, "_patience", not_mended)
+        monkeypatch.setattr(engine.source, "_patience", not_mended)
         with pytest.raises(KeyboardInterrupt):
             engine.forward(session_of(small), [1])
-        monkeypatch.setattr(engine.stream, "_patience", patience)
+        monkeypatch.setattr(engine.source, "_patience", patience)
     engine.forward(session_of(small), [1, 2, 3], [])  # no logits: heads read for nothing would hold all slots
     assert np.array_equal(logits(engine, small), expected)
     engine.close()
@@ -147,7 +181,7 @@ def test_a_late_read_comes_into_no_slot_of_another_run(small: Bundle) -> None:
     """Computing is cancelled while reads are under way; what comes next waits for them."""
     file = SlowFile(small.path)
     engine = make_engine(small, keep=0.1, chunk=20, chunk_bytes=1 << 12, readers=3, embedding=1.0, file=file)
-    assert engine.stream is not None
+    assert isinstance(engine.source, Stream)
     expected = logits(engine, small)
     for trial in range(20):
         file.go_on.clear()
@@ -196,10 +230,10 @@ def test_what_was_computed_before_a_cancellation_stays(small: Bundle) -> None:
 def test_the_semaphore_does_not_count_up(small: Bundle) -> None:
     """It is raised for each slot that becomes free, also while all readers are busy."""
     engine, session = make_engine(small, keep=0.1, chunk_bytes=1 << 12), Session(small.header.config, 64, "f32")
-    assert engine.stream is not None
+    assert isinstance(engine.source, Stream)
     for token in range(60):
         engine.forward(session, [token])
-    assert engine.stream._semaphores.drain(0) <= len(engine.stream._slots) + len(engine.stream._threads)
+    assert engine.source._semaphores.drain(0) <= len(engine.source._slots) + len(engine.source._threads)
     engine.close()
 
 
@@ -260,7 +294,7 @@ def test_every_read_made_to_fail_in_turn(small: Bundle, fault: str) -> None:
             failed += 1
             assert "checksum" in str(error) or "reading" in str(error) or "expected here" in str(error)
             assert session.length == 0
-            if engine.stream is not None and engine.stream.error is not None:
+            if isinstance(engine.source, Stream) and engine.source.error is not None:
                 with pytest.raises(type(error)):
                     engine.forward(session, [1])
         else:
@@ -287,10 +321,23 @@ def test_a_read_that_fails_once_is_done_again(small: Bundle, fault: str) -> None
         assert file.read_again == 1 or number >= reads - 20, "what is read ahead differs from time to time"
 
 
+def copied(bundle: Bundle, path: Path) -> Path:
+    path.write_bytes(bundle.path.read_bytes())
+    return path
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
 @pytest.mark.parametrize("change", ["truncated", "overwritten"])
 def test_the_file_changes_while_it_is_used(small: Bundle, tmp_path: Path, change: str) -> None:
-    path = tmp_path / "m.edge"
-    path.write_bytes(small.path.read_bytes())
+    path = copied(small, tmp_path / "m.edge")
     with Bundle(path) as bundle:
         engine, session = make_engine(bundle, keep=0.1), session_of(bundle)
         engine.forward(session, [1, 2])
@@ -305,6 +352,36 @@ def test_the_file_changes_while_it_is_used(small: Bundle, tmp_path: Path, change
             for _ in range(3):  # what had been read ahead is still good
                 engine.forward(session, [3])
         engine.close()
+
+
+@pytest.mark.parametrize("matrix", ["0.self_attn.q_proj", "1.self_attn.v_proj", "2.self_attn.o_proj"])
+def test_an_attention_slab_is_damaged_while_it_is_used(small: Bundle, tmp_path: Path, matrix: str) -> None:
+    """It has no checksum in the file: it is compared with what was read when the model was loaded."""
+    name = f"model.layers.{matrix}.weight"
+    layout = next(layout for layout in small.header.streamable() if layout.name == name)
+    start = small.header.sections[RESIDENT].offset + layout.offset + layout.unit_bytes
+    with Bundle(copied(small, tmp_path / "m.edge")) as bundle:
+        file = FlashFile(bundle.path)
+        engine, session = make_engine(bundle, keep=0.0, file=file), session_of(bundle)
+        engine.forward(session, [1, 2])
+        flip(bundle.path, start + 5)
+        with pytest.raises(BundleError, match=f"part 1 of '{name}' at offset {start} does not match its checksum"):
+            for _ in range(3):  # what had been read ahead is still good
+                engine.forward(session, [3])
+        assert file.read_again == 1
+        engine.close()
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
+def test_damage_anywhere_in_the_resident_section_is_found_when_loading(small: Bundle, tmp_path: Path,
+                                                                       keep: float) -> None:
+    """In what stays, in what is streamed, in what is neither."""
+    section = small.header.sections[RESIDENT]
+    for place in range(7, section.length, section.length // 9):
+        flip(path := copied(small, tmp_path / "m.edge"), section.offset + place)
+        with Bundle(path) as bundle, pytest.raises(
+                BundleError, match=f"section 'resident' at offset {section.offset} does not match its checksum"):
+            make_engine(bundle, keep=keep)
 
 
 def test_a_disk_that_does_not_answer(small: Bundle) -> None:

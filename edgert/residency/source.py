@@ -1,0 +1,98 @@
+"""The seam between the engine and whatever fills the address table with weights that do not stay in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from edgert.errors import EdgertError, ModelError
+
+
+@dataclass
+class Reading:
+    """How much has been read so far."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+    """Summed over all that was read at once."""
+
+
+class Read(NamedTuple):
+    """One read. Times are in seconds, of the clock that the kernels use too."""
+
+    reader: int
+    """The number of the thread that read."""
+    name: str
+    """Of what was read (header.UnitLayout)."""
+    offset: int
+    length: int
+    """Bytes, from this offset in the file."""
+    started: float
+    ended: float
+    checked: float
+
+
+ReadHook = Callable[[Read], None]
+
+
+class Source(Protocol):
+    """Puts the addresses of weights into the table (table.py) before, or while, the kernels wait for them.
+
+    One computation after another: the layers, then the output head as often as `expect` says. All methods but `fail`
+    are called from one thread, and only `fail` while the kernels run.
+    """
+
+    @property
+    def freed(self) -> int:
+        """Address of the semaphore that a kernel posts when it has lowered a counter to zero; or 0."""
+
+    @property
+    def reading(self) -> Reading:
+        """What has been read since the model was loaded."""
+
+    def check(self) -> None:
+        """Raises the error that ended reading, if one did."""
+
+    def expect(self, heads: int) -> None:
+        """Announce what is computed next: the layers, and then the output head `heads` times."""
+
+    def restart(self) -> None:
+        """Forget what was expected: it is not going to be computed to its end. Raises what `check` raises."""
+
+    def fail(self, error: EdgertError) -> None:
+        """End all reading, and the kernels' run. `check` raises `error` from now on, unless something failed before."""
+
+    def trace(self, hook: ReadHook) -> None:
+        """Call `hook` after every read, from the thread that read."""
+
+    def close(self) -> None:
+        """End threads and free memory."""
+
+
+class AllInMemory:
+    """The source where all weights stay in memory: nothing to do."""
+
+    freed = 0
+    reading = Reading()
+
+    def check(self) -> None:
+        pass
+
+    def expect(self, heads: int) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+    def fail(self, error: EdgertError) -> None:
+        raise error
+
+    def trace(self, hook: ReadHook) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def no_answer() -> ModelError:
+    """The error for a disk that does not answer."""
+    return ModelError("the disk does not answer; check it, then load the model again")
