@@ -6,7 +6,6 @@ the bytes that the section's checksum covers: a slab that is read later is check
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
@@ -66,17 +65,16 @@ class Resident:
                  for layout, first in self._streamed.items() for i in range(first, layout.count)]
         return sorted(self._kept + slabs)
 
-    def load(self, file: FlashFile, path: Path, region: Region, progress: Callable[[], None]) -> dict[str, list[int]]:
+    def load(self, file: FlashFile, region: Region, progress: Callable[[], None]) -> dict[str, list[int]]:
         """Read the section, once more if need be. Returns xxh3_64 of every slab that is streamed, by matrix.
 
-        path: names the file in messages. progress: called before each piece; what it raises ends loading. Raises
-        BundleError.
+        progress: called before each piece; what it raises ends loading. Raises BundleError.
         """
         spans, pieces, found = self._spans(), Region(_PIECE, "loading"), {}
 
         def attempt() -> None:
             nonlocal found
-            found = self._read(file, path, spans, pieces, region, progress)
+            found = self._read(file, spans, pieces, region, progress)
 
         try:
             file.twice(attempt)
@@ -84,7 +82,7 @@ class Resident:
             pieces.close()
         return found
 
-    def _read(self, file: FlashFile, path: Path, spans: list[_Span], pieces: Region, region: Region,
+    def _read(self, file: FlashFile, spans: list[_Span], pieces: Region, region: Region,
               progress: Callable[[], None]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {layout.name: [] for layout in self._streamed}
         whole, of_slab, current = xxhash.xxh3_64(), xxhash.xxh3_64(), 0
@@ -109,5 +107,5 @@ class Resident:
                         of_slab.reset()
                 at = end
         if whole.hexdigest() != self._section.checksum:
-            raise damaged(path, f"section {RESIDENT!r}", self._section.offset)
+            raise damaged(file.path, f"section {RESIDENT!r}", self._section.offset)
         return found

@@ -10,7 +10,8 @@ from edgert.kernels.records import WAIT
 class AddressTable:
     """An entry and a counter for every unit that can be streamed: a neuron group, or a slab of a matrix.
 
-    entries: int64, a unit's address; or WAIT until it has one; or ABSENT where it takes no part (kernels/records.py).
+    entries: int64, a unit's address; or WAIT until it has one; or, of neuron groups, ABSENT if it takes no part now
+    (kernels/records.py).
     counters: int64, the address of what the kernel lowers by one when it is done with the unit and has put WAIT back;
     or 0 for a unit that stays. A thread that sees an address must see its counter too. counts: how many units there
     are, by name (header.UnitLayout), in the order of use.

@@ -50,7 +50,7 @@ class Weights:
             self._region = Region(allocator.size, "the weights", huge=True, filled=True)
             made.callback(self._region.close)
             with ThreadPoolExecutor(placement.readers) as pool:
-                resident = pool.submit(self._resident.load, file, bundle.path, self._region, progress)
+                resident = pool.submit(self._resident.load, file, self._region, progress)
                 jobs = [pool.submit(self._load, name, places[name], *ranges[name], parts[name], progress)
                         for name in parts]
                 try:

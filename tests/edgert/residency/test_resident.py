@@ -53,7 +53,7 @@ def test_every_byte_is_kept_or_has_a_checksum(bundle: Bundle, data: st.DataObjec
     assert allocator.size <= section.length - sum(
         layout.bytes_of(first) for layout, first in streamed.items()) + 128 * len(layouts), "as the plan counts it"
     with FlashFile(bundle.path) as file:
-        checksums = made.load(file, bundle.path, region, nothing)
+        checksums = made.load(file, region, nothing)
     for name, tensor in bundle.header.tensors.items():
         if tensor.section != RESIDENT:
             continue
@@ -93,10 +93,10 @@ def test_what_is_read_again_is_all_new(bundle: Bundle, share: float) -> None:
         made = Resident(section, streamed, allocator := Allocator())
         region = Region(allocator.size, "a test's")
         with kind(bundle.path) as file:
-            checksums = made.load(file, bundle.path, region, nothing)
+            checksums = made.load(file, region, nothing)
             assert file.read_again == (kind is FlippingFile)
         found.append((checksums, np.frombuffer(region.view(), np.uint8).tobytes()))
     assert found[0] == found[1]
     with FlippingFile(bundle.path) as file, pytest.raises(BundleError, match="section 'resident' at offset"):
         file.flips = 1 << 30
-        made.load(file, bundle.path, region, nothing)
+        made.load(file, region, nothing)
