@@ -105,11 +105,12 @@ class Planner:
     def _fixed(self, chunk: int) -> dict[str, int]:
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
+        norms = self._weights - _length(self._streamable)
         return {
             "process": self._process,
             "growth": _GROWTH + self._logits * _LOGITS_COPIES + self._tokens + _THREAD_BYTES * self._threads
-            + page_table_bytes(self._weights) + _UNIT_BYTES * sum(s.count for s in self._streamable),
-            "norms and biases": self._weights - _length(self._streamable),
+            + page_table_bytes(norms) + _UNIT_BYTES * sum(s.count for s in self._streamable),
+            "norms and biases": norms,
             "key-value cache": self._session,
             "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context) + chunk * tile
             + SLAB * tile + 2 * ALIGNMENT,
@@ -138,9 +139,9 @@ class Planner:
                              f"{self.named(smallest) >> 20} MiB with these settings; a smaller context takes less, and "
                              f"with {self.named(whole) >> 20} MiB nothing is read from flash")
         chunk = self._chunk_for(budget, disk)
-        placement = Placement(self._pinned(budget - self._smallest_with(self._fixed(chunk), disk), disk.chunk_bytes),
-                              0, disk.chunk_bytes, disk.readers,
-                              self.slots(disk), self.slot_bytes(disk))
+        left = budget - self._smallest_with(self._fixed(chunk), disk)
+        pinned = self._pinned(left - page_table_bytes(left), disk.chunk_bytes)
+        placement = Placement(pinned, 0, disk.chunk_bytes, disk.readers, self.slots(disk), self.slot_bytes(disk))
         if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
             return self._made(budget, chunk, everything, smallest=0, disk=None)
         return self._made(budget, chunk, placement, smallest=smallest, disk=disk)
@@ -158,12 +159,14 @@ class Planner:
 
     def _made(self, budget: int, chunk: int, placement: Placement, *, smallest: int, disk: Device | None) -> Plan:
         parts = {**self._fixed(chunk), "read ahead": self._ahead(disk) if disk else 0}
+        held = _bytes_pinned(self._streamable, placement.pinned)
+        parts["growth"] += page_table_bytes(held)
         parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned)
         parts["pinned neurons"] = _bytes_pinned([s for s in self._others if s.name != HEAD], placement.pinned)
         parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
-        streamed = _length(self._streamable) - _bytes_pinned(self._streamable, placement.pinned)
+        streamed = _length(self._streamable) - held
         return Plan(budget, parts, streamed, self._weights, chunk, rows, smallest, placement, disk)
 
     def _embedding_bytes(self, units: int) -> int:
@@ -186,7 +189,8 @@ class Planner:
     @property
     def whole(self) -> int:
         """The smallest budget with which nothing is streamed, in bytes."""
-        return sum(self._fixed(self._chunk).values()) + _length(self._streamable) + self._edges
+        size = _length(self._streamable)
+        return sum(self._fixed(self._chunk).values()) + size + page_table_bytes(size) + self._edges
 
     def smallest(self, disk: Device) -> int:
         """The smallest budget that works, in bytes: with all streamed that can be, unless keeping it takes less."""
