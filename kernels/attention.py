@@ -27,7 +27,7 @@ from .records import (
     TOKEN_BYTES,
 )
 from .simd.arithmetic import add, div, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, zero_f32
-from .simd.memory import prefetch, load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
+from .simd.memory import load_f32, load_f32x16, load_i64, prefetch, splat_f32, store_f32, store_f32x16, store_i64
 from .simd.target import choose
 from .state import take
 from .unrolled import for_rows, repeated
