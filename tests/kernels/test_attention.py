@@ -300,3 +300,21 @@ def test_values_that_are_not_finite_come_through_splits(target: str, part: str, 
         for position in (599, 511 if at < 511 else 599, at):
             got = attention(rig.team(target), cache, turned[position:position + 1], position, 1, 0.2, room=room)
             assert not np.isfinite(got).reshape(2, 20)[:, 3 if part == "value" else slice(None)].any()
+
+
+def test_zeros_keep_their_sign_in_parts_or_not(target: str) -> None:
+    """Sums that underflow to -0: to the bit is to the bit."""
+    shape = Shape(1, 1, 16, "f32", positions=LONG)
+    cache = Cache(shape, np.concatenate([np.ones((LONG, 8)), np.zeros((LONG, 8))], 1))
+    qkv = np.zeros((520, shape.columns), np.float32)
+    qkv[:, 0] = 1
+    qkv[1::2, 16] = -80.0  # every second position weighs next to nothing
+    qkv[1::2, 32:] = -1e-20
+    turned = fill(target, cache, qkv)
+    for first, last in ((250, 260), (257, 258), (500, 520)):
+        results = [attention(rig.team(target), cache, turned[first:last], first, 1, 1.0, room=room).view(np.int32)
+                   for room in (None, 0)]
+        assert np.array_equal(*results)
+        for token in range(first, last):
+            alone = attention(rig.team(target), cache, turned[token:token + 1], token, 1, 1.0).view(np.int32)
+            assert np.array_equal(alone[0], results[0][token - first])
