@@ -15,9 +15,9 @@ KEEP_ALL = 1.0
 
 
 def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: str, chunk_bytes: int,
-         readers: int, embedding: float) -> Plan:
+         readers: int, embedding: float, context: int) -> Plan:
     """The plan that pins about a share `keep` of what can be streamed, and `embedding` of an embedding of its own."""
-    planner = Planner(bundle.header, process=0, context=64, cache_type=cache_type, chunk=chunk, threads=threads)
+    planner = Planner(bundle.header, process=0, context=context, cache_type=cache_type, chunk=chunk, threads=threads)
     everything = planner.plan(planner.whole, lambda: device)
     device = Device("a test's", True, chunk_bytes, readers, 1e9, 1e-4, [])
     rows = int(embedding * bundle.units[EMBEDDING].count) if embedding else 0
@@ -30,10 +30,10 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
 
 
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,
-                chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0,
+                chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0, context: int = 64,
                 file: FlashFile | None = None) -> Engine:
     """A loaded engine; `file` reads the bundle, by default directly."""
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
-                readers=readers, embedding=embedding)
+                readers=readers, embedding=embedding, context=context)
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
-                  threads=threads, context=64, cache_type=cache_type)
+                  threads=threads, context=context, cache_type=cache_type)

@@ -81,7 +81,8 @@ def test_slabs_that_come_one_by_one(target: str, name: str, threads: int, select
 def test_joined_matrices_of_which_one_comes(target: str, threads: int) -> None:
     """Those in memory stay, that one's room is given back."""
     rng, team = np.random.default_rng(0), rig.team(target, threads)
-    several = [matrix(rng, FORMATS[name], "ordinary", rows, 70) for name, rows in (("q4", 150), ("q8", 70), ("f16", 100))]
+    several = [matrix(rng, FORMATS[name], "ordinary", rows, 70)
+               for name, rows in (("q4", 150), ("q8", 70), ("f16", 100))]
     products = [rig.Product(w.form, w.packed, rig.activations(team, w.form, values(rng, "ordinary", (2, 70))))
                 for w in several]
     expected = rig.joined(team, products)

@@ -14,7 +14,6 @@ from edgert.kernels.formats import Activation
 from edgert.kernels.records import Code
 from edgert.kernels.team import Team
 
-
 ALL = frozenset(Activation)
 
 
