@@ -312,3 +312,19 @@ def test_groups_that_do_not_come(target: str, threads: int, one: bool) -> None:
     assert team.stopped == 2
     assert (part.table[[*LATE, *ABSENT_LATE]] == WAIT).all() and (part.table[ABSENT_NOW] == ABSENT).all()
     team.set(stop=0, patience=PATIENCE_NS)
+
+
+def test_a_trace_is_nanoseconds(alone: Team) -> None:
+    """The time at the start and after each operation, that of matrices done together at the last of them."""
+    rng = np.random.default_rng(0)
+    weights = matrix(rng, FORMATS["q4"], "ordinary", 40, 70)
+    x = rig.activations(alone, weights.form, values(rng, "ordinary", (2, 70)))
+    clock = Clock(alone, look_ns=7)
+    times = np.zeros(7, np.int64)
+    alone.set(trace=times.ctypes.data)
+    started = clock.now
+    rig.joined(alone, [rig.Product(weights.form, weights.packed, x)] * 3)
+    assert times.tolist() == [started + 7, 0, 0, started + 14, 0, 0, 0]
+    rig.linear(alone, weights.form, weights.packed, x)
+    assert times[:2].tolist() == [started + 21, started + 28]
+    alone.set(trace=0)

@@ -1,7 +1,6 @@
 """New tokens of several sessions in one call: each gets what it gets alone, to the bit, or all stay as they were."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,17 +59,13 @@ def token_ids(number: int, first: int, count: int) -> list[int]:
 
 
 class Sessions:
-    """The three of PASTS, and what was computed for each."""
+    """The three of PASTS, an engine that goes on with them, and what it computed for each."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.sessions = [Session(engine.config, past.context, engine._cache_type) for past in PASTS]
+    def __init__(self, engine: Engine, sessions: Sequence[Session]) -> None:
+        self.engine, self.sessions = engine, sessions
         self.logits: list[list[np.ndarray]] = [[] for _ in PASTS]
-
-    def fill(self) -> None:
-        """Compute what is there before the steps."""
-        for number, past in enumerate(PASTS):
-            self.engine.forward(self.sessions[number], token_ids(number, 0, past.length), [])
+        for session, past in zip(sessions, PASTS, strict=True):
+            session.truncate(past.length)
 
     def new(self, part: Part) -> NewTokens:
         session = self.sessions[part.number]
@@ -97,10 +92,6 @@ class Sessions:
         for number, session in enumerate(self.sessions):
             assert session.tokens == token_ids(number, 0, session.length)
 
-    def close(self) -> None:
-        for session in self.sessions:
-            session.close()
-
 
 @pytest.fixture(scope="module", params=[("q4", "f16"), ("q8", "f32"), ("f32", "f16")], ids=lambda p: "-".join(p))
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
@@ -116,36 +107,48 @@ def bundle(kind: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def alone(bundle: Bundle, kind: tuple[str, str]) -> list[np.ndarray]:
-    """What each session gets alone, token by token, from one thread and weights in memory."""
-    engine = make_engine(bundle, threads=1, chunk=1, cache_type=kind[1], context=CONTEXT)
-    sessions = Sessions(engine)
-    for number, past in enumerate(PASTS):
-        engine.forward(sessions.sessions[number], token_ids(number, 0, past.length), [])
+def simple(bundle: Bundle, kind: tuple[str, str]) -> Iterator[Engine]:
+    """An engine of one thread, with weights in memory."""
+    engine = make_engine(bundle, threads=1, chunk=64, cache_type=kind[1], context=CONTEXT)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def pasts(simple: Engine, kind: tuple[str, str]) -> Iterator[list[Session]]:
+    """The sessions as they are before the steps: a test truncates those that others have gone on with."""
+    made = [Session(simple.config, past.context, kind[1]) for past in PASTS]
+    for number, (session, past) in enumerate(zip(made, PASTS, strict=True)):
+        simple.forward(session, token_ids(number, 0, past.length), [])
+    yield made
+    for session in made:
+        session.close()
+
+
+@pytest.fixture(scope="module")
+def alone(simple: Engine, pasts: list[Session]) -> list[np.ndarray]:
+    """What each session gets alone."""
+    sessions = Sessions(simple, pasts)
     for step in STEPS:
         for part in step:
             sessions.step([part])
     bits = sessions.bits()
-    sessions.close()
-    engine.close()
     assert all(len(np.unique(rows)) > VOCABULARY for rows in bits)
     return bits
 
 
 @pytest.fixture
-def make(bundle: Bundle, kind: tuple[str, str]) -> Iterator[Callable[..., Sessions]]:
-    """Makes an engine, and the three sessions."""
-    made: list[Sessions] = []
+def make(bundle: Bundle, kind: tuple[str, str], pasts: list[Session]) -> Iterator[Callable[..., Sessions]]:
+    """Makes an engine for the sessions."""
+    made: list[Engine] = []
 
     def sessions(**options: Any) -> Sessions:
-        made.append(Sessions(make_engine(bundle, cache_type=kind[1], context=CONTEXT, **options)))
-        made[-1].fill()
-        return made[-1]
+        made.append(make_engine(bundle, cache_type=kind[1], context=CONTEXT, **options))
+        return Sessions(made[-1], pasts)
 
     yield sessions
-    for each in made:
-        each.close()
-        each.engine.close()
+    for engine in made:
+        engine.close()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -264,13 +267,17 @@ def test_cancelled(make: Callable[..., Sessions], alone: list[np.ndarray], keep:
     sessions.check()
 
 
-def test_one_that_is_closed_does_not_matter(make: Callable[..., Sessions], tmp_path: Path) -> None:
+def test_one_that_is_closed_does_not_matter(make: Callable[..., Sessions], alone: list[np.ndarray]) -> None:
     """A session may end between two calls that compute the others."""
     sessions = make(chunk=16)
-    other = make(chunk=16)
-    for each in (sessions, other):
-        each.step(STEPS[0])
-    sessions.sessions[0].close()
-    for each in (sessions, other):
-        each.step([Part(1, 2), Part(2, 1)])
-    assert np.array_equal(sessions.bits()[1], other.bits()[1]) and np.array_equal(sessions.bits()[2], other.bits()[2])
+    other = Session(sessions.engine.config, 16, sessions.sessions[0].cache_type)
+    for number, step in enumerate(STEPS):
+        if number < 2:
+            batch = [NewTokens(other, [7]), *(sessions.new(part) for part in step)]
+            for part, logits in zip(step, sessions.engine.forward_all(batch)[1:], strict=True):
+                sessions.logits[part.number].append(logits)
+            continue
+        if number == 2:
+            other.close()
+        sessions.step(step)
+    assert all(np.array_equal(*pair) for pair in zip(sessions.bits(), alone, strict=True))
