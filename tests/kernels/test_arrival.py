@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import rig
-from test_feed_forward import Neurons, absent_table, add_down, hidden, neurons, one_token, without
+from swiglu import Neurons, absent_table, add_down, hidden, neurons, one_token, without
 from weights_for import FORMAT_NAMES, matrix, values
 
 from edgert.kernels import native, records
