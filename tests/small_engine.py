@@ -15,7 +15,7 @@ KEEP_ALL = 1.0
 
 
 def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: str, chunk_bytes: int,
-         readers: int, embedding: float, context: int) -> Plan:
+         readers: int, embedding: float, context: int = 64) -> Plan:
     """The plan that pins about a share `keep` of what can be streamed, and `embedding` of an embedding of its own."""
     planner = Planner(bundle.header, process=0, context=context, cache_type=cache_type, chunk=chunk, threads=threads)
     everything = planner.plan(planner.whole, lambda: device)
