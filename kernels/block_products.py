@@ -20,6 +20,7 @@ from .simd.dot import (
     high_nibbles,
     low_nibbles,
     plus_128_times,
+    settled,
     start_offset,
     to_f32,
     with_bits_0,
@@ -86,12 +87,13 @@ def _q6_pair(pair: int) -> Any:
     return quads
 
 
-def _products_of(pair: int) -> Any:
+def _products_of(pair: int, *, settle: bool) -> Any:
     @inlined
     def step(quads, x, products):
         low, high = quads
         products = add_products(products, low, splat_4bytes(x + 8 * pair))
-        return add_products(products, high, splat_4bytes(x + 8 * pair + 4))
+        products = add_products(products, high, splat_4bytes(x + 8 * pair + 4))
+        return settled(products) if settle else products
 
     return step
 
@@ -123,7 +125,7 @@ def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, pairs_at_onc
 
     def into(tokens: int) -> Any:
         no_totals, begin, end = repeated(zero_i32, tokens), for_rows(_begin, tokens), for_rows_of_two(_end, tokens)
-        add_0, add_1, add_2, add_3 = (for_rows(_products_of(n), tokens) for n in range(4))
+        add_0, add_1, add_2, add_3 = (for_rows(_products_of(n, settle=tokens > 1), tokens) for n in range(4))
         put_all = for_rows_of_two(put, tokens)
 
         @inlined

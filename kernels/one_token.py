@@ -12,7 +12,7 @@ from .decorators import kernel
 from .feed_forward import hidden_block
 from .formats import FORMATS
 from .linear import tile_bytes_of, tile_of
-from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE
+from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE, WAIT
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .state import arrived, release, share, take
@@ -23,35 +23,42 @@ HIDDEN = 256
 
 
 def _down_group(name: str) -> Any:
-    """A kernel that adds one group's down blocks to the sums of every tile: two vectors each."""
-    one, block_bytes = STEPS[name].into(1), FORMATS[name].block_bytes
+    """A kernel that adds one group's down blocks to the sums of every tile: two vectors each.
+
+    begin: 1 for the first group of a segment, whose sums begin with zero. end: 1 for the last, which makes of them the
+    segment's result, `out`: 16 float32 every `out_stride` bytes.
+    """
+    steps, block_bytes, header_bytes = STEPS[name], FORMATS[name].block_bytes, FORMATS[name].header_bytes
+    one, finish = steps.into(1), steps.finish
 
     @kernel
-    def down_group(w, hidden, sums, tiles):
+    def down_group(w, hidden, sums, tiles, begin, end, headers, out, out_stride):
         for i in range(tiles):
             at = sums + 128 * i
-            ((a, b),) = one(w + i * block_bytes, hidden, 0, ((load_f32x16(at), load_f32x16(at + 64)),))
-            store_f32x16(at, a)
-            store_f32x16(at + 64, b)
+            if begin:
+                a, b = zero_f32(), zero_f32()
+            else:
+                a, b = load_f32x16(at), load_f32x16(at + 64)
+            ((a, b),) = one(w + i * block_bytes, hidden, 0, ((a, b),))
+            if end:
+                store_f32x16(out + i * out_stride, finish(headers + i * header_bytes, (a, b)))
+            else:
+                store_f32x16(at, a)
+                store_f32x16(at + 64, b)
 
     return down_group
 
 
-def _finish_tiles(name: str) -> Any:
-    """A kernel that makes of each tile's two sums its result: 16 float32."""
-    finish, header_bytes = STEPS[name].finish, FORMATS[name].header_bytes
-
-    @kernel
-    def finish_tiles(headers, sums, out, tiles):
-        for i in range(tiles):
-            at = sums + 128 * i
-            store_f32x16(out + 64 * i, finish(headers + i * header_bytes, (load_f32x16(at), load_f32x16(at + 64))))
-
-    return finish_tiles
-
-
 _down = by_format({name: _down_group(name) for name in FORMATS})
-_finish = by_format({name: _finish_tiles(name) for name in FORMATS})
+
+
+@kernel
+def _last_present(table, first, last):
+    """The last group of some that is not ABSENT, or `first` - 1."""
+    group = last - 1
+    while group >= first and load_i64(table + 8 * group) == ABSENT:
+        group -= 1
+    return group
 
 
 @kernel
@@ -59,27 +66,32 @@ def neurons(op, state, thread):
     """The first operation: each segment's groups, one after another, into the segment's own sums."""
     table, groups, gate_up = load_i64(op + NEURONS.table), load_i64(op + NEURONS.groups), load_i64(op + NEURONS.gate_up)
     down, offset, tiles = load_i64(op + NEURONS.down), load_i64(op + NEURONS.offset), load_i64(op + NEURONS.tiles)
-    blocks, counters = load_i64(op + NEURONS.blocks), load_i64(op + NEURONS.counters)
+    blocks, counters, headers = (load_i64(op + NEURONS.blocks), load_i64(op + NEURONS.counters),
+                                 load_i64(op + NEURONS.headers))
     tile_bytes = tile_bytes_of(gate_up, blocks)
     scratch = load_i64(op + NEURONS.scratch) + thread * load_i64(op + NEURONS.scratch_stride)
     sums = scratch + NEURONS_SUMS
     segment = take(state, 1)
     while segment < SEGMENTS:
-        for at in range(sums, sums + tiles * 128, 64):
-            store_f32x16(at, zero_f32())
-        for group in range(segment * groups // SEGMENTS, (segment + 1) * groups // SEGMENTS):
+        out = load_i64(op + NEURONS.partial) + segment * tiles * 64
+        first, begin = segment * groups // SEGMENTS, 1
+        last = _last_present(table, first, (segment + 1) * groups // SEGMENTS)
+        for group in range(first, last + 1):
             w = arrived(state, thread, table, group)
-            if w == 0:
+            if w == WAIT:
                 return
             if w == ABSENT:
                 continue
             for i in range(4):
                 tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + NEURONS.x), 0, 1, scratch + 64 * i, 0, 0, 0)
             hidden_block(scratch, scratch + HIDDEN, down, state + STATE.error)
-            _down(down, w + offset, scratch + HIDDEN, sums, tiles)
+            _down(down, w + offset, scratch + HIDDEN, sums, tiles, begin, int(group == last), headers, out,
+                  64)
+            begin = 0
             release(state, table, counters, group)
-        out = load_i64(op + NEURONS.partial) + segment * tiles * 64
-        _finish(down, load_i64(op + NEURONS.headers), sums, out, tiles)
+        if last < first:
+            for i in range(tiles):
+                store_f32x16(out + i * 64, zero_f32())
         segment = take(state, 1)
 
 

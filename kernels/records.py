@@ -171,7 +171,7 @@ class Neurons(NamedTuple):
     tiles: int
     y: int
     partial: int
-    """The segments' sums: float32 (SEGMENTS, tile, 16)."""
+    """The segments' sums: float32 (tile, SEGMENTS, 16)."""
     scratch: int
     scratch_stride: int
     """neurons_scratch_bytes(tiles) for each thread."""

@@ -26,14 +26,17 @@ from .loading import TEXT, compile_progress
 @click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to generate.")
 @click.option("--prefill", type=click.IntRange(0, 4096), default=256, show_default=True,
               help="Tokens of the prompt whose prefill is measured, 0 for none.")
+@click.option("-c", "--context-tokens", type=click.IntRange(1, 1 << 20), metavar="N",
+              help="Decode after N tokens (the prompt, repeated). Each run computes them, which is the prefill that is "
+              "measured; with --prefill 0 they are computed once.")
 @click.option("-p", "--prompt", type=TEXT, default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
-            prefill: int, prompt: str, as_json: bool) -> None:
+            prefill: int, context_tokens: int | None, prompt: str, as_json: bool) -> None:
     """Measure how fast BUNDLE generates tokens (decode) and processes a prompt (prefill).
 
-    Each engine runs in a process of its own. llama.cpp is measured twice, with repacked and with memory-mapped
-    weights, and the better result counts.
+    Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
+    --context-tokens also with and without flash attention, and the best result counts.
     """
     with Bundle(bundle) as opened:
         load_library(compile_progress)  # before the processes that measure do
@@ -42,13 +45,14 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
         raise click.UsageError("the prompt is empty")
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
+
     def report(name: str, run: int, result: dict[str, Any]) -> None:
         label = name if name == "edgert" else f"llama.cpp, {name}"
-        show(f"run {run + 1}: {label:18} decode {result['decode_tok_s']:7.2f} tok/s, "
-                   f"prefill {result.get('prefill_tok_s', 0):8.2f} tok/s", err=True)
+        prefilled = f", prefill {result['prefill_tok_s']:8.2f} tok/s" if "prefill_tok_s" in result else ""
+        show(f"run {run + 1}: {label:37} decode {result['decode_tok_s']:7.2f} tok/s{prefilled}", err=True)
 
     result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
-                   prefill=prefill, memory=memory, report=report)
+                   prefill=prefill, context=context_tokens, memory=memory, report=report)
     if as_json:
         show_json(result)
     else:
@@ -56,7 +60,8 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
 
 
 def _table(result: dict[str, Any]) -> str:
-    rows = [("decode", "decode_tok_s", "tok/s", 1.0), (f"prefill of {result['prefill_tokens']}", "prefill_tok_s",
+    decode = f"decode after {result['prompt_tokens']}"
+    rows = [(decode, "decode_tok_s", "tok/s", 1.0), (f"prefill of {result['prefill_tokens']}", "prefill_tok_s",
              "tok/s", 1.0), (f"first token after {result['prompt_tokens']}", "first_token_s", "ms", 1e3),
             ("peak memory", "peak_rss_bytes", "MB", 1e-6)]
     peer = result.get("peer")

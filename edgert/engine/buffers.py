@@ -43,7 +43,7 @@ class Buffers:
     parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
     hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
     sums       (tiles, tokens, 16)                    down so far, over phases
-    partial    (SEGMENTS, tiles, 16)                  down of one token, by segments
+    partial    (tiles, SEGMENTS, 16)                  down of one token, by segments
     logits     (LOGIT_ROWS, vocab_size)
     rows       (tokens, 2) int64                      embedding rows: address of the tile, row in it
     tokens     (tokens, 8) int64                      records.Token

@@ -15,15 +15,15 @@ _ROPE_ROWS = 512
 class Session:
     """The key-value cache for `context` tokens, of which the first `length` have been computed; `tokens` are their ids.
 
-    The cache is one allocation at `cache_address`. Its elements are float16 or float32, as cache_type says; positions
-    is `context` rounded up to a multiple of 16, head_dim is rounded up likewise and padded with zeros.
+    The cache is one allocation of float16 or float32 elements, as cache_type says (kernels/cache.py). positions is
+    `context` rounded up to a multiple of 16; head_dim is rounded up likewise, and padded with zeros.
 
         cache        (layers, 2, key_value_heads, ...)          keys, then values: `layer_bytes` a layer, and of those
                                                                 `head_bytes` for the keys, or the values, of a head
           keys       (..., positions / 16, head_dim, 16)        in tiles of 16 positions, component by component
           values     (..., positions, head_dim)                 position by position
-        rope         (context, head_dim)                        float32, at `rope_address`: for each position
-                                                                head_dim / 2 cosines, then as many sines
+        rope         (context, head_dim)                        float32: for each position head_dim / 2 cosines, then
+                                                                as many sines
 
     Truncating a session costs nothing: what lies behind its new length is written over later.
     """

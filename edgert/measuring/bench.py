@@ -12,6 +12,8 @@ from edgert.errors import EdgertError, PeerError
 
 DEFAULT_PROMPT = 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
 FIELDS = ("decode_tok_s", "prefill_tok_s", "first_token_s", "peak_rss_bytes")
+VARIANTS = ("repack", "mmap", "repack, no flash attention", "mmap, no flash attention")
+"""Ways in which llama.cpp is measured (peer.py)."""
 _FEWER_IS_BETTER = {"first_token_s", "peak_rss_bytes"}
 
 
@@ -26,9 +28,11 @@ class EngineProcess:
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         self.load_s: float = self._answer()["load_s"]
 
-    def measure(self, prompt: Sequence[int], decode: int, prefill: int) -> dict[str, Any]:
+    def measure(self, prompt: Sequence[int], decode: int, prefill: int, *, go_on: bool = False) -> dict[str, Any]:
+        """What engine_process.measure returns."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompt": list(prompt), "decode": decode, "prefill": prefill}) + "\n")
+        request = {"prompt": list(prompt), "decode": decode, "prefill": prefill, "go_on": go_on}
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -50,20 +54,25 @@ class EngineProcess:
 
 
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
-          prefill: int, memory: str | None = None,
+          prefill: int, context: int | None = None, memory: str | None = None,
           report: Callable[[str, int, dict[str, Any]], None] = lambda name, run, result: None) -> dict[str, Any]:
     """Median speeds of a bundle, and of llama.cpp on a GGUF file if one is given, in alternating runs.
 
-    llama.cpp is measured with repacked and with memory-mapped weights. memory: the bundle's memory budget.
-    Returns FIELDS, `load_s`, `threads` and `runs`. With `against` also `peer`, the better of llama.cpp's two results
-    for each field; `peer.variants`, both results; and `ratio`, how many times better edgert is.
+    context: decode after so many tokens, the prompt repeated; they are computed in each run, and are the prefill that
+    is measured, or, where `prefill` is 0, once. llama.cpp is measured with repacked and with memory-mapped weights, and
+    with a context also each with and without flash attention. memory: the bundle's memory budget.
+    Returns FIELDS, `load_s`, `threads` and `runs`. With `against` also `peer`, the best of llama.cpp's results for each
+    field; `peer.variants`, all results; and `ratio`, how many times better edgert is.
     Raises PeerError, EdgertError.
     """
-    context = str(max(len(prompt) + decode, prefill) + 64)
-    engines = {"edgert": ("engine_process", [bundle, str(threads), context, *([memory] if memory else [])])}
+    once = context is not None and not prefill
+    if context is not None:
+        prompt, prefill = (list(prompt) * (context // len(prompt) + 1))[:context], 0
+    room = str(max(len(prompt) + decode * (runs + 1 if once else 1), prefill) + 64)
+    engines = {"edgert": ("engine_process", [bundle, str(threads), room, *([memory] if memory else [])])}
     if against is not None:
-        for variant in ("repack", "mmap"):
-            engines[variant] = ("peer", [against, str(threads), context, variant])
+        for variant in VARIANTS if context is not None else VARIANTS[:2]:
+            engines[variant] = ("peer", [against, str(threads), room, variant])
     processes: dict[str, EngineProcess] = {}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     try:
@@ -71,7 +80,13 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
             processes[name] = EngineProcess(module, arguments)
         for run in range(-1, runs):  # one to warm up
             for name, process in processes.items():
-                result = process.measure(prompt, decode, prefill)
+                if once and run >= 0:
+                    result = process.measure(prompt[-1:], decode, 0, go_on=True)
+                    del result["first_token_s"]
+                else:
+                    result = process.measure(prompt, decode, prefill, go_on=once)
+                if context is not None and not once:
+                    result["prefill_tok_s"] = context / result["first_token_s"]
                 if run >= 0:
                     results[name].append(result)
                     report(name, run, result)
@@ -80,7 +95,8 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
             process.close()
     medians = {name: {"load_s": processes[name].load_s, **_medians(found)} for name, found in results.items()}
     answer: dict[str, Any] = {"bundle": bundle, "threads": threads, "runs": runs, "prompt_tokens": len(prompt),
-                              "decode_tokens": decode, "prefill_tokens": prefill, "memory": memory,
+                              "decode_tokens": decode, "memory": memory,
+                              "prefill_tokens": prefill if context is None else 0 if once else context,
                               **medians.pop("edgert")}
     if against is not None:
         best = {field: (min if field in _FEWER_IS_BETTER else max)(m[field] for m in medians.values() if field in m)

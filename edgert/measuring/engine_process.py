@@ -2,7 +2,8 @@
 
     python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT [MEMORY]
 
-Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n}; so are the answers.
+Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n, "go_on": false}; so are the
+answers.
 """
 
 import json
@@ -19,13 +20,15 @@ Forward = Callable[[Sequence[int]], np.ndarray]
 
 
 def measure(forward: Forward, reset: Callable[[], None], prompt: Sequence[int], decode: int,
-            prefill: int) -> dict[str, Any]:
-    """Measure greedy decoding after a prompt, then prefill of `prefill` tokens.
+            prefill: int, *, go_on: bool = False) -> dict[str, Any]:
+    """Measure greedy decoding after a prompt, then prefill of `prefill` tokens, then forget both.
 
+    go_on: do not forget what was computed before, nor this: the prompt comes after it.
     Returns first_token_s, seconds from the prompt to the first token; decode_tok_s, tokens per second after the first
     quarter of the answer; prefill_tok_s; token_ids; peak_rss_bytes.
     """
-    reset()
+    if not go_on:
+        reset()
     started = time.perf_counter()
     logits = forward(prompt)
     tokens, stamps = [], []
@@ -45,7 +48,8 @@ def measure(forward: Forward, reset: Callable[[], None], prompt: Sequence[int], 
         started = time.perf_counter()
         forward(batch)
         result["prefill_tok_s"] = prefill / (time.perf_counter() - started)
-    reset()
+    if not go_on:
+        reset()
     result["peak_rss_bytes"] = peak_rss_bytes()
     return result
 
@@ -54,8 +58,7 @@ def serve(forward: Forward, reset: Callable[[], None], load_s: float) -> None:
     """Answer requests until standard input ends."""
     print(json.dumps({"load_s": load_s}), flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(measure(forward, reset, request["prompt"], request["decode"], request["prefill"])), flush=True)
+        print(json.dumps(measure(forward, reset, **json.loads(line))), flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """llama.cpp as the peer to compare with: the same work, measured in the same way, through llama-cpp-python.
 
-    python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT REPACK
+    python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT VARIANT
 
 answers requests like engine_process.py's.
 """
@@ -27,9 +27,13 @@ def import_llama_cpp() -> Any:
 
 
 class Peer:
-    """A GGUF file loaded by llama.cpp: memory-mapped, or with its weights copied into llama.cpp's repacked layout."""
+    """A GGUF file loaded by llama.cpp: memory-mapped, or with its weights copied into llama.cpp's repacked layout.
 
-    def __init__(self, path: str, *, threads: int, context: int, repack: bool = True, batch: int = 512) -> None:
+    flash_attention: None for what llama.cpp chooses. batch: tokens computed at once.
+    """
+
+    def __init__(self, path: str, *, threads: int, context: int, repack: bool = True,
+                 flash_attention: bool | None = None, batch: int = 512) -> None:
         self._cpp = cpp = import_llama_cpp()
         self._log = cpp.llama_log_callback(lambda level, text, data: None)
         cpp.llama_log_set(self._log, ctypes.c_void_p())
@@ -42,12 +46,14 @@ class Peer:
         settings = cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, batch, batch
         settings.n_threads = settings.n_threads_batch = threads
+        if flash_attention is not None:
+            settings.flash_attn_type = int(flash_attention)
         self._context = cpp.llama_init_from_model(self._model, settings)
         if not self._context:
             raise PeerError(f"{path}: llama.cpp cannot make a context of {context} tokens")
         self._vocab = cpp.llama_model_get_vocab(self._model)
         self.vocab_size: int = cpp.llama_vocab_n_tokens(self._vocab)
-        self._length = 0
+        self._length, self._batch = 0, batch
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text; names of special tokens become those tokens, BOS is not added."""
@@ -62,7 +68,16 @@ class Peer:
         self._length = 0
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
-        """Compute n new tokens; returns logits of the last, or of every one: float32 of shape (1 or n, vocab_size)."""
+        """Compute new tokens; logits of the last, or of every one: float32 of shape (1 or n, vocab_size)."""
+        rows = []
+        for start in range(0, len(tokens), self._batch):
+            part = tokens[start:start + self._batch]
+            wanted = range(len(part)) if every else [len(part) - 1] if start + len(part) == len(tokens) else []
+            rows += self._decode(part, wanted)
+        return np.stack(rows)
+
+    def _decode(self, tokens: Sequence[int], wanted: Sequence[int]) -> list[np.ndarray]:
+        """Compute at most one batch; copies of the logits of the tokens that are wanted."""
         cpp, count = self._cpp, len(tokens)
         batch = cpp.llama_batch_init(count, 0, 1)
         try:
@@ -70,22 +85,22 @@ class Peer:
             for i, token in enumerate(tokens):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, self._length + i, 1
                 batch.seq_id[i][0] = 0
-                batch.logits[i] = int(every or i == count - 1)
+                batch.logits[i] = int(i in wanted)
             if cpp.llama_decode(self._context, batch):
                 raise PeerError("llama.cpp failed to compute")
         finally:
             cpp.llama_batch_free(batch)
         self._length += count
-        rows = range(count) if every else [count - 1]
-        return np.stack([np.ctypeslib.as_array(cpp.llama_get_logits_ith(self._context, row), (self.vocab_size,))
-                         for row in rows])
+        return [np.ctypeslib.as_array(cpp.llama_get_logits_ith(self._context, row), (self.vocab_size,)).copy()
+                for row in wanted]
 
 
 def main() -> None:
     from .engine_process import serve
-    path, threads, context, repack = sys.argv[1:]
+    path, threads, context, variant = sys.argv[1:]
     started = time.perf_counter()
-    peer = Peer(path, threads=int(threads), context=int(context), repack=repack == "repack")
+    peer = Peer(path, threads=int(threads), context=int(context), repack=variant.startswith("repack"),
+                flash_attention="no flash" not in variant)
     serve(peer.forward, peer.reset, time.perf_counter() - started)
 
 

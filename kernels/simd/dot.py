@@ -121,6 +121,19 @@ def add_products(b, products, weights, activations):
     return _by_halves(b, products, weights, activations, lambda t, w, x: b.add(t, _avx2_pairs(b, w, x)))
 
 
+@operation(_products, _products)
+def settled(b, products):
+    """The same products, and a point that memory accesses do not move across.
+
+    The compiler would load and unpack all weights of a block first, and not find registers for them.
+    """
+    if not _NARROW:
+        return products
+    halves = pieces(b, products, 2)
+    asm = ir.InlineAsm(ir.FunctionType(halves[0].type, [halves[0].type]), "", "=x,0,~{memory}", side_effect=True)
+    return joined(b, [b.call(asm, [half]) for half in halves])
+
+
 @operation(i32x16, i32x16, _products)
 def end_products(b, total, products):
     """`total` with the products added."""

@@ -34,10 +34,10 @@ ARM = "aarch64"
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 
 TARGETS = (
-    Target("avx512vnni", X86, _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}, tokens=(8, 4, 1),
-           key_tiles=2),
+    Target("avx512vnni", X86, _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+           tokens=(8, 4, 1), key_tiles=2),
     Target("avxvnni", X86, _AVX2 | {"avx_vnni"}),
-    Target("avx2", X86, _AVX2, "haswell", "", tokens=(4, 1)),
+    Target("avx2", X86, _AVX2, "haswell", ""),
     Target("neon-dotprod", ARM, frozenset({"asimddp"})),
     Target("plain", X86, frozenset(), "x86-64", ""),
     Target("plain", ARM, frozenset(), "generic", "+neon"),
