@@ -251,12 +251,12 @@ def _add_split(state, sums, split_state, split_sums, wide):
 
 @kernel
 def _finish(state, sums, head_dim, out):
-    """The row's result."""
+    """The row's result. Plus 0, as a sum of -0 stays so in a part, but not where it was added to nothing."""
     total = splat(load_f32(state + 4))
     for i in range(0, head_dim - 15, 16):
-        store_f32x16(out + 4 * i, div(load_f32x16(sums + 4 * i), total))
+        store_f32x16(out + 4 * i, add(div(load_f32x16(sums + 4 * i), total), zero_f32()))
     for i in range(head_dim // 16 * 16, head_dim):
-        store_f32(out + 4 * i, load_f32(sums + 4 * i) / load_f32(state + 4))
+        store_f32(out + 4 * i, load_f32(sums + 4 * i) / load_f32(state + 4) + _ZERO)
 
 
 # --- the operations --------------------------------------------------------------------------------------------------

@@ -49,7 +49,21 @@ def _down_group(name: str) -> Any:
     return down_group
 
 
+def _finish_tiles(name: str) -> Any:
+    """A kernel that makes the segment's result of its sums, where its last group turned out to be ABSENT."""
+    finish, header_bytes = STEPS[name].finish, FORMATS[name].header_bytes
+
+    @kernel
+    def finish_tiles(headers, sums, out, tiles):
+        for i in range(tiles):
+            at = sums + 128 * i
+            store_f32x16(out + 64 * i, finish(headers + i * header_bytes, (load_f32x16(at), load_f32x16(at + 64))))
+
+    return finish_tiles
+
+
 _down = by_format({name: _down_group(name) for name in FORMATS})
+_finish = by_format({name: _finish_tiles(name) for name in FORMATS})
 
 
 @kernel
@@ -74,7 +88,7 @@ def neurons(op, state, thread):
     segment = take(state, 1)
     while segment < SEGMENTS:
         out = load_i64(op + NEURONS.partial) + segment * tiles * 64
-        first, begin = segment * groups // SEGMENTS, 1
+        first, begin, ended = segment * groups // SEGMENTS, 1, 0
         last = _last_present(table, first, (segment + 1) * groups // SEGMENTS)
         for group in range(first, last + 1):
             w = arrived(state, thread, table, group)
@@ -85,13 +99,15 @@ def neurons(op, state, thread):
             for i in range(4):
                 tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + NEURONS.x), 0, 1, scratch + 64 * i, 0, 0, 0)
             hidden_block(scratch, scratch + HIDDEN, down, state + STATE.error)
-            _down(down, w + offset, scratch + HIDDEN, sums, tiles, begin, int(group == last), headers, out,
-                  64)
+            ended = int(group == last)
+            _down(down, w + offset, scratch + HIDDEN, sums, tiles, begin, ended, headers, out, 64)
             begin = 0
             release(state, table, counters, group)
-        if last < first:
+        if begin:
             for i in range(tiles):
                 store_f32x16(out + i * 64, zero_f32())
+        elif not ended:
+            _finish(down, headers, sums, out, tiles)
         segment = take(state, 1)
 
 

@@ -9,7 +9,7 @@ This module imports neither the kernels nor Numba: it is all that running needs 
 """
 
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from .formats import TILE
 
@@ -20,7 +20,7 @@ RECORD_BYTES = 8 * RECORD
 WAIT, ABSENT = 0, -1
 """What stands in a table of addresses for weights that are being read, and for weights that take no part."""
 
-_Record = TypeVar("_Record", bound=tuple[Any, ...])
+_Record = TypeVar("_Record", bound=NamedTuple)
 
 
 class Code(IntEnum):
@@ -46,8 +46,7 @@ class Code(IntEnum):
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
     """Where each argument stands in a record, in bytes; argument 0 is int64 number `first`."""
-    names: tuple[str, ...] = record._fields  # type: ignore[attr-defined]
-    return record(*(8 * (i + first) for i in range(len(names))))
+    return record._make(8 * (i + first) for i in range(len(record._fields)))
 
 
 class Embedding(NamedTuple):

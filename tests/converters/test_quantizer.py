@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from edgert.converters.gguf_source import Q4_K
 from edgert.converters.quantizer import LARGEST, _search_affine, packed, quantize
 from edgert.converters.source import Grid
-from edgert.kernels.formats import BLOCK, FORMATS, pack, unpack
+from edgert.kernels.formats import BLOCK, FORMATS, Activation, pack, unpack
 
 TOPS = {"q4": 15, "q6": 63}
 SHAPE = (64, 256)
@@ -178,7 +178,8 @@ def test_padding(name: str, shape: tuple[int, int]) -> None:
     assert tiles.shape == (-(-shape[0] // 16), form.tile_bytes(shape[1]))
     padded = np.zeros((-(-shape[0] // 16) * 16, -(-shape[1] // 32) * 32), np.float32)
     padded[:shape[0], :shape[1]] = values
-    np.testing.assert_array_equal(tiles, pack(form, quantize(form, padded) if form.integer else padded))
+    in_floats = form.activation is Activation.FLOAT
+    np.testing.assert_array_equal(tiles, pack(form, padded if in_floats else quantize(form, padded)))
     whole = unpack(form, tiles)
     assert (whole[shape[0]:] == 0).all()
     if name in ("q8", "f16", "f32"):

@@ -1,5 +1,6 @@
-"""A key-value cache and the two operations on it, and what they should do in float64."""
+"""A key-value cache and the operations on it, and what they should do in float64."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import rig
 from guarded import Buffer, floats
 
 from edgert.kernels import records
+from edgert.kernels.records import Code
 from edgert.kernels.team import Team
 
 CACHE_KINDS: dict[str, tuple[int, type]] = {"f16": (0, np.float16), "f32": (1, np.float32)}
@@ -29,19 +31,20 @@ class Shape(NamedTuple):
 
 
 class Cache:
-    """One buffer row for each layer; not a number wherever nothing was stored."""
+    """One buffer row for each layer; not a number wherever nothing was stored. table: rope_table."""
 
-    def __init__(self, shape: Shape, table: np.ndarray) -> None:
+    def __init__(self, shape: Shape, table: np.ndarray, *, gap: int = 64) -> None:
         self.shape = shape
         self.code, self.element = CACHE_KINDS[shape.kind]
         self.wide = records.padded_head_dim(shape.head_dim)
         self.head_bytes = shape.positions * self.wide * np.dtype(self.element).itemsize
-        self.memory = Buffer(shape.layers, 2 * shape.kv_heads * self.head_bytes, shift=32)
+        self.memory = Buffer(shape.layers, 2 * shape.kv_heads * self.head_bytes, gap=gap, shift=32)
         self.table = floats(table, gap=0)
 
-    def set(self, team: Team, tokens: int, position: int) -> None:
-        team.set(tokens=tokens, position=position, cache=self.memory.address, cache_layer_bytes=self.memory.stride,
-                 cache_head_bytes=self.head_bytes, rope=self.table.address)
+    def tokens(self, position: int, count: int) -> list[records.Token]:
+        """The records of new tokens from `position` on."""
+        return [records.Token(self.memory.address, self.memory.stride, self.head_bytes, at,
+                              self.table.address + at * self.table.stride) for at in range(position, position + count)]
 
     def keys(self, layer: int, kv_head: int) -> np.ndarray:
         """(positions, padded head_dim), whatever was stored."""
@@ -58,6 +61,14 @@ class Cache:
         return row[part * each:(part + 1) * each]
 
 
+class New(NamedTuple):
+    """New tokens of a session: its cache, their queries, keys and values (tokens, columns), and where they stand."""
+
+    cache: Cache
+    qkv: np.ndarray
+    position: int
+
+
 def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
     """Cosines and sines, (positions, head_dim)."""
     half = shape.head_dim // 2
@@ -65,30 +76,70 @@ def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
     return np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
 
-def rope(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int) -> np.ndarray:
-    """qkv (tokens, columns) with queries and keys rotated; keys and values are in the cache then."""
-    shape, rows = cache.shape, floats(qkv)
-    cache.set(team, len(qkv), position)
-    assert rig.run(team, (records.ROPE + cache.code, records.Rope(
-        rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer, int(shape.interleaved))))
-    for buffer in (rows, cache.memory, cache.table):
+def set_tokens(team: Team, batch: Sequence[New]) -> tuple[Buffer, Buffer]:
+    """Announces the new tokens of several sessions; their records, and a copy of all their rows."""
+    new = np.array([token for cache, qkv, position in batch for token in cache.tokens(position, len(qkv))], np.int64)
+    fields = Buffer(len(new), 8 * new.shape[1], gap=records.TOKEN_BYTES - 8 * new.shape[1])
+    fields.view(np.int64)[:] = new
+    team.set(tokens=len(new), token_records=fields.address)
+    return fields, floats(np.concatenate([qkv for _, qkv, _ in batch]))
+
+
+def split_rows(batch: Sequence[New], rows: np.ndarray) -> list[np.ndarray]:
+    """What belongs to each session."""
+    return [part.copy() for part in np.split(rows, np.cumsum([len(new.qkv) for new in batch])[:-1])]
+
+
+def check(batch: Sequence[New], *buffers: Buffer) -> None:
+    for buffer in (*buffers, *(new.cache.memory for new in batch), *(new.cache.table for new in batch)):
         buffer.check()
-    return rows.view(np.float32).copy()
+
+
+def rope_all(team: Team, batch: Sequence[New], layer: int) -> list[np.ndarray]:
+    """Each session's qkv with queries and keys rotated; keys and values are in the caches then."""
+    (fields, rows), shape = set_tokens(team, batch), batch[0].cache.shape
+    assert rig.run(team, (Code.ROPE, records.Rope(
+        batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
+        int(shape.interleaved))))
+    check(batch, fields, rows)
+    return split_rows(batch, rows.view(np.float32))
+
+
+def rope(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int) -> np.ndarray:
+    """The same for one session."""
+    return rope_all(team, [New(cache, qkv, position)], layer)[0]
+
+
+def all_parts(batch: Sequence[New]) -> int:
+    """Bytes of room for every split of every token."""
+    shape, tokens = batch[0].cache.shape, sum(len(new.qkv) for new in batch)
+    return records.attention_partial_bytes(shape.heads, shape.head_dim, tokens,
+                                           max(new.position + len(new.qkv) for new in batch))
+
+
+def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, threads: int = 1, *,
+                  room: int | None = None) -> list[np.ndarray]:
+    """softmax(q k * scale) v, float32 of shape (tokens, heads * head_dim) for each session.
+
+    room: bytes for parts; by default as many as there can be.
+    """
+    (fields, rows), shape = set_tokens(team, batch), batch[0].cache.shape
+    out = Buffer(len(rows.bytes), 4 * shape.heads * shape.head_dim)
+    scratch = Buffer(threads, records.attention_scratch_bytes(shape.head_dim, shape.heads // shape.kv_heads))
+    partial = Buffer(1, all_parts(batch) if room is None else room)
+    record = records.Attention(
+        batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
+        out.address, out.stride, scratch.address, scratch.stride, rig.bits(scale), partial.address,
+        partial.bytes.shape[1])
+    assert rig.run(team, (Code.ATTENTION, record), (Code.COMBINE, record))
+    check(batch, fields, rows, out, scratch, partial)
+    return split_rows(batch, out.view(np.float32))
 
 
 def attention(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int, scale: float,
-              threads: int = 1) -> np.ndarray:
-    """softmax(q k * scale) v, float32 of shape (tokens, heads * head_dim)."""
-    shape, rows = cache.shape, floats(qkv)
-    out = Buffer(len(qkv), 4 * shape.heads * shape.head_dim)
-    scratch = Buffer(threads, records.attention_scratch_bytes(shape.head_dim))
-    cache.set(team, len(qkv), position)
-    assert rig.run(team, (records.ATTENTION + cache.code, records.Attention(
-        rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer, out.address, out.stride,
-        scratch.address, scratch.stride, rig.bits(scale))))
-    for buffer in (rows, out, scratch, cache.memory):
-        buffer.check()
-    return out.view(np.float32).copy()
+              threads: int = 1, *, room: int | None = None) -> np.ndarray:
+    """The same for one session."""
+    return attention_all(team, [New(cache, qkv, position)], layer, scale, threads, room=room)[0]
 
 
 def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int,

@@ -24,7 +24,7 @@ def test_rows_of_the_matrix(target: str, name: str, seed: int, kind: str, rows: 
     places = np.array([[tiles.address + i * tiles.stride, row % 16] for i, row in enumerate(wanted)], dtype=np.int64)
     out = Buffer(tokens, 128 * form.blocks(columns))
     team.set(tokens=tokens)
-    assert rig.run(team, (records.EMBEDDING + form.code, records.Embedding(
-        places.ctypes.data, form.blocks(columns), out.address, out.stride)))
+    assert rig.run(team, (records.Code.EMBEDDING, records.Embedding(
+        form.code, places.ctypes.data, form.blocks(columns), out.address, out.stride)))
     out.check()
     assert np.array_equal(out.view(np.float32), unpack(form, packed)[wanted])

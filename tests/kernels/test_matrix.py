@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from weights_for import FORMAT_NAMES, kinds, matrix, product, seeds, values
 
-from edgert.kernels.formats import FORMATS, QUANTIZED_BLOCK, Quantized, pack
+from edgert.kernels.formats import FORMATS, SLAB, Activation, Format, Quantized, pack
 from edgert.kernels.simd.target import executable_targets
 
 TARGETS = [t.name for t in executable_targets()]
@@ -83,54 +83,120 @@ def test_several_matrices_in_one_operation(target: str, seed: int, threads: int,
 @rig.examples(5)
 @given(seed=seeds, rows=st.integers(1, 400), threads=st.integers(1, 3))
 def test_the_output_head_is_bit_equal(target: str, name: str, seed: int, rows: int, threads: int) -> None:
-    """By slabs, for the number of rows that comes from `selected`, not from `tokens`."""
+    """For the number of rows that comes from `selected`, not from `tokens`."""
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
     weights = matrix(rng, FORMATS[name], "ordinary", rows, 70)
     x = rig.activations(team, weights.form, values(rng, "ordinary", (6, 70)))
     every = rig.linear(team, weights.form, weights.packed, x)
     for selected in (1, 2, 5):
-        got, ended = rig.slabs(team, weights.form, weights.packed, x, selected, rig.slab_addresses(weights.packed))
-        assert ended and np.array_equal(got, every[:selected])
+        got = rig.linear(team, weights.form, weights.packed, x, selected=selected)
+        assert np.array_equal(got, every[:selected])
 
 
-def integers(rng: np.random.Generator, tokens: int, blocks: int) -> rig.Activations:
-    """Activation blocks of scale 1, also as 8-bit weights see them, many of them at the ends of the range."""
+@formats
+@rig.examples(5)
+@given(seed=seeds, rows=st.integers(1, 400), threads=st.integers(1, 3), tokens=few_tokens)
+def test_slabs_may_be_anywhere(target: str, name: str, seed: int, rows: int, threads: int, tokens: int) -> None:
+    """Each in a place of its own, the last with fewer tiles."""
+    rng, team = np.random.default_rng(seed), rig.team(target, threads)
+    weights = matrix(rng, FORMATS[name], "ordinary", rows, 40)
+    x = rig.activations(team, weights.form, values(rng, "ordinary", (tokens, 40)))
+    slabs = [weights.packed[at:at + SLAB].ravel() for at in range(0, len(weights.packed), SLAB)]
+    memory = Buffer(len(slabs), SLAB * weights.packed.shape[1], gap=int(rng.integers(1, 99)),
+                    shift=int(rng.integers(0, 64)))
+    places = rng.permutation(len(slabs))
+    for place, slab in zip(places, slabs, strict=True):
+        memory.bytes[place, :len(slab)] = slab
+    table = memory.address + places.astype(np.int64) * memory.stride
+    got = rig.linear(team, weights.form, weights.packed, x, table=table)
+    assert np.array_equal(got, rig.linear(team, weights.form, weights.packed, x))
+
+
+def integers(q: np.ndarray, r: np.ndarray, form: Activation) -> rig.Activations:
+    """Activation blocks of scale 1 that hold these integers: (tokens, blocks, 32) of -127..127, and of -64..64."""
+    raw = np.zeros(q.shape[:2], rig.QUANTIZED if form is Activation.QUANTIZED else rig.FINE)
+    raw["q"], raw["scale"] = q, 1
+    if form is Activation.QUANTIZED:
+        raw["scaled_sum"] = q.sum(2, dtype=np.int64)
+    else:
+        raw["r"], raw["sum"], raw["unused"] = r, (128 * q.astype(np.int64) + r).sum(2), 0xFF
+    buffer = Buffer(len(q), form.block_bytes * q.shape[1])
+    buffer.bytes[:] = raw.view(np.uint8).reshape(len(q), -1)
+    return rig.Activations(buffer, form)
+
+
+def some_integers(rng: np.random.Generator, tokens: int, blocks: int, form: Activation) -> rig.Activations:
+    """Many of them at the ends of the range."""
     def extreme(most: int) -> np.ndarray:
         numbers = rng.integers(-most, most + 1, (tokens, blocks, 32))
         return np.where(rng.random(numbers.shape) < 0.5, np.sign(numbers) * most, numbers)
 
-    raw = np.zeros((tokens, blocks), rig.QUANTIZED)
-    raw["q"], raw["r"] = extreme(127), extreme(64)
-    raw["scale"], raw["fine_scale"] = 1, 1
-    raw["scaled_sum"] = raw["q"].sum(2, dtype=np.int64)
-    raw["fine_sum"] = (128 * raw["q"].astype(np.int64) + raw["r"]).sum(2)
-    buffer = Buffer(tokens, QUANTIZED_BLOCK * blocks)
-    buffer.bytes[:] = raw.view(np.uint8).reshape(tokens, -1)
-    return rig.Activations(buffer, integer=True)
+    return integers(extreme(127), extreme(64), form)
 
 
-@pytest.mark.parametrize("name", ["q4", "q6", "q8"])
+def of_integers(form: Format, q: np.ndarray, *, minimum: int = 0) -> np.ndarray:
+    """A packed matrix with the weights q - minimum: all scales are 1."""
+    tall, wide = q.shape
+    ones, one = np.ones((tall, wide // 32)), np.ones(tall, np.float32)
+    if form.name == "q8":
+        return pack(form, Quantized(q.astype(np.int8), ones.astype(np.float32)))
+    return pack(form, Quantized(q.astype(np.uint8), ones.astype(np.uint8), (minimum * ones).astype(np.uint8), one, one))
+
+
+def exact_product(form: Format, q: np.ndarray, x: rig.Activations) -> np.ndarray:
+    """Integer arithmetic; float32 must have it. For 8-bit weights it may be above 2**24: then each block is rounded,
+    and their sum."""
+    blocks = [x.numbers[:, i] @ q[:, 32 * i:32 * i + 32].T for i in range(q.shape[1] // 32)]
+    assert max(np.abs(block).max() for block in blocks) < 2**31
+    if form.activation is Activation.QUANTIZED:
+        assert np.abs(sum(blocks)).max() < 2**24
+    total = np.zeros(blocks[0].shape, np.float32)
+    for block in blocks:
+        total += block.astype(np.float32)
+    return total
+
+
+INTEGERS = {"q4": (0, 15), "q6": (0, 63), "q8": (-127, 127)}
+"""The smallest and the largest of each format."""
+
+
+@pytest.mark.parametrize("name", INTEGERS)
 @rig.examples(20)
 @given(seed=seeds, tokens=few_tokens)
 def test_integer_dot_products_are_exact(target: str, name: str, seed: int, tokens: int) -> None:
-    """With scales of 1 the result is an integer, below 2**24 but for 8-bit weights, and float32 must have it."""
     rng, form = np.random.default_rng(seed), FORMATS[name]
-    tall, wide = 48, 64
-    low, high = {"q4": (0, 15), "q6": (0, 63), "q8": (-127, 127)}[name]
-    q = rng.integers(low, high + 1, (tall, wide))
+    low, high = INTEGERS[name]
+    q = rng.integers(low, high + 1, (48, 64))
     q = np.where(rng.random(q.shape) < 0.3, rng.choice([low, high], q.shape), q)
-    ones, zeros = np.ones((tall, 2)), np.zeros((tall, 2))
-    one = np.ones(tall, np.float32)
-    numbers = (Quantized(q.astype(np.int8), ones.astype(np.float32)) if name == "q8" else
-               Quantized(q.astype(np.uint8), ones.astype(np.uint8), zeros.astype(np.uint8), one, one))
-    x = integers(rng, tokens, 2)
-    y = rig.linear(rig.team(target), form, pack(form, numbers), x)
-    if form.fine:
-        exact = np.stack([(128 * x.q[:, i] + x.r[:, i]) @ q[:, 32 * i:32 * i + 32].T for i in range(2)])
-        exact = exact.astype(np.float32)  # of each block; then their sum
-        assert np.array_equal(y, exact[0] + exact[1])
-        return
-    assert np.array_equal(y, x.q.reshape(tokens, wide) @ q.T)
+    x = some_integers(rng, tokens, 2, form.activation)
+    got = rig.linear(rig.team(target), form, of_integers(form, q), x)
+    assert np.array_equal(got, exact_product(form, q, x))
+
+
+SIGNS = np.array([
+    np.ones(32), *(np.where(np.arange(32) // step % 2, -1, 1) for step in (1, 2, 4, 8, 16)),
+    *(np.where(np.arange(32) % 8 // 4 == odd, 1, -1) for odd in range(2)),
+], np.int64)
+"""Columns that pull one way together, or in turns: single ones, pairs, quads, halves."""
+
+
+@pytest.mark.parametrize("tokens", range(1, 10))
+@pytest.mark.parametrize("name", INTEGERS)
+def test_products_are_exact_at_the_ends_of_the_range(target: str, name: str, tokens: int) -> None:
+    """All 32 columns of every block at their largest, of the same sign or in turns: what is added in 16 bits fits."""
+    form = FORMATS[name]
+    low, high = INTEGERS[name]
+    signs = np.tile(np.concatenate([SIGNS, -SIGNS]), (1, 3))
+    q = np.where(signs > 0, high, low)
+    for shift in range(len(signs)):
+        rows = np.roll(signs, -shift, axis=0)[:tokens].reshape(tokens, 3, 32)
+        for of_rest in (1, -1):  # q and what is left of it pull one way, or against each other
+            x = integers(127 * rows, of_rest * 64 * rows, form.activation)
+            got = rig.linear(rig.team(target), form, of_integers(form, q), x)
+            assert np.array_equal(got, exact_product(form, q, x)), shift
+    if name != "q8":
+        got = rig.linear(rig.team(target), form, of_integers(form, q, minimum=200), x)
+        assert np.array_equal(got, exact_product(form, q - 200, x))
 
 
 @pytest.mark.skipif(len(TARGETS) < 2, reason="this machine executes one instruction set only")

@@ -1,3 +1,6 @@
+from collections.abc import Collection
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import rig
@@ -7,27 +10,41 @@ from hypothesis import strategies as st
 from weights_for import seeds, values
 
 from edgert.kernels import records
-from edgert.kernels.formats import QUANTIZED_BLOCK
+from edgert.kernels.formats import Activation
+from edgert.kernels.records import Code
 from edgert.kernels.team import Team
 
+ALL = frozenset(Activation)
 
-def norm(team: Team, x: np.ndarray, weight: np.ndarray, epsilon: float, *, as_float: bool = True,
-         as_blocks: bool = True, selected: list[int] | None = None) -> tuple[Buffer, Buffer, bool]:
-    """The float rows, the quantized rows, and whether all was finite."""
+
+class Normed(NamedTuple):
+    """A norm's rows in each form, and whether all was finite."""
+
+    rows: dict[Activation, Buffer]
+    finite: bool
+
+    @property
+    def floats(self) -> np.ndarray:
+        return self.rows[Activation.FLOAT].view(np.float32)
+
+
+def norm(team: Team, x: np.ndarray, weight: np.ndarray, epsilon: float, *, forms: Collection[Activation] = ALL,
+         selected: list[int] | None = None) -> Normed:
     columns = x.shape[1]
     blocks = rig.blocks(columns)
     source, scale = floats(rig.padded(x, 32), shift=4), floats(rig.padded(weight, 32), shift=8)
     rows = len(x) if selected is None else len(selected)
-    out, quantized = Buffer(rows, 128 * blocks), Buffer(rows, QUANTIZED_BLOCK * blocks)
+    outs = {form: Buffer(rows, form.block_bytes * blocks) for form in Activation}
     indices = np.array(selected or [0], dtype=np.int64)
     team.set(tokens=len(x), selected=rows, selected_rows=indices.ctypes.data)
-    finite = rig.run(team, (records.NORM, records.Norm(
-        source.address, source.stride, scale.address, columns, blocks, rig.bits(epsilon),
-        out.address if as_float else 0, out.stride, quantized.address if as_blocks else 0, quantized.stride,
+    places = [number for form in (Activation.FLOAT, Activation.QUANTIZED, Activation.FINE)
+              for number in (outs[form].address if form in forms else 0, outs[form].stride)]
+    finite = rig.run(team, (Code.NORM, records.Norm(
+        source.address, source.stride, scale.address, columns, blocks, rig.bits(epsilon), *places,
         int(selected is not None))))
-    out.check()
-    quantized.check()
-    return out, quantized, finite
+    for out in outs.values():
+        out.check()
+    return Normed(outs, finite)
 
 
 def definition(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
@@ -41,35 +58,39 @@ def definition(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
 def test_against_the_definition(target: str, seed: int, kind: str, tokens: int, columns: int, epsilon: float) -> None:
     rng = np.random.default_rng(seed)
     x, weight = values(rng, kind, (tokens, columns)), values(rng, "ordinary", (columns,))
-    out, quantized, finite = norm(rig.team(target), x, weight, epsilon)
-    assert finite
-    got = out.view(np.float32)
+    out = norm(rig.team(target), x, weight, epsilon)
+    assert out.finite
+    got = out.floats
     assert np.allclose(got[:, :columns], definition(x, weight, epsilon), rtol=(columns / 32 + 16) * 2**-24, atol=1e-38)
     assert not got[:, columns:].any()
-    again, _ = rig.quantize(rig.team(target), got.copy())
-    as_values = rig.Activations(quantized, integer=True)
-    assert np.array_equal(as_values.raw, again.raw)
+    for form in (Activation.QUANTIZED, Activation.FINE):
+        again, _ = rig.quantize(rig.team(target), got.copy(), form)
+        assert np.array_equal(out.rows[form].bytes, again.buffer.bytes)
 
 
-def test_either_result_may_be_left_out(target: str) -> None:
+@pytest.mark.parametrize("form", Activation)
+def test_any_form_may_be_left_out(target: str, form: Activation) -> None:
     x, weight = np.ones((2, 40), np.float32), np.ones(40, np.float32)
-    out, quantized, _ = norm(rig.team(target), x, weight, 1e-6, as_blocks=False)
-    assert np.isfinite(out.view(np.float32)).all() and (quantized.bytes == 0xFF).all()
-    out, quantized, _ = norm(rig.team(target), x, weight, 1e-6, as_float=False)
-    assert (out.bytes == 0xFF).all() and rig.Activations(quantized, integer=True).q.any()
+    every = norm(rig.team(target), x, weight, 1e-6)
+    for forms in ({form}, ALL - {form}):
+        some = norm(rig.team(target), x, weight, 1e-6, forms=forms)
+        for each in Activation:
+            expected = every.rows[each].bytes if each in forms else 0xFF
+            assert (some.rows[each].bytes == expected).all()
 
 
 def test_only_the_selected_rows(target: str) -> None:
     rng = np.random.default_rng(3)
     x, weight = values(rng, "ordinary", (7, 50)), values(rng, "ordinary", (50,))
-    every, _, _ = norm(rig.team(target, 3), x, weight, 1e-6)
-    some, _, _ = norm(rig.team(target, 3), x, weight, 1e-6, selected=[6, 0, 3])
-    assert np.array_equal(some.bytes, every.bytes[[6, 0, 3]])
+    every = norm(rig.team(target, 3), x, weight, 1e-6)
+    some = norm(rig.team(target, 3), x, weight, 1e-6, selected=[6, 0, 3])
+    for form in Activation:
+        assert np.array_equal(some.rows[form].bytes, every.rows[form].bytes[[6, 0, 3]])
 
 
+@pytest.mark.parametrize("form", Activation)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_reported(target: str, bad: float) -> None:
+def test_values_that_are_not_finite_are_reported(target: str, bad: float, form: Activation) -> None:
     x = np.ones((3, 50), np.float32)
     x[2, 49] = bad
-    _, _, finite = norm(rig.team(target), x, np.ones(50, np.float32), 1e-6)
-    assert not finite
+    assert not norm(rig.team(target), x, np.ones(50, np.float32), 1e-6, forms={form}).finite

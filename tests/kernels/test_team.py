@@ -6,7 +6,7 @@ import rig
 from guarded import floats
 
 from edgert.kernels import native, records
-from edgert.kernels.records import RECORD
+from edgert.kernels.records import RECORD, Code
 from edgert.kernels.team import Program, Team
 
 
@@ -17,9 +17,9 @@ def chain(rows: np.ndarray, steps: int) -> tuple[Program, np.ndarray, list[objec
     program = Program()
     for step in range(steps):
         source, out = buffers[step % 2], buffers[(step + 1) % 2]
-        program.append(records.NORM, records.Norm(
+        program.append(Code.NORM, records.Norm(
             source.address, source.stride, weight.address, rows.shape[1], rows.shape[1] // 32, rig.bits(1e-6),
-            out.address, out.stride, 0, 0, 0))
+            out.address, out.stride, 0, 0, 0, 0, 0))
     return program, buffers[steps % 2].view(np.float32), [buffers, weight]
 
 
@@ -93,7 +93,25 @@ def test_closing_ends_the_threads(target: str) -> None:
 def test_a_program_is_an_array_of_records() -> None:
     program = Program()
     assert program.array.shape == (0, RECORD)
-    program.append(records.QUANTIZE, records.Quantize(1, 2, 3, 4, 5))
-    program.append(records.NORM, records.Norm(*range(11)))
-    assert program.array.tolist() == [[33, 1, 2, 3, 4, 5, *[0] * 10], [32, *range(11), *[0] * 4]]
+    first = program.append(Code.QUANTIZE, records.Quantize(1, 2, 3, 4, 5, 6, 7))
+    second = program.append(Code.NORM, records.Norm(*range(13)))
+    assert program.array.tolist() == [[Code.QUANTIZE, 1, 2, 3, 4, 5, 6, 7, *[0] * 8], [Code.NORM, *range(13), 0, 0]]
     assert program.array.dtype == np.int64
+    program.amend(first, records.QUANTIZE.fine, -1)
+    program.amend(second, records.NORM.x, 77)
+    assert program.array.tolist() == [[Code.QUANTIZE, 1, 2, 3, 4, 5, -1, 7, *[0] * 8],
+                                      [Code.NORM, 77, *range(1, 13), 0, 0]]
+
+
+def test_every_record_fits_and_offsets_are_places() -> None:
+    classes = [records.Embedding, records.Linear, records.Norm, records.Quantize, records.Rope, records.Attention,
+               records.Up, records.Down, records.Neurons, records.Release]
+    for record in classes:
+        assert len(record._fields) < RECORD
+        program, places = Program(), records.offsets(record)
+        program.append(Code.NORM, record(*range(100, 100 + len(record._fields))))
+        for number, name in enumerate(record._fields):
+            assert program.array[0, getattr(places, name) // 8] == 100 + number
+            assert getattr(places, name) == getattr(getattr(records, record.__name__.upper()), name)
+    assert 8 * len(records.Token._fields) <= records.TOKEN_BYTES
+    assert 8 * len(records.State._fields) <= records.WAITING

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from edgert.kernels.formats import BLOCK, FORMATS, TILE, Format, Quantized, pack, round_bf16
+from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Quantized, pack, round_bf16
 
 FORMAT_NAMES = list(FORMATS)
 KINDS = ("ordinary", "large", "denormal", "zero", "mixed", "sparse")
@@ -69,7 +69,7 @@ def meaning(form: Format, weights: Quantized) -> tuple[np.ndarray, np.ndarray]:
 
 def matrix(rng: np.random.Generator, form: Format, kind: str, rows: int, columns: int) -> Weights:
     """A random matrix of `rows` x `columns`."""
-    if form.integer:
+    if form.activation is not Activation.FLOAT:
         numbers = quantized(rng, form, kind, rows, columns)
         positive, negative = meaning(form, numbers)
         return Weights(form, pack(form, numbers), positive - negative, positive, negative)
@@ -84,7 +84,8 @@ def product(weights: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Denormal products lose up to 2**-149 each, times a block's integers (at most 2**20) and a row's scale (2**8).
     """
-    terms = (x.shape[1] if not weights.form.integer else x.shape[1] // BLOCK) + 8
+    in_floats = weights.form.activation is Activation.FLOAT
+    terms = (x.shape[1] if in_floats else x.shape[1] // BLOCK) + 8
     size = np.abs(x) @ np.abs(weights.positive).T + np.abs(x) @ np.abs(weights.negative).T
-    lost = 2.0**-121 if weights.form.integer else 2.0**-149
+    lost = 2.0**-149 if in_floats else 2.0**-121
     return x @ weights.exact.T, terms * (2.0**-24 * size + lost)

@@ -387,7 +387,7 @@ def test_damage_anywhere_in_the_resident_section_is_found_when_loading(small: Bu
 def test_a_disk_that_does_not_answer(small: Bundle) -> None:
     file = FaultyFile(small.path, 40, "hang")
     engine, session = make_engine(small, keep=0.0, chunk_bytes=1, readers=1, file=file), session_of(small)
-    engine._team.set(patience=200)
+    engine._team.set(patience=300_000_000)
     with pytest.raises(ModelError, match="the disk does not answer"):
         for _ in range(3):
             engine.forward(session, [1])
