@@ -11,6 +11,7 @@ same order: the result depends neither on the threads nor on which tokens come t
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from .cache import LOAD, key_tile, value_row
 from .decorators import inlined, kernel
@@ -28,9 +29,10 @@ from .records import (
 )
 from .simd.arithmetic import add, div, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, zero_f32
 from .simd.memory import load_f32, load_f32x16, load_i64, prefetch, splat_f32, store_f32, store_f32x16, store_i64
+from .simd.rows import AT, Row, for_rows
 from .simd.target import choose
+from .simd.vector import f32x16
 from .state import take
-from .unrolled import for_rows, repeated
 
 _LOWEST, _ZERO, _ONE = np.float32(-3.0e38), np.float32(0.0), np.float32(1.0)
 _KEY_TILES = choose().key_tiles
@@ -49,58 +51,47 @@ def _exp(x):
 # --- rows x positions: scores; rows x components: sums ---------------------------------------------------------------
 
 
-@inlined
-def _times(vector, at, total):
-    return fma(splat_f32(at), vector, total)
+def _times(b, vector, at, total):
+    return fma.emit(b, splat_f32.emit(b, at), vector, total)
+
+
+def _put_scaled(b, scale, at, total):
+    store_f32x16.emit(b, at, mul.emit(b, total, scale))
 
 
 def _scores_of(rows: int, tiles: int, load: Any, size: int) -> Any:
     """A kernel for the scores of `rows` queries with `tiles` tiles of keys: q k * scale."""
-    zeros, times = repeated(zero_f32, rows), for_rows(_times, rows)
-
-    @inlined
-    def put(scale, at, total):
-        store_f32x16(at, mul(total, splat(scale)))
-        return 0
-
-    put_all, two = for_rows(put, rows), tiles == 2
+    zeros, two = for_rows(zero_f32.emit, rows, f32x16), tiles == 2
+    times = for_rows(_times, rows, f32x16, f32x16, AT, Row(f32x16))
+    put = for_rows(_put_scaled, rows, types.void, f32x16, AT, Row(f32x16))
 
     @inlined
     def scores(q, q_stride, tile, tile_bytes, head_dim, scale, out):
-        a, b = zeros(), zeros()
+        first, second = zeros(), zeros()
         for i in range(head_dim):
             at = tile + i * POSITIONS * size
-            a = times(load(at), q + 4 * i, q_stride, a)
+            first = times(load(at), q + 4 * i, q_stride, first)
             if two:
-                b = times(load(at + tile_bytes), q + 4 * i, q_stride, b)
-        put_all(scale, out, 4 * SPLIT, a)
+                second = times(load(at + tile_bytes), q + 4 * i, q_stride, second)
+        put(splat(scale), out, 4 * SPLIT, first)
         if two:
-            put_all(scale, out + 64, 4 * SPLIT, b)
+            put(splat(scale), out + 64, 4 * SPLIT, second)
 
     return scores
 
 
 def _sums_of(rows: int, load: Any, size: int) -> Any:
     """A kernel that adds the values of some positions, weighted, to 16 components of `rows` rows."""
-    times = for_rows(_times, rows)
-
-    @inlined
-    def get(_shared, at, _zero):
-        return load_f32x16(at)
-
-    @inlined
-    def put(_shared, at, total):
-        store_f32x16(at, total)
-        return 0
-
-    zeros, get_all, put_all = repeated(zero_f32, rows), for_rows(get, rows), for_rows(put, rows)
+    times = for_rows(_times, rows, f32x16, f32x16, AT, Row(f32x16))
+    get, put = (for_rows(load_f32x16.emit, rows, f32x16, AT),
+                for_rows(store_f32x16.emit, rows, types.void, AT, Row(f32x16)))
 
     @inlined
     def sums(weights, values, row_bytes, count, out, out_stride):
-        total = get_all(0, out, out_stride, zeros())
+        total = get(out, out_stride)
         for i in range(count):
             total = times(load(values + i * row_bytes), weights + 4 * i, 4 * SPLIT, total)
-        put_all(0, out, out_stride, total)
+        put(out, out_stride, total)
 
     return sums
 

@@ -8,6 +8,8 @@ the same operations in the same order whether it comes alone or with others.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from llvmlite import ir
+
 from .activation import FINE, FINE_SCALE, FINE_SUM, SCALE, SCALED_SUM
 from .decorators import inlined
 from .formats import BLOCK, FORMATS, TILE
@@ -20,6 +22,7 @@ from .simd.dot import (
     high_nibbles,
     low_nibbles,
     plus_128_times,
+    products,
     settled,
     start_offset,
     to_f32,
@@ -39,30 +42,33 @@ from .simd.memory import (
     splat_4bytes,
     splat_f32,
 )
+from .simd.rows import AT, Row, for_rows
 from .simd.target import choose
-from .unrolled import for_rows, for_rows_of_two, repeated
+from .simd.vector import f32x16, i8x64, i32x16
 
-TOKENS = choose().tokens
-"""How many tokens meet a block at once: the largest first, the last is 1."""
+_TOKENS = choose().tokens
 
 
 class Steps(NamedTuple):
     """The pieces of one weight format, for the matrix kernels to be built from."""
 
     into: Callable[[int], Any]
-    """into(n)(w, x, stride, sums) -> sums: one block into the sums (A, M) of n tokens, `stride` bytes apart."""
+    """into(n)(w, x, stride, a, m) -> a, m: one block into the two sums of n tokens, `stride` bytes apart."""
+    scales: Any
+    """(header) -> d, m: what `finish` needs of a tile's header."""
     finish: Any
-    """(header, (a, m)) -> y: 16 rows' results."""
-
-
-@inlined
-def _zeros():
-    return zero_f32(), zero_f32()
+    """A step for rows: (builder, d, m, a, m) -> y, 16 rows' results."""
+    tokens: tuple[int, ...] = _TOKENS
+    """How many tokens meet a block at once: the largest first, the last is 1."""
 
 
 def no_sums(tokens: int) -> Any:
-    """A function that gives the sums of so many tokens, all zero."""
-    return repeated(_zeros, tokens)
+    """A word that gives the sums of so many tokens, all zero."""
+    return for_rows(zero_f32.emit, tokens, f32x16)
+
+
+def _behind(b: Any, at: Any, offset: int) -> Any:
+    return b.add(at, ir.Constant(at.type, offset))
 
 
 def _q4_pair(pair: int) -> Any:
@@ -87,141 +93,125 @@ def _q6_pair(pair: int) -> Any:
     return quads
 
 
-def _products_of(pair: int, *, settle: bool) -> Any:
-    @inlined
-    def step(quads, x, products):
-        low, high = quads
-        products = add_products(products, low, splat_4bytes(x + 8 * pair))
-        products = add_products(products, high, splat_4bytes(x + 8 * pair + 4))
-        return settled(products) if settle else products
-
-    return step
+def _fma_splat(b, vector, at, total):
+    return fma.emit(b, vector, splat_f32.emit(b, at), total)
 
 
-@inlined
-def _begin(_shared, _x, total):
-    return begin_products(total)
+def _fma_scaled(b, total, s, scale, a):
+    return fma.emit(b, to_f32.emit(b, total), mul.emit(b, s, splat_f32.emit(b, scale)), a)
 
 
-@inlined
-def _end(_shared, _x, total, products):
-    return end_products(total, products)
-
-
-def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, pairs_at_once: int) -> Steps:
+def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_often: bool) -> Steps:
     """q4 and q6: unsigned weights, 8-bit scales and minima at the end of the block.
 
-    quads_of(n): (w) -> quads 2n and 2n + 1. pairs_at_once: so many such pairs' products fit 16 bits.
+    quads_of(n): (w) -> quads 2n and 2n + 1. widen_often: products of no more than two quads fit 16 bits.
     """
-    scales, minima = block_bytes - 32, block_bytes - 16
+    scales_at, minima_at = block_bytes - 32, block_bytes - 16
     quads_0, quads_1, quads_2, quads_3 = (quads_of(n) for n in range(4))
-    widen_often = pairs_at_once == 1
-
-    @inlined
-    def put(shared, x, total, sums):
-        s, m = shared
-        a, b = sums
-        return fma(to_f32(total), mul(s, splat_f32(x + SCALE)), a), fma(m, splat_f32(x + SCALED_SUM), b)
 
     def into(tokens: int) -> Any:
-        no_totals, begin, end = repeated(zero_i32, tokens), for_rows(_begin, tokens), for_rows_of_two(_end, tokens)
-        add_0, add_1, add_2, add_3 = (for_rows(_products_of(n, settle=tokens > 1), tokens) for n in range(4))
-        put_all = for_rows_of_two(put, tokens)
+        def pair(b, some, low, high, x):
+            some = add_products.emit(b, some, low, splat_4bytes.emit(b, x))
+            some = add_products.emit(b, some, high, splat_4bytes.emit(b, _behind(b, x, 4)))
+            return settled.emit(b, some) if tokens > 1 else some
+
+        zeros = for_rows(zero_i32.emit, tokens, i32x16)
+        begin = for_rows(begin_products.emit, tokens, products, Row(i32x16))
+        add_pair = for_rows(pair, tokens, products, Row(products), i8x64, i8x64, AT)
+        end = for_rows(end_products.emit, tokens, i32x16, Row(i32x16), Row(products))
+        add_scaled = for_rows(_fma_scaled, tokens, f32x16, Row(i32x16), f32x16, AT, Row(f32x16))
+        add_minimum = for_rows(_fma_splat, tokens, f32x16, f32x16, AT, Row(f32x16))
 
         @inlined
-        def block(w, x, stride, sums):
-            total = no_totals()
-            products = add_0(quads_0(w), x, stride, begin(0, x, stride, total))
+        def block(w, x, stride, a, m):
+            total = zeros()
+            low, high = quads_0(w)
+            some = add_pair(begin(total), low, high, x, stride)
             if widen_often:
-                total = end(0, x, stride, total, products)
-                products = begin(0, x, stride, total)
-            products = add_1(quads_1(w), x, stride, products)
+                total = end(total, some)
+                some = begin(total)
+            low, high = quads_1(w)
+            some = add_pair(some, low, high, x + 8, stride)
             if widen_often:
-                total = end(0, x, stride, total, products)
-                products = begin(0, x, stride, total)
-            products = add_2(quads_2(w), x, stride, products)
+                total = end(total, some)
+                some = begin(total)
+            low, high = quads_2(w)
+            some = add_pair(some, low, high, x + 16, stride)
             if widen_often:
-                total = end(0, x, stride, total, products)
-                products = begin(0, x, stride, total)
-            products = add_3(quads_3(w), x, stride, products)
-            total = end(0, x, stride, total, products)
-            return put_all((load_u8x16(w + scales), load_u8x16(w + minima)), x, stride, total, sums)
+                total = end(total, some)
+                some = begin(total)
+            low, high = quads_3(w)
+            some = add_pair(some, low, high, x + 24, stride)
+            total = end(total, some)
+            return (add_scaled(total, load_u8x16(w + scales_at), x + SCALE, stride, a),
+                    add_minimum(load_u8x16(w + minima_at), x + SCALED_SUM, stride, m))
 
         return block
 
     @inlined
-    def finish(header, sums):
-        a, b = sums
-        return sub(mul(load_bf16x16(header), a), mul(load_bf16x16(header + 32), b))
+    def scales(header):
+        return load_bf16x16(header), load_bf16x16(header + 32)
 
-    return Steps(into, finish)
+    def finish(b, scale, minimum, a, m):
+        return sub.emit(b, mul.emit(b, scale, a), mul.emit(b, minimum, m))
 
-
-@inlined
-def _finished(_header, sums):
-    return sums[0]
+    return Steps(into, scales, finish)
 
 
 @inlined
-def _q8_dot(total, q, x):
-    total = dot_offset(total, q[0], splat_4bytes(x))
-    total = dot_offset(total, q[1], splat_4bytes(x + 4))
-    total = dot_offset(total, q[2], splat_4bytes(x + 8))
-    total = dot_offset(total, q[3], splat_4bytes(x + 12))
-    total = dot_offset(total, q[4], splat_4bytes(x + 16))
-    total = dot_offset(total, q[5], splat_4bytes(x + 20))
-    total = dot_offset(total, q[6], splat_4bytes(x + 24))
-    return dot_offset(total, q[7], splat_4bytes(x + 28))
+def _no_scales(_header):
+    return zero_f32(), zero_f32()
+
+
+def _finished(_b, _scale, _minimum, a, _m):
+    return a
 
 
 def _q8_steps() -> Steps:
     """8-bit weights with the 15-bit activations; at most 127 * 127 * 128 * 32 < 2**31."""
-    @inlined
-    def put(shared, x, sums):
-        q, s = shared
-        a, b = sums
-        fine = _q8_dot(start_offset(load_i32(x + FINE_SUM)), q, x + FINE)
-        total = plus_128_times(fine, _q8_dot(zero_i32(), q, x))
-        return fma(to_f32(total), mul(s, splat_f32(x + FINE_SCALE)), a), b
+    def row(b, q0, q1, q2, q3, q4, q5, q6, q7, s, x, a):
+        def dots(total, at):
+            for i, q in enumerate((q0, q1, q2, q3, q4, q5, q6, q7)):
+                total = dot_offset.emit(b, total, q, splat_4bytes.emit(b, _behind(b, at, 4 * i)))
+            return total
+
+        fine = dots(start_offset.emit(b, load_i32.emit(b, _behind(b, x, FINE_SUM))), _behind(b, x, FINE))
+        total = plus_128_times.emit(b, fine, dots(zero_i32.emit(b), x))
+        return _fma_scaled(b, total, s, _behind(b, x, FINE_SCALE), a)
 
     def into(tokens: int) -> Any:
-        put_all = for_rows(put, tokens)
+        add = for_rows(row, tokens, f32x16, *[i8x64] * 8, f32x16, AT, Row(f32x16))
 
         @inlined
-        def block(w, x, stride, sums):
-            q = (load_i8x64(w), load_i8x64(w + 64), load_i8x64(w + 128), load_i8x64(w + 192),
-                 load_i8x64(w + 256), load_i8x64(w + 320), load_i8x64(w + 384), load_i8x64(w + 448))
-            return put_all((q, load_bf16x16(w + 512)), x, stride, sums)
+        def block(w, x, stride, a, m):
+            return add(load_i8x64(w), load_i8x64(w + 64), load_i8x64(w + 128), load_i8x64(w + 192),
+                       load_i8x64(w + 256), load_i8x64(w + 320), load_i8x64(w + 384), load_i8x64(w + 448),
+                       load_bf16x16(w + 512), x, stride, a), m
 
         return block
 
-    return Steps(into, _finished)
+    return Steps(into, _no_scales, _finished)
 
 
 def _float_steps(load: Any, column_bytes: int) -> Steps:
     """f16 and f32: one column of 16 rows at a time against float32 activations."""
-    @inlined
-    def put(v, x, sums):
-        a, b = sums
-        return fma(v, splat_f32(x), a), b
-
     def into(tokens: int) -> Any:
-        put_all = for_rows(put, tokens)
+        add = for_rows(_fma_splat, tokens, f32x16, f32x16, AT, Row(f32x16))
 
         @inlined
-        def block(w, x, stride, sums):
+        def block(w, x, stride, a, m):
             for i in range(BLOCK):
-                sums = put_all(load(w + i * column_bytes), x + 4 * i, stride, sums)
-            return sums
+                a = add(load(w + i * column_bytes), x + 4 * i, stride, a)
+            return a, m
 
         return block
 
-    return Steps(into, _finished)
+    return Steps(into, _no_scales, _finished, tuple(n for n in _TOKENS if n <= 4))  # more gain little
 
 
 STEPS: dict[str, Steps] = {
-    "q4": _affine_steps(_q4_pair, FORMATS["q4"].block_bytes, 4),
-    "q6": _affine_steps(_q6_pair, FORMATS["q6"].block_bytes, 1),
+    "q4": _affine_steps(_q4_pair, FORMATS["q4"].block_bytes, widen_often=False),
+    "q6": _affine_steps(_q6_pair, FORMATS["q6"].block_bytes, widen_often=True),
     "q8": _q8_steps(),
     "f16": _float_steps(load_f16x16, 2 * TILE),
     "f32": _float_steps(load_f32x16, 4 * TILE),

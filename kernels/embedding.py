@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from .decorators import inlined, kernel
+from .dispatch import by_format
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, TILE
 from .records import EMBEDDING, STATE
 from .simd.memory import load_bf16, load_f16, load_f32, load_i64, load_u8, store_f32
 from .state import take
-from .unrolled import by_format
 
 
 @inlined

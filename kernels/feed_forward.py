@@ -8,17 +8,21 @@ address is looked up in a table; one that is ABSENT adds nothing.
 
 from typing import Any
 
+from numba import types
+
 from .activation import quantize_pair
-from .block_products import STEPS, TOKENS, no_sums
+from .block_products import STEPS, no_sums
 from .decorators import inlined, kernel
+from .dispatch import by_format, in_turn
 from .formats import BLOCK, FORMATS, TILE, Activation
 from .functions import silu
 from .linear import tile_bytes_of, tile_of
 from .records import ABSENT, DOWN, RELEASE, SEGMENTS, STATE, TOKENS_AT_ONCE, UP
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
+from .simd.rows import AT, Row, for_rows
+from .simd.vector import f32x16
 from .state import arrived, release, share, take
-from .unrolled import by_format, for_rows, in_turn
 
 _ROW_BYTES = 4 * TILE * 4
 _ACTIVATION_BLOCK = tuple(form.activation.block_bytes for form in FORMATS.values())
@@ -84,33 +88,34 @@ def _segments_kernel(name: str) -> Any:
     (table, groups, first, last, offset, header, hidden, hidden_stride, tokens, sums): sums: 16 float32 a token.
     """
     steps, block_bytes = STEPS[name], FORMATS[name].activation.block_bytes
-    finish = steps.finish
+    scales = steps.scales
 
-    @inlined
-    def add_to(header, at, sums):
-        store_f32x16(at, add(load_f32x16(at), finish(header, sums)))
-        return 0
+    def add_to(b, scale, minimum, sums, a, m):
+        value = steps.finish(b, scale, minimum, a, m)
+        store_f32x16.emit(b, sums, add.emit(b, load_f32x16.emit(b, sums), value))
 
     def of(count: int) -> Any:
-        zeros, into, put_all = no_sums(count), steps.into(count), for_rows(add_to, count)
+        zeros, into = no_sums(count), steps.into(count)
+        add_rows = for_rows(add_to, count, types.void, f32x16, f32x16, AT, Row(f32x16), Row(f32x16))
 
         @inlined
         def some(token, table, groups, first, last, offset, header, hidden, hidden_stride, tokens, sums):
+            scale, minimum = scales(header)
             while token + count <= tokens:
                 x = hidden + token * hidden_stride
                 for segment in range(first, last):
-                    of_segment = zeros()
+                    a, m = zeros(), zeros()
                     for group in range(segment * groups // SEGMENTS, (segment + 1) * groups // SEGMENTS):
                         w = load_i64(table + 8 * group)
                         if w != ABSENT:
-                            of_segment = into(w + offset, x + group * block_bytes, hidden_stride, of_segment)
-                    put_all(header, sums + token * 64, 64, of_segment)
+                            a, m = into(w + offset, x + group * block_bytes, hidden_stride, a, m)
+                    add_rows(scale, minimum, sums + token * 64, 64, a, m)
                 token += count
             return token
 
         return some
 
-    every = in_turn([of(count) for count in TOKENS])
+    every = in_turn([of(count) for count in steps.tokens])
 
     @kernel
     def segments(table, groups, first, last, offset, header, hidden, hidden_stride, tokens, sums):

@@ -2,28 +2,23 @@
 
 from typing import Any
 
-from .block_products import STEPS, TOKENS, no_sums
+from numba import types
+
+from .block_products import STEPS, no_sums
 from .decorators import inlined, kernel
+from .dispatch import by_format, in_turn
 from .formats import FORMATS, SLAB
 from .records import LINEAR, RECORD_BYTES, STATE, TOKENS_AT_ONCE
-from .simd.arithmetic import add
+from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
+from .simd.rows import AT, Row, for_rows
+from .simd.vector import f32x16
 from .state import arrived, release, share, take
-from .unrolled import by_format, for_rows, in_turn
 
 PIECES = 8
 """Times that a thread takes tiles of a matrix: more even out the ends, fewer read longer runs."""
 _CHUNK_BYTES = 128 << 10
 """Tiles that a thread takes at once: with their tokens they stay in its second-level cache."""
-
-
-@inlined
-def _put(y, value, bias, accumulate):
-    if bias:
-        value = add(value, load_f32x16(bias))
-    if accumulate:
-        value = add(load_f32x16(y), value)
-    store_f32x16(y, value)
 
 
 def tile_kernel(name: str) -> Any:
@@ -32,34 +27,42 @@ def tile_kernel(name: str) -> Any:
     16 rows of the result go to y as float32, one token every `y_stride` bytes. bias: address of 16 float32, or 0.
     """
     steps, form = STEPS[name], FORMATS[name]
-    finish, block_bytes, header_bytes = steps.finish, form.block_bytes, form.header_bytes
+    scales, block_bytes, header_bytes = steps.scales, form.block_bytes, form.header_bytes
     activation_block = form.activation.block_bytes
 
-    @inlined
-    def put(shared, y, sums):
-        w, bias, accumulate = shared
-        _put(y, finish(w, sums), bias, accumulate)
-        return 0
+    def put(b, scale, minimum, bias, y, a, m):
+        store_f32x16.emit(b, y, add.emit(b, steps.finish(b, scale, minimum, a, m), bias))
+
+    def put_added(b, scale, minimum, bias, y, a, m):
+        value = add.emit(b, steps.finish(b, scale, minimum, a, m), bias)
+        store_f32x16.emit(b, y, add.emit(b, load_f32x16.emit(b, y), value))
 
     def of(count: int) -> Any:
         """Tokens from `token` on, so many at a time; the first that is left."""
-        zeros, into, put_all = no_sums(count), steps.into(count), for_rows(put, count)
+        zeros, into = no_sums(count), steps.into(count)
+        put_rows, add_rows = (for_rows(step, count, types.void, f32x16, f32x16, f32x16, AT, Row(f32x16), Row(f32x16))
+                              for step in (put, put_added))
 
         @inlined
         def some(token, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
             while token + count <= tokens:
-                sums, at, body = zeros(), x + token * x_stride, w + header_bytes
+                a, m, at, body = zeros(), zeros(), x + token * x_stride, w + header_bytes
                 for _ in range(blocks):
-                    sums = into(body, at, x_stride, sums)
+                    a, m = into(body, at, x_stride, a, m)
                     body += block_bytes
                     at += activation_block
-                put_all((w, bias, accumulate), y + token * y_stride, y_stride, sums)
+                scale, minimum = scales(w)
+                offset = load_f32x16(bias) if bias else zero_f32()
+                if accumulate:
+                    add_rows(scale, minimum, offset, y + token * y_stride, y_stride, a, m)
+                else:
+                    put_rows(scale, minimum, offset, y + token * y_stride, y_stride, a, m)
                 token += count
             return token
 
         return some
 
-    every = in_turn([of(count) for count in TOKENS])
+    every = in_turn([of(count) for count in steps.tokens])
 
     @kernel
     def tile(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):

@@ -7,19 +7,30 @@ bit: both cut the groups into the same segments.
 
 from typing import Any
 
-from .block_products import STEPS
+from numba import types
+
+from .block_products import STEPS, no_sums
 from .decorators import kernel
+from .dispatch import by_format
 from .feed_forward import hidden_block
 from .formats import FORMATS
 from .linear import tile_bytes_of, tile_of
 from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE, WAIT
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
+from .simd.rows import AT, Row, for_rows
+from .simd.vector import f32x16
 from .state import arrived, release, share, take
-from .unrolled import by_format
 
 HIDDEN = 256
 """Where in a thread's scratch the group's 32 activations stand, behind 64 float32."""
+
+
+_load, _put = for_rows(load_f32x16.emit, 1, f32x16, AT), for_rows(store_f32x16.emit, 1, types.void, AT, Row(f32x16))
+
+
+def _finish_one(name: str) -> Any:
+    return for_rows(STEPS[name].finish, 1, f32x16, f32x16, f32x16, Row(f32x16), Row(f32x16))
 
 
 def _down_group(name: str) -> Any:
@@ -29,35 +40,37 @@ def _down_group(name: str) -> Any:
     segment's result, `out`: 16 float32 every `out_stride` bytes.
     """
     steps, block_bytes, header_bytes = STEPS[name], FORMATS[name].block_bytes, FORMATS[name].header_bytes
-    one, finish = steps.into(1), steps.finish
+    one, scales, finish, zeros = steps.into(1), steps.scales, _finish_one(name), no_sums(1)
 
     @kernel
     def down_group(w, hidden, sums, tiles, begin, end, headers, out, out_stride):
         for i in range(tiles):
             at = sums + 128 * i
             if begin:
-                a, b = zero_f32(), zero_f32()
+                a, m = zeros(), zeros()
             else:
-                a, b = load_f32x16(at), load_f32x16(at + 64)
-            ((a, b),) = one(w + i * block_bytes, hidden, 0, ((a, b),))
+                a, m = _load(at, 0), _load(at + 64, 0)
+            a, m = one(w + i * block_bytes, hidden, 0, a, m)
             if end:
-                store_f32x16(out + i * out_stride, finish(headers + i * header_bytes, (a, b)))
+                scale, minimum = scales(headers + i * header_bytes)
+                _put(out + i * out_stride, 0, finish(scale, minimum, a, m))
             else:
-                store_f32x16(at, a)
-                store_f32x16(at + 64, b)
+                _put(at, 0, a)
+                _put(at + 64, 0, m)
 
     return down_group
 
 
 def _finish_tiles(name: str) -> Any:
     """A kernel that makes the segment's result of its sums, where its last group turned out to be ABSENT."""
-    finish, header_bytes = STEPS[name].finish, FORMATS[name].header_bytes
+    scales, finish, header_bytes = STEPS[name].scales, _finish_one(name), FORMATS[name].header_bytes
 
     @kernel
-    def finish_tiles(headers, sums, out, tiles):
+    def finish_tiles(sums, tiles, headers, out, out_stride):
         for i in range(tiles):
             at = sums + 128 * i
-            store_f32x16(out + 64 * i, finish(headers + i * header_bytes, (load_f32x16(at), load_f32x16(at + 64))))
+            scale, minimum = scales(headers + i * header_bytes)
+            _put(out + i * out_stride, 0, finish(scale, minimum, _load(at, 0), _load(at + 64, 0)))
 
     return finish_tiles
 
@@ -87,7 +100,7 @@ def neurons(op, state, thread):
     sums = scratch + NEURONS_SUMS
     segment = take(state, 1)
     while segment < SEGMENTS:
-        out = load_i64(op + NEURONS.partial) + segment * tiles * 64
+        out = load_i64(op + NEURONS.partial) + segment * 64
         first, begin, ended = segment * groups // SEGMENTS, 1, 0
         last = _last_present(table, first, (segment + 1) * groups // SEGMENTS)
         for group in range(first, last + 1):
@@ -100,14 +113,15 @@ def neurons(op, state, thread):
                 tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + NEURONS.x), 0, 1, scratch + 64 * i, 0, 0, 0)
             hidden_block(scratch, scratch + HIDDEN, down, state + STATE.error)
             ended = int(group == last)
-            _down(down, w + offset, scratch + HIDDEN, sums, tiles, begin, ended, headers, out, 64)
+            _down(down, w + offset, scratch + HIDDEN, sums, tiles, begin, ended, headers, out,
+                  64 * SEGMENTS)
             begin = 0
             release(state, table, counters, group)
         if begin:
             for i in range(tiles):
-                store_f32x16(out + i * 64, zero_f32())
+                store_f32x16(out + i * 64 * SEGMENTS, zero_f32())
         elif not ended:
-            _finish(down, headers, sums, out, tiles)
+            _finish(down, sums, tiles, headers, out, 64 * SEGMENTS)
         segment = take(state, 1)
 
 
@@ -121,6 +135,6 @@ def gather(op, state):
         for i in range(first, min(first + chunk, tiles)):
             total = zero_f32()
             for segment in range(SEGMENTS):
-                total = add(total, load_f32x16(partial + (segment * tiles + i) * 64))
+                total = add(total, load_f32x16(partial + (i * SEGMENTS + segment) * 64))
             store_f32x16(y + 64 * i, add(load_f32x16(y + 64 * i), total))
         first = take(state, chunk)

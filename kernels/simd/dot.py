@@ -104,42 +104,43 @@ def zero_i32(_b):
 # with weights up to 15 (8 * 2 * 15 * 127 < 32768), two with weights up to 63. One that has it adds to the total itself.
 # What comes between begin_products and end_products is exact in both.
 _NARROW = _TARGET == "avx2"
-_products = i16x32 if _NARROW else i32x16
+products = i16x32 if _NARROW else i32x16
+"""The type of products that have not been added to a total yet."""
 
 
-@operation(_products, i32x16)
+@operation(products, i32x16)
 def begin_products(b, total):
     """Begin to add products to `total`."""
     return constant(V16, 0) if _NARROW else total
 
 
-@operation(_products, _products, i8x64, i8x64)
-def add_products(b, products, weights, activations):
-    """products + dot products of unsigned weights and int8 activations."""
+@operation(products, products, i8x64, i8x64)
+def add_products(b, some, weights, activations):
+    """Some products + dot products of unsigned weights and int8 activations."""
     if not _NARROW:
-        return _unsigned_by_signed(b, products, weights, activations)
-    return _by_halves(b, products, weights, activations, lambda t, w, x: b.add(t, _avx2_pairs(b, w, x)))
+        return _unsigned_by_signed(b, some, weights, activations)
+    return _by_halves(b, some, weights, activations, lambda t, w, x: b.add(t, _avx2_pairs(b, w, x)))
 
 
-@operation(_products, _products)
-def settled(b, products):
+@operation(products, products)
+def settled(b, some):
     """The same products, and a point that memory accesses do not move across.
 
     The compiler would load and unpack all weights of a block first, and not find registers for them.
     """
     if not _NARROW:
-        return products
-    halves = pieces(b, products, 2)
+        return some
+    halves = pieces(b, some, 2)
     asm = ir.InlineAsm(ir.FunctionType(halves[0].type, [halves[0].type]), "", "=x,0,~{memory}", side_effect=True)
     return joined(b, [b.call(asm, [half]) for half in halves])
 
 
-@operation(i32x16, i32x16, _products)
-def end_products(b, total, products):
+@operation(i32x16, i32x16, products)
+def end_products(b, total, some):
     """`total` with the products added."""
     if not _NARROW:
-        return products
-    low, high = (_avx2_widened(b, half) for half in pieces(b, products, 2))
+        return some
+    low, high = (_avx2_widened(b, half) for half in pieces(b, some, 2))
     return b.add(total, joined(b, [low, high]))
 
 

@@ -18,9 +18,9 @@ VF = ir.VectorType(F32, 16)
 
 
 class Vector(types.Type):
-    """A Numba type that is one LLVM vector."""
+    """A Numba type that is one LLVM vector, or several (rows.py)."""
 
-    def __init__(self, name: str, lowered: ir.VectorType) -> None:
+    def __init__(self, name: str, lowered: Any) -> None:
         self.lowered = lowered
         super().__init__(name=name)
 
@@ -41,7 +41,10 @@ Emit = Callable[..., Any]
 
 
 def operation(result: types.Type, *parameters: types.Type) -> Callable[[Emit], Any]:
-    """Make `emit(builder, *values) -> value` callable from compiled code, with the Numba types given."""
+    """Make `emit(builder, *values) -> value` callable from compiled code, with the Numba types given.
+
+    What is made has `emit` as an attribute, for words that are made of words.
+    """
     signature = result(*parameters)
 
     def define(emit: Emit) -> Any:
@@ -49,17 +52,14 @@ def operation(result: types.Type, *parameters: types.Type) -> Callable[[Emit], A
             value = emit(builder, *values)
             return context.get_dummy_value() if result is types.void else value
 
-        typers = (
-            lambda _context: (signature, lower),
-            lambda _context, a: (signature, lower),
-            lambda _context, a, b: (signature, lower),
-            lambda _context, a, b, c: (signature, lower),
-            lambda _context, a, b, c, d: (signature, lower),
-        )
-        typer = typers[len(parameters)]
+        # Numba wants to see each parameter.
+        parameter_list = "".join(f", p{i}" for i in range(len(parameters)))
+        typer = eval(f"lambda context{parameter_list}: made", {"made": (signature, lower)})
         typer.__name__ = typer.__qualname__ = emit.__name__
         typer.__doc__ = emit.__doc__
-        return intrinsic(typer)
+        word: Any = intrinsic(typer)
+        word.emit = emit
+        return word
 
     return define
 
