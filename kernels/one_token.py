@@ -14,7 +14,7 @@ from .decorators import kernel
 from .dispatch import by_format
 from .feed_forward import hidden_block
 from .formats import FORMATS
-from .linear import tile_bytes_of, tile_of
+from .linear import prefetch_weights, tile_bytes_of, tile_of
 from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE, WAIT
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
@@ -46,6 +46,7 @@ def _down_group(name: str) -> Any:
     def down_group(w, hidden, sums, tiles, begin, end, headers, out, out_stride):
         for i in range(tiles):
             at = sums + 128 * i
+            prefetch_weights(w + i * block_bytes, block_bytes)
             if begin:
                 a, m = zeros(), zeros()
             else:

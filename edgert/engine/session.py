@@ -7,7 +7,7 @@ import numpy as np
 from edgert.errors import ModelError
 from edgert.kernels.records import CACHE_ELEMENTS, POSITIONS, Token, padded_head_dim
 from edgert.models.config import Config
-from edgert.residency.region import Region
+from edgert.residency.region import HUGE_PAGE, Region
 
 _ROPE_ROWS = 512
 
@@ -33,7 +33,8 @@ class Session:
         self.config, self.context, self.cache_type = config, context, cache_type
         self.tokens: list[int] = []
         self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
-        self._cache = Region(self.bytes, f"the cache of {context} tokens")
+        # Not for shorter ones, whose heads share huge pages: all of a cache would become resident with its first token.
+        self._cache = Region(self.bytes, f"the cache of {context} tokens", huge=self.head_bytes >= HUGE_PAGE)
         self._rope = np.empty((context, config.head_dim), np.float32)
         half, frequencies = config.head_dim // 2, config.rope_frequencies()
         for start in range(0, context, _ROPE_ROWS):  # in float64, a part at a time
