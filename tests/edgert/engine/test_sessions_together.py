@@ -15,6 +15,7 @@ from edgert.engine.session import Session
 from edgert.engine.worker import CancelledError
 from edgert.errors import ModelError
 from edgert.kernels.records import CANCELLED, SPLIT
+from edgert.residency.source import AllInMemory
 
 VOCABULARY, CONTEXT = 300, 640
 SHAPE = {"num_hidden_layers": 2, "intermediate_size": 700, "vocab_size": VOCABULARY, "num_attention_heads": 6,
@@ -158,7 +159,7 @@ def test_each_gets_what_it_gets_alone(make: Callable[..., Sessions], alone: list
                                       keep: float, chunk: int) -> None:
     """In several calls, in any order, with one new token or several, that go at once or in turns."""
     sessions = make(threads=threads, keep=keep, chunk=chunk, chunk_bytes=1 << 13)
-    assert (sessions.engine.stream is not None) == (keep < 1)
+    assert isinstance(sessions.engine.source, AllInMemory) == (keep == 1)
     for step in STEPS:
         sessions.step(step)
     for number, (bits, expected) in enumerate(zip(sessions.bits(), alone, strict=True)):
