@@ -74,8 +74,7 @@ class Engine:
             made.callback(self._staging.close)
             self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
             self._team.set(selected_rows=self._buffers.selected_buffer.address,
-                           token_records=self._buffers.tokens_buffer.address)
-            self._team.set(freed=self.source.freed)
+                           token_records=self._buffers.tokens_buffer.address, freed=self.source.freed)
             self._closing = made.pop_all()
 
     def _build(self, header: Header, cache_type: str, *, one_token: bool) -> Programs:
