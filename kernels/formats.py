@@ -20,6 +20,20 @@ The other formats have no header.
 In a block the columns stand in 8 *quads* of 4; quad n is columns 4n to 4n + 3, byte 4 * row + column within it. q8 has
 one 64-byte vector a quad. q4 has one for two quads: the even one in the low nibbles, the odd one in the high ones. q6's
 extra 128 bytes are two vectors: bits 2i and 2i + 1 of vector p belong to quad 4p + i.
+
+A block of integers is two *planes*: its *base*, the upper bits of q with scales and minima, and its *detail*, the lower
+bits. Together they are the block; the base alone is a coarser one, whose q is read as the middle of what it can be.
+
+=====  ===================================================  ======================  ===================
+name   base                                                 detail                  q of a base alone
+=====  ===================================================  ======================  ===================
+q4     128 bytes of the upper 2 bits, s, m                  128 bytes               4 * upper + 1.5
+q6     128 bytes of the upper 2 bits, s, m                  256 bytes of nibbles    16 * upper + 7.5
+q8     256 bytes of the upper 4 bits of q + 128, s          256 bytes of nibbles    16 * upper + 8 - 128
+=====  ===================================================  ======================  ===================
+
+q4: pairs 2p and 2p + 1 of its vectors become vector p of each plane, so that they come back by two masks and a shift.
+q6 is its extra plane and its nibbles. q8: two quads a vector, in nibbles as in q4.
 """
 
 from dataclasses import dataclass
@@ -60,6 +74,15 @@ class Format:
     block_bytes: int
     header_bytes: int
     activation: Activation
+    detail_bytes: int = 0
+    """Of a block: its detail plane; 0 where a format is not split."""
+    middle: float = 0.0
+    """What is added to q where the detail is missing, whose bits are then 0."""
+
+    @property
+    def base_bytes(self) -> int:
+        """Of a block: its base plane."""
+        return self.block_bytes - self.detail_bytes
 
     def blocks(self, columns: int) -> int:
         return -(-columns // BLOCK)
@@ -72,9 +95,9 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {f.name: f for f in (
-    Format("q4", 0, 288, 64, Activation.QUANTIZED),
-    Format("q6", 1, 416, 64, Activation.QUANTIZED),
-    Format("q8", 2, 544, 0, Activation.FINE),
+    Format("q4", 0, 288, 64, Activation.QUANTIZED, 128, 1.5),
+    Format("q6", 1, 416, 64, Activation.QUANTIZED, 256, 7.5),
+    Format("q8", 2, 544, 0, Activation.FINE, 256, 8.0),
     Format("f16", 3, 1024, 0, Activation.FLOAT),
     Format("f32", 4, 2048, 0, Activation.FLOAT),
 )}
@@ -167,3 +190,37 @@ def unpack(form: Format, tiles: np.ndarray) -> np.ndarray:
             .astype(np.float32) for at in (0, 16))
     scale, minimum = (_bf16_values(np.ascontiguousarray(tiles[:, at:at + 32]))[:, :, None, None] for at in (0, 32))
     return (scale * s * q - minimum * m).reshape(count * TILE, -1)
+
+
+_UPPER, _LOWER = np.uint8(0xCC), np.uint8(0x33)
+
+
+def planes(form: Format, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of a format that is split, uint8 of shape (..., block_bytes), as their planes: uint8 of shapes
+    (..., base_bytes) and (..., detail_bytes)."""
+    shape = blocks.shape[:-1]
+    if form.name == "q6":
+        return blocks[..., 256:], blocks[..., :256]
+    vectors = blocks[..., :256 if form.name == "q4" else 512].reshape(*shape, -1, 64)
+    even, odd = vectors[..., 0::2, :], vectors[..., 1::2, :]
+    if form.name == "q4":
+        base, detail = even & _UPPER | (odd & _UPPER) >> 2, (even & _LOWER) << 2 | odd & _LOWER
+    else:
+        base, detail = even >> 4 | odd & 0xF0, even & 15 | odd << 4
+    rest = blocks[..., vectors.shape[-2] * 64:]
+    return np.concatenate([base.reshape(*shape, -1), rest], -1), detail.reshape(*shape, -1)
+
+
+def whole(form: Format, base: np.ndarray, detail: np.ndarray) -> np.ndarray:
+    """The blocks whose planes these are; the inverse of `planes`."""
+    shape = base.shape[:-1]
+    if form.name == "q6":
+        return np.concatenate([detail, base], -1)
+    length = form.detail_bytes
+    upper, lower = (part.reshape(*shape, -1, 64) for part in (base[..., :length], detail))
+    if form.name == "q4":
+        even, odd = upper & _UPPER | lower >> 2 & _LOWER, upper << 2 & _UPPER | lower & _LOWER
+    else:
+        even, odd = upper << 4 | lower & 15, upper & 0xF0 | lower >> 4
+    vectors = np.stack([even, odd], -2).reshape(*shape, -1)
+    return np.concatenate([vectors, base[..., length:]], -1)

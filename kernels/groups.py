@@ -1,0 +1,42 @@
+"""How a group of 32 neurons stands in memory or in a file: whole, or as its two planes (formats.py).
+
+A group is, one after another, the 2 tiles of its gate rows, the 2 of its up rows, then for every 16 rows of the result
+one block of the down projection, whose tile headers stand apart. Its base is the same of base planes; its detail the
+same of detail planes, without tile headers. Both parts of a group whose format is not split are in its base.
+"""
+
+from typing import NamedTuple
+
+from .formats import TILE, Format
+
+GROUP_TILES = 4
+"""Of gate and up."""
+GROUP_ALIGNMENT = 64
+
+
+class GroupPart(NamedTuple):
+    """Where the down blocks of a group, or of one of its planes, begin, and its length; in bytes."""
+
+    down: int
+    length: int
+
+
+class GroupLayout(NamedTuple):
+    """Of a layer's groups: whole ones, and their planes. detail.length is 0 where neither format is split."""
+
+    whole: GroupPart
+    base: GroupPart
+    detail: GroupPart
+
+
+def group_layout(hidden_size: int, gate_up: Format, down: Format) -> GroupLayout:
+    """The layout of groups of these formats."""
+    blocks, tiles = gate_up.blocks(hidden_size), -(-hidden_size // TILE)
+
+    def part(header: int, gate_up_block: int, down_block: int) -> GroupPart:
+        start = GROUP_TILES * (header + blocks * gate_up_block)
+        return GroupPart(start, -(-(start + tiles * down_block) // GROUP_ALIGNMENT) * GROUP_ALIGNMENT)
+
+    return GroupLayout(part(gate_up.header_bytes, gate_up.block_bytes, down.block_bytes),
+                       part(gate_up.header_bytes, gate_up.base_bytes, down.base_bytes),
+                       part(0, gate_up.detail_bytes, down.detail_bytes))
