@@ -8,12 +8,14 @@ the same operations in the same order whether it comes alone or with others.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 
 from .activation import FINE, FINE_SCALE, FINE_SUM, SCALE, SCALED_SUM
 from .decorators import inlined
 from .formats import BLOCK, FORMATS, TILE
-from .simd.arithmetic import fma, mul, sub, zero_f32
+from .simd.arithmetic import fma, mul, splat, sub, zero_f32
+from .simd.bits import upper_2_of, upper_4_of
 from .simd.dot import (
     add_products,
     begin_products,
@@ -30,6 +32,7 @@ from .simd.dot import (
     with_bits_2,
     with_bits_4,
     with_bits_6,
+    zero_i8,
     zero_i32,
 )
 from .simd.memory import (
@@ -101,12 +104,36 @@ def _fma_scaled(b, total, s, scale, a):
     return fma.emit(b, to_f32.emit(b, total), mul.emit(b, s, splat_f32.emit(b, scale)), a)
 
 
-def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_often: bool) -> Steps:
+def _q4_base_pair(pair: int) -> Any:
+    first, second = upper_2_of[pair % 2 * 2:pair % 2 * 2 + 2]
+
+    @inlined
+    def quads(w):
+        v = load_i8x64(w + 64 * (pair // 2))
+        return first(v), second(v)
+
+    return quads
+
+
+def _q6_base_pair(pair: int) -> Any:
+    low_bits, high_bits = (with_bits_0, with_bits_2) if pair % 2 == 0 else (with_bits_4, with_bits_6)
+
+    @inlined
+    def quads(w):
+        plane = load_i8x64(w + 64 * (pair // 2))
+        return low_bits(zero_i8(), plane), high_bits(zero_i8(), plane)
+
+    return quads
+
+
+def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_often: bool, middle: float = 0.0,
+                  tokens: tuple[int, ...] = _TOKENS) -> Steps:
     """q4 and q6: unsigned weights, 8-bit scales and minima at the end of the block.
 
-    quads_of(n): (w) -> quads 2n and 2n + 1. widen_often: products of no more than two quads fit 16 bits.
+    quads_of(n): (w) -> quads 2n and 2n + 1. widen_often: products of no more than two quads fit 16 bits. middle: what
+    is added to each weight.
     """
-    scales_at, minima_at = block_bytes - 32, block_bytes - 16
+    scales_at, minima_at, added = block_bytes - 32, block_bytes - 16, np.float32(middle)
     quads_0, quads_1, quads_2, quads_3 = (quads_of(n) for n in range(4))
 
     def into(tokens: int) -> Any:
@@ -143,8 +170,11 @@ def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_oft
             low, high = quads_3(w)
             some = add_pair(some, low, high, x + 24, stride)
             total = end(total, some)
-            return (add_scaled(total, load_u8x16(w + scales_at), x + SCALE, stride, a),
-                    add_minimum(load_u8x16(w + minima_at), x + SCALED_SUM, stride, m))
+            s = load_u8x16(w + scales_at)
+            a = add_scaled(total, s, x + SCALE, stride, a)
+            if middle:
+                a = add_minimum(mul(s, splat(added)), x + SCALED_SUM, stride, a)
+            return a, add_minimum(load_u8x16(w + minima_at), x + SCALED_SUM, stride, m)
 
         return block
 
@@ -155,7 +185,7 @@ def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_oft
     def finish(b, scale, minimum, a, m):
         return sub.emit(b, mul.emit(b, scale, a), mul.emit(b, minimum, m))
 
-    return Steps(into, scales, finish)
+    return Steps(into, scales, finish, tokens)
 
 
 @inlined
@@ -167,8 +197,30 @@ def _finished(_b, _scale, _minimum, a, _m):
     return a
 
 
-def _q8_steps() -> Steps:
+def _q8_pair(pair: int) -> Any:
+    @inlined
+    def quads(w):
+        return load_i8x64(w + 128 * pair), load_i8x64(w + 128 * pair + 64)
+
+    return quads
+
+
+def _q8_base_pair(pair: int) -> Any:
+    first, second = upper_4_of
+
+    @inlined
+    def quads(w):
+        v = load_i8x64(w + 64 * pair)
+        return first(v), second(v)
+
+    return quads
+
+
+def _q8_steps(quads_of: Callable[[int], Any], block_bytes: int, tokens: tuple[int, ...] = _TOKENS) -> Steps:
     """8-bit weights with the 15-bit activations; at most 127 * 127 * 128 * 32 < 2**31."""
+    quads_0, quads_1, quads_2, quads_3 = (quads_of(n) for n in range(4))
+    scales_at = block_bytes - 32
+
     def row(b, q0, q1, q2, q3, q4, q5, q6, q7, s, x, a):
         def dots(total, at):
             for i, q in enumerate((q0, q1, q2, q3, q4, q5, q6, q7)):
@@ -184,13 +236,15 @@ def _q8_steps() -> Steps:
 
         @inlined
         def block(w, x, stride, a, m):
-            return add(load_i8x64(w), load_i8x64(w + 64), load_i8x64(w + 128), load_i8x64(w + 192),
-                       load_i8x64(w + 256), load_i8x64(w + 320), load_i8x64(w + 384), load_i8x64(w + 448),
-                       load_bf16x16(w + 512), x, stride, a), m
+            q0, q1 = quads_0(w)
+            q2, q3 = quads_1(w)
+            q4, q5 = quads_2(w)
+            q6, q7 = quads_3(w)
+            return add(q0, q1, q2, q3, q4, q5, q6, q7, load_bf16x16(w + scales_at), x, stride, a), m
 
         return block
 
-    return Steps(into, _no_scales, _finished)
+    return Steps(into, _no_scales, _finished, tokens)
 
 
 def _float_steps(load: Any, column_bytes: int) -> Steps:
@@ -212,7 +266,16 @@ def _float_steps(load: Any, column_bytes: int) -> Steps:
 STEPS: dict[str, Steps] = {
     "q4": _affine_steps(_q4_pair, FORMATS["q4"].block_bytes, widen_often=False),
     "q6": _affine_steps(_q6_pair, FORMATS["q6"].block_bytes, widen_often=True),
-    "q8": _q8_steps(),
+    "q8": _q8_steps(_q8_pair, FORMATS["q8"].block_bytes),
     "f16": _float_steps(load_f16x16, 2 * TILE),
     "f32": _float_steps(load_f32x16, 4 * TILE),
 }
+
+BASE_STEPS: dict[str, Steps] = {
+    "q4": _affine_steps(_q4_base_pair, FORMATS["q4"].base_bytes, widen_often=False, middle=FORMATS["q4"].middle,
+                        tokens=(1,)),
+    "q6": _affine_steps(_q6_base_pair, FORMATS["q6"].base_bytes, widen_often=True, middle=FORMATS["q6"].middle,
+                        tokens=(1,)),
+    "q8": _q8_steps(_q8_base_pair, FORMATS["q8"].base_bytes, (1,)),
+}
+"""Of base planes alone, one token at a time."""

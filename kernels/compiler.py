@@ -38,7 +38,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "attention", attention.attention, 3
     yield "attention, parts", attention.combine, 2
     yield "feed-forward, up", feed_forward.up, 3
-    yield "feed-forward, down", feed_forward.down, 2
+    yield "feed-forward, down", feed_forward.down, 3
     yield "feed-forward, release", feed_forward.release_groups, 2
     yield "feed-forward, one token", one_token.neurons, 3
     yield "one token, sums", one_token.gather, 2

@@ -3,7 +3,8 @@
 A group of 32 neurons is, at one address: 2 tiles of gate rows, 2 tiles of up rows (formats.py), then for every 16 rows
 of the result one block of the down projection whose 32 columns are the group's neurons. The headers of the down blocks'
 rows, where their format has them, stand apart: every group shares them. Where a group comes from does not matter: its
-address is looked up in a table; one that is ABSENT adds nothing.
+address is looked up in a table; one that is ABSENT adds nothing. A group may be in two places, its planes (groups.py):
+then it is put together where it is needed, a tile or a block at a time (planes.py).
 """
 
 from typing import Any
@@ -17,9 +18,10 @@ from .dispatch import by_format, in_turn
 from .formats import BLOCK, FORMATS, TILE, Activation
 from .functions import silu
 from .linear import tile_bytes_of, tile_of
-from .records import ABSENT, DOWN, RELEASE, SEGMENTS, STATE, TOKENS_AT_ONCE, UP
+from .planes import base_bytes_of, detail_bytes_of, whole_blocks, whole_tile
+from .records import ABSENT, DOWN, RELEASE, SEGMENTS, STATE, TOKENS_AT_ONCE, UP, UP_ROWS, WHOLE
 from .simd.arithmetic import add, mul, zero_f32
-from .simd.memory import load_f32x16, load_i64, store_f32x16
+from .simd.memory import load_f32x16, load_i64, store_f32x16, store_i64
 from .simd.rows import AT, Row, for_rows
 from .simd.vector import f32x16
 from .state import arrived, release, share, take
@@ -48,14 +50,18 @@ def hidden_block(row, out, down, error):
 
 
 @kernel
-def _up_group(op, w, group, first, count, scratch, error):
-    """One group for `count` tokens from `first` on."""
+def _up_group(op, w, detail, group, first, count, scratch, error):
+    """One group for `count` tokens from `first` on. detail: where its detail plane is, or WHOLE."""
     form, blocks, down = load_i64(op + UP.form), load_i64(op + UP.blocks), load_i64(op + UP.down)
     x_stride, hidden_stride = load_i64(op + UP.x_stride), load_i64(op + UP.hidden_stride)
-    tile_bytes = tile_bytes_of(form, blocks)
+    tile_bytes = tile_bytes_of(form, blocks) if detail == WHOLE else base_bytes_of(form, blocks)
+    detail_bytes = detail_bytes_of(form, blocks)
     for i in range(4):
-        tile_of(form, w + i * tile_bytes, blocks, load_i64(op + UP.x) + first * x_stride, x_stride, count,
-                scratch + i * 64, _ROW_BYTES, 0, 0)
+        tile = w + i * tile_bytes
+        if detail != WHOLE:
+            tile = whole_tile(form, tile, detail + i * detail_bytes, blocks, scratch + UP_ROWS)
+        tile_of(form, tile, blocks, load_i64(op + UP.x) + first * x_stride, x_stride, count, scratch + i * 64,
+                _ROW_BYTES, 0, 0)
     out = load_i64(op + UP.hidden) + group * _ACTIVATION_BLOCK[down] + first * hidden_stride
     for token in range(count):
         hidden_block(scratch + token * _ROW_BYTES, out + token * hidden_stride, down, error)
@@ -64,7 +70,7 @@ def _up_group(op, w, group, first, count, scratch, error):
 @kernel
 def up(op, state, thread):
     """silu(gate x) * (up x), in the form that the down projection meets."""
-    table, groups = load_i64(op + UP.table), load_i64(op + UP.groups)
+    table, details, groups = load_i64(op + UP.table), load_i64(op + UP.details), load_i64(op + UP.groups)
     scratch = load_i64(op + UP.scratch) + thread * load_i64(op + UP.scratch_stride)
     tokens = load_i64(state + STATE.tokens)
     chunk = min(share(state, groups, 3), 4)
@@ -74,11 +80,14 @@ def up(op, state, thread):
         for group in range(first, last):
             if not arrived(state, thread, table, group):
                 return
+            if details and not arrived(state, thread, details, group):
+                return
         for token in range(0, tokens, TOKENS_AT_ONCE):
             for group in range(first, last):
                 w = load_i64(table + 8 * group)
                 if w != ABSENT:
-                    _up_group(op, w, group, token, min(tokens - token, TOKENS_AT_ONCE), scratch, state + STATE.error)
+                    detail = load_i64(details + 8 * group) if details else WHOLE
+                    _up_group(op, w, detail, group, token, min(tokens - token, TOKENS_AT_ONCE), scratch, state + STATE.error)
         first = take(state, chunk)
 
 
@@ -127,17 +136,45 @@ def _segments_kernel(name: str) -> Any:
 _segments = by_format({name: _segments_kernel(name) for name in FORMATS})
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
+_BASE_BYTES = tuple(form.base_bytes for form in FORMATS.values())
+_DETAIL_BYTES = tuple(form.detail_bytes for form in FORMATS.values())
 
 
 @kernel
-def down(op, state):
+def _put_together(op, tile, first, last, room):
+    """Where groups first to last have their blocks of a tile, as a table in `room`; blocks in two places are put together
+    behind it. The address of what would be the entry of group 0."""
+    form, gate_up, gate_up_blocks = (load_i64(op + DOWN.form), load_i64(op + DOWN.gate_up),
+                                     load_i64(op + DOWN.blocks))
+    table, details = load_i64(op + DOWN.table), load_i64(op + DOWN.details)
+    whole = 4 * tile_bytes_of(gate_up, gate_up_blocks) + tile * _BLOCK_BYTES[form]
+    base = 4 * base_bytes_of(gate_up, gate_up_blocks) + tile * _BASE_BYTES[form]
+    detail = 4 * detail_bytes_of(gate_up, gate_up_blocks) + tile * _DETAIL_BYTES[form]
+    at = room + ((last - first) * 8 + 63) // 64 * 64
+    for group in range(first, last):
+        w, d = load_i64(table + 8 * group), load_i64(details + 8 * group)
+        if w != ABSENT:
+            if d == WHOLE:
+                w += whole
+            else:
+                w = whole_blocks(form, w + base, d + detail, 1, at)
+                at += _BLOCK_BYTES[form]
+        store_i64(room + 8 * (group - first), w)
+    return room - 8 * first
+
+
+@kernel
+def down(op, state, thread):
     """y += down h, some segments of it."""
     form, table, groups = load_i64(op + DOWN.form), load_i64(op + DOWN.table), load_i64(op + DOWN.groups)
-    headers, tiles, offset = load_i64(op + DOWN.headers), load_i64(op + DOWN.tiles), load_i64(op + DOWN.offset)
+    headers, tiles, details = load_i64(op + DOWN.headers), load_i64(op + DOWN.tiles), load_i64(op + DOWN.details)
+    room = load_i64(op + DOWN.scratch) + thread * load_i64(op + DOWN.scratch_stride)
     hidden, hidden_stride = load_i64(op + DOWN.hidden), load_i64(op + DOWN.hidden_stride)
     y, y_stride = load_i64(op + DOWN.y), load_i64(op + DOWN.y_stride)
     first_segment, last_segment = load_i64(op + DOWN.first), load_i64(op + DOWN.last)
-    tokens = load_i64(state + STATE.tokens)
+    tokens, offset = load_i64(state + STATE.tokens), 4 * tile_bytes_of(load_i64(op + DOWN.gate_up),
+                                                                       load_i64(op + DOWN.blocks))
+    first_group, last_group = first_segment * groups // SEGMENTS, last_segment * groups // SEGMENTS
     chunk = max(min(share(state, tiles, 4), 16), 1)
     first = take(state, chunk)
     while first < tiles:
@@ -146,8 +183,11 @@ def down(op, state):
             if first_segment == 0:
                 for at in range(sums, sums + tokens * 64, 64):
                     store_f32x16(at, zero_f32())
-            _segments(form, table, groups, first_segment, last_segment, offset + i * _BLOCK_BYTES[form],
-                      headers + i * _HEADER_BYTES[form], hidden, hidden_stride, tokens, sums)
+            blocks, at = table, offset + i * _BLOCK_BYTES[form]
+            if details:
+                blocks, at = _put_together(op, i, first_group, last_group, room), 0
+            _segments(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form], hidden,
+                      hidden_stride, tokens, sums)
             if last_segment == SEGMENTS:
                 for token in range(tokens):
                     out = y + token * y_stride + i * 64

@@ -51,7 +51,7 @@ def _run(program, count, state, thread):
         elif code == _UP:
             up(op, state, thread)
         elif code == _DOWN:
-            down(op, state)
+            down(op, state, thread)
         elif code == _NEURONS:
             neurons(op, state, thread)
         elif code == _GATHER:

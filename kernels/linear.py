@@ -4,7 +4,7 @@ from typing import Any
 
 from numba import types
 
-from .block_products import STEPS, no_sums
+from .block_products import BASE_STEPS, STEPS, Steps, no_sums
 from .decorators import inlined, kernel
 from .dispatch import by_format, in_turn
 from .formats import FORMATS, SLAB
@@ -31,13 +31,13 @@ def prefetch_weights(w, block_bytes):
         prefetch(w + _AHEAD + line)
 
 
-def tile_kernel(name: str) -> Any:
+def tile_kernel(name: str, steps: Steps, block_bytes: int) -> Any:
     """A kernel for one tile: (w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate).
 
     16 rows of the result go to y as float32, one token every `y_stride` bytes. bias: address of 16 float32, or 0.
     """
-    steps, form = STEPS[name], FORMATS[name]
-    scales, block_bytes, header_bytes = steps.scales, form.block_bytes, form.header_bytes
+    form = FORMATS[name]
+    scales, header_bytes = steps.scales, form.header_bytes
     activation_block = form.activation.block_bytes
 
     def put(b, scale, minimum, bias, y, a, m):
@@ -83,7 +83,10 @@ def tile_kernel(name: str) -> Any:
     return tile
 
 
-_tile_of = by_format({name: tile_kernel(name) for name in FORMATS})
+_tile_of = by_format({name: tile_kernel(name, STEPS[name], form.block_bytes) for name, form in FORMATS.items()})
+_base_tile_of = by_format({name: tile_kernel(name, steps, FORMATS[name].base_bytes)
+                           for name, steps in BASE_STEPS.items()})
+_IS_SPLIT = tuple(int(name in BASE_STEPS) for name in FORMATS)
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
 
@@ -98,6 +101,15 @@ def tile_bytes_of(form, blocks):
 def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
     """A tile of the format with this code."""
     _tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
+
+
+@kernel
+def base_tile_of(form, w, blocks, x, y):
+    """A tile of which only the base plane is there, for one token; where the format is not split, that is all of it."""
+    if _IS_SPLIT[form]:
+        _base_tile_of(form, w, blocks, x, 0, 1, y, 0, 0, 0)
+    else:
+        _tile_of(form, w, blocks, x, 0, 1, y, 0, 0, 0)
 
 
 @kernel

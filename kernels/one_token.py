@@ -3,19 +3,23 @@
 `feed_forward` computes all of gate and up before down, which suits many tokens; for one token, when memory bandwidth is
 the limit, going through each group at once lets the processor read ahead without a gap. The sums are the same, to the
 bit: both cut the groups into the same segments.
+
+Of a group only the base plane may be there (records.ABSENT in the table of details): then it is a coarser one, which a
+draft is made of. A group whose planes are in two places is put together a part at a time.
 """
 
 from typing import Any
 
 from numba import types
 
-from .block_products import STEPS, no_sums
+from .block_products import BASE_STEPS, STEPS, Steps, no_sums
 from .decorators import kernel
 from .dispatch import by_format
 from .feed_forward import hidden_block
 from .formats import FORMATS
-from .linear import prefetch_weights, tile_bytes_of, tile_of
-from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE, WAIT
+from .linear import base_tile_of, prefetch_weights, tile_bytes_of, tile_of
+from .planes import base_bytes_of, detail_bytes_of, whole_blocks, whole_tile
+from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE, WAIT, WHOLE
 from .simd.arithmetic import add, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16
 from .simd.rows import AT, Row, for_rows
@@ -33,13 +37,13 @@ def _finish_one(name: str) -> Any:
     return for_rows(STEPS[name].finish, 1, f32x16, f32x16, f32x16, Row(f32x16), Row(f32x16))
 
 
-def _down_group(name: str) -> Any:
+def _down_group(name: str, steps: Steps, block_bytes: int) -> Any:
     """A kernel that adds one group's down blocks to the sums of every tile: two vectors each.
 
     begin: 1 for the first group of a segment, whose sums begin with zero. end: 1 for the last, which makes of them the
     segment's result, `out`: 16 float32 every `out_stride` bytes.
     """
-    steps, block_bytes, header_bytes = STEPS[name], FORMATS[name].block_bytes, FORMATS[name].header_bytes
+    header_bytes = FORMATS[name].header_bytes
     one, scales, finish, zeros = steps.into(1), steps.scales, _finish_one(name), no_sums(1)
 
     @kernel
@@ -76,7 +80,10 @@ def _finish_tiles(name: str) -> Any:
     return finish_tiles
 
 
-_down = by_format({name: _down_group(name) for name in FORMATS})
+_down = by_format({name: _down_group(name, STEPS[name], form.block_bytes) for name, form in FORMATS.items()})
+_base_down = by_format({name: _down_group(name, steps, FORMATS[name].base_bytes)
+                        for name, steps in BASE_STEPS.items()})
+_IS_SPLIT = tuple(int(name in BASE_STEPS) for name in FORMATS)
 _finish = by_format({name: _finish_tiles(name) for name in FORMATS})
 
 
@@ -90,15 +97,53 @@ def _last_present(table, first, last):
 
 
 @kernel
+def _rows(op, w, detail, scratch, room):
+    """A group's gate and up, 64 float32 to `scratch`. detail: what the table of details says; room: for what is put
+    together."""
+    form, blocks, x = load_i64(op + NEURONS.gate_up), load_i64(op + NEURONS.blocks), load_i64(op + NEURONS.x)
+    if detail == WHOLE:
+        tile_bytes = tile_bytes_of(form, blocks)
+        for i in range(4):
+            tile_of(form, w + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, 0, 0)
+        return
+    base_bytes, detail_bytes = base_bytes_of(form, blocks), detail_bytes_of(form, blocks)
+    for i in range(4):
+        if detail == ABSENT:
+            base_tile_of(form, w + i * base_bytes, blocks, x, scratch + 64 * i)
+        else:
+            tile = whole_tile(form, w + i * base_bytes, detail + i * detail_bytes, blocks, room)
+            tile_of(form, tile, blocks, x, 0, 1, scratch + 64 * i, 0, 0, 0)
+
+
+@kernel
+def _sums(op, w, detail, scratch, room, begin, end, out):
+    """A group's part of the result."""
+    form, gate_up, blocks = load_i64(op + NEURONS.down), load_i64(op + NEURONS.gate_up), load_i64(op + NEURONS.blocks)
+    tiles, headers = load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.headers)
+    hidden, sums, stride = scratch + HIDDEN, scratch + NEURONS_SUMS, 64 * SEGMENTS
+    if detail == WHOLE:
+        _down(form, w + 4 * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers, out, stride)
+        return
+    base = w + 4 * base_bytes_of(gate_up, blocks)
+    if detail != ABSENT:
+        at = whole_blocks(form, base, detail + 4 * detail_bytes_of(gate_up, blocks), tiles, room)
+        _down(form, at, hidden, sums, tiles, begin, end, headers, out, stride)
+    elif _IS_SPLIT[form]:
+        _base_down(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
+    else:
+        _down(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
+
+
+@kernel
 def neurons(op, state, thread):
     """The first operation: each segment's groups, one after another, into the segment's own sums."""
-    table, groups, gate_up = load_i64(op + NEURONS.table), load_i64(op + NEURONS.groups), load_i64(op + NEURONS.gate_up)
-    down, offset, tiles = load_i64(op + NEURONS.down), load_i64(op + NEURONS.offset), load_i64(op + NEURONS.tiles)
-    blocks, counters, headers = (load_i64(op + NEURONS.blocks), load_i64(op + NEURONS.counters),
-                                 load_i64(op + NEURONS.headers))
-    tile_bytes = tile_bytes_of(gate_up, blocks)
+    table, counters, groups = (load_i64(op + NEURONS.table), load_i64(op + NEURONS.counters),
+                               load_i64(op + NEURONS.groups))
+    details, detail_counters = load_i64(op + NEURONS.details), load_i64(op + NEURONS.detail_counters)
+    down, tiles, headers = load_i64(op + NEURONS.down), load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.headers)
     scratch = load_i64(op + NEURONS.scratch) + thread * load_i64(op + NEURONS.scratch_stride)
     sums = scratch + NEURONS_SUMS
+    room = sums + 128 * tiles
     segment = take(state, 1)
     while segment < SEGMENTS:
         out = load_i64(op + NEURONS.partial) + segment * 64
@@ -110,14 +155,16 @@ def neurons(op, state, thread):
                 return
             if w == ABSENT:
                 continue
-            for i in range(4):
-                tile_of(gate_up, w + i * tile_bytes, blocks, load_i64(op + NEURONS.x), 0, 1, scratch + 64 * i, 0, 0, 0)
+            detail = arrived(state, thread, details, group) if details else WHOLE
+            if detail == WAIT:
+                return
+            _rows(op, w, detail, scratch, room)
             hidden_block(scratch, scratch + HIDDEN, down, state + STATE.error)
             ended = int(group == last)
-            _down(down, w + offset, scratch + HIDDEN, sums, tiles, begin, ended, headers, out,
-                  64 * SEGMENTS)
+            _sums(op, w, detail, scratch, room, begin, ended, out)
             begin = 0
             release(state, table, counters, group)
+            release(state, details, detail_counters, group)
         if begin:
             for i in range(tiles):
                 store_f32x16(out + i * 64 * SEGMENTS, zero_f32())

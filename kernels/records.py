@@ -1,6 +1,6 @@
 """Operations as data: what a program is made of, and what the threads that run it share.
 
-A program is an array of records, 16 int64 each: the operation's `Code`, then its arguments in the order of the classes
+A program is an array of records, RECORD int64 each: the operation's `Code`, then its arguments in the order of the classes
 here. Addresses are plain integers; strides and offsets are in bytes; matrices go by their format's code (formats.py).
 Kernels read the same layouts: below each class stands an instance of it that holds, instead of values, where each
 argument is in a record, so that `load_i64(op + LINEAR.x)` reads the argument `x` of a `Linear`.
@@ -13,12 +13,14 @@ from typing import NamedTuple, TypeVar
 
 from .formats import TILE
 
-RECORD = 16
+RECORD = 24
 """int64 in a record."""
 RECORD_BYTES = 8 * RECORD
 
-WAIT, ABSENT = 0, -1
-"""What stands in a table of addresses for weights that are being read, and for weights that take no part."""
+WAIT, ABSENT, WHOLE = 0, -1, -2
+"""What stands in a table of addresses for weights that are being read, and for weights that take no part. In a table of
+groups' detail planes: ABSENT for a group of which only the base takes part; WHOLE for one that stands in memory as whole
+blocks, where the other table says."""
 
 _Record = TypeVar("_Record", bound=NamedTuple)
 
@@ -122,7 +124,9 @@ class Up(NamedTuple):
     """The format that hidden will meet."""
     scratch: int
     scratch_stride: int
-    """UP_SCRATCH_BYTES for each thread."""
+    """up_scratch_bytes for each thread."""
+    details: int
+    """int64 a group: the address of its detail plane, WAIT or WHOLE; or 0 where all groups are whole."""
 
 
 UP = offsets(Up)
@@ -140,8 +144,9 @@ class Down(NamedTuple):
     """Segments."""
     sums: int
     """The segments so far: float32 (tile, token, 16)."""
-    offset: int
-    """Where the down blocks begin in a group."""
+    gate_up: int
+    """The format of gate and up, and their blocks: what comes before the down blocks in a group."""
+    blocks: int
     headers: int
     """The down tiles' headers, one after another."""
     tiles: int
@@ -149,6 +154,11 @@ class Down(NamedTuple):
     hidden_stride: int
     y: int
     y_stride: int
+    scratch: int
+    scratch_stride: int
+    """down_scratch_bytes for each thread."""
+    details: int
+    """As in Up."""
 
 
 DOWN = offsets(Down)
@@ -166,7 +176,6 @@ class Neurons(NamedTuple):
     x: int
     down: int
     """A format."""
-    offset: int
     headers: int
     tiles: int
     y: int
@@ -174,7 +183,10 @@ class Neurons(NamedTuple):
     """The segments' sums: float32 (tile, SEGMENTS, 16)."""
     scratch: int
     scratch_stride: int
-    """neurons_scratch_bytes(tiles) for each thread."""
+    """neurons_scratch_bytes for each thread."""
+    details: int
+    """As in Up, and ABSENT for a group of which only the base takes part."""
+    detail_counters: int
 
 
 NEURONS = offsets(Neurons)
@@ -337,7 +349,8 @@ SEGMENTS = 48
 sums are added in order. So the result depends neither on the threads nor on how many tokens come at once."""
 TOKENS_AT_ONCE = 32
 """Tokens that a thread takes through several tiles before the next ones: what they are stays in its caches."""
-UP_SCRATCH_BYTES = TOKENS_AT_ONCE * 4 * TILE * 4
+UP_ROWS = TOKENS_AT_ONCE * 4 * TILE * 4
+"""Bytes of a group's gate and up for those tokens."""
 
 CACHE_ELEMENTS = {"f16": 2, "f32": 4}
 """Element types of a key-value cache, in the order of their numbers, and their bytes."""
@@ -362,12 +375,23 @@ def partial_bytes(tiles: int) -> int:
 
 
 NEURONS_SUMS = 512
-"""Where in a thread's scratch for NEURONS the sums of a segment stand: two vectors a tile."""
+"""Where in a thread's scratch for NEURONS the sums of a segment stand: two vectors a tile; then room for what is put
+together of two planes."""
 
 
-def neurons_scratch_bytes(tiles: int) -> int:
-    """Scratch that a thread needs for NEURONS."""
-    return NEURONS_SUMS + 128 * tiles
+def neurons_scratch_bytes(tiles: int, tile_bytes: int, down_block: int) -> int:
+    """Scratch that a thread needs for NEURONS. tile_bytes: of gate and up; down_block: bytes of a block of down."""
+    return NEURONS_SUMS + 128 * tiles + max(tile_bytes, tiles * down_block)
+
+
+def up_scratch_bytes(tile_bytes: int) -> int:
+    """Scratch that a thread needs for UP: rows, and a tile that is put together."""
+    return UP_ROWS + tile_bytes
+
+
+def down_scratch_bytes(groups: int, block_bytes: int) -> int:
+    """Scratch that a thread needs for DOWN, so many groups at once: a table of them, and their blocks of a tile."""
+    return -(-8 * groups // 64) * 64 + groups * block_bytes
 
 
 def padded_head_dim(head_dim: int) -> int:

@@ -94,6 +94,12 @@ def _avx2_dot(b, weights, activations):
     return _avx2_widened(b, _avx2_pairs(b, weights, activations))
 
 
+@operation(i8x64)
+def zero_i8(_b):
+    """64 zeros."""
+    return constant(V8, 0)
+
+
 @operation(i32x16)
 def zero_i32(_b):
     """16 zeros."""

@@ -126,6 +126,12 @@ def splat_f32(b, at):
     return splat(b, VF, _load(b, at, F32))
 
 
+@operation(types.void, address, i8x64)
+def store_i8x64(b, at, value):
+    """64 bytes to an address."""
+    _store(b, at, value)
+
+
 @operation(types.void, address, f32x16)
 def store_f32x16(b, at, value):
     """16 float32."""

@@ -1,0 +1,98 @@
+"""Planes of weights put together (formats.py): whole blocks in a thread's scratch, which the matrix kernels then meet.
+
+So every kernel for whole blocks serves weights whose planes are in different places: that costs one pass over a block
+that stays in the first-level cache, for as many tokens as meet it.
+"""
+
+from typing import Any
+
+from .decorators import kernel
+from .dispatch import by_format
+from .formats import FORMATS
+from .simd.bits import even_of_2, even_of_4, odd_of_2, odd_of_4
+from .simd.memory import load_i8x64, load_i64, prefetch, store_i8x64, store_i64
+
+_AHEAD = 4096
+"""Bytes of each plane, as in linear.py."""
+
+
+def _joined_vectors(even: Any, odd: Any, vectors: int) -> Any:
+    """For q4 and q8: each vector of both planes gives two."""
+    rest = 32
+    base_bytes, detail_bytes, block_bytes = 64 * vectors + rest, 64 * vectors, 128 * vectors + rest
+
+    @kernel
+    def join(base, detail, out, blocks):
+        for _ in range(blocks):
+            for i in range(0, 64 * vectors, 64):
+                prefetch(base + _AHEAD + i)
+                prefetch(detail + _AHEAD + i)
+                upper, lower = load_i8x64(base + i), load_i8x64(detail + i)
+                store_i8x64(out + 2 * i, even(upper, lower))
+                store_i8x64(out + 2 * i + 64, odd(upper, lower))
+            for i in range(0, rest, 8):
+                store_i64(out + 128 * vectors + i, load_i64(base + 64 * vectors + i))
+            base += base_bytes
+            detail += detail_bytes
+            out += block_bytes
+
+    return join
+
+
+def _joined_q6() -> Any:
+    form = FORMATS["q6"]
+    base_bytes, detail_bytes, block_bytes = form.base_bytes, form.detail_bytes, form.block_bytes
+
+    @kernel
+    def join(base, detail, out, blocks):
+        for _ in range(blocks):
+            for i in range(0, detail_bytes, 64):
+                prefetch(detail + _AHEAD + i)
+                store_i8x64(out + i, load_i8x64(detail + i))
+            for i in range(0, base_bytes, 8):
+                store_i64(out + detail_bytes + i, load_i64(base + i))
+            base += base_bytes
+            detail += detail_bytes
+            out += block_bytes
+
+    return join
+
+
+_join = by_format({"q4": _joined_vectors(even_of_2, odd_of_2, 2), "q6": _joined_q6(),
+                   "q8": _joined_vectors(even_of_4, odd_of_4, 4)})
+_HEADER_BYTES, _BLOCK_BYTES, _BASE_BYTES, _DETAIL_BYTES = (
+    tuple(getattr(form, name) for form in FORMATS.values())
+    for name in ("header_bytes", "block_bytes", "base_bytes", "detail_bytes"))
+
+
+@kernel
+def base_bytes_of(form, blocks):
+    """Bytes of a tile's base plane."""
+    return _HEADER_BYTES[form] + blocks * _BASE_BYTES[form]
+
+
+@kernel
+def detail_bytes_of(form, blocks):
+    """Bytes of a tile's detail plane; 0 where the format is not split."""
+    return blocks * _DETAIL_BYTES[form]
+
+
+@kernel
+def whole_blocks(form, base, detail, blocks, room):
+    """Where the blocks are whole: put together at `room`, or, where the format is not split, at `base`."""
+    if not _DETAIL_BYTES[form]:
+        return base
+    _join(form, base, detail, room, blocks)
+    return room
+
+
+@kernel
+def whole_tile(form, base, detail, blocks, room):
+    """The same of a tile, with its header."""
+    header = _HEADER_BYTES[form]
+    if not _DETAIL_BYTES[form]:
+        return base
+    for i in range(0, header, 8):
+        store_i64(room + i, load_i64(base + i))
+    _join(form, base + header, detail, room + header, blocks)
+    return room
