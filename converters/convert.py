@@ -100,15 +100,16 @@ class _Conversion:
         return checksums
 
     def _write_neurons(self, layer: int, part: FeedForward) -> list[int]:
-        """A layer's groups; their checksums come back."""
+        """A layer's groups; their checksums come back, then those of their details."""
         headers, groups = self._packing.neurons(layer, part)
         if headers.size:
             self._write(down_headers(layer), headers)
-        checksums = []
+        checksums: dict[str, list[int]] = {section: [] for section, _ in self._header.neurons[layer].parts()}
         for some in groups:
-            checksums += [xxhash.xxh3_64_intdigest(group) for group in some]
-            self._writer.write(self._header.neurons[layer].section, some)
-        return checksums
+            for section, planes in zip(checksums, some, strict=True):
+                checksums[section] += [xxhash.xxh3_64_intdigest(plane) for plane in planes]
+                self._writer.write(section, planes)
+        return [checksum for of_section in checksums.values() for checksum in of_section]
 
     def _write(self, name: str, data: np.ndarray, *, more: bool = False) -> None:
         """A tensor, or more of it, at its place in its section."""

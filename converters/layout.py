@@ -10,12 +10,14 @@ from edgert.bundle.header import (
     RESIDENT,
     TENSOR_ALIGNMENT,
     TOKENIZER,
+    detail_section,
     down_headers,
     neuron_section,
     section_of,
 )
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
+from edgert.kernels.groups import group_layout
 from edgert.models.tensors import FEED_FORWARD, Role, feed_forward_parts
 
 from .presets import Preset
@@ -53,11 +55,12 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
             gate_up = max(gate, up, key=lambda form: form.block_bytes)
             if down.header_bytes:
                 place(down_headers(layer), RESIDENT, "headers", config.hidden_size, down.header_bytes)
-            groups = -(-config.intermediate_size // BLOCK)
-            _, group_bytes = Neurons.layout(config.hidden_size, gate_up, down)
-            neurons = Neurons(neuron_section(layer), groups, group_bytes, gate_up.name, down.name)
+            group = group_layout(config.hidden_size, gate_up, down)
+            neurons = Neurons(neuron_section(layer), detail_section(layer) if group.detail.length else None,
+                              -(-config.intermediate_size // BLOCK), group.base.length, group.detail.length,
+                              gate_up.name, down.name)
             header.neurons.append(neurons)
-            lengths[neurons.section] = groups * group_bytes
+            lengths |= {section: neurons.groups * size for section, size in neurons.parts()}
     lengths[GROUP_CHECKSUMS] = 8 * sum(layout.count for layout in header.unit_layouts())
     # Offsets are at most 14 digits: the room kept for the header is what it takes with all of them.
     header.sections = {name: Section(10 ** 14, length) for name, length in lengths.items()}

@@ -3,13 +3,13 @@
 All but a layer's down projection: it comes by rows and goes by columns, and is held whole, packed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from edgert.bundle import Header
 from edgert.errors import SourceError
-from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
+from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format, planes
 from edgert.models.tensors import FeedForward, TensorSpec
 
 from .importance import Importance
@@ -43,9 +43,9 @@ class Packing:
         for start in range(0, rows, step):
             yield self._tiles(spec, form, importance, start, min(start + step, rows))
 
-    def neurons(self, layer: int, part: FeedForward) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    def neurons(self, layer: int, part: FeedForward) -> tuple[np.ndarray, Iterator[list[np.ndarray]]]:
         """The tile headers of a layer's down projection, uint8 of shape (tiles, header_bytes); and the layer's neuron
-        groups, uint8 of shape (groups, group_bytes), some at a time."""
+        groups, some at a time: what they have in each of their sections, uint8 of shape (groups, bytes)."""
         importances = [self._importance_of(spec.name) for spec in part]
         form = FORMATS[self._header.neurons[layer].down]
         rows, columns = part.down.shape
@@ -57,7 +57,7 @@ class Packing:
         return tiles[:, :form.header_bytes], self._groups(layer, part, importances, tiles[:, form.header_bytes:])
 
     def _groups(self, layer: int, part: FeedForward, importances: list[Importance | None],
-                down: np.ndarray) -> Iterator[np.ndarray]:
+                down: np.ndarray) -> Iterator[list[np.ndarray]]:
         """down: the blocks of the down projection's tiles, uint8 of shape (tiles, bytes)."""
         neurons = self._header.neurons[layer]
         # (tile, group, block bytes): group g of the down projection is block g of every tile.
@@ -70,10 +70,10 @@ class Packing:
             for spec, importance in zip(part[:2], importances[:2], strict=True):
                 two = self._tiles(spec, neurons.gate_up, importance, first * BLOCK, min(last * BLOCK, rows))
                 missing = 2 * (last - first) - len(two)
-                parts.append(np.pad(two, ((0, missing), (0, 0))).reshape(last - first, -1))
-            parts.append(blocks[:, first:last].transpose(1, 0, 2).reshape(last - first, -1))
-            padding = neurons.group_bytes - sum(p.shape[1] for p in parts)
-            yield np.concatenate([*parts, np.zeros((last - first, padding), np.uint8)], 1)
+                parts.append(_tile_planes(FORMATS[neurons.gate_up], np.pad(two, ((0, missing), (0, 0)))))
+            parts.append(_block_planes(FORMATS[neurons.down], blocks[:, first:last].transpose(1, 0, 2)))
+            yield [_side_by_side(plane, last - first, size)
+                   for plane, (_, size) in zip(zip(*parts, strict=True), neurons.parts(), strict=False)]
 
     def _tiles(self, spec: TensorSpec, form: str, importance: Importance | None, start: int, stop: int) -> np.ndarray:
         """Rows start to stop of a matrix, uint8 of shape (tiles, tile_bytes)."""
@@ -83,3 +83,25 @@ class Packing:
             raise SourceError(f"a weight of ±{largest:.3g} is more than preset {self._header.quantization['preset']} "
                               "can hold; the file is damaged, or takes another preset")
         return packed(FORMATS[form], values, grid, importance)
+
+
+def _block_planes(form: Format, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The base and the detail planes of blocks; of a format that is not split, the blocks and nothing."""
+    return planes(form, blocks) if form.detail_bytes else (blocks, blocks[..., :0])
+
+
+def _tile_planes(form: Format, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles with base planes for blocks, and the detail planes of their blocks: both uint8 of shape (tiles, bytes)."""
+    body = tiles[:, form.header_bytes:].reshape(len(tiles), -1, form.block_bytes)
+    base, detail = (plane.reshape(len(tiles), -1) for plane in _block_planes(form, body))
+    return np.concatenate([tiles[:, :form.header_bytes], base], 1), detail
+
+
+def _side_by_side(parts: Sequence[np.ndarray], groups: int, size: int) -> np.ndarray:
+    """Each group's share of all parts, padded with zeros: uint8 of shape (groups, size)."""
+    filled = np.zeros((groups, size), np.uint8)
+    at = 0
+    for part in (part.reshape(groups, -1) for part in parts):
+        filled[:, at:at + part.shape[1]] = part
+        at += part.shape[1]
+    return filled

@@ -3,22 +3,28 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
+from edgert.kernels.formats import FORMATS
 from edgert.models.tensors import Role
 
 from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
 
+_DETAILS = "feed-forward, details"
 _KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head"}
 """Of matrices; all others that are not in neuron groups are the attention's."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One line of the closing table: all tensors of a kind."""
+    """One line of the closing table: all tensors of a kind, or one plane of them.
+
+    counted: whether these weights count in the sum over all kinds; those of the details already do, with their bases.
+    """
 
     name: str
     formats: str
     weights: int
     bytes: int
+    counted: bool = True
 
 
 def contents(header: Header) -> list[Kind]:
@@ -33,10 +39,11 @@ def contents(header: Header) -> list[Kind]:
         sizes[kind] += size
         formats[kind].add(form)
 
+    base = "feed-forward, base" if any(n.details for n in header.neurons) else "feed-forward"
     roles = {spec.name: spec.role for spec in config.tensors()}
     for name, tensor in header.tensors.items():
         if tensor.format == "headers":
-            sizes["feed-forward"] += tensor.length
+            sizes[base] += tensor.length
         elif tensor.format == "vector":
             count("norms and biases", "f32", tensor.rows, tensor.length)
         else:
@@ -45,11 +52,13 @@ def contents(header: Header) -> list[Kind]:
                 kind = "embedding and output head"
             count(kind, tensor.format, tensor.rows * tensor.columns, tensor.length)
     for neurons in header.neurons:
-        count("feed-forward", neurons.gate_up, 2 * config.hidden_size * config.intermediate_size,
-              neurons.groups * neurons.group_bytes)
-        count("feed-forward", neurons.down, config.hidden_size * config.intermediate_size, 0)
+        for kind, (_, size) in zip((base, _DETAILS), neurons.parts(), strict=False):
+            sizes[kind] += neurons.groups * size
+            for form, matrices in ((neurons.gate_up, 2), (neurons.down, 1)):
+                if kind is base or FORMATS[form].detail_bytes:
+                    count(kind, form, matrices * config.hidden_size * config.intermediate_size, 0)
     other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
-    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k]) for k in weights]
+    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k], k != _DETAILS) for k in weights]
     kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
     return sorted(kinds, key=lambda kind: -kind.bytes)
 
@@ -57,7 +66,7 @@ def contents(header: Header) -> list[Kind]:
 def table(kinds: list[Kind], size: int) -> str:
     """Bytes and bits per weight, a line for each kind of tensor and one for the file."""
     lines = [f"{'':32} {'format':10} {'weights':>14} {'bytes':>14} {'bits each':>10}"]
-    for kind in [*kinds, Kind("file", "", sum(k.weights for k in kinds), size)]:
+    for kind in [*kinds, Kind("file", "", sum(k.weights for k in kinds if k.counted), size)]:
         bits = f"{8 * kind.bytes / kind.weights:10.2f}" if kind.weights else ""
         weights = f"{kind.weights:,}" if kind.weights else ""
         lines.append(f"{kind.name:32} {kind.formats:10} {weights:>14} {kind.bytes:>14,} {bits}".rstrip())

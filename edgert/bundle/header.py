@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgert.errors import BundleError
-from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format
+from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
+from edgert.kernels.groups import group_layout
 from edgert.models.config import Config
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import FEED_FORWARD, Role
 
 MAGIC = b"EDGERT\r\n"
 """Carriage return and newline show a file mangled by a text-mode copy."""
-VERSION = 2
+VERSION = 3
 PREFIX_BYTES = 32
 """Magic, uint32 version, 4 zero bytes, uint64 header length, uint64 xxh3_64 of the header; little-endian."""
 MAX_HEADER_BYTES = 4 << 20
@@ -58,23 +59,24 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Neurons:
-    """A layer's feed-forward part: groups of 32 neurons, each `group_bytes` long, in a section of their own.
+    """A layer's feed-forward part: groups of 32 neurons, laid out as `kernels/groups.py` says.
 
-    A group is 2 tiles of gate rows, 2 of up rows, and one block of the down projection for each tile of its rows.
+    section, group_bytes: where the groups' base planes stand, and the length of one. details, detail_bytes: the same of
+    their detail planes; None and 0 where the formats are not split and a base is the whole group.
     """
 
     section: str
+    details: str | None
     groups: int
     group_bytes: int
+    detail_bytes: int
     gate_up: str
     down: str
 
-    @staticmethod
-    def layout(hidden_size: int, gate_up: Format, down: Format) -> tuple[int, int]:
-        """Where a group's down blocks begin, and its length, in bytes."""
-        start = 4 * gate_up.tile_bytes(hidden_size)
-        end = start + -(-hidden_size // TILE) * down.block_bytes
-        return start, -(-end // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+    def parts(self) -> list[tuple[str, int]]:
+        """The sections that the groups stand in, each with the bytes of a group in it; the bases' comes first."""
+        bases = [(self.section, self.group_bytes)]
+        return bases if self.details is None else [*bases, (self.details, self.detail_bytes)]
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Header:
 
     def _check_sections(self, header_end: int, file_length: int) -> None:
         names = {TOKENIZER, RESIDENT, HEAD, GROUP_CHECKSUMS, *map(neuron_section, range(len(self.neurons)))}
+        names |= {detail_section(layer) for layer, n in enumerate(self.neurons) if n.details is not None}
         names |= {CHAT_TEMPLATE} & set(self.sections)
         if not self.config.tie_word_embeddings:
             names.add(EMBEDDING)
@@ -230,12 +233,17 @@ class Header:
                 raise ValueError(f"the neurons of layer {layer} are in section {n.section!r}")
             if n.gate_up not in FORMATS or n.down not in FORMATS:
                 raise ValueError(f"the neurons of layer {layer} have formats {n.gate_up!r} and {n.down!r}")
-            groups, size = _whole(n.groups, "a number of groups"), _whole(n.group_bytes, "the bytes of a group")
-            _, length = Neurons.layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down])
-            if (groups, size) != (-(-config.intermediate_size // BLOCK), length):
-                raise ValueError(f"layer {layer} has {groups} groups of {size} bytes")
-            if self.sections[n.section].length != groups * size:
-                raise ValueError(f"section {n.section!r} is not {groups} groups of {size} bytes")
+            groups = _whole(n.groups, "a number of groups")
+            base, detail = (_whole(size, "the bytes of a group") for size in (n.group_bytes, n.detail_bytes))
+            layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down])
+            expected = (-(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length)
+            if (groups, base, detail) != expected:
+                raise ValueError(f"layer {layer} has {groups} groups of {base} bytes and {detail} of details")
+            if n.details != (detail_section(layer) if detail else None):
+                raise ValueError(f"the details of layer {layer} are in section {n.details!r}")
+            for section, size in n.parts():
+                if self.sections[section].length != groups * size:
+                    raise ValueError(f"section {section!r} is not {groups} groups of {size} bytes")
 
     def matrices_in_slabs(self) -> dict[str, Tensor]:
         """The embedding, where it is not the output head, and the output head, by section."""
@@ -243,21 +251,21 @@ class Header:
         return {name: found[name] for name in (EMBEDDING, HEAD) if name in found}
 
     def unit_layouts(self) -> list[UnitLayout]:
-        """What is read and checked piece by piece, in the order of its checksums: every layer's neuron groups, the
-        slabs of the embedding and of the output head."""
-        groups = [UnitLayout(n.section, n.section, 0, n.group_bytes, n.groups, n.groups * n.group_bytes)
-                  for n in self.neurons]
+        """What is read and checked piece by piece, in the order of its checksums: every layer's neuron groups, then
+        their details; the slabs of the embedding and of the output head."""
+        groups = [UnitLayout(section, section, 0, size, n.groups, n.groups * size)
+                  for n in self.neurons for section, size in n.parts()]
         return groups + [_in_slabs(name, t) for name, t in self.matrices_in_slabs().items()]
 
     def streamable(self) -> list[UnitLayout]:
         """What need not stay in memory, in the order of use: every layer's attention matrices, which are in the
-        resident section and go by their tensors' names, and its neuron groups; then the output head."""
+        resident section and go by their tensors' names, its neuron groups and their details; then the output head."""
         sections = {layout.name: layout for layout in self.unit_layouts()}
         found = []
         for spec in self.config.tensors():
-            if spec.role is Role.GATE:  # stands for all three: the groups are of one section
+            if spec.role is Role.GATE:  # stands for all three, which share their sections
                 assert spec.layer is not None
-                found.append(sections[neuron_section(spec.layer)])
+                found += [sections[section] for section, _ in self.neurons[spec.layer].parts()]
             elif spec.is_matrix and spec.role not in FEED_FORWARD and self.tensors[spec.name].section == RESIDENT:
                 found.append(_in_slabs(spec.name, self.tensors[spec.name]))
         return [*found, sections[HEAD]]
@@ -279,8 +287,13 @@ def slabs(rows: int) -> int:
 
 
 def neuron_section(layer: int) -> str:
-    """The name of the section of a layer's neuron groups."""
+    """The name of the section of a layer's neuron groups: of their bases, where they have details."""
     return f"layers.{layer}.neurons"
+
+
+def detail_section(layer: int) -> str:
+    """The name of the section of the details of a layer's neuron groups."""
+    return f"layers.{layer}.details"
 
 
 def section_of(role: Role, *, tied: bool) -> str:

@@ -24,7 +24,7 @@ def damaged(path: Path, what: str, offset: int) -> BundleError:
 
 @dataclass(frozen=True)
 class Units:
-    """Units that are read and checked one by one: neuron groups, or slabs of a matrix.
+    """Units that are read and checked one by one: neuron groups, their details, or slabs of a matrix.
 
     name: of their section, or of the matrix (header.UnitLayout). offset, length: where they are in the file at `path`.
     Every unit but the last is `unit_bytes` long. checksums: xxh3_64 of each.
@@ -88,7 +88,7 @@ class Bundle:
                               "the file is damaged, convert the model again")
         if version != VERSION:
             raise BundleError(f"{self.path}: is a bundle of version {version}, this edgert reads version {VERSION}; "
-                              "convert the model again or update edgert")
+                              f"{'update edgert or ' if version > VERSION else ''}convert the model again")
         if length > min(MAX_HEADER_BYTES, size - PREFIX_BYTES):
             raise BundleError(f"{self.path}: the header claims {length} bytes at offset {PREFIX_BYTES}, more than "
                               "there are or may be; the file is damaged, convert the model again")
@@ -141,8 +141,8 @@ class Bundle:
 
     @cached_property
     def units(self) -> dict[str, Units]:
-        """What is read and checked piece by piece, by section: every layer's neuron groups, the slabs of the embedding
-        and of the output head. Raises BundleError."""
+        """What is read and checked piece by piece, by section: every layer's neuron groups and their details, the slabs
+        of the embedding and of the output head. Raises BundleError."""
         checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8").tolist()
         found, used = {}, 0
         for layout in self.header.unit_layouts():
@@ -156,7 +156,7 @@ class Bundle:
                      layout.length, layout.unit_bytes, checksums)
 
     def verify(self) -> list[str]:
-        """Check every section and every neuron group; what is wrong, each with its offset, in one sentence each."""
+        """Check every section and every unit; what is wrong, each with its offset, in one sentence each."""
         problems = []
         for name, section in self.header.sections.items():
             digest = xxhash.xxh3_64()

@@ -22,7 +22,7 @@ except ImportError:  # Windows
 
 
 class BundleWriter:
-    """Writes the sections of `header`, in the order of their offsets, then the header, then gives the file its name.
+    """Writes the sections of `header`, each from its start to its end, then the header, then gives the file its name.
 
     A context manager. Within the block the file is called PATH.part and begins with zeros, so that nothing takes it for
     a bundle; where the block ends without a `commit` it is removed. What an interrupted conversion left under that name

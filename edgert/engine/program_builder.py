@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgert.bundle import Header, Neurons
+from edgert.bundle import Header
 from edgert.bundle.header import down_headers
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
+from edgert.kernels.groups import group_layout
 from edgert.kernels.records import Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
@@ -111,7 +112,7 @@ class ProgramBuilder:
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
         table, counters = self._weights.table(n.section)
         source, tiles = x.in_form_of(gate_up), -(-hidden_size // TILE)
-        offset, _ = Neurons.layout(hidden_size, gate_up, down)
+        offset = group_layout(hidden_size, gate_up, down).whole.down
         headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
         if self._one_token:
             record = records.Neurons(
