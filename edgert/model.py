@@ -352,7 +352,7 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     session = Session(header.config, context, kv_type)
     opened.callback(session.close)
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
-                    cache_type=kv_type, progress=job.check)
+                    cache_type=kv_type, logit_rows=plan.verify_rows, progress=job.check)
     opened.callback(engine.close)
     if plan.disk is not None:
         session.touch()

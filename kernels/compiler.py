@@ -29,7 +29,7 @@ def set_numba_target(target: Target) -> None:
 
 def _kernels() -> Iterator[tuple[str, Any, int]]:
     """Name, dispatcher and number of arguments of each kernel, in an order in which none waits for a later one."""
-    from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token, rope
+    from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token, planes, rope
     yield "embedding", embedding.embedding, 2
     yield "matrix", linear.linear, 3
     yield "norm", norm.norm, 2
@@ -42,6 +42,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "feed-forward, release", feed_forward.release_groups, 2
     yield "feed-forward, one token", one_token.neurons, 3
     yield "one token, sums", one_token.gather, 2
+    yield "feed-forward, planes", planes.join_groups, 2
     yield "interpreter", interpreter.enter, 4
 
 

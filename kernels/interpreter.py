@@ -7,6 +7,7 @@ from .feed_forward import down, release_groups, up
 from .linear import linear
 from .norm import norm, quantize
 from .one_token import gather, neurons
+from .planes import join_groups
 from .records import LINEAR, RECORD_BYTES, RUNS, STATE, Code
 from .rope import rope
 from .simd.atomic import call_function, fetch_add, load_acquire, pause
@@ -19,8 +20,8 @@ virtual machine most of it."""
 _PAUSES = 32
 """Between two looks at the clock."""
 
-_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE = (
-    int(code) for code in Code)
+(_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
+ _JOIN) = (int(code) for code in Code)
 
 
 @kernel
@@ -56,8 +57,10 @@ def _run(program, count, state, thread):
             neurons(op, state, thread)
         elif code == _GATHER:
             gather(op, state)
-        else:
+        elif code == _RELEASE:
             release_groups(op, state)
+        else:
+            join_groups(op, state)
         barrier(state)
         i += 1
         if trace:

@@ -9,8 +9,10 @@ from typing import Any
 from .decorators import kernel
 from .dispatch import by_format
 from .formats import FORMATS
+from .records import JOIN
 from .simd.bits import even_of_2, even_of_4, odd_of_2, odd_of_4
 from .simd.memory import load_i8x64, load_i64, prefetch, store_i8x64, store_i64
+from .state import take
 
 _AHEAD = 4096
 """Bytes of each plane, as in linear.py."""
@@ -96,3 +98,32 @@ def whole_tile(form, base, detail, blocks, room):
         store_i64(room + i, load_i64(base + i))
     _join(form, base + header, detail, room + header, blocks)
     return room
+
+
+@kernel
+def _copied(source, out, size):
+    """`size` bytes, a multiple of 8, unless they are there already."""
+    if source != out:
+        for i in range(0, size, 8):
+            store_i64(out + i, load_i64(source + i))
+
+
+@kernel
+def join_groups(op, state):
+    """The operation."""
+    gate_up, down, blocks, tiles = (load_i64(op + JOIN.gate_up), load_i64(op + JOIN.down), load_i64(op + JOIN.blocks),
+                                    load_i64(op + JOIN.tiles))
+    base_bytes, detail_bytes = base_bytes_of(gate_up, blocks), detail_bytes_of(gate_up, blocks)
+    tile_bytes = _HEADER_BYTES[gate_up] + blocks * _BLOCK_BYTES[gate_up]
+    group = take(state, 1)
+    while group < load_i64(op + JOIN.groups):
+        base = load_i64(op + JOIN.base) + group * load_i64(op + JOIN.base_stride)
+        detail = load_i64(op + JOIN.detail) + group * load_i64(op + JOIN.detail_stride)
+        out = load_i64(op + JOIN.out) + group * load_i64(op + JOIN.out_stride)
+        for _ in range(4):
+            _copied(whole_tile(gate_up, base, detail, blocks, out), out, tile_bytes)
+            base += base_bytes
+            detail += detail_bytes
+            out += tile_bytes
+        _copied(whole_blocks(down, base, detail, tiles, out), out, tiles * _BLOCK_BYTES[down])
+        group = take(state, 1)

@@ -44,6 +44,8 @@ class Code(IntEnum):
     GATHER = 10
     """The sums of NEURONS' segments become one; its record again."""
     RELEASE = 11
+    JOIN = 12
+    """Groups become whole: done while weights are loaded."""
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -104,6 +106,28 @@ class Release(NamedTuple):
 
 
 RELEASE = offsets(Release)
+
+
+class Join(NamedTuple):
+    """Whole groups of their planes (groups.py)."""
+
+    groups: int
+    gate_up: int
+    """A format."""
+    blocks: int
+    down: int
+    """A format."""
+    tiles: int
+    """Of the down projection."""
+    base: int
+    base_stride: int
+    detail: int
+    detail_stride: int
+    out: int
+    out_stride: int
+
+
+JOIN = offsets(Join)
 
 
 class Up(NamedTuple):

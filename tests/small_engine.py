@@ -30,7 +30,7 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
     pinned = {layout.name: int((of_attention if layout.section == RESIDENT else keep) * layout.count)
               for layout in bundle.header.streamable()}
     return replace(everything, disk=device, placement=Placement(
-        pinned, rows, chunk_bytes, readers, planner.slots(device), planner.slot_bytes(device)))
+        pinned, rows, chunk_bytes, readers, planner.slots(device, bases=True), planner.slot_bytes(device)))
 
 
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,
@@ -42,4 +42,4 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
     if slots is not None:
         made = replace(made, placement=replace(made.placement, slots=slots))
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
-                  threads=threads, context=context, cache_type=cache_type)
+                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows)

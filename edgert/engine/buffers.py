@@ -10,8 +10,8 @@ from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation
 from edgert.models.config import Config
 from edgert.residency.region import Allocator, Region
 
-LOGIT_ROWS = 4
-"""Rows of logits computed at once."""
+LEAST_ROWS, MOST_ROWS = 4, 17
+"""Rows of logits computed at once: the most for a token and 16 drafts that follow it."""
 _GROUPS_A_THREAD = 8
 _PARTS_TOKENS = 8
 """Tokens at the end of a full context for which attention's splits may be shared among the threads."""
@@ -32,6 +32,7 @@ class Buffer:
 class Buffers:
     """The memory that programs work in, for `tokens` new tokens at once, `threads`, and contexts of up to `context`.
 
+    logit_rows: how many rows of logits are computed at once.
     Each is C order, float32 where nothing else is said; rows are padded to whole cache lines.
 
     x          (tokens, hidden_size)                  the residual stream
@@ -44,15 +45,17 @@ class Buffers:
     hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
     sums       (tiles, tokens, 16)                    down so far, over phases
     partial    (tiles, SEGMENTS, 16)                  down of one token, by segments
-    logits     (LOGIT_ROWS, vocab_size)
+    logits     (logit_rows, vocab_size)
     rows       (tokens, 2) int64                      embedding rows: address of the tile, row in it
     tokens     (tokens, 8) int64                      records.Token
-    selected   (LOGIT_ROWS,) int64                    whose logits are wanted
+    selected   (logit_rows,) int64                    whose logits are wanted
     scratch    (threads, bytes)
     """
 
-    def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int) -> None:
-        room = _Room(config, header, tokens, threads, context)
+    def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int,
+                 logit_rows: int = LEAST_ROWS) -> None:
+        room = _Room(config, header, tokens, threads, context, logit_rows)
+        self.logit_rows = logit_rows
         self._region = Region(room.size, "working memory", huge=True)
         self.phases = room.phases
         self.scratch_stride = room.scratch_stride
@@ -70,8 +73,8 @@ class Buffers:
 
         self.rows = view("rows", tokens, np.int64)
         self.tokens = view("tokens", tokens, np.int64)
-        self.selected = view("selected", LOGIT_ROWS, np.int64)[:, 0]
-        self.logits = view("logits", LOGIT_ROWS, np.float32)[:, :config.vocab_size]
+        self.selected = view("selected", logit_rows, np.int64)[:, 0]
+        self.logits = view("logits", logit_rows, np.float32)[:, :config.vocab_size]
 
     def touch(self) -> None:
         """Make all of it resident now."""
@@ -85,7 +88,8 @@ class Buffers:
 class _Room:
     """The layout of the buffers: offset and stride of each, and the size of all."""
 
-    def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int) -> None:
+    def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int,
+                 logit_rows: int) -> None:
         allocator = Allocator()
 
         def rows(count: int, row_bytes: int) -> tuple[int, int]:
@@ -100,7 +104,7 @@ class _Room:
         most = max(segment_start(groups, last) - segment_start(groups, first) for first, last in self.phases)
         formats = [FORMATS[name] for n in header.neurons for name in (n.gate_up, n.down)]
         formats += [FORMATS[t.format] for t in header.tensors.values() if t.format in FORMATS]
-        rows_of_h = max(tokens, LOGIT_ROWS)
+        rows_of_h = max(tokens, logit_rows)
         fine_rows = rows_of_h if any(form.activation is Activation.FINE for form in formats) else 0
         parts = records.attention_partial_bytes(
             config.num_attention_heads, config.head_dim, min(tokens, _PARTS_TOKENS), context)
@@ -114,22 +118,26 @@ class _Room:
             "hidden": rows(tokens, max(_row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),
             "sums": (allocator.reserve(records.down_bytes(tiles, tokens)), 0),
             "partial": (allocator.reserve(records.partial_bytes(tiles)), 0),
-            "logits": rows(LOGIT_ROWS, 4 * -(-config.vocab_size // TILE) * TILE),
+            "logits": rows(logit_rows, 4 * -(-config.vocab_size // TILE) * TILE),
             "rows": (allocator.reserve(16 * tokens), 16),
             "tokens": (allocator.reserve(records.TOKEN_BYTES * tokens), records.TOKEN_BYTES),
-            "selected": (allocator.reserve(8 * LOGIT_ROWS), 8),
+            "selected": (allocator.reserve(8 * logit_rows), 8),
         }
+        ups, downs = ([FORMATS[getattr(n, part)] for n in header.neurons] for part in ("gate_up", "down"))
+        tile_bytes = max(form.tile_bytes(config.hidden_size) for form in ups)
+        down_block = max(form.block_bytes for form in downs)
         self.scratch_stride = -(-max(
-            records.UP_SCRATCH_BYTES, records.neurons_scratch_bytes(tiles),
+            records.up_scratch_bytes(tile_bytes), records.neurons_scratch_bytes(tiles, tile_bytes, down_block),
+            records.down_scratch_bytes(most, down_block),
             records.attention_scratch_bytes(config.head_dim, config.num_attention_heads // config.num_key_value_heads),
         ) // 4096) * 4096
         self.places["scratch"] = (allocator.reserve(threads * self.scratch_stride, 4096), self.scratch_stride)
         self.size = allocator.size
 
 
-def buffer_bytes(config: Config, header: Header, tokens: int, threads: int, context: int) -> int:
+def buffer_bytes(config: Config, header: Header, tokens: int, threads: int, context: int, logit_rows: int) -> int:
     """What `Buffers` will take."""
-    return _Room(config, header, tokens, threads, context).size
+    return _Room(config, header, tokens, threads, context, logit_rows).size
 
 
 def segment_start(groups: int, segment: int) -> int:

@@ -13,14 +13,15 @@ from edgert.kernels.native import Library
 from edgert.kernels.records import CANCELLED
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
+from edgert.residency.drafting import Drafting
 from edgert.residency.file import FlashFile
 from edgert.residency.placement import Placement
 from edgert.residency.region import Region
 from edgert.residency.source import Source, no_answer
 from edgert.residency.weights import Weights
 
-from .buffers import LOGIT_ROWS, Buffers
-from .program_builder import ProgramBuilder
+from .buffers import Buffers
+from .program_builder import Kind, Places, ProgramBuilder
 from .session import Session
 from .tracing import Trace
 from .worker import CancelledError
@@ -51,11 +52,11 @@ class Engine:
 
     New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
     `threads`, nor on which weights are streamed, nor on what other sessions are computed together. context: of the
-    largest session. progress: called now and then while weights are loaded; what it raises ends that.
+    largest session. logit_rows: rows of logits computed at once. progress: called now and then while weights are loaded; what it raises ends that.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
-                 threads: int, context: int, cache_type: str, progress: Callable[[], None] = lambda: None) -> None:
+                 threads: int, context: int, cache_type: str, logit_rows: int, progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self._trace: Trace | None = None
@@ -64,21 +65,24 @@ class Engine:
         with ExitStack() as made:
             self._team = Team(library, threads)
             made.callback(self._team.close)
-            self._weights = Weights(bundle, file, placement, stop=lambda: self._team.set(stop=1),
+            self._weights = Weights(bundle, file, library, placement, stop=lambda: self._team.set(stop=1),
                                     progress=progress)
             made.callback(self._weights.close)
-            self._buffers = Buffers(self.config, header, self.chunk, threads, context)
+            self._buffers = Buffers(self.config, header, self.chunk, threads, context, logit_rows)
             made.callback(self._buffers.close)
             embedding = header.embedding
             self._staging = Region(self.chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
             made.callback(self._staging.close)
-            self._programs = tuple(self._build(header, cache_type, one_token=one) for one in (False, True))
+            places: dict[Kind, Places] = {Kind.MANY: self._weights, Kind.ONE: self._weights}
+            if Drafting.possible(header, placement):
+                self._drafting = places[Kind.DRAFT] = Drafting(self._weights, header, placement)
+            self._programs = {kind: self._build(header, of, cache_type, kind) for kind, of in places.items()}
             self._team.set(selected_rows=self._buffers.selected_buffer.address,
                            token_records=self._buffers.tokens_buffer.address, freed=self.source.freed)
             self._closing = made.pop_all()
 
-    def _build(self, header: Header, cache_type: str, *, one_token: bool) -> Programs:
-        network = ProgramBuilder(self.config, header, self._weights, self._buffers, cache_type, one_token=one_token)
+    def _build(self, header: Header, places: Places, cache_type: str, kind: Kind) -> Programs:
+        network = ProgramBuilder(self.config, header, places, self._buffers, cache_type, kind)
         FAMILIES[self.config.architecture].wire(self.config, network)
         body, head = network.body.array, network.head.array
         return Programs(body, head, np.concatenate([body, head]))
@@ -92,6 +96,52 @@ class Engine:
     def waited_s(self) -> float:
         """Seconds that computing has waited for weights from flash."""
         return self._team.waited_s
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of logits computed at once."""
+        return self._buffers.logit_rows
+
+    @property
+    def drafts(self) -> bool:
+        """Whether what stays in memory makes a coarser model: `draft`."""
+        return Kind.DRAFT in self._programs
+
+    def draft(self, session: Session, token: int, *, cancel: np.ndarray | None = None) -> np.ndarray:
+        """Compute one new token at the end of a session with what stays in memory alone, waiting for nothing.
+
+        Its keys and values are a guess too: whoever knows better truncates the session and computes it again. Returns
+        logits of the first tokens of the vocabulary, as many as the output head has rows in memory: float32, valid
+        until something else is computed; NaN where they are not finite. cancel, and what is raised: as of `forward`.
+        """
+        self._check([NewTokens(session, [token])])
+        self._team.cancellable(cancel)
+        if cancel is not None and cancel[0]:
+            raise CancelledError
+        self._set(np.array([token], np.int64), session.records(1))
+        self._buffers.selected[0] = 0
+        self._team.set(selected=1)
+        logits = self._buffers.logits[0, :self._drafting.rows]
+        if not self._run(self._programs[Kind.DRAFT].whole):
+            logits[:] = np.nan
+        session.tokens.append(token)
+        return logits
+
+    def verify(self, session: Session, tokens: Sequence[int], *, cancel: np.ndarray | None = None) -> np.ndarray:
+        """What `forward` does for tokens all of whose logits are wanted, without a copy of them.
+
+        Returns float32 of shape (len(tokens), vocab_size), valid until something else is computed.
+        """
+        if len(tokens) > min(self.chunk, self.logit_rows):
+            return self.forward(session, tokens, range(len(tokens)), cancel=cancel)
+        self._check([NewTokens(session, tokens)])
+        self._team.cancellable(cancel)
+        if cancel is not None and cancel[0]:
+            raise CancelledError
+        everything = np.arange(len(tokens))
+        self._forward(np.asarray(tokens, np.int64), session.records(len(tokens)), everything, everything, None)
+        session.tokens += [int(token) for token in tokens]
+        return self._buffers.logits[:len(tokens)]
 
     def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None, *,
                 cancel: np.ndarray | None = None) -> np.ndarray:
@@ -135,26 +185,32 @@ class Engine:
             raise
         return np.split(logits, np.cumsum([len(i) for i in indices])[:-1])
 
-    def _forward(self, ids: np.ndarray, records: np.ndarray, here: np.ndarray, rows: np.ndarray,
-                 logits: np.ndarray) -> None:
-        """Compute tokens, at most as many as go at once, and logits[here] of those at `rows`."""
+    def _set(self, ids: np.ndarray, records: np.ndarray) -> None:
+        """Have these tokens computed next."""
         count = self._tokens = len(ids)
         self._weights.embedding_tiles(ids, self._staging, self._buffers.rows[:count])
         self._buffers.tokens[:count, :records.shape[1]] = records
         self._team.set(tokens=count)
-        with self._in_step(heads=-(-len(here) // LOGIT_ROWS)):
-            self._compute(self._programs[count == 1], here, rows, logits)
 
-    def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
+    def _forward(self, ids: np.ndarray, records: np.ndarray, here: np.ndarray, rows: np.ndarray,
+                 logits: np.ndarray | None) -> None:
+        """Compute tokens, at most as many as go at once, and logits[here] of those at `rows`; None: they stay in the
+        buffer."""
+        self._set(ids, records)
+        with self._in_step(heads=-(-len(here) // self.logit_rows)):
+            self._compute(self._programs[Kind.ONE if len(ids) == 1 else Kind.MANY], here, rows, logits)
+
+    def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray | None) -> None:
         """Compute the tokens that were set, and logits[here] of those at `rows`."""
         if not len(here):
-            self._run(programs.body)
-        for at in range(0, len(here), LOGIT_ROWS):
-            some = rows[at:at + LOGIT_ROWS]
+            self._run_exact(programs.body)
+        for at in range(0, len(here), self.logit_rows):
+            some = rows[at:at + self.logit_rows]
             self._buffers.selected[:len(some)] = some
             self._team.set(selected=len(some))
-            self._run(programs.head if at else programs.whole)
-            logits[here[at:at + LOGIT_ROWS]] = self._buffers.logits[:len(some)]
+            self._run_exact(programs.head if at else programs.whole)
+            if logits is not None:
+                logits[here[at:at + self.logit_rows]] = self._buffers.logits[:len(some)]
 
     @contextmanager
     def _in_step(self, heads: int) -> Iterator[None]:
@@ -177,7 +233,13 @@ class Engine:
         self._trace = trace
         self.source.trace(trace.read)
 
-    def _run(self, program: np.ndarray) -> None:
+    def _run_exact(self, program: np.ndarray) -> None:
+        if not self._run(program):
+            raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
+                             "do not hold them, try --kv-type f32")
+
+    def _run(self, program: np.ndarray) -> bool:
+        """Whether all values stayed finite."""
         if self._trace is None:
             finite = self._team.run(program)
         else:
@@ -192,9 +254,7 @@ class Engine:
         if self._team.stopped:
             self.source.fail(no_answer())  # unless it said itself what is wrong
             self.source.check()
-        if not finite:
-            raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
-                             "do not hold them, try --kv-type f32")
+        return finite
 
     def _check(self, batch: Sequence[NewTokens]) -> None:
         if len({id(new.session) for new in batch}) < len(batch):

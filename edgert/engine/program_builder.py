@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
 
 import numpy as np
 
@@ -9,17 +11,36 @@ from edgert.bundle import Header
 from edgert.bundle.header import down_headers
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
-from edgert.kernels.groups import group_layout
 from edgert.kernels.records import Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
-from edgert.residency.weights import Weights
 
 from .buffers import Buffer, Buffers, segment_start
 
 
 def _float_bits(value: float) -> int:
     return int(np.array(value, np.float32).view(np.int32))
+
+
+class Kind(Enum):
+    """What a program is for. The results of the first two are the same, to the bit."""
+
+    MANY = auto()
+    """Any number of new tokens."""
+    ONE = auto()
+    """One new token, with the feed-forward part as it then reads memory best."""
+    DRAFT = auto()
+    """One new token, with what stays in memory alone."""
+
+
+class Places(Protocol):
+    """Where weights are: residency.weights.Weights, and what takes its place. Names, and what is returned, are its."""
+
+    def address(self, name: str) -> int: ...
+    def matrix(self, name: str) -> tuple[int, int]: ...
+    def table(self, name: str) -> tuple[int, int]: ...
+    def details(self, name: str | None) -> tuple[int, int]: ...
+    def tiles(self, rows: int, *, head: bool) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -44,14 +65,11 @@ class Vectors:
 
 
 class ProgramBuilder:
-    """Implements models.network.Network: appends to `body`, and for the output head to `head`.
+    """Implements models.network.Network: appends to `body`, and for the output head to `head`."""
 
-    one_token: for one new token at a time, with the feed-forward part as it then reads memory best; same results.
-    """
-
-    def __init__(self, config: Config, header: Header, weights: Weights, buffers: Buffers, cache_type: str, *,
-                 one_token: bool) -> None:
-        self._one_token = one_token
+    def __init__(self, config: Config, header: Header, weights: Places, buffers: Buffers, cache_type: str,
+                 kind: Kind) -> None:
+        self._kind = kind
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
         self._element = list(records.CACHE_ELEMENTS).index(cache_type)
         self.body, self.head = Program(), Program()
@@ -111,13 +129,14 @@ class ProgramBuilder:
         b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
         table, counters = self._weights.table(n.section)
+        details, detail_counters = self._weights.details(n.details)
         source, tiles = x.in_form_of(gate_up), -(-hidden_size // TILE)
-        offset = group_layout(hidden_size, gate_up, down).whole.down
         headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
-        if self._one_token:
+        if self._kind is not Kind.MANY:
             record = records.Neurons(
-                table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code, offset,
-                headers, tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride)
+                table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code,
+                headers, tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride, details,
+                detail_counters)
             self.body.append(Code.NEURONS, record)
             self.body.append(Code.GATHER, record)
             return
@@ -125,13 +144,15 @@ class ProgramBuilder:
             start, end = segment_start(n.groups, first), segment_start(n.groups, last)
             self.body.append(Code.UP, records.Up(
                 gate_up.code, table + 8 * start, end - start, gate_up.blocks(hidden_size), source.address,
-                source.stride, b.hidden.address, b.hidden.stride, down.code, b.scratch, b.scratch_stride))
+                source.stride, b.hidden.address, b.hidden.stride, down.code, b.scratch, b.scratch_stride,
+                details + 8 * start if details else 0))
             self.body.append(Code.DOWN, records.Down(
-                down.code, table, n.groups, first, last, b.sums.address, offset, headers, tiles,
-                b.hidden.address - start * down.activation.block_bytes, b.hidden.stride, add_to.address,
-                add_to.stride))
-            if counters:
-                self.body.append(Code.RELEASE, records.Release(table + 8 * start, counters + 8 * start, end - start))
+                down.code, table, n.groups, first, last, b.sums.address, gate_up.code, gate_up.blocks(hidden_size),
+                headers, tiles, b.hidden.address - start * down.activation.block_bytes, b.hidden.stride,
+                add_to.address, add_to.stride, b.scratch, b.scratch_stride, details))
+            for entries, of in ((table, counters), (details, detail_counters)):
+                if of:
+                    self.body.append(Code.RELEASE, records.Release(entries + 8 * start, of + 8 * start, end - start))
 
     def logits(self, x: Buffer, norm: str, head: str) -> None:
         h = self.norm(x, norm, selected=True)
@@ -139,5 +160,5 @@ class ProgramBuilder:
         form, (table, counters) = FORMATS[tensor.format], self._weights.matrix(head + ".weight")
         source, out = h.in_form_of(form), self._buffers.logits_buffer
         self.head.append(Code.LINEAR, records.Linear(
-            table, counters, -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns), source.address,
-            source.stride, out.address, out.stride, 0, 0, 1, 0))
+            table, counters, self._weights.tiles(tensor.rows, head=True), form.code, form.blocks(tensor.columns),
+            source.address, source.stride, out.address, out.stride, 0, 0, 1, 0))

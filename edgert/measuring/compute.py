@@ -5,21 +5,21 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 
 from edgert.bundle import Header
 from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
 from edgert.engine.buffers import Buffers
-from edgert.engine.program_builder import ProgramBuilder
+from edgert.engine.program_builder import Kind, ProgramBuilder
 from edgert.engine.session import Session
-from edgert.kernels.formats import FORMATS, SLAB
+from edgert.kernels.formats import FORMATS, SLAB, TILE
+from edgert.kernels.groups import group_layout
 from edgert.kernels.native import Library
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
 from edgert.residency.region import Region
-from edgert.residency.weights import Weights
 
 MOST_TOKENS = 64
 """Computing more tokens at once takes no less time per token."""
@@ -53,9 +53,8 @@ class Rehearsal:
             self._team = Team(library, threads)
             made.callback(self._team.close)
             self._programs = []
-            for one_token in (False, True):
-                network = ProgramBuilder(few, header, cast(Weights, weights), self._buffers, cache_type,
-                                         one_token=one_token)
+            for kind in (Kind.MANY, Kind.ONE):
+                network = ProgramBuilder(few, header, weights, self._buffers, cache_type, kind)
                 FAMILIES[config.architecture].wire(few, network)
                 self._programs.append((network.body.array, network.head.array))
             self._buffers.rows[:] = (weights.start, 0)
@@ -103,9 +102,11 @@ class _MadeUpWeights:
         self._places: dict[str, int] = {}
         self._matrices: list[np.ndarray] = []
         neurons, self.layers = 0, 0
+        lengths = {n.section: group_layout(header.config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down]).whole.length
+                   for n in header.neurons}
         for n in header.neurons:
             self._places[n.section] = neurons
-            neurons += n.groups * n.group_bytes
+            neurons += n.groups * lengths[n.section]
             self.layers += 1
             self._resident = max(resident[:self.layers])
             if self._resident + neurons >= _ENOUGH:
@@ -118,7 +119,7 @@ class _MadeUpWeights:
         self.start = self._region.address
         np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is not resident
         self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
-                        + n.group_bytes * np.arange(n.groups, dtype=np.int64)
+                        + lengths[n.section] * np.arange(n.groups, dtype=np.int64)
                         for n in header.neurons[:self.layers]}
         at = layers + slab * np.arange(slabs(head.rows), dtype=np.int64)
         self._tables[HEAD] = self.start + at % size // 64 * 64
@@ -138,6 +139,12 @@ class _MadeUpWeights:
 
     def table(self, section: str) -> tuple[int, int]:
         return self._tables[section].ctypes.data, 0
+
+    def details(self, name: str | None) -> tuple[int, int]:
+        return 0, 0
+
+    def tiles(self, rows: int, *, head: bool) -> int:
+        return -(-rows // TILE)
 
     def close(self) -> None:
         self._region.close()

@@ -2,10 +2,11 @@
 
 The plan is made before anything is loaded. First comes what the process itself needs and what every token needs; all
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
-reading one byte per token, whichever it is. The weights that are read (*streamed*) are therefore spread evenly over the
-layers and the output head, which keeps the disk busy all the time with little read ahead. Only attention's matrices go
-before the others: they are short, and so are reads of them. An embedding that is not also the output head comes last: a
-token needs only one row of it.
+reading one byte per token, whichever it is. What it is decides how good a draft the pinned weights make
+(residency.drafting): attention's matrices come first, then the base planes of all neurons, then the output head's rows
+of the commonest tokens, then the neurons' details and the rest of the head. Within each of these the weights that are
+read (*streamed*) are spread evenly, which keeps the disk busy all the time with little read ahead. An embedding that is
+not also the output head comes last: a token needs only one row of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +14,11 @@ from dataclasses import dataclass, replace
 
 from edgert.bundle import Header
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, UnitLayout
-from edgert.engine.buffers import buffer_bytes, phases, segment_start
+from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS, buffer_bytes, phases, segment_start
 from edgert.engine.session import session_bytes
 from edgert.errors import ModelError
-from edgert.kernels.formats import FORMATS, SLAB
+from edgert.kernels.formats import FORMATS, SLAB, TILE
+from edgert.kernels.records import SEGMENTS
 from edgert.residency import stream
 from edgert.residency.device import Device
 from edgert.residency.file import ALIGNMENT
@@ -39,6 +41,11 @@ _LOGITS_COPIES = 6
 """Rows of logits that are in memory at once: those of a token, and the copies that sampling makes of them."""
 _SHARE_OF_CHUNK = 12
 """Computing many prompt tokens at once saves reading, but its buffers may take at most 1/12 of the budget."""
+_SHARE_OF_ROWS = 48
+"""Rows of logits that are computed at once may take at most 1/48 of the budget."""
+_COMMON_SLABS = 32768 // (SLAB * TILE)
+"""Of the output head: the rows of the commonest tokens, which are the first of a byte-pair vocabulary (FR-Spec, Zhao et
+al. 2025, found a quarter of 128 thousand enough to draft with)."""
 _CHUNK_STEP = 16
 """The number of prompt tokens at once is a multiple of this; fewer than this would save next to no memory."""
 
@@ -49,6 +56,7 @@ class Plan:
 
     budget: bytes. parts: bytes by purpose, together no more than the budget. streamed: bytes read for each token.
     weights: bytes of weights that a token needs, from memory or flash. chunk: prompt tokens computed at once.
+    verify_rows: tokens whose logits are computed at once, so one more than can be drafted.
     logit_rows: how many tokens' logits may be in memory at once. smallest: the smallest budget that works with these
     settings. placement: which weights stay in memory. disk: the device that the others are read from; None if all
     weights stay in memory.
@@ -59,6 +67,7 @@ class Plan:
     streamed: int
     weights: int
     chunk: int
+    verify_rows: int
     logit_rows: int
     smallest: int
     placement: Placement
@@ -97,12 +106,15 @@ class Planner:
         self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
         self._streamable = header.streamable()
         self._attention = [layout for layout in self._streamable if layout.section == RESIDENT]
-        self._others = [layout for layout in self._streamable if layout.section != RESIDENT]
-        self._edges = 2 * ALIGNMENT * len(self._others) + 2 * TENSOR_ALIGNMENT * len(self._attention)
+        split = {n.section for n in header.neurons if n.details}
+        self._bases = [layout for layout in self._streamable if layout.name in split]
+        self._others = [layout for layout in self._streamable
+                        if layout.section != RESIDENT and layout not in self._bases]
+        self._edges = 2 * ALIGNMENT * (len(self._bases) + len(self._others)) + 2 * TENSOR_ALIGNMENT * len(self._attention)
         """Bytes that are lost around what is pinned."""
-        self._weights = header.sections[RESIDENT].length + _length(self._others)
+        self._weights = header.sections[RESIDENT].length + _length([*self._bases, *self._others])
 
-    def _fixed(self, chunk: int) -> dict[str, int]:
+    def _fixed(self, chunk: int, rows: int = LEAST_ROWS) -> dict[str, int]:
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         norms = self._weights - _length(self._streamable)
@@ -112,8 +124,8 @@ class Planner:
             + page_table_bytes(norms) + _UNIT_BYTES * sum(s.count for s in self._streamable),
             "norms and biases": norms,
             "key-value cache": self._session,
-            "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context) + chunk * tile
-            + SLAB * tile + 2 * ALIGNMENT,
+            "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context, rows)
+            + chunk * tile + SLAB * tile + 2 * ALIGNMENT,
         }
 
     def plan(self, budget: int | None, device: Callable[[], Device], *, most: int = 0,
@@ -126,10 +138,13 @@ class Planner:
         """
         whole, everything = self.whole, Placement({s.name: s.count for s in self._streamable})
         if budget is None:
-            budget = whole + (self._embedding_bytes(self._embedding.count) if self._embedding else 0)
+            budget = (whole + (MOST_ROWS - LEAST_ROWS) * self._logits
+                      + (self._embedding_bytes(self._embedding.count) if self._embedding else 0))
         if whole <= budget:
-            everything = replace(everything, embedding=self._embedding_units(budget - whole))
-            return self._made(budget, self._chunk, everything, smallest=0, disk=None)
+            rows = min(self._rows(budget), LEAST_ROWS + (budget - whole) // self._logits)
+            left = budget - whole - (rows - LEAST_ROWS) * self._logits
+            everything = replace(everything, embedding=self._embedding_units(left))
+            return self._made(budget, self._chunk, rows, everything, smallest=0, disk=None)
         disk = device()
         smallest = self.smallest(disk)
         if budget < smallest <= most:
@@ -139,12 +154,18 @@ class Planner:
                              f"{self.named(smallest) >> 20} MiB with these settings; a smaller context takes less, and "
                              f"with {self.named(whole) >> 20} MiB nothing is read from flash")
         chunk = self._chunk_for(budget, disk)
-        left = budget - self._smallest_with(self._fixed(chunk), disk)
-        pinned = self._pinned(left - page_table_bytes(left), disk.chunk_bytes)
-        placement = Placement(pinned, 0, disk.chunk_bytes, disk.readers, self.slots(disk), self.slot_bytes(disk))
-        if placement.pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
-            return self._made(budget, chunk, everything, smallest=0, disk=None)
-        return self._made(budget, chunk, placement, smallest=smallest, disk=disk)
+        rows = self._rows(budget)
+        if budget < self._smallest_with(self._fixed(chunk, rows), disk):
+            rows = LEAST_ROWS
+        pinned, slots = self._pinned(budget, self._fixed(chunk, rows), disk)
+        if pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
+            return self._made(budget, chunk, rows, everything, smallest=0, disk=None)
+        placement = Placement(pinned, 0, disk.chunk_bytes, disk.readers, slots, self.slot_bytes(disk))
+        return self._made(budget, chunk, rows, placement, smallest=smallest, disk=disk)
+
+    def _rows(self, budget: int) -> int:
+        """Rows of logits that are computed at once, if there is room."""
+        return min(max(budget // _SHARE_OF_ROWS // self._logits, LEAST_ROWS), MOST_ROWS)
 
     def _chunk_for(self, budget: int, disk: Device) -> int:
         """How many prompt tokens to compute at once: as many as _SHARE_OF_CHUNK allows.
@@ -157,17 +178,19 @@ class Planner:
                 return chunk
         return min(_CHUNK_STEP, self._chunk)
 
-    def _made(self, budget: int, chunk: int, placement: Placement, *, smallest: int, disk: Device | None) -> Plan:
-        parts = {**self._fixed(chunk), "read ahead": self._ahead(disk) if disk else 0}
+    def _made(self, budget: int, chunk: int, rows: int, placement: Placement, *, smallest: int,
+              disk: Device | None) -> Plan:
+        parts = {**self._fixed(chunk, rows), "read ahead": self._ahead(disk, placement.slots) if disk else 0}
         held = _bytes_pinned(self._streamable, placement.pinned)
         parts["growth"] += page_table_bytes(held)
         parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned)
-        parts["pinned neurons"] = _bytes_pinned([s for s in self._others if s.name != HEAD], placement.pinned)
+        parts["pinned base"] = _bytes_pinned(self._bases, placement.pinned)
+        parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name != HEAD], placement.pinned)
         parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
-        rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
+        logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
         streamed = _length(self._streamable) - held
-        return Plan(budget, parts, streamed, self._weights, chunk, rows, smallest, placement, disk)
+        return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk)
 
     def _embedding_bytes(self, units: int) -> int:
         """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""
@@ -202,38 +225,60 @@ class Planner:
         return -(-(budget + _MARGIN) // (1 << 20)) << 20
 
     def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
-        return sum(fixed.values()) + self._ahead(disk) + self._edges
+        return sum(fixed.values()) + self._ahead(disk, self.slots(disk, bases=True)) + self._edges
 
     def slot_bytes(self, disk: Device) -> int:
         """Bytes of a slot, which has room for any single read."""
         return stream.slot_bytes((s.unit_bytes for s in self._streamable), disk.chunk_bytes)
 
-    def slots(self, disk: Device) -> int:
-        """How many slots: enough for each reader to fill one while a phase of prefill (buffers.phases) uses its own.
+    def slots(self, disk: Device, *, bases: bool) -> int:
+        """How many slots: enough for each reader to fill one while a phase of prefill (buffers.phases) uses its own, or
+        each thread a segment of one token's. bases: whether base planes are streamed too.
 
         Everything else needs fewer: it gives each unit back before it waits for the next.
         """
         held = 0
-        for neurons in self._header.neurons:
-            most = max(segment_start(neurons.groups, last) - segment_start(neurons.groups, first)
-                       for first, last in phases(neurons.groups, self._threads))
-            held = max(held, -(-most // stream.run_units(neurons.group_bytes, disk.chunk_bytes)) + 1)
+        for n in self._header.neurons:
+            most = max(segment_start(n.groups, last) - segment_start(n.groups, first)
+                       for first, last in phases(n.groups, self._threads))
+            sizes = ([n.group_bytes] if bases or not n.details else []) + ([n.detail_bytes] if n.details else [])
+            if len(sizes) > 1:  # a thread holds one plane of a group while it waits for the other
+                most = max(most, self._threads * -(-n.groups // SEGMENTS))
+            held = max(held, sum(-(-most // stream.run_units(size, disk.chunk_bytes)) + 1 for size in sizes))
         return held + disk.readers
 
-    def _ahead(self, disk: Device) -> int:
-        ring = stream.ring_bytes(self.slots(disk), self.slot_bytes(disk))
+    def _ahead(self, disk: Device, slots: int) -> int:
+        ring = stream.ring_bytes(slots, self.slot_bytes(disk))
         return ring + self._runs_bytes(disk.chunk_bytes) + _THREAD_BYTES * disk.readers
 
     def _runs_bytes(self, chunk_bytes: int) -> int:
         runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._streamable)
         return stream.RUN_BYTES * runs
 
-    def _pinned(self, left: int, chunk_bytes: int) -> dict[str, int]:
-        """How many units of each to pin in `left` bytes: attention's first."""
-        attention = _length(self._attention)
-        pinned = _spread(self._attention, min(left, attention), chunk_bytes)
-        pinned |= _spread(self._others, max(left - attention, 0), chunk_bytes)
-        return {s.name: pinned[s.name] for s in self._streamable}
+    def _pinned(self, budget: int, fixed: dict[str, int], disk: Device) -> tuple[dict[str, int], int]:
+        """How many units of each to pin, and how many slots it takes to read the others."""
+        pinned: dict[str, int] = {}
+        for bases in (False, True):
+            slots = self.slots(disk, bases=bases)
+            left = budget - sum(fixed.values()) - self._ahead(disk, slots) - self._edges
+            pinned = self._spread_all(left - page_table_bytes(left), disk.chunk_bytes)
+            if all(pinned[layout.name] == layout.count for layout in self._bases):
+                break
+        return {s.name: pinned[s.name] for s in self._streamable}, slots
+
+    def _spread_all(self, left: int, chunk_bytes: int) -> dict[str, int]:
+        """Pin in `left` bytes, in the order of what makes the best draft."""
+        head = next(layout for layout in self._others if layout.name == HEAD)
+        common = min(_COMMON_SLABS, head.count) if self._bases else 0
+        first = replace(head, count=common, length=head.length - head.bytes_of(common))
+        rest = replace(head, count=head.count - common, length=head.bytes_of(common))
+        pinned: dict[str, int] = {}
+        of_head = 0
+        for layouts in (self._attention, self._bases, [first], [s for s in self._others if s.name != HEAD] + [rest]):
+            pinned |= _spread(layouts, left, chunk_bytes)
+            left -= _length(layouts)
+            of_head += pinned.pop(HEAD, 0)
+        return {**pinned, HEAD: of_head}
 
 
 def _length(layouts: Iterable[UnitLayout]) -> int:
@@ -248,8 +293,8 @@ def _bytes_pinned(layouts: Iterable[UnitLayout], pinned: Mapping[str, int]) -> i
 def _spread(layouts: Sequence[UnitLayout], left: int, chunk_bytes: int) -> dict[str, int]:
     """How many units of each to pin in `left` bytes: so that what is streamed of any first few of them is as large a
     part of them as of all, and makes whole runs if possible."""
-    length = _length(layouts)
-    share = 1 - min(left / length, 1.0)
+    length, left = _length(layouts), max(left, 0)
+    share = 1 - min(left / length, 1.0) if length else 0.0
     pinned, wanted, streamed = {}, 0.0, 0
     for layout in layouts:
         wanted += share * layout.length

@@ -9,41 +9,40 @@ import numpy as np
 from edgert.bundle import Bundle
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.kernels.formats import FORMATS, SLAB, TILE
+from edgert.kernels.native import Library
+from edgert.kernels.records import WHOLE
 
 from .file import ALIGNMENT, FlashFile, aligned
+from .groups import PinnedGroups, read_units
 from .placement import Placement
 from .region import Allocator, Region
 from .resident import Resident
 from .source import AllInMemory, Source
-from .stream import Stream, runs_of
+from .stream import Run, Stream, runs_of
 from .table import AddressTable
-
-_PIECE = 1 << 20
-"""Bytes to read at once while loading."""
-
 
 class Weights:
     """The weights of an open bundle: `placement` says which are loaded, the others come from `source` when needed.
 
-    stop: called from a reader's thread when weights cannot be read. progress: called before each piece that is loaded;
-    an exception that it raises ends loading. Raises BundleError if the bundle is damaged, ModelError if there is not
-    enough memory.
+    library: the kernels, which put planes together. stop: called from a reader's thread when weights cannot be read.
+    progress: called before each piece that is loaded; an exception that it raises ends loading. Raises BundleError if
+    the bundle is damaged, ModelError if there is not enough memory.
     """
 
-    def __init__(self, bundle: Bundle, file: FlashFile, placement: Placement, *, stop: Callable[[], None],
-                 progress: Callable[[], None]) -> None:
+    def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *,
+                 stop: Callable[[], None], progress: Callable[[], None]) -> None:
         self._bundle, self._file, self._placement = bundle, file, placement
-        header = bundle.header
+        header, pinned = bundle.header, placement.pinned
         layouts = header.streamable()
         self._units, allocator = dict(bundle.units), Allocator()
-        attention = {layout: placement.pinned[layout.name] for layout in layouts if layout.section == RESIDENT}
+        attention = {layout: pinned[layout.name] for layout in layouts if layout.section == RESIDENT}
         self._resident = Resident(header.sections[RESIDENT], {layout: first for layout, first in attention.items()
                                                               if first < layout.count}, allocator)
-        parts = {layout.name: self._part(layout.name, placement.pinned[layout.name])
-                 for layout in layouts if layout.section != RESIDENT}
-        if placement.embedding:
-            parts[EMBEDDING] = self._part(EMBEDDING, placement.embedding)
-        ranges = {name: aligned(*part) for name, part in parts.items()}
+        groups = {n.section: PinnedGroups(
+            n, header.config.hidden_size, self._units[n.section], self._units[n.details] if n.details else None,
+            pinned[n.section], pinned[n.details] if n.details else 0, allocator) for n in header.neurons}
+        matrices = {HEAD: pinned[HEAD]} | ({EMBEDDING: placement.embedding} if placement.embedding else {})
+        ranges = {name: aligned(*self._part(name, count)) for name, count in matrices.items()}
         places = {name: allocator.reserve(end - start, ALIGNMENT) for name, (start, end) in ranges.items()}
         self._table = AddressTable({layout.name: layout.count for layout in layouts})
         with ExitStack() as made:
@@ -51,8 +50,10 @@ class Weights:
             made.callback(self._region.close)
             with ThreadPoolExecutor(placement.readers) as pool:
                 resident = pool.submit(self._resident.load, file, self._region, progress)
-                jobs = [pool.submit(self._load, name, places[name], *ranges[name], parts[name], progress)
-                        for name in parts]
+                jobs = [pool.submit(g.load, file, self._region, library, progress) for g in groups.values()]
+                jobs += [pool.submit(read_units, file, self._units[name], 0, count,
+                                     self._region.view(places[name], ranges[name][1] - ranges[name][0]), progress)
+                         for name, count in matrices.items() if count]
                 try:
                     checksums = resident.result()
                     for job in jobs:
@@ -60,19 +61,21 @@ class Weights:
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-            self._starts = {name: self._region.address + places[name] + parts[name][0] - ranges[name][0]
-                            for name in parts}
+            self._starts = {name: self._region.address + places[name] + self._part(name, 0)[0] - ranges[name][0]
+                            for name in matrices}
             for layout, first in attention.items():
-                self._starts[layout.name] = self.address(layout.name) if first else 0
                 # Of slabs that stay nothing is kept: they were checked with their section, and are not read again.
                 self._units[layout.name] = bundle.units_of(layout, [0] * first + checksums.get(layout.name, []))
-            for layout in layouts:
-                pinned, at = placement.pinned[layout.name], self._table.index(layout.name)
-                self._table.entries[at:at + pinned] = (
-                    self._starts[layout.name] + layout.unit_bytes * np.arange(pinned))
+                if first:
+                    self._put(layout.name, self.address(layout.name) + layout.unit_bytes * np.arange(first))
+            for n in header.neurons:
+                self._put(n.section, groups[n.section].addresses(self._region))
+                if n.details:
+                    self._put(n.details, np.full(pinned[n.details], WHOLE))
+            self._put(HEAD, self._starts[HEAD] + self._units[HEAD].unit_bytes * np.arange(pinned[HEAD]))
             embedding = header.embedding
             self._rows = self._units[embedding.section]
-            self._rows_pinned = placement.pinned.get(embedding.section, placement.embedding)
+            self._rows_pinned = matrices.get(embedding.section, 0)
             self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
             self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
             made.callback(self._slab.close)
@@ -80,25 +83,14 @@ class Weights:
             made.callback(self.source.close)
             self._closing = made.pop_all()
 
+    def _put(self, name: str, addresses: np.ndarray) -> None:
+        """Enter the addresses of the units of this name that stay, the first ones."""
+        at = self._table.index(name)
+        self._table.entries[at:at + len(addresses)] = addresses
+
     def _part(self, name: str, count: int) -> tuple[int, int]:
         """Where the first `count` units of a section begin and end in the file."""
         return self._units[name].start(0), self._units[name].start(count)
-
-    def _load(self, name: str, place: int, start: int, end: int, part: tuple[int, int],
-              progress: Callable[[], None]) -> None:
-        """Read the file from `start` to `end` into memory at offset `place`, and check the units in `part`."""
-        view = self._region.view(place, end - start)
-
-        def attempt() -> None:
-            for at in range(0, end - start, _PIECE):
-                progress()
-                stop = min(at + _PIECE, end - start)
-                self._file.read(start + at, view[at:stop], min(stop, part[1] - start) - at)
-            units, data = self._units[name], view[part[0] - start:part[1] - start]
-            for i, at in enumerate(range(0, len(data), units.unit_bytes)):
-                units.check(i, data[at:at + units.unit_bytes])
-
-        self._file.twice(attempt)
 
     def _source(self, stop: Callable[[], None]) -> Source:
         """What fills the table with the weights that do not stay."""
@@ -107,7 +99,13 @@ class Weights:
                 for name, pinned in placement.pinned.items()}
         if not any(runs.values()):
             return AllInMemory()
-        body = [run for name, of in runs.items() if name != HEAD for run in of]
+        details = {n.section: n.details for n in self._bundle.header.neurons if n.details}
+        body: list[Run] = []
+        for name, of in runs.items():
+            if name in details:  # groups in the order of use, each base before its detail
+                body += sorted(of + runs[details[name]], key=lambda run: run.first)
+            elif name != HEAD and name not in details.values():
+                body += of
         return Stream(self._file, body, runs[HEAD], self._table, slots=placement.slots,
                       slot_bytes=placement.slot_bytes, readers=placement.readers, stop=stop)
 
@@ -122,6 +120,21 @@ class Weights:
         """
         entries, counters = self._table.addresses(name)
         return entries, counters if self._placement.pinned[name] < self._units[name].count else 0
+
+    def entries(self, name: str) -> np.ndarray:
+        """A copy of the table's entries of the units of this name, as they are now."""
+        first = self._table.index(name)
+        return self._table.entries[first:first + self._units[name].count].copy()
+
+    def tiles(self, rows: int, *, head: bool) -> int:
+        """Tiles of a matrix that there are: all."""
+        return -(-rows // TILE)
+
+    def details(self, name: str | None) -> tuple[int, int]:
+        """The same of the groups' detail planes, by their section; 0 and 0 where all groups are whole."""
+        if name is None or self._placement.pinned[name] == self._units[name].count:
+            return 0, 0
+        return self._table.addresses(name)
 
     def matrix(self, name: str) -> tuple[int, int]:
         """The same of the slabs of a matrix that stands for itself, attention's or the output head."""

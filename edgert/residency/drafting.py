@@ -1,0 +1,62 @@
+"""What stays in memory, as tables of its own: the coarser model that a draft is computed with.
+
+Groups of which only the base plane stays take part with that, groups that do not stay at all are absent; of the output
+head there are the rows that stay, the first ones, which a byte-pair vocabulary has for its commonest tokens (FR-Spec,
+Zhao et al. 2025). Nothing in these tables is waited for.
+"""
+
+from edgert.bundle import Header
+from edgert.bundle.header import HEAD, RESIDENT
+from edgert.kernels.formats import SLAB, TILE
+from edgert.kernels.records import ABSENT, WAIT
+
+from .placement import Placement
+from .weights import Weights
+
+
+class Drafting:
+    """Where the draft's weights are: the methods of Weights that programs are built with."""
+
+    def __init__(self, weights: Weights, header: Header, placement: Placement) -> None:
+        self._weights, self._tiles = weights, placement.pinned[HEAD] * SLAB
+        self._vocabulary = header.config.vocab_size
+        self._entries = {layout.name: weights.entries(layout.name) for layout in header.streamable()}
+        for n in header.neurons:
+            for name in (n.section, n.details):
+                if name is not None:
+                    entries = self._entries[name]
+                    entries[entries == WAIT] = ABSENT
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output head."""
+        return min(self._tiles * TILE, self._vocabulary)
+
+    @staticmethod
+    def possible(header: Header, placement: Placement) -> bool:
+        """Whether what stays in memory makes a model: all of attention, some of every layer, some of the output head;
+        and whether anything is streamed, without which there is nothing to gain."""
+        missing = [layout for layout in header.streamable() if placement.pinned[layout.name] < layout.count]
+        return (bool(missing) and placement.pinned[HEAD] > 0 and not any(layout.section == RESIDENT for layout in missing)
+                and all(placement.pinned[n.section] for n in header.neurons))
+
+    def address(self, name: str) -> int:
+        """The address of a tensor of the resident section."""
+        return self._weights.address(name)
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        """The addresses of a matrix's table and of its counters, of which there are none."""
+        return self._weights.matrix(name)[0], 0
+
+    def table(self, name: str) -> tuple[int, int]:
+        """The same of a layer's neuron groups, by their section."""
+        return self._entries[name].ctypes.data, 0
+
+    def details(self, name: str | None) -> tuple[int, int]:
+        """The same of the groups' detail planes."""
+        return (0, 0) if name is None else self.table(name)
+
+    def tiles(self, rows: int, *, head: bool) -> int:
+        """Tiles of a matrix that there are."""
+        tiles = -(-rows // TILE)
+        return min(tiles, self._tiles) if head else tiles
