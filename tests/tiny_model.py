@@ -10,8 +10,10 @@ import xxhash
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from edgert.bundle import Bundle
 from edgert.bundle.header import MAGIC, PREFIX_BYTES, VERSION
 from edgert.converters.convert import convert
+from edgert.kernels.formats import FORMATS, TILE, whole
 from edgert.models.families import FAMILIES
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1,
@@ -49,6 +51,25 @@ def write_bundle(path: Path, preset: str = "q4", **options: Any) -> Path:
     """The bundle of `write_model`, whose folder stands beside it."""
     convert(str(write_model(path.with_suffix(".model"), **options)), path, preset)
     return path
+
+
+def whole_groups(bundle: Bundle, layer: int) -> np.ndarray:
+    """A layer's neuron groups put together from their planes: uint8 of shape (groups, bytes), without padding."""
+    n, hidden_size = bundle.header.neurons[layer], bundle.header.config.hidden_size
+    planes = [np.frombuffer(bundle.read_section(section), np.uint8).reshape(n.groups, size)
+              for section, size in n.parts()]
+    if n.details is None:
+        return planes[0]
+    gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
+    parts, (base, detail) = [], planes
+    for form, blocks, header in (*[(gate_up, gate_up.blocks(hidden_size), gate_up.header_bytes)] * 4,
+                                 (down, -(-hidden_size // TILE), 0)):
+        ends = header + blocks * form.base_bytes, blocks * form.detail_bytes
+        parts += [base[:, :header], whole(form, base[:, header:ends[0]].reshape(n.groups, blocks, -1),
+                                          detail[:, :ends[1]].reshape(n.groups, blocks, -1)).reshape(n.groups, -1)]
+        base, detail = base[:, ends[0]:], detail[:, ends[1]:]
+    assert not base.any() and not detail.any()
+    return np.concatenate(parts, 1)
 
 
 def header_of(path: Path) -> dict[str, Any]:

@@ -168,7 +168,9 @@ def test_inspect_json(smollm2: Path) -> None:
     result = json.loads(edgert("inspect", smollm2, "--json").stdout)
     assert result["architecture"] == "llama"
     assert result["bytes"] == smollm2.stat().st_size
-    assert "embedding and output head" in edgert("inspect", smollm2, "--tensors").stdout
+    shown = edgert("inspect", smollm2, "--tensors").stdout
+    for part in ("embedding and output head", "feed-forward, base", "feed-forward, details", "layers.29.details"):
+        assert part in shown
 
 
 def test_eval_json(smollm2: Path, tmp_path: Path) -> None:

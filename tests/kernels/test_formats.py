@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,11 @@ from hypothesis import strategies as st
 from rig import examples
 from weights_for import FORMAT_NAMES, kinds, matrix, meaning, quantized, seeds
 
-from edgert.kernels.formats import FORMATS, pack, round_bf16, unpack
+from edgert.kernels.formats import FORMATS, Format, pack, planes, round_bf16, unpack, whole
+
+SPLIT = ["q4", "q6", "q8"]
+LOWER_BITS = {"q4": 2, "q6": 4, "q8": 4}
+"""Of q, in the detail plane."""
 
 sizes = st.integers(1, 70)
 
@@ -30,7 +36,7 @@ def test_sizes_are_those_of_the_packed_matrix(name: str, seed: int, rows: int, c
     assert packed.nbytes == form.matrix_bytes(rows, columns)
 
 
-@pytest.mark.parametrize("name", ["q4", "q6", "q8"])
+@pytest.mark.parametrize("name", SPLIT)
 def test_a_weight_stands_where_the_layout_says(name: str) -> None:
     """One weight at a time: its byte, and the bits within it, as the table in formats.py gives them."""
     form = FORMATS[name]
@@ -48,6 +54,70 @@ def test_a_weight_stands_where_the_layout_says(name: str) -> None:
         nibble = block[64 * (quad // 2) + byte] >> (4 if quad % 2 else 0) & 15
         high = block[256 + 64 * (quad // 4) + byte] >> 2 * (quad % 4) & 3 if name == "q6" else 0
         assert (nibble, high) == ((13, 0) if name == "q4" else (13, 2))
+
+
+def blocks_of(form: Format, tiles: np.ndarray) -> np.ndarray:
+    """The blocks of a packed matrix: uint8 of shape (tiles, blocks, block_bytes)."""
+    return tiles[:, form.header_bytes:].reshape(len(tiles), -1, form.block_bytes)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+@examples()
+@given(seed=seeds, shape=st.lists(st.integers(1, 4), max_size=3).map(tuple))
+def test_planes_come_together(name: str, seed: int, shape: tuple[int, ...]) -> None:
+    """Whatever the bytes, in both directions: a plane has no bit to spare."""
+    form, rng = FORMATS[name], np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (*shape, form.block_bytes), np.uint8)
+    base, detail = planes(form, blocks)
+    assert base.shape == (*shape, form.base_bytes) and detail.shape == (*shape, form.detail_bytes)
+    assert base.dtype == detail.dtype == np.uint8
+    assert np.array_equal(whole(form, base, detail), blocks)
+    base, detail = (rng.integers(0, 256, plane.shape, np.uint8) for plane in (base, detail))
+    for plane, again in zip((base, detail), planes(form, whole(form, base, detail)), strict=True):
+        assert np.array_equal(plane, again)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+@examples()
+@given(seed=seeds, kind=kinds, rows=sizes, columns=sizes)
+def test_a_base_alone(name: str, seed: int, kind: str, rows: int, columns: int) -> None:
+    """With zeros for the detail a block is one of coarser q, which are the middles in the table but for `middle`."""
+    form, bits = FORMATS[name], LOWER_BITS[name]
+    numbers = quantized(np.random.default_rng(seed), form, kind, rows, columns)
+    upper = (numbers.q.astype(int) + (128 if name == "q8" else 0)) >> bits
+    lowest = (upper << bits) - (128 if name == "q8" else 0)
+    tiles = pack(form, numbers)
+    base, detail = planes(form, blocks_of(form, tiles))
+    blocks_of(form, tiles)[:] = whole(form, base, np.zeros_like(detail))
+    assert np.array_equal(tiles, pack(form, replace(numbers, q=lowest.astype(numbers.q.dtype))))
+    middle = {"q4": 4 * upper + 1.5, "q6": 16 * upper + 7.5, "q8": 16 * upper + 8 - 128}[name]
+    assert np.array_equal(lowest + form.middle, middle)
+    positive, negative = meaning(form, replace(numbers, q=lowest))
+    assert np.array_equal(unpack(form, tiles), (positive - negative).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_weight_stands_where_the_planes_say(name: str) -> None:
+    """One weight at a time: its byte and bits in both planes, as docs/bundle-format.md gives them."""
+    form, value = FORMATS[name], {"q4": 0b1101, "q6": 0b101101, "q8": 0b11010110}[name]
+    numbers = quantized(np.random.default_rng(1), form, "ordinary", 16, 32)
+    for row, column in [(0, 0), (3, 5), (15, 31), (7, 18), (9, 12), (2, 8), (4, 22), (11, 25)]:
+        numbers.q[:] = -128 if name == "q8" else 0
+        numbers.q[row, column] = value - 128 if name == "q8" else value
+        base, detail = (plane[0, 0] for plane in planes(form, blocks_of(form, pack(form, numbers))))
+        n, b = column // 4, 4 * row + column % 4
+        quarter, half = 64 * (n // 4) + b, 64 * (n // 2) + b
+        twos, nibble = (2, 6, 0, 4)[n % 4], 4 * (n % 2)
+        at = {"q4": (quarter, quarter), "q6": (quarter, half), "q8": (half, half)}[name]
+        shifts = {"q4": (twos, twos), "q6": (2 * (n % 4), nibble), "q8": (nibble, nibble)}[name]
+        codes = base[:{"q4": 128, "q6": 128, "q8": 256}[name]]
+        for plane, byte, shift, part in zip((codes, detail), at, shifts, divmod(value, 1 << LOWER_BITS[name]),
+                                            strict=True):
+            assert plane[byte] == part << shift
+            assert np.count_nonzero(plane) == 1
+        scales = numbers.s[:, 0] if numbers.m is not None else (numbers.s[:, 0].view(np.uint32) >> 16).astype("<u2")
+        minima = [] if numbers.m is None else [numbers.m[:, 0]]
+        assert base[len(codes):].tobytes() == b"".join(part.tobytes() for part in (scales, *minima))
 
 
 @examples(50)

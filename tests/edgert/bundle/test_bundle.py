@@ -14,14 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_engine import make_engine
-from tiny_model import change_header, header_of, with_header, write_bundle
+from tiny_model import change_header, header_of, whole_groups, with_header, write_bundle, write_model
 
-from edgert.bundle import Bundle
-from edgert.bundle.header import ALIGNMENT, MAX_HEADER_BYTES, PREFIX_BYTES
+from edgert.bundle import Bundle, Neurons
+from edgert.bundle.contents import contents, table
+from edgert.bundle.header import ALIGNMENT, GROUP_CHECKSUMS, MAX_HEADER_BYTES, PREFIX_BYTES
+from edgert.converters.convert import convert
+from edgert.converters.presets import Preset
+from edgert.converters.quantizer import packed
 from edgert.engine.session import Session
 from edgert.errors import BundleError, EdgertError
 from edgert.kernels.formats import FORMATS, unpack
+from edgert.kernels.groups import group_layout
 from edgert.models.families import FAMILIES
+from edgert.models.tensors import Role
 
 Values = dict[str, Any]
 NORM = "model.norm.weight"
@@ -72,14 +78,78 @@ def test_tensors_come_back(tmp_path: Path) -> None:
             else:
                 values = unpack(form, raw.reshape(-1, form.tile_bytes(t.columns)))
                 np.testing.assert_array_equal(values[:t.rows, :t.columns], source[name])
-        neurons = bundle.header.neurons[0]
-        groups = np.frombuffer(bundle.read_section(neurons.section), np.uint8).reshape(neurons.groups, -1)
+        groups = whole_groups(bundle, 0)
     two, prefix = 2 * form.tile_bytes(32), "model.layers.0.mlp."
     for part, at in (("gate", 0), ("up", two)):
         values = unpack(form, groups[:, at:at + two].reshape(4, -1))
         np.testing.assert_array_equal(values[:40], source[f"{prefix}{part}_proj.weight"])
     down = groups[:, 2 * two:2 * two + 2 * form.block_bytes].reshape(2, 2, -1).transpose(1, 0, 2).reshape(2, -1)
     np.testing.assert_array_equal(unpack(form, down)[:32, :40], source[f"{prefix}down_proj.weight"])
+
+
+@pytest.mark.parametrize(("gate_up", "down"), [("q4", "q6"), ("q6", "q8"), ("q8", "f32"), ("f16", "q4")])
+def test_planes_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate_up: str, down: str) -> None:
+    """Base and detail of a group together are what was quantized, also where only one of its formats is split."""
+    from safetensors.numpy import load_file
+    monkeypatch.setattr(Preset, "formats", lambda self, source: {
+        spec.name: down if spec.role is Role.DOWN else gate_up for spec in source.config.tensors() if spec.is_matrix})
+    folder = write_model(tmp_path / "m", num_hidden_layers=2, hidden_size=48)
+    convert(str(folder), tmp_path / "m.edge", calibrate=False)
+    source, wide, tall = load_file(folder / "model.safetensors"), FORMATS[gate_up], FORMATS[down]
+    with Bundle(tmp_path / "m.edge") as bundle:
+        assert bundle.verify() == []
+        layout = group_layout(48, wide, tall)
+        assert bundle.header.neurons[1] == Neurons(
+            "layers.1.neurons", "layers.1.details", 2, layout.base.length, layout.detail.length, gate_up, down)
+        groups = whole_groups(bundle, 1)
+        headers = np.empty((3, 0), np.uint8)
+        if tensor := bundle.header.tensors.get("model.layers.1.mlp.down_proj.headers"):
+            raw = bundle.read_section(tensor.section)[tensor.offset:tensor.offset + tensor.length]
+            headers = np.frombuffer(raw, np.uint8).reshape(3, -1)
+    two, prefix = 2 * wide.tile_bytes(48), "model.layers.1.mlp."
+    for part, at in (("gate", 0), ("up", two)):
+        tiles = groups[:, at:at + two].reshape(4, -1)
+        expected = packed(wide, source[f"{prefix}{part}_proj.weight"])
+        assert np.array_equal(tiles[:3], expected) and not tiles[3].any()
+    blocks = groups[:, layout.whole.down:].reshape(2, 3, -1).transpose(1, 0, 2).reshape(3, -1)
+    assert np.array_equal(np.concatenate([headers, blocks], 1), packed(tall, source[f"{prefix}down_proj.weight"]))
+
+
+def test_units(untied: Path, tmp_path: Path) -> None:
+    """What is read piece by piece, in the order of its checksums and in the order of use."""
+    with Bundle(untied) as bundle:
+        groups = [f"layers.{layer}.{part}" for layer in range(2) for part in ("neurons", "details")]
+        assert list(bundle.units) == [*groups, "embedding", "head"]
+        for name in groups:
+            length, units = bundle.header.sections[name].length, bundle.units[name]
+            assert (units.count, units.length, units.unit_bytes) == (2, length, length // 2)
+        used = [layout.name for layout in bundle.header.streamable()]
+        assert used[4:6] == groups[:2] and used[10:] == [*groups[2:], "head"]
+        assert bundle.header.sections[GROUP_CHECKSUMS].length == 8 * (4 * 2 + 2)
+    with Bundle(write_bundle(tmp_path / "m.edge", "f16")) as bundle:
+        assert list(bundle.units) == ["layers.0.neurons", "head"]
+        assert (bundle.header.neurons[0].details, bundle.header.neurons[0].detail_bytes) == (None, 0)
+
+
+@pytest.mark.parametrize("preset", ["q4", "q6", "q8", "f16"])
+def test_contents(tmp_path: Path, preset: str) -> None:
+    """All sections' bytes, and every weight once."""
+    with Bundle(write_bundle(tmp_path / "m.edge", preset, num_hidden_layers=3)) as bundle:
+        header = bundle.header
+    kinds = {kind.name: kind for kind in contents(header)}
+    parts = [kind for name, kind in kinds.items() if name.startswith("feed-forward")]
+    assert {kind.weights for kind in parts} == {3 * 3 * 32 * 40}
+    headers = sum(t.length for t in header.tensors.values() if t.format == "headers")
+    assert sum(kind.bytes for kind in parts) == headers + sum(
+        s.length for name, s in header.sections.items() if name.startswith("layers."))
+    if preset == "f16":
+        assert [kind.name for kind in parts] == ["feed-forward"]
+    else:
+        assert kinds["feed-forward, details"].bytes == 3 * header.sections["layers.0.details"].length or preset == "q4"
+        assert {kind.counted for kind in parts} == {True, False}
+    weights = sum(np.prod(spec.shape) for spec in header.config.tensors())
+    assert table(list(kinds.values()), 1000).splitlines()[-1].split() == [
+        "file", f"{weights:,}", "1,000", f"{8000 / weights:.2f}"]
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -89,15 +159,21 @@ def test_tensors_come_back(tmp_path: Path) -> None:
     (b"EDGERT\n" + bytes(100), "is not an edgert bundle"),  # a copy as text
     (b"EDGERT\r\n", "is not an edgert bundle"),
     (b"\x80\x04" + bytes(100), "is not an edgert bundle"),
-    (b"EDGERT\r\n" + struct.pack("<IIQQ", 3, 0, 10, 0) + bytes(10), "of version 3, this edgert reads version 2"),
-    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 7, 10, 0) + bytes(10), "has 0x7 at offset 12, where zeros belong"),
-    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 0, 11, 0) + bytes(10), "claims 11 bytes at offset 32, more than there"),
-    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 0, (1 << 64) - 1, 0), "claims 18446744073709551615 bytes"),
-    (b"EDGERT\r\n" + struct.pack("<IIQQ", 2, 0, 10, 0) + bytes(10), "does not match its checksum"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 3, 7, 10, 0) + bytes(10), "has 0x7 at offset 12, where zeros belong"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 3, 0, 11, 0) + bytes(10), "claims 11 bytes at offset 32, more than there"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 3, 0, (1 << 64) - 1, 0), "claims 18446744073709551615 bytes"),
+    (b"EDGERT\r\n" + struct.pack("<IIQQ", 3, 0, 10, 0) + bytes(10), "does not match its checksum"),
 ])
 def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "m.edge").write_bytes(content)
     assert message in refused(tmp_path / "m.edge")
+
+
+@pytest.mark.parametrize(("version", "advice"), [
+    (1, "convert the model again"), (2, "convert the model again"), (4, "update edgert or convert the model again")])
+def test_other_versions(tmp_path: Path, version: int, advice: str) -> None:
+    (tmp_path / "m.edge").write_bytes(b"EDGERT\r\n" + struct.pack("<IIQQ", version, 0, 10, 0) + bytes(10))
+    assert refused(tmp_path / "m.edge") == f"is a bundle of version {version}, this edgert reads version 3; {advice}"
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -147,12 +223,17 @@ def overlap_tensors(values: Values) -> None:
     values["tensors"][NORM]["offset"] = values["tensors"]["model.layers.0.input_layernorm.weight"]["offset"]
 
 
+def long_details(values: Values) -> None:
+    values["sections"]["layers.0.details"]["length"] += 64
+
+
 STRANGE = (None, "4096", 4096.5, -1, True, [], {}, 10 ** 30, 1 << 63, 1e308)
 """What stands where a whole number should."""
 NUMBERS = [("sections", "head", "offset"), ("sections", "head", "length"), ("tensors", NORM, "offset"),
            ("tensors", NORM, "rows"), ("tensors", EMBEDDING, "columns"), ("neurons", 0, "groups"),
-           ("neurons", 0, "group_bytes"), ("config", "hidden_size"), ("config", "num_hidden_layers"),
-           ("config", "vocab_size"), ("config", "max_position_embeddings"), ("generation", "eos_token_ids", 0)]
+           ("neurons", 0, "group_bytes"), ("neurons", 0, "detail_bytes"), ("config", "hidden_size"),
+           ("config", "num_hidden_layers"), ("config", "vocab_size"), ("config", "max_position_embeddings"),
+           ("generation", "eos_token_ids", 0)]
 CASES: list[tuple[Callable[[Values], object], str]] = [
     *((drop(name), "is not an object of") for name in ("architecture", "neurons", "provenance")),
     (put("more", value=1), "is not an object of"),
@@ -160,7 +241,7 @@ CASES: list[tuple[Callable[[Values], object], str]] = [
     (put("architecture", value=["llama"]), "unknown architecture"),
     *((put(name, value=[]), f"{name} is not an object") for name in ("config", "sections", "tensors", "provenance")),
     (put("neurons", value={}), "0 neuron sections"), (put("neurons", value=None), "not valid"),
-    (put("neurons", value=[7]), "not an object of section, groups, group_bytes, gate_up, down"),
+    (put("neurons", value=[7]), "not an object of section, details, groups, group_bytes, detail_bytes, gate_up, down"),
     (put("neurons", value=[]), "0 neuron sections for 1 layers"),
     (put("sections", "head", value=7), "section 'head' is not an object of offset, length, checksum"),
     (put("sections", "head", "more", value=7), "section 'head' is not an object of"),
@@ -169,7 +250,7 @@ CASES: list[tuple[Callable[[Values], object], str]] = [
     (put("tensors", NORM, "more", value=7), "is not an object of section, offset, format, rows, columns"),
     (put("sections", "more", value={"offset": 0, "length": 0, "checksum": "0" * 16}), "section 'more' is not known"),
     *((drop("sections", name), f"section '{name}' is missing")
-      for name in ("tokenizer", "resident", "head", "group_checksums", "layers.0.neurons")),
+      for name in ("tokenizer", "resident", "head", "group_checksums", "layers.0.neurons", "layers.0.details")),
     (put("sections", "head", "offset", value=4097), "misaligned or overlaps"),
     (put("sections", "tokenizer", "offset", value=0), "section 'tokenizer' at offset 0 is misaligned or overlaps"),
     (overlap, "misaligned or overlaps"), (overlap_tensors, "misaligned or overlaps another"),
@@ -193,6 +274,13 @@ CASES: list[tuple[Callable[[Values], object], str]] = [
     (put("tensors", NORM, "offset", value=1), "misaligned or overlaps"),
     (put("tensors", NORM, "offset", value=1 << 40), "reaches past the end of section 'resident'"),
     (put("neurons", 0, "section", value="resident"), "the neurons of layer 0 are in section 'resident'"),
+    (put("neurons", 0, "details", value=None), "section 'layers.0.details' is not known"),
+    *((put("neurons", 0, "details", value=v), "the details of layer 0 are in section")
+      for v in ("resident", "layers.0.neurons", "", 0, [], {})),
+    (put("neurons", 0, "detail_bytes", value=0), "bytes and 0 of details"),
+    (put("neurons", 0, "detail_bytes", value=64), "bytes and 64 of details"),
+    (put("neurons", 0, "gate_up", value="q6"), "layer 0 has 2 groups of"),
+    (long_details, "section 'layers.0.details' is not 2 groups of"),
     *((put("neurons", 0, "down", value=v), "the neurons of layer 0 have formats") for v in ("q5", "vector", None)),
     (put("neurons", 0, "down", value="f32"), "layer 0 has 2 groups of"),
     (put("neurons", 0, "groups", value=3), "layer 0 has 3 groups of"),
@@ -258,7 +346,7 @@ def test_truncated_at_every_border(tied: Path, untied: Path, tmp_path: Path) -> 
 
 
 def test_verify_names_what_is_wrong(untied: Path, tmp_path: Path) -> None:
-    """One byte flipped in each section, and in each neuron group: its name and its offset, and nothing else's."""
+    """One byte flipped in each section, and in each group's planes: its name and its offset, and nothing else's."""
     content, values, path = untied.read_bytes(), header_of(untied), tmp_path / "m.edge"
 
     def problems(at: int) -> list[str]:
@@ -270,12 +358,13 @@ def test_verify_names_what_is_wrong(untied: Path, tmp_path: Path) -> None:
         for at in {s["offset"], s["offset"] + s["length"] // 2, s["offset"] + s["length"] - 1}:
             found = problems(at)
             assert found[0].startswith(f"{path}: section '{name}' at offset {s['offset']} does not match its checksum")
-            assert len(found) == (2 if name.endswith("neurons") or name in ("head", "embedding") else 1)
+            assert len(found) == (2 if name.startswith("layers.") or name in ("head", "embedding") else 1)
     for n in values["neurons"]:
-        for group in range(n["groups"]):
-            start = values["sections"][n["section"]]["offset"] + group * n["group_bytes"]
-            for at in (start, start + n["group_bytes"] - 1):
-                assert f"part {group} of '{n['section']}' at offset {start} does not" in problems(at)[1]
+        for section, size in ((n["section"], n["group_bytes"]), (n["details"], n["detail_bytes"])):
+            for group in range(n["groups"]):
+                start = values["sections"][section]["offset"] + group * size
+                for at in (start, start + size - 1):
+                    assert f"part {group} of '{section}' at offset {start} does not" in problems(at)[1]
 
 
 def run(path: Path) -> tuple[bytes, ...]:

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from tiny_model import CONFIG, give_tokenizer, write_bundle, write_model
 
 from edgert.bundle import Bundle, Header, Neurons
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, neuron_section
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, detail_section, neuron_section
 from edgert.commands import plan as plan_command
 from edgert.commands.plan_chart import curve, parts_table, picture
 from edgert.converters.convert import convert
 from edgert.errors import EdgertError, ModelError
 from edgert.kernels import native
 from edgert.kernels.formats import FORMATS
+from edgert.kernels.groups import group_layout
 from edgert.measuring.compute import MOST_TOKENS, Rehearsal
 from edgert.measuring.startup import process_cost
 from edgert.memory.budget import size_text
@@ -41,9 +42,11 @@ def made_up_header(config: Config, neuron_formats: list[tuple[str, str]], head: 
     neurons, sections = [], {}
     groups = -(-config.intermediate_size // 32)
     for layer, (gate_up, down) in enumerate(neuron_formats):
-        _, size = Neurons.layout(config.hidden_size, FORMATS[gate_up], FORMATS[down])
-        neurons.append(Neurons(neuron_section(layer), groups, size, gate_up, down))
-        sections[neuron_section(layer)] = Section(0, groups * size)
+        layout = group_layout(config.hidden_size, FORMATS[gate_up], FORMATS[down])
+        details = detail_section(layer) if layout.detail.length else None
+        neurons.append(Neurons(neuron_section(layer), details, groups, layout.base.length, layout.detail.length,
+                               gate_up, down))
+        sections |= {section: Section(0, groups * size) for section, size in neurons[-1].parts()}
     tensors, at = {}, 0
     for spec in config.tensors():
         if spec.layer is not None and spec.role not in FEED_FORWARD:

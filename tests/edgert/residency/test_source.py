@@ -125,7 +125,7 @@ def test_absent_groups_take_no_part(bundle: Bundle) -> None:
 
 def test_the_table_has_an_entry_and_a_counter_for_each_unit(bundle: Bundle) -> None:
     layouts = bundle.header.streamable()
-    assert [layout.name for layout in layouts][-2:] == ["layers.1.neurons", HEAD]
+    assert [layout.name for layout in layouts][-2:] == ["layers.1.details", HEAD]
     table = AddressTable({layout.name: layout.count for layout in layouts})
     assert len(table.entries) == len(table.counters) == sum(layout.count for layout in layouts)
     assert (table.entries == WAIT).all() and not table.counters.any()
