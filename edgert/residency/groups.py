@@ -61,7 +61,7 @@ class PinnedGroups:
         assert self._detail is not None
         planes = (self._base, self._detail)
         at_once = max(_PIECE // max(units.unit_bytes for units in planes), 1)
-        room = [-(-at_once * units.unit_bytes // ALIGNMENT + 2) * ALIGNMENT for units in planes]
+        room = [(at_once * units.unit_bytes // ALIGNMENT + 2) * ALIGNMENT for units in planes]
         pieces, team = Region(sum(room), "loading"), Team(library, 1)
         try:
             for first in range(0, self._joined, at_once):
@@ -87,8 +87,8 @@ def read_units(file: FlashFile, units: Units, first: int, last: int, view: memor
 
     progress: called before each piece.
     """
-    begin, end = units.start(first), units.start(last)
-    start = aligned(begin, end)[0]
+    start, end = aligned(units.start(first), units.start(last))[0], units.start(last)
+    assert len(view) >= end - start
 
     def attempt() -> None:
         for at in range(0, len(view), _PIECE):
