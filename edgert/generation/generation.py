@@ -152,7 +152,8 @@ class Answer:
         new: Sequence[int] = self.prompt_ids[held:]
         while len(self.token_ids) < self._limit:
             logits = self.computing.step(new)
-            token = self._sampler.choose(logits, [*self.prompt_ids[-64:], *self.token_ids])
+            recent = [*self.prompt_ids[-64:], *self.token_ids]
+            token = self._sampler.choose(logits, recent, len(self.prompt_ids) + len(self.token_ids)).token
             now = time.perf_counter()
             before, flash = flash, self.computing.flash()
             read, waited = flash[0] - before[0], flash[1] - before[1]

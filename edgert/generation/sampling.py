@@ -1,13 +1,17 @@
 """Sampling: choosing the next token from logits."""
 
 import math
-from bisect import bisect_left, bisect_right
+import secrets
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from edgert.errors import ModelError
+
+from .noise import gumbel
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,39 @@ class Sampling:
             raise ModelError(f"seed is {self.seed!r}; it is a whole number from 0, below 2 to the power of 64")
 
 
+class Choice(NamedTuple):
+    """A chosen token.
+
+    margin: how far its score is above the second best score of the tokens that are kept; inf where it is the only one,
+    nan where nobody asked. Scores are logits after the repetition penalty (greedy), or those over the temperature, with
+    noise.
+    """
+
+    token: int
+    margin: float
+
+
 class Sampler:
-    """Chooses tokens one after another. The same seed and logits give the same tokens."""
+    """Chooses tokens. The same seed, position and logits give the same token, however often and in whatever order.
+
+    With a temperature, the choice is the largest of logit / temperature + noise among the tokens that are kept, where
+    the noise has a Gumbel distribution: this samples exactly what the softmax says (the Gumbel-max trick; Maddison,
+    Tarlow and Minka 2014, "A* sampling"). The noise is a function of seed, position and token (`noise.py`), so a
+    position has its token whether it is computed alone or together with guesses of what comes before it, and a guess
+    that is sampled from similar logits with the same noise is likely to be the same token (Daliri, Musco and Suresh
+    2024, "Coupling without communication and drafter-invariant speculative decoding").
+    """
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
-    def choose(self, logits: np.ndarray, recent: Sequence[int]) -> int:
-        """Choose the next token. logits: float32 of shape (vocab_size,), not changed. recent: all tokens so far."""
+    def choose(self, logits: np.ndarray, recent: Sequence[int], position: int, *, want_margin: bool = False) -> Choice:
+        """Choose a token; of equal scores, the lowest id.
+
+        logits: float32 of shape (vocab_size,), not changed. recent: all tokens before it, or the latest of them.
+        position: how many tokens come before it, in prompt and answer. want_margin: False leaves the margin nan.
+        """
         s = self._sampling
         window = recent[-s.repetition_window:] if s.repetition_window else []
         if s.repetition_penalty != 1.0 and len(window):
@@ -57,18 +85,54 @@ class Sampler:
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
         if s.temperature == 0:
-            return int(logits.argmax())
-        kept = _descending(logits, s.top_k or len(logits))
-        if s.top_p < 1:
-            kept = kept[:_place(kept, s.top_p) + 1]
-        if s.min_p > 0:
-            least = float(kept[0]) + math.log(s.min_p)
-            kept = kept[:max(bisect_right(kept, -least, key=lambda logit: -float(logit)), 1)]
-        return _token(logits, kept, _place(kept, self._random.random(), s.temperature))
+            token = int(logits.argmax())
+            return _choice(token, float(logits[token]), _largest_but(logits, token) if want_margin else math.nan)
+        return self._with_noise(logits, _kept(logits, s), position, want_margin)
+
+    def _with_noise(self, logits: np.ndarray, kept: np.ndarray, position: int, want_margin: bool) -> Choice:
+        """Choose one of the tokens that are kept: their ids, ascending."""
+        largest = float(logits.max())
+        token, best, second = int(kept[0]), -math.inf, -math.inf if want_margin else math.nan
+        for start in range(0, len(kept), _BLOCK):
+            ids = kept[start:start + _BLOCK]
+            with np.errstate(over="ignore"):  # next to a temperature of almost nothing
+                scores = (logits[ids].astype(np.float64) - largest) / self._sampling.temperature
+            scores += gumbel(self._seed, position, ids)
+            place = int(scores.argmax())
+            score = float(scores[place])
+            if want_margin:
+                second = max(second, min(best, score), _largest_but(scores, place))
+            if score > best:
+                token, best = int(ids[place]), score
+        return _choice(token, best, second)
 
 
-# Logits are sorted without their token ids, which takes a hundredth of the time; the ids are looked up afterwards, the
-# lowest first among equal logits. Sums over the vocabulary need float64, but only a block at a time is converted.
+def _choice(token: int, best: float, second: float) -> Choice:
+    return Choice(token, 0.0 if best == second else best - second)  # the difference of two infinities is nan
+
+
+def _largest_but(scores: np.ndarray, place: int) -> float:
+    """The largest score besides the one at an index; -inf if there is none."""
+    return float(max(scores[:place].max(initial=-np.inf), scores[place + 1:].max(initial=-np.inf)))
+
+
+def _kept(logits: np.ndarray, s: Sampling) -> np.ndarray:
+    """The ids of the tokens that the filters keep, ascending; among equal logits the lower ids are kept first."""
+    if s.top_k == 0 and s.top_p == 1 and s.min_p == 0:
+        return np.arange(len(logits))
+    descending = _descending(logits, s.top_k or len(logits))
+    if s.top_p < 1:
+        descending = descending[:_place(descending, s.top_p) + 1]
+    if s.min_p > 0:
+        least = float(descending[0]) + math.log(s.min_p)
+        descending = descending[:max(bisect_right(descending, -least, key=lambda logit: -float(logit)), 1)]
+    kept = logits > descending[-1]
+    kept[np.flatnonzero(logits == descending[-1])[:len(descending) - np.count_nonzero(kept)]] = True
+    return np.flatnonzero(kept)
+
+
+# Logits are sorted without their token ids, which takes a hundredth of the time. Sums over the vocabulary need float64,
+# but only a block at a time is converted.
 
 _BLOCK = 4096
 _NOTHING = 100.0
@@ -85,35 +149,29 @@ def _descending(logits: np.ndarray, count: int) -> np.ndarray:
     return np.negative(values, out=values)
 
 
-def _powers(logits: np.ndarray, largest: float, temperature: float) -> Iterator[np.ndarray]:
+def _powers(logits: np.ndarray, largest: float) -> Iterator[np.ndarray]:
     """The numerators of the softmax in float64, block by block."""
     for start in range(0, len(logits), _BLOCK):
-        yield np.exp((logits[start:start + _BLOCK].astype(np.float64) - largest) / temperature)
+        yield np.exp(logits[start:start + _BLOCK].astype(np.float64) - largest)
 
 
-def _place(kept: np.ndarray, probability: float, temperature: float = 1.0) -> int:
-    """The first index up to which the tokens' probabilities add up to `probability`. kept: logits, descending."""
-    largest = float(kept[0])
-    lowest = largest - _NOTHING * temperature
-    kept = kept[:bisect_right(kept, -lowest, key=lambda logit: -float(logit))]
-    sums = np.cumsum([powers.sum() for powers in _powers(kept, largest, temperature)])
+def _place(descending: np.ndarray, probability: float) -> int:
+    """The first index up to which the tokens' probabilities add up to `probability`. descending: logits."""
+    largest = float(descending[0])
+    lowest = largest - _NOTHING
+    descending = descending[:bisect_right(descending, -lowest, key=lambda logit: -float(logit))]
+    sums = np.cumsum([powers.sum() for powers in _powers(descending, largest)])
     block = min(int(np.searchsorted(sums, probability * sums[-1])), len(sums) - 1)
-    here = kept[block * _BLOCK:(block + 1) * _BLOCK]
-    (powers,) = _powers(here, largest, temperature)
+    here = descending[block * _BLOCK:(block + 1) * _BLOCK]
+    (powers,) = _powers(here, largest)
     before = sums[block - 1] if block else 0.0
     return block * _BLOCK + min(int(np.searchsorted(before + np.cumsum(powers), probability * sums[-1])), len(here) - 1)
-
-
-def _token(logits: np.ndarray, kept: np.ndarray, place: int) -> int:
-    """The token at an index of the descending order; among equal logits the lower id comes first."""
-    first = bisect_left(kept, -kept[place], key=lambda logit: -logit)
-    return int(np.flatnonzero(logits == kept[place])[place - first])
 
 
 def log_sum_exp(logits: np.ndarray) -> float:
     """log(sum(exp(logits))), which subtracted from logits gives log-probabilities. logits: shape (vocab_size,)."""
     largest = float(logits.max())
-    return largest + math.log(sum(float(powers.sum()) for powers in _powers(logits, largest, 1.0)))
+    return largest + math.log(sum(float(powers.sum()) for powers in _powers(logits, largest)))
 
 
 def likeliest(logits: np.ndarray, count: int) -> np.ndarray:

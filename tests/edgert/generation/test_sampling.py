@@ -1,5 +1,6 @@
-"""Choosing tokens: greedy, filters, penalties, seeds."""
+"""Choosing tokens: greedy, filters, penalties, seeds, margins."""
 
+import math
 import tracemalloc
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from edgert.errors import ModelError
 from edgert.generation import sampling as module
-from edgert.generation.sampling import Sampler, Sampling, likeliest, log_sum_exp
+from edgert.generation.noise import gumbel
+from edgert.generation.sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
 from edgert.memory.plan import _LOGITS_COPIES
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
@@ -19,21 +21,17 @@ LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
 def drawn(count: int = 4000, recent: tuple[int, ...] = (), **settings: float) -> np.ndarray:
     """How often each token is chosen, as fractions."""
     sampler = Sampler(Sampling(seed=1, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **settings}))
-    return np.bincount([sampler.choose(LOGITS, recent) for _ in range(count)], minlength=5) / count
+    tokens = [sampler.choose(LOGITS, recent, position).token for position in range(count)]
+    return np.bincount(tokens, minlength=5) / count
+
+
+def greedy(logits: np.ndarray, recent: tuple[int, ...] = (), **settings: float) -> int:
+    return Sampler(Sampling(**settings)).choose(logits, recent, 0).token  # type: ignore[arg-type]
 
 
 def test_greedy_takes_the_likeliest_and_the_first_among_equals() -> None:
-    assert Sampler(Sampling()).choose(LOGITS, []) == 0
-    assert Sampler(Sampling()).choose(np.array([1, 3, 3], np.float32), []) == 1
-
-
-def test_temperature_one_samples_the_distribution() -> None:
-    np.testing.assert_allclose(drawn(20000), np.exp(LOGITS), atol=0.015)
-
-
-def test_temperature_sharpens() -> None:
-    expected = np.exp(LOGITS / 0.5) / np.exp(LOGITS / 0.5).sum()
-    np.testing.assert_allclose(drawn(20000, temperature=0.5), expected, atol=0.015)
+    assert greedy(LOGITS) == 0
+    assert greedy(np.array([1, 3, 3], np.float32)) == 1
 
 
 @pytest.mark.parametrize(("settings", "kept"), [
@@ -47,20 +45,25 @@ def test_filters_keep_the_likeliest(settings: dict[str, float], kept: int) -> No
 
 def test_repetition_penalty_spares_new_tokens() -> None:
     logits = np.array([2.0, 1.5, -1.0, -1.2], np.float32)
-    sampler = Sampler(Sampling(repetition_penalty=2.0))
-    assert sampler.choose(logits, [0]) == 1
-    assert sampler.choose(np.array([-1.0, -1.2], np.float32), [0]) == 1
-    assert Sampler(Sampling(repetition_penalty=2.0, repetition_window=1)).choose(logits, [0, 3]) == 0
+    assert greedy(logits, (0,), repetition_penalty=2.0) == 1
+    assert greedy(np.array([-1.0, -1.2], np.float32), (0,), repetition_penalty=2.0) == 1
+    assert greedy(logits, (0, 3), repetition_penalty=2.0, repetition_window=1) == 0
     np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -1.0, -1.2], np.float32))
 
 
-def test_a_seed_repeats_and_another_differs() -> None:
-    def run(seed: int) -> list[int]:
-        sampler = Sampler(Sampling(temperature=1.0, seed=seed))
-        return [sampler.choose(LOGITS, []) for _ in range(50)]
+def test_a_seed_repeats_in_any_order_and_another_differs() -> None:
+    def run(sampler: Sampler, positions: list[int]) -> dict[int, int]:
+        return {position: sampler.choose(LOGITS, [], position).token for position in positions}
 
-    assert run(7) == run(7)
-    assert run(7) != run(8)
+    positions = list(range(50))
+    first = Sampler(Sampling(temperature=1.0, seed=7))
+    expected = run(first, positions)
+    assert run(first, positions[::-1]) == run(first, positions[::3] * 2 + positions) == expected
+    assert run(Sampler(Sampling(temperature=1.0, seed=7)), positions[::-1]) == expected
+    assert run(Sampler(Sampling(temperature=1.0, seed=8)), positions) != expected
+    without = Sampler(Sampling(temperature=1.0))
+    assert run(without, positions) == run(without, positions)
+    assert run(without, positions) != run(Sampler(Sampling(temperature=1.0)), positions)
 
 
 @pytest.mark.parametrize("settings", [
@@ -76,11 +79,13 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
 def test_any_logits_give_a_token(values: list[float], seed: int, temperature: float, top_k: int, top_p: float,
                                  min_p: float) -> None:
     sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, seed=seed))
-    assert 0 <= sampler.choose(np.array(values, np.float32), []) < len(values)
+    logits = np.array(values, np.float32)
+    assert 0 <= sampler.choose(logits, range(len(values)), seed).token < len(values)
+    np.testing.assert_array_equal(logits, np.array(values, np.float32))
 
 
-def reference(logits: np.ndarray, sampling: Sampling, share: float) -> int:
-    """All of it in float64 and with a full sort. share: from 0 to 1, where in the distribution the token is."""
+def reference(logits: np.ndarray, sampling: Sampling, position: int) -> Choice:
+    """All of it in float64 and with full sorts."""
     scores = logits.astype(np.float64)
     order = np.lexsort((np.arange(len(logits)), -scores))[:sampling.top_k or None]
     if sampling.top_p < 1:
@@ -88,12 +93,17 @@ def reference(logits: np.ndarray, sampling: Sampling, share: float) -> int:
         order = order[:int((sums / sums[-1] < sampling.top_p).sum()) + 1]
     if sampling.min_p > 0:
         order = order[scores[order] - scores[order[0]] >= np.log(sampling.min_p)]
-    sums = np.cumsum(np.exp((scores[order] - scores[order[0]]) / sampling.temperature))
-    return int(order[min(int((sums / sums[-1] < share).sum()), len(order) - 1)])
+    if sampling.temperature > 0:
+        assert sampling.seed is not None
+        scores = scores / sampling.temperature + gumbel(sampling.seed, position, np.arange(len(logits)))
+    else:
+        order = np.arange(len(logits))
+    ranked = sorted(order, key=lambda token: (-scores[token], token))
+    return Choice(int(ranked[0]), scores[ranked[0]] - scores[ranked[1]] if len(ranked) > 1 else math.inf)
 
 
 @pytest.mark.parametrize("block", [1, 7, 4096])
-@given(st.integers(0, 2 ** 32), st.integers(1, 5000), st.sampled_from([0.01, 0.5, 1.0, 3.0, 100.0]),
+@given(st.integers(0, 2 ** 32), st.integers(1, 5000), st.sampled_from([0, 0.01, 0.5, 1.0, 3.0, 100.0]),
        st.sampled_from([0, 1, 2, 40, 1000, 100_000]), st.sampled_from([0, 0.1, 0.5, 0.9, 0.95, 0.9999, 1]),
        st.sampled_from([0, 1e-30, 1e-4, 0.05, 0.5, 1]), st.sampled_from([0.0, 0.01, 3.0, 50.0]), st.booleans())
 def test_every_setting_is_what_a_full_sort_gives(block: int, seed: int, size: int, temperature: float, top_k: int,
@@ -103,25 +113,47 @@ def test_every_setting_is_what_a_full_sort_gives(block: int, seed: int, size: in
     if ties:
         logits = logits.round()
     sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-    sampler, shares = Sampler(sampling), np.random.default_rng(seed).random(4)
+    sampler = Sampler(sampling)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", max(block, size // 50))
-        assert [sampler.choose(logits, []) for _ in shares] == [reference(logits, sampling, share) for share in shares]
+        for position in range(4):
+            expected = reference(logits, sampling, position)
+            choice = sampler.choose(logits, [], position, want_margin=True)
+            assert choice.token == expected.token
+            np.testing.assert_allclose(choice.margin, expected.margin, rtol=1e-9, atol=1e-9)
+            unasked = sampler.choose(logits, [], position)
+            assert unasked.token == choice.token
+            assert math.isnan(unasked.margin)
 
 
-def test_frequencies_are_the_probabilities() -> None:
-    """Chi-square of 20 000 draws from 300 tokens, against the 99.9th percentile for 299 degrees of freedom."""
-    logits = np.random.default_rng(5).standard_normal(300).astype(np.float32)
-    sampler = Sampler(Sampling(2.0, top_k=0, top_p=1.0, min_p=0.0, seed=11))
-    counts = np.bincount([sampler.choose(logits, []) for _ in range(20_000)], minlength=300)
-    expected = np.exp(logits / 2.0) / np.exp(logits / 2.0).sum() * 20_000
-    assert ((counts - expected) ** 2 / expected).sum() < 379
+def margin(values: list[float], **settings: float) -> float:
+    sampler = Sampler(Sampling(**{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 4, **settings}))
+    return sampler.choose(np.array(values, np.float32), [0], 3, want_margin=True).margin
+
+
+def test_margins_at_the_edges() -> None:
+    assert margin([2.0, 5.0, 4.5]) == 0.5
+    assert margin([6.0, 5.0, 4.5], repetition_penalty=2.0) == 0.5
+    assert margin([5.0, 5.0]) == 0
+    assert margin([5.0]) == margin([5.0], temperature=1.0) == math.inf
+    assert margin([5.0, 4.0, 3.0], temperature=1.0, top_k=1) == math.inf
+    assert margin([5.0, -math.inf]) == margin([5.0, -math.inf], temperature=1.0) == math.inf
+    assert margin([-math.inf, -math.inf]) == 0
+    assert margin([5.0, 3.0], temperature=1e-310) == math.inf
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 0, "min_p": 0.0, "top_p": 1.0}, {"min_p": 0.0}, {"top_k": 4}], ids=str)
+def test_what_is_impossible_is_never_chosen(settings: dict[str, float]) -> None:
+    logits = np.full(1000, -np.inf, np.float32)
+    logits[[3, 700]] = 1.0
+    sampler = Sampler(Sampling(100.0, seed=2, **settings))  # type: ignore[arg-type]
+    assert {sampler.choose(logits, [], position).token for position in range(50)} == {3, 700}
 
 
 def test_of_equal_logits_top_k_keeps_the_lowest_ids() -> None:
     logits = np.zeros(1000, np.float32)
     sampler = Sampler(Sampling(1.0, top_k=3, top_p=1.0, min_p=0.0, seed=2))
-    assert {sampler.choose(logits, []) for _ in range(50)} == {0, 1, 2}
+    assert {sampler.choose(logits, [], position).token for position in range(50)} == {0, 1, 2}
 
 
 VOCABULARY = 152_000
@@ -135,7 +167,8 @@ ROWS = {"spread": np.random.default_rng(3).standard_normal(VOCABULARY).astype(np
     {"top_k": 40}, {"top_k": 0, "repetition_penalty": 1.1}], ids=str)
 def test_choosing_keeps_to_the_memory_that_is_planned(row: str, settings: dict[str, float]) -> None:
     sampler = Sampler(Sampling(temperature=1.0, seed=0, **settings))  # type: ignore[arg-type]
-    assert peak(lambda: sampler.choose(ROWS[row], range(64))) < (_LOGITS_COPIES - 1) * ROWS[row].nbytes
+    most = (_LOGITS_COPIES - 1) * ROWS[row].nbytes
+    assert peak(lambda: sampler.choose(ROWS[row], range(64), 0, want_margin=True)) < most
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -1,0 +1,1 @@
+"""Guessing tokens that the model then checks all at once."""
