@@ -19,6 +19,7 @@ from .engine.worker import Job, Worker, settle
 from .errors import BundleError, EdgertError, ModelError
 from .generation.generation import Answer, Computing, Generation
 from .generation.sampling import Sampling
+from .generation.steps import Choosing, Step
 from .generation.turns import Turn, Turns
 from .kernels import native
 from .memory.budget import allowance, parse_size, process_bytes, size_text
@@ -26,6 +27,7 @@ from .memory.plan import Plan, Planner
 from .residency.device import device_of
 from .residency.file import FlashFile
 from .residency.region import Region
+from .speculation.speculator import AUTO, Speculator, parse
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer, check_unicode
 
@@ -38,7 +40,7 @@ CompileProgress = Callable[[int, int, str], None]
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
-         trace: str | os.PathLike[str] | None = None,
+         speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type.
 
@@ -48,6 +50,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     context: how many tokens prompt and answers may have together. Default: 4096, or the model's maximum if less.
     prefill_chunk: how many prompt tokens are computed at once, at most.
     kv_type: element type of the key-value cache, "f16" or "f32". Default: "f16"; "f32" for unquantized bundles.
+    speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
+    repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
     first start.
@@ -56,7 +60,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 trace=trace, compile_progress=compile_progress)
+                 speculation=speculation, trace=trace, compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -136,7 +140,7 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
-                 context: int | None, prefill_chunk: int, kv_type: str | None,
+                 context: int | None, prefill_chunk: int, kv_type: str | None, speculation: str | int,
                  trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
@@ -147,6 +151,7 @@ class Model:
         budget = parse_size(memory) if isinstance(memory, str) else memory
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
+        mode = parse(speculation)
         settings = _Settings(budget, threads, context, prefill_chunk, kv_type, trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
@@ -156,6 +161,7 @@ class Model:
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
         self._bundle, self._text, self.plan, self._file, self._session, self._engine = loaded
+        self._speculator = Speculator(self._engine, mode)
         self.tokenizer = self._text.tokenizer
 
     @property
@@ -233,10 +239,10 @@ class Model:
             self._session.truncate(held)
             return held
 
-        def step(new: Sequence[int]) -> np.ndarray:
-            def work(job: Job[np.ndarray]) -> np.ndarray:
+        def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
+            def work(job: Job[Step]) -> Step:
                 self._check_turn(turn)
-                return self._engine.forward(self._session, new, cancel=job.cancel)[0]
+                return self._speculator.step(self._session, new, choosing, most, job.cancel)
 
             return self._worker.run(work)
 

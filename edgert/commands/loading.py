@@ -32,13 +32,16 @@ TEXT = _Text()
 
 
 def model_options(command: Command) -> Command:
-    """Adds --memory, --trace, and the options of `plan_options`."""
+    """Adds --memory, --speculation, --trace, and the options of `plan_options`."""
     memory = click.option("-m", "--memory", metavar="SIZE",
                           help="Memory that the whole process may use, like 600M or 1.5G.  "
                                "[default: most of what is free]")
     trace = click.option("--trace", type=click.Path(), metavar="FILE",
                          help="Write a timeline of computing and reading, for chrome://tracing or ui.perfetto.dev.")
-    return memory(plan_options(trace(command)))
+    speculation = click.option("--speculation", metavar="off|auto|N", default="auto", show_default=True,
+                               help="Guess tokens, and check them all in one pass: never, as far as it pays, or so "
+                                    "many each time. The answer is the same.")
+    return memory(plan_options(speculation(trace(command))))
 
 
 def plan_options(command: Command) -> Command:

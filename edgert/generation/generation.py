@@ -12,7 +12,8 @@ import numpy as np
 from edgert.text.stopping import StopStrings
 from edgert.text.tokenizer import Tokenizer
 
-from .sampling import Sampler, Sampling, likeliest, log_sum_exp
+from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
+from .steps import Choosing, Chosen, Step
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Statistics:
 
     prompt_computed: the prompt tokens that were not in the key-value cache already. flash_bytes, flash_wait_s: what was
     read from flash, and how long computing waited for it, while decoding; with _prompt: during prefill.
+    passes: over all weights, while decoding. guessed: tokens that were guessed before a pass that checked them; right,
+    wrong: those of them that were what the model chose, and that were not; what follows a wrong one is neither.
+    draft_s, verify_s: times of guessing and of the passes that checked.
     """
 
     prompt_tokens: int = 0
@@ -49,6 +53,21 @@ class Statistics:
     flash_bytes_prompt: int = 0
     flash_wait_s: float = 0.0
     flash_wait_prompt_s: float = 0.0
+    passes: int = 0
+    guessed: int = 0
+    right: int = 0
+    wrong: int = 0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        return (self.generated_tokens - 1) / self.passes if self.passes else 0.0
+
+    @property
+    def agreement(self) -> float:
+        """The share of right ones of the guesses that were right or wrong."""
+        return self.right / (self.right + self.wrong) if self.right + self.wrong else 0.0
 
     @property
     def prefill_tok_s(self) -> float:
@@ -79,8 +98,8 @@ class Computing(NamedTuple):
 
     begin: Callable[[], int]
     """Takes the model's turn, waiting for it if asked to. Returns how many prompt tokens are in the cache already."""
-    step: Callable[[Sequence[int]], np.ndarray]
-    """Computes new tokens and returns the last one's logits: float32 of shape (vocab_size,)."""
+    step: Callable[[Sequence[int], Choosing, int], Step]
+    """Computes new tokens and chooses what follows: one token or more, at most as many as the third argument says."""
     end: Callable[[], None]
     """Gives the turn back."""
     flash: Callable[[], tuple[int, float]]
@@ -150,39 +169,57 @@ class Answer:
         start = last = time.perf_counter()
         flash = self.computing.flash()
         new: Sequence[int] = self.prompt_ids[held:]
-        while len(self.token_ids) < self._limit:
-            logits = self.computing.step(new)
-            recent = [*self.prompt_ids[-64:], *self.token_ids]
-            token = self._sampler.choose(logits, recent, len(self.prompt_ids) + len(self.token_ids)).token
+        choosing = Choosing(self._exact, self._guess)
+        while len(self.token_ids) < self._limit and reason == "length":
+            step = self.computing.step(new, choosing, self._limit - len(self.token_ids))
             now = time.perf_counter()
             before, flash = flash, self.computing.flash()
-            read, waited = flash[0] - before[0], flash[1] - before[1]
-            if not self.token_ids:
-                self.statistics.first_token_s = now - start
-                self.statistics.flash_bytes_prompt, self.statistics.flash_wait_prompt_s = read, waited
-            else:
-                self.statistics.decode_s += now - last
-                self.statistics.flash_bytes += read
-                self.statistics.flash_wait_s += waited
+            self._count(step, now - (last if self.token_ids else start), flash[0] - before[0], flash[1] - before[1])
             last = now
-            if token in self._ends:
-                reason = "stop"
-                break
-            self.token_ids.append(token)
-            self.statistics.generated_tokens += 1
-            text = self._stops.push(decoder.push(token))
-            yield self._piece(text, token, logits)
-            if self._stops.found:
-                reason = "stop"
-                break
-            new = [token]
+            for chosen in step.chosen:
+                if chosen.ends:
+                    reason = "stop"
+                    break
+                self.token_ids.append(chosen.token)
+                self.statistics.generated_tokens += 1
+                text = self._stops.push(decoder.push(chosen.token))
+                yield Piece(text, chosen.token, chosen.logprob, list(chosen.top))
+                if self._stops.found:
+                    reason = "stop"
+                    break
+            new = [step.chosen[-1].token]
         self.computing.end()  # before the last piece: after it nobody asks for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
         yield Piece(rest, finish_reason=reason)
 
-    def _piece(self, text: str, token: int, logits: np.ndarray) -> Piece:
+    def _count(self, step: Step, seconds: float, read: int, waited: float) -> None:
+        """Add a step to the statistics. seconds: since the one before; read, waited: of flash."""
+        s = self.statistics
+        if not self.token_ids:
+            s.first_token_s, s.flash_bytes_prompt, s.flash_wait_prompt_s = seconds, read, waited
+            return
+        s.decode_s += seconds
+        s.flash_bytes += read
+        s.flash_wait_s += waited
+        s.passes += 1
+        s.guessed += step.guessed
+        s.right += step.right
+        s.wrong += int(step.right < min(step.guessed, len(step.chosen)))
+        s.draft_s += step.draft_s
+        s.verify_s += step.verify_s
+
+    def _exact(self, logits: np.ndarray, after: Sequence[int]) -> Chosen:
+        token = self._choose(logits, after).token
         if self._logprobs is None:
-            return Piece(text, token)
+            return Chosen(token, token in self._ends)
         normalizer = log_sum_exp(logits)
-        top = [(int(index), float(logits[index]) - normalizer) for index in likeliest(logits, self._logprobs)]
-        return Piece(text, token, float(logits[token]) - normalizer, top)
+        top = tuple((int(index), float(logits[index]) - normalizer) for index in likeliest(logits, self._logprobs))
+        return Chosen(token, token in self._ends, float(logits[token]) - normalizer, top)
+
+    def _guess(self, logits: np.ndarray, after: Sequence[int]) -> Choice:
+        return self._choose(logits, after, want_margin=True)
+
+    def _choose(self, logits: np.ndarray, after: Sequence[int], *, want_margin: bool = False) -> Choice:
+        recent = [*self.prompt_ids[-64:], *self.token_ids, *after]
+        position = len(self.prompt_ids) + len(self.token_ids) + len(after)
+        return self._sampler.choose(logits, recent, position, want_margin=want_margin)

@@ -1,0 +1,42 @@
+"""What an answer and whoever computes it tell each other: how tokens are chosen, and which ones were."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from .sampling import Choice
+
+
+class Chosen(NamedTuple):
+    """A token of the answer. logprob, top: as in Piece, where they were asked for. ends: whether it ends the answer."""
+
+    token: int
+    ends: bool = False
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Choosing(NamedTuple):
+    """Chooses the next tokens of an answer from logits, float32 of shape (vocab_size,) which are not kept.
+
+    The second argument is the tokens before it that are not part of the answer yet.
+    """
+
+    exact: Callable[[np.ndarray, Sequence[int]], Chosen]
+    """From the model's logits."""
+    guess: Callable[[np.ndarray, Sequence[int]], Choice]
+    """From a draft's, which may be of the first tokens of the vocabulary only; with the margin."""
+
+
+@dataclass
+class Step:
+    """What computing brought. chosen: the next tokens. guessed, right: how many were guessed before, and how many of
+    those were right. draft_s, verify_s: seconds of guessing and of checking."""
+
+    chosen: list[Chosen] = field(default_factory=list)
+    guessed: int = 0
+    right: int = 0
+    draft_s: float = 0.0
+    verify_s: float = 0.0

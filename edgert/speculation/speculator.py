@@ -1,0 +1,157 @@
+"""Speculative decoding with the model itself as its draft: several tokens are guessed, then one pass checks them all.
+
+What stays in memory of the weights is a coarser model (residency.drafting), which guesses token after token without
+waiting for flash; one pass over all weights, which reads the same bytes for many tokens as for one, then computes the
+exact model's choice after each of them (Leviathan et al. 2023, "Fast Inference from Transformers via Speculative
+Decoding"; Zhang et al. 2024, "Draft & Verify", for drafting with a part of the same model). Guesses are also taken from
+what followed the last tokens before (lookup.py): they cost nothing. Only what the exact model chooses becomes part of
+an answer, and choices depend on nothing but logits and place (generation.sampling): answers are those without
+speculation, also sampled ones.
+
+A guess is worth its time as long as the probability that it and all before it are right, divided by what it costs, is
+more than the tokens a second that come anyway.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from edgert.engine.engine import Engine
+from edgert.engine.session import Session
+from edgert.errors import ModelError
+from edgert.generation.steps import Choosing, Step
+
+from .costs import Costs
+from .lookup import Lookup
+from .odds import draft_odds, lookup_odds
+
+OFF, AUTO = "off", "auto"
+MOST = 16
+"""Tokens guessed before a pass."""
+
+
+class _Guess(NamedTuple):
+    token: int
+    sure: float
+    """Margin of a draft; length of the match of what was looked up."""
+
+
+@dataclass
+class _Guesses:
+    """What was guessed, and how: chosen by the draft, or looked up."""
+
+    looked_up: bool
+    all: list[_Guess] = field(default_factory=list)
+
+
+def parse(mode: str | int) -> str | int:
+    """A setting of speculation: "off", "auto", or how many tokens to guess before each pass. Raises ModelError."""
+    number = int(mode) if isinstance(mode, str) and mode.isdecimal() else mode
+    if number in (OFF, AUTO) or isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST:
+        return number
+    raise ModelError(f"speculation is {mode!r}; give {OFF}, {AUTO}, or a number of tokens from 1 to {MOST}")
+
+
+class Speculator:
+    """Computes the next tokens of an answer, as many as guessing makes possible.
+
+    mode: as `parse` returns it; a number is how many tokens are drafted each time, whatever it costs.
+    """
+
+    def __init__(self, engine: Engine, mode: str | int) -> None:
+        self._engine, self._mode = engine, mode
+        self._lookup, self._costs = Lookup(), Costs()
+        self._draft_odds, self._lookup_odds = draft_odds(), lookup_odds()
+
+    def step(self, session: Session, new: Sequence[int], choosing: Choosing, most: int,
+             cancel: np.ndarray | None = None) -> Step:
+        """Compute new tokens, and what follows them: at least one token, at most `most`.
+
+        The session then has all of them but the last. Raises what Engine.forward raises; then the session is as it was,
+        or, when cancelled, has what was computed of `new`.
+        """
+        if len(new) > 1 or self._mode == OFF:
+            started = time.perf_counter()
+            logits = self._engine.forward(session, new, cancel=cancel)[0]
+            step = Step([choosing.exact(logits, [])])
+            if len(new) == 1:
+                self._costs.checked(1, time.perf_counter() - started)
+            return step
+        started, length = time.perf_counter(), session.length
+        try:
+            guesses = self._guesses(session, new[0], choosing, self._limit(session, most), cancel)
+            session.truncate(length)
+            drafted = time.perf_counter()
+            step = self._check(session, new[0], guesses, choosing, cancel)
+        except BaseException:
+            session.truncate(min(length, session.length))
+            raise
+        ended = time.perf_counter()
+        self._costs.checked(1 + len(guesses.all), ended - drafted)
+        self._costs.came(len(step.chosen), ended - started)
+        step.draft_s, step.verify_s = drafted - started, ended - drafted
+        return step
+
+    def _limit(self, session: Session, most: int) -> int:
+        """How many tokens may be guessed."""
+        wanted = self._mode if isinstance(self._mode, int) else min(MOST, self._engine.logit_rows - 1)
+        return min(wanted, self._engine.chunk - 1, most - 1, session.context - session.length - 1)
+
+    def _guesses(self, session: Session, last: int, choosing: Choosing, limit: int,
+                 cancel: np.ndarray | None) -> _Guesses:
+        """Guess what follows `last`. The session may be longer afterwards."""
+        forced = isinstance(self._mode, int) and self._engine.drafts
+        if limit < 1 or not (forced or self._costs.known):
+            return _Guesses(False)
+        if not forced and (found := self._looked_up(session, last, limit)):
+            return found
+        guesses, token, alive = _Guesses(False), last, 1.0
+        while self._engine.drafts and len(guesses.all) < limit and (forced or self._pays(alive, len(guesses.all))):
+            started = time.perf_counter()
+            logits = self._engine.draft(session, token, cancel=cancel)
+            if np.isnan(logits[0]):
+                break
+            token, sure = choosing.guess(logits, [guess.token for guess in guesses.all])
+            self._costs.drafted(time.perf_counter() - started)
+            guesses.all.append(_Guess(token, sure))
+            alive *= self._draft_odds.of(sure)
+        return guesses
+
+    def _pays(self, alive: float, guessed: int) -> bool:
+        """Whether another draft is worth its time. alive: the probability that those before it are right."""
+        more = self._costs.draft + max(self._costs.check(guessed + 2) - self._costs.check(guessed + 1), 0)
+        return alive * self._draft_odds.mean > more * self._costs.rate
+
+    def _looked_up(self, session: Session, last: int, limit: int) -> _Guesses | None:
+        """What followed the last tokens before, as far as it pays; None if drafting, or nothing, is better."""
+        self._lookup.follow([*session.tokens, last])
+        tokens, match = self._lookup.propose(limit)
+        right, expected, best, count = self._lookup_odds.of(match), 1.0, self._costs.rate, 0
+        for number in range(1, len(tokens) + 1):
+            expected += right ** number
+            rate = expected / self._costs.check(number + 1)
+            if rate > best:
+                best, count = rate, number
+        return _Guesses(True, [_Guess(token, match) for token in tokens[:count]]) if count else None
+
+    def _check(self, session: Session, last: int, guesses: _Guesses, choosing: Choosing,
+               cancel: np.ndarray | None) -> Step:
+        """The exact model's choice after `last`, and after each guess as long as they are right."""
+        tokens = [guess.token for guess in guesses.all]
+        length, odds = session.length, self._lookup_odds if guesses.looked_up else self._draft_odds
+        step = Step([], guessed=len(tokens))
+        every = self._engine.verify(session, [last, *tokens], cancel=cancel)
+        for logits, guess in zip(every, [*guesses.all, None], strict=True):
+            step.chosen.append(choosing.exact(logits, tokens[:len(step.chosen)]))
+            if guess is None or step.chosen[-1].ends:
+                break
+            right = guess.token == step.chosen[-1].token
+            odds.learn(guess.sure, right)
+            if not right:
+                break
+            step.right += 1
+        session.truncate(length + len(step.chosen))
+        return step
