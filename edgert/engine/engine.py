@@ -41,7 +41,7 @@ class NewTokens(NamedTuple):
     siblings: Sequence[tuple[int, int]] = ()
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many are computed."""
         return len(self.tokens) + len(self.siblings)
 
@@ -52,7 +52,7 @@ class NewTokens(NamedTuple):
     def indices(self) -> np.ndarray:
         """Of those whose logits are wanted: int64."""
         wanted = [len(self.tokens) - 1] if self.wanted is None else self.wanted
-        return np.array([*wanted, *range(len(self.tokens), self.count)], np.int64)
+        return np.array([*wanted, *range(len(self.tokens), self.total)], np.int64)
 
     def records(self) -> np.ndarray:
         """What the kernels need to know of all that are computed."""
@@ -130,7 +130,7 @@ class Engine:
         sessions are as they were. Raises CancelledError; then they have what was computed until then.
         """
         self._check(batch)
-        starts = np.cumsum([0, *(new.count for new in batch)]).tolist()
+        starts = np.cumsum([0, *(new.total for new in batch)]).tolist()
         ids, records = (np.concatenate(each) for each in zip(*((n.ids(), n.records()) for n in batch), strict=True))
         indices = [start + new.indices() for new, start in zip(batch, starts, strict=False)]
         wanted = np.concatenate(indices)
@@ -157,7 +157,7 @@ class Engine:
         """Between what goes at once: `chunk` tokens, fewer where tokens that have siblings would be divided."""
         borders, start = [0], 0
         for new in batch:
-            end = start + new.count
+            end = start + new.total
             if new.siblings and end > borders[-1] + self.chunk:
                 borders.append(start)
             while end > borders[-1] + self.chunk:
@@ -239,14 +239,14 @@ class Engine:
             for index, _ in siblings:
                 if not 1 <= index < len(tokens):
                     raise ModelError(f"a sibling of token {index} was given, {len(tokens)} are new; the first has none")
-            if siblings and new.count > self.chunk:
+            if siblings and new.total > self.chunk:
                 raise ModelError(f"{len(tokens)} tokens and {len(siblings)} siblings of them cannot go at once, only "
                                  f"{self.chunk}; give fewer")
             ids = new.ids()
             if ids.min() < 0 or ids.max() >= self.config.vocab_size:
                 raise ModelError(f"token {ids.min() if ids.min() < 0 else ids.max()} is not in the vocabulary of "
                                  f"{self.config.vocab_size}")
-            if session.length + new.count > session.context:
+            if session.length + new.total > session.context:
                 raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room "
                                  f"for {session.context}; start anew or raise --context")
             if wanted is not None and len(wanted) and (min(wanted) < 0 or max(wanted) >= len(tokens)):
