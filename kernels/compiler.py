@@ -29,14 +29,14 @@ def set_numba_target(target: Target) -> None:
 
 def _kernels() -> Iterator[tuple[str, Any, int]]:
     """Name, dispatcher and number of arguments of each kernel, in an order in which none waits for a later one."""
-    from . import attention, embedding, feed_forward, interpreter, linear, norm, one_token, planes, rope
+    from . import attention, combine, embedding, feed_forward, interpreter, linear, norm, one_token, planes, rope
     yield "embedding", embedding.embedding, 2
     yield "matrix", linear.linear, 3
     yield "norm", norm.norm, 2
     yield "quantize", norm.quantize, 2
     yield "rotary positions", rope.rope, 2
     yield "attention", attention.attention, 3
-    yield "attention, parts", attention.combine, 2
+    yield "attention, parts", combine.combine, 2
     yield "feed-forward, up", feed_forward.up, 3
     yield "feed-forward, down", feed_forward.down, 3
     yield "feed-forward, release", feed_forward.release_groups, 2

@@ -1,6 +1,7 @@
 """Runs a program: every thread goes through its operations in step, taking work items from each."""
 
-from .attention import attention, combine
+from .attention import attention
+from .combine import combine
 from .decorators import kernel
 from .embedding import embedding
 from .feed_forward import down, release_groups, up

@@ -302,17 +302,21 @@ ATTENTION = offsets(Attention)
 class Token(NamedTuple):
     """A new token: where it stands, and in which session. TOKEN_BYTES each, one after another.
 
-    Neighbours in one call that have the same cache are of one session, at positions that follow one another.
+    Neighbours in one call that have the same cache are of one session, at positions that follow one another, but for
+    tokens *apart*: those whose key and value do not stand at their position. Such a token sees the positions before its
+    own, and itself; no other sees it.
     """
 
     cache: int
-    """Address of its session's cache: (layer, key or value, key-value head, position ...), see attention.py."""
+    """Address of its session's cache: (layer, key or value, key-value head, position ...), see cache.py."""
     layer_bytes: int
     head_bytes: int
     """A head's keys, or values, in a layer."""
     position: int
     angles: int
     """Its position's rotary angles: head_dim / 2 cosines and as many sines, float32."""
+    slot: int
+    """Where in the cache its key and value stand: its position, if it is not apart."""
 
 
 TOKEN_BYTES = 64

@@ -29,9 +29,9 @@ def _store_kernel(element: str) -> Any:
 
     @kernel
     def put(token, layer, kv_head, kv_heads, head_dim, key, value):
-        position = load_i64(token + TOKEN.position)
-        tile = key_tile(token, layer, kv_head, head_dim, position, size) + position % POSITIONS * size
-        values = value_row(token, layer, kv_head, kv_heads, head_dim, position, size)
+        slot = load_i64(token + TOKEN.slot)
+        tile = key_tile(token, layer, kv_head, head_dim, slot, size) + slot % POSITIONS * size
+        values = value_row(token, layer, kv_head, kv_heads, head_dim, slot, size)
         for i in range(head_dim):
             store(tile + i * POSITIONS * size, load_f32(key + 4 * i))
             store(values + i * size, load_f32(value + 4 * i))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,15 +29,35 @@ from .worker import CancelledError
 
 
 class NewTokens(NamedTuple):
-    """New tokens at the end of a session. wanted: indices of those whose logits are wanted; None for the last."""
+    """New tokens at the end of a session. wanted: indices of those whose logits are wanted; None for the last.
+
+    siblings: (index, token) each: another token in place of number `index`, at least 1, after the same tokens before
+    it. The logits of each follow those that are wanted. The session's tokens do not become siblings; Session.adopt puts
+    one, from slot `length before + len(tokens) + its number`, in its place.
+    """
 
     session: Session
     tokens: Sequence[int]
     wanted: Sequence[int] | None = None
+    siblings: Sequence[tuple[int, int]] = ()
+
+    @property
+    def total(self) -> int:
+        """How many are computed."""
+        return len(self.tokens) + len(self.siblings)
+
+    def ids(self) -> np.ndarray:
+        """All that are computed: int64."""
+        return np.array([*self.tokens, *(token for _, token in self.siblings)], np.int64)
 
     def indices(self) -> np.ndarray:
         """Of those whose logits are wanted: int64."""
-        return np.array([len(self.tokens) - 1] if self.wanted is None else self.wanted, np.int64)
+        wanted = [len(self.tokens) - 1] if self.wanted is None else self.wanted
+        return np.array([*wanted, *range(len(self.tokens), self.total)], np.int64)
+
+    def records(self) -> np.ndarray:
+        """What the kernels need to know of all that are computed."""
+        return self.session.records(len(self.tokens), [index for index, _ in self.siblings])
 
 
 class Programs(NamedTuple):
@@ -159,24 +180,21 @@ class Engine:
         sessions are as they were. Raises CancelledError; then they have what was computed until then.
         """
         self._check(batch)
-        counts = [len(new.tokens) for new in batch]
-        ends = np.cumsum([0, *counts])
-        ids = np.concatenate([np.asarray(new.tokens, np.int64) for new in batch])
-        records = np.concatenate([new.session.records(count) for new, count in zip(batch, counts, strict=True)])
-        indices = [start + new.indices() for new, start in zip(batch, ends.tolist(), strict=False)]
+        starts = np.cumsum([0, *(new.total for new in batch)]).tolist()
+        ids, records = (np.concatenate(each) for each in zip(*((n.ids(), n.records()) for n in batch), strict=True))
+        indices = [start + new.indices() for new, start in zip(batch, starts, strict=False)]
         wanted = np.concatenate(indices)
         logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
         lengths = [new.session.length for new in batch]
         self._team.cancellable(cancel)
         try:
-            for first in range(0, len(ids), self.chunk):
+            for first, last in pairwise(self._borders(batch)):
                 if cancel is not None and cancel[0]:
                     raise CancelledError
-                last = min(first + self.chunk, len(ids))
                 here = np.flatnonzero((wanted >= first) & (wanted < last))
                 self._forward(ids[first:last], records[first:last], here, wanted[here] - first, logits)
-                for new, start, end in zip(batch, ends.tolist(), ends[1:].tolist(), strict=False):
-                    new.session.tokens += ids[max(first, start):min(last, end)].tolist()
+                for new, start in zip(batch, starts, strict=False):
+                    new.session.tokens += ids[max(first, start):min(last, start + len(new.tokens))].tolist()
         except CancelledError:
             raise
         except BaseException:
@@ -184,6 +202,18 @@ class Engine:
                 new.session.truncate(length)
             raise
         return np.split(logits, np.cumsum([len(i) for i in indices])[:-1])
+
+    def _borders(self, batch: Sequence[NewTokens]) -> list[int]:
+        """Between what goes at once: `chunk` tokens, fewer where tokens that have siblings would be divided."""
+        borders, start = [0], 0
+        for new in batch:
+            end = start + new.total
+            if new.siblings and end > borders[-1] + self.chunk:
+                borders.append(start)
+            while end > borders[-1] + self.chunk:
+                borders.append(borders[-1] + self.chunk)
+            start = end
+        return [*borders, start]
 
     def _set(self, ids: np.ndarray, records: np.ndarray) -> None:
         """Have these tokens computed next."""
@@ -259,22 +289,29 @@ class Engine:
     def _check(self, batch: Sequence[NewTokens]) -> None:
         if len({id(new.session) for new in batch}) < len(batch):
             raise ModelError("a session may come only once in a call; give all its new tokens together")
-        for session, tokens, wanted in batch:
+        for new in batch:
+            session, tokens, wanted, siblings = new
             if session.cache_type != self._cache_type or session.config != self.config:
                 raise ModelError(f"the session is of another model, or its cache of type {session.cache_type} is not "
                                  f"this engine's, {self._cache_type}; make one for this engine")
-            ids = np.asarray(tokens, np.int64)
-            if ids.ndim != 1 or not len(ids):
+            if np.ndim(tokens) != 1 or not len(tokens):
                 raise ModelError("no tokens to compute: give at least one")
+            for index, _ in siblings:
+                if not 1 <= index < len(tokens):
+                    raise ModelError(f"a sibling of token {index} was given, {len(tokens)} are new; the first has none")
+            if siblings and new.total > self.chunk:
+                raise ModelError(f"{len(tokens)} tokens and {len(siblings)} siblings of them cannot go at once, only "
+                                 f"{self.chunk}; give fewer")
+            ids = new.ids()
             if ids.min() < 0 or ids.max() >= self.config.vocab_size:
                 raise ModelError(f"token {ids.min() if ids.min() < 0 else ids.max()} is not in the vocabulary of "
                                  f"{self.config.vocab_size}")
-            if session.length + len(ids) > session.context:
+            if session.length + new.total > session.context:
                 raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room "
                                  f"for {session.context}; start anew or raise --context")
-            if wanted is not None and len(wanted) and (min(wanted) < 0 or max(wanted) >= len(ids)):
+            if wanted is not None and len(wanted) and (min(wanted) < 0 or max(wanted) >= len(tokens)):
                 wrong = min(wanted) if min(wanted) < 0 else max(wanted)
-                raise ModelError(f"logits of token {wrong} are wanted, {len(ids)} are new")
+                raise ModelError(f"logits of token {wrong} are wanted, {len(tokens)} are new")
 
     def close(self) -> None:
         """End the threads and give the memory back."""

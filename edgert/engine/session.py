@@ -47,13 +47,17 @@ class Session:
         """Number of tokens that have been computed."""
         return len(self.tokens)
 
-    def records(self, count: int) -> np.ndarray:
-        """What the kernels need to know of the next `count` tokens (records.Token): int64 of shape (count, fields)."""
-        positions = np.arange(self.length, self.length + count)
-        rows = np.empty((count, len(Token._fields)), np.int64)
-        rows[:] = Token(self._cache.address, self.layer_bytes, self.head_bytes, 0, 0)
-        rows[:, Token._fields.index("position")] = positions
-        rows[:, Token._fields.index("angles")] = self._rope.ctypes.data + self._rope.strides[0] * positions
+    def records(self, count: int, siblings: Sequence[int] = ()) -> np.ndarray:
+        """What the kernels need to know of the next `count` tokens (records.Token), then of their siblings: int64, a
+        row for each. siblings: for each the index of the token in whose place it stands. Their keys and values come
+        behind those of the tokens: sibling i's slot is length + count + i."""
+        slots = np.arange(self.length, self.length + count + len(siblings))
+        positions = np.concatenate([slots[:count], self.length + np.asarray(siblings, np.int64)])
+        angles = self._rope.ctypes.data + self._rope.strides[0] * positions
+        rows = np.empty((len(slots), len(Token._fields)), np.int64)
+        rows[:] = Token(self._cache.address, self.layer_bytes, self.head_bytes, 0, 0, 0)
+        for name, column in (("position", positions), ("angles", angles), ("slot", slots)):
+            rows[:, Token._fields.index(name)] = column
         return rows
 
     def touch(self) -> None:
@@ -65,6 +69,24 @@ class Session:
         if not 0 <= length <= self.length:
             raise ModelError(f"a session of {self.length} tokens cannot be truncated to {length}")
         del self.tokens[length:]
+
+    def adopt(self, slot: int, position: int, token: int) -> None:
+        """Keep the first `position` tokens, and after them `token`, a sibling that was computed for that position; its
+        key and value are in `slot` (records). Raises ModelError."""
+        if not position <= slot < self.context:
+            raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
+        self.truncate(position)
+        keys, values = self._keys_and_values()
+        keys[:, :, position // POSITIONS, :, position % POSITIONS] = keys[:, :, slot // POSITIONS, :, slot % POSITIONS]
+        values[:, :, position] = values[:, :, slot]
+        self.tokens.append(token)
+
+    def _keys_and_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cache, (layers, key_value_heads, ...) each."""
+        layers, heads = self.config.num_hidden_layers, self.config.num_key_value_heads
+        wide, element = padded_head_dim(self.config.head_dim), f"u{CACHE_ELEMENTS[self.cache_type]}"
+        cache = np.frombuffer(self._cache.view(0, self.bytes), element).reshape(layers, 2, heads, -1)
+        return cache[:, 0].reshape(layers, heads, -1, wide, POSITIONS), cache[:, 1].reshape(layers, heads, -1, wide)
 
     def common_prefix(self, tokens: Sequence[int]) -> int:
         """The length of the longest common prefix of the session's tokens and `tokens`."""

@@ -41,10 +41,10 @@ class Cache:
         self.memory = Buffer(shape.layers, 2 * shape.kv_heads * self.head_bytes, gap=gap, shift=32)
         self.table = floats(table, gap=0)
 
-    def tokens(self, position: int, count: int) -> list[records.Token]:
-        """The records of new tokens from `position` on."""
-        return [records.Token(self.memory.address, self.memory.stride, self.head_bytes, at,
-                              self.table.address + at * self.table.stride) for at in range(position, position + count)]
+    def token(self, position: int, slot: int) -> records.Token:
+        """The record of a new token."""
+        return records.Token(self.memory.address, self.memory.stride, self.head_bytes, position,
+                             self.table.address + position * self.table.stride, slot)
 
     def keys(self, layer: int, kv_head: int) -> np.ndarray:
         """(positions, padded head_dim), whatever was stored."""
@@ -62,11 +62,25 @@ class Cache:
 
 
 class New(NamedTuple):
-    """New tokens of a session: its cache, their queries, keys and values (tokens, columns), and where they stand."""
+    """New tokens of a session: its cache, their queries, keys and values (tokens, columns), and where they stand.
+
+    siblings: for each of the last tokens the index of the one in whose place it stands.
+    """
 
     cache: Cache
     qkv: np.ndarray
     position: int
+    siblings: tuple[int, ...] = ()
+
+    def tokens(self) -> list[records.Token]:
+        """Their records."""
+        places = [*range(len(self.qkv) - len(self.siblings)), *self.siblings]
+        return [self.cache.token(self.position + at, self.position + number) for number, at in enumerate(places)]
+
+    @property
+    def end(self) -> int:
+        """Behind the last position."""
+        return self.position + len(self.qkv) - len(self.siblings)
 
 
 def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
@@ -78,11 +92,11 @@ def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
 
 def set_tokens(team: Team, batch: Sequence[New]) -> tuple[Buffer, Buffer]:
     """Announces the new tokens of several sessions; their records, and a copy of all their rows."""
-    new = np.array([token for cache, qkv, position in batch for token in cache.tokens(position, len(qkv))], np.int64)
-    fields = Buffer(len(new), 8 * new.shape[1], gap=records.TOKEN_BYTES - 8 * new.shape[1])
-    fields.view(np.int64)[:] = new
-    team.set(tokens=len(new), token_records=fields.address)
-    return fields, floats(np.concatenate([qkv for _, qkv, _ in batch]))
+    tokens = np.array([token for new in batch for token in new.tokens()], np.int64)
+    fields = Buffer(len(tokens), 8 * tokens.shape[1], gap=records.TOKEN_BYTES - 8 * tokens.shape[1])
+    fields.view(np.int64)[:] = tokens
+    team.set(tokens=len(tokens), token_records=fields.address)
+    return fields, floats(np.concatenate([new.qkv for new in batch]))
 
 
 def split_rows(batch: Sequence[New], rows: np.ndarray) -> list[np.ndarray]:
@@ -114,7 +128,7 @@ def all_parts(batch: Sequence[New]) -> int:
     """Bytes of room for every split of every token."""
     shape, tokens = batch[0].cache.shape, sum(len(new.qkv) for new in batch)
     return records.attention_partial_bytes(shape.heads, shape.head_dim, tokens,
-                                           max(new.position + len(new.qkv) for new in batch))
+                                           max(new.end for new in batch))
 
 
 def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, threads: int = 1, *,
@@ -142,16 +156,17 @@ def attention(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: i
     return attention_all(team, [New(cache, qkv, position)], layer, scale, threads, room=room)[0]
 
 
-def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int,
-                      scale: float) -> tuple[np.ndarray, np.ndarray]:
+def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int, scale: float,
+                      siblings: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
     """The same from its definition, in float64 on the cache's values; and how far float32 may be from it."""
     shape = cache.shape
     queries = qkv[:, :shape.heads * shape.head_dim].reshape(len(qkv), shape.heads, shape.head_dim).astype(np.float64)
     out, allowed = np.empty_like(queries), np.empty_like(queries)
-    for token in range(len(qkv)):
+    for token, record in enumerate(New(cache, qkv, position, siblings).tokens()):
+        seen = [*range(record.position), record.slot]
         for head in range(shape.heads):
-            length, kv_head = position + token + 1, head * shape.kv_heads // shape.heads
-            keys, values = (part(layer, kv_head)[:length, :shape.head_dim].astype(np.float64)
+            length, kv_head = len(seen), head * shape.kv_heads // shape.heads
+            keys, values = (part(layer, kv_head)[seen, :shape.head_dim].astype(np.float64)
                             for part in (cache.keys, cache.values))
             scores = keys @ queries[token, head] * float(np.float32(scale))
             probabilities = np.exp(scores - scores.max())

@@ -159,10 +159,10 @@ def conversations(target: str, kind: str, seed: int, group: int = 3) -> tuple[li
 def copied(batch: list[New], pasts: list[np.ndarray], target: str) -> list[New]:
     """The same sessions in caches of their own."""
     made = []
-    for (cache, qkv, position), past in zip(batch, pasts, strict=True):
-        other = Cache(cache.shape, rope_table(cache.shape))
+    for new, past in zip(batch, pasts, strict=True):
+        other = Cache(new.cache.shape, rope_table(new.cache.shape))
         rope(rig.team(target), other, past, 0, 1)
-        made.append(New(other, qkv, position))
+        made.append(New(other, new.qkv, new.position))
     return made
 
 
