@@ -87,7 +87,8 @@ def up(op, state, thread):
                 w = load_i64(table + 8 * group)
                 if w != ABSENT:
                     detail = load_i64(details + 8 * group) if details else WHOLE
-                    _up_group(op, w, detail, group, token, min(tokens - token, TOKENS_AT_ONCE), scratch, state + STATE.error)
+                    _up_group(op, w, detail, group, token, min(tokens - token, TOKENS_AT_ONCE), scratch,
+                              state + STATE.error)
         first = take(state, chunk)
 
 
@@ -142,8 +143,8 @@ _DETAIL_BYTES = tuple(form.detail_bytes for form in FORMATS.values())
 
 @kernel
 def _put_together(op, tile, first, last, room):
-    """Where groups first to last have their blocks of a tile, as a table in `room`; blocks in two places are put together
-    behind it. The address of what would be the entry of group 0."""
+    """Where groups first to last have their blocks of a tile, as a table in `room`; blocks in two places are put
+    together behind it. The address of what would be the entry of group 0."""
     form, gate_up, gate_up_blocks = (load_i64(op + DOWN.form), load_i64(op + DOWN.gate_up),
                                      load_i64(op + DOWN.blocks))
     table, details = load_i64(op + DOWN.table), load_i64(op + DOWN.details)

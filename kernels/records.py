@@ -1,7 +1,8 @@
 """Operations as data: what a program is made of, and what the threads that run it share.
 
-A program is an array of records, RECORD int64 each: the operation's `Code`, then its arguments in the order of the classes
-here. Addresses are plain integers; strides and offsets are in bytes; matrices go by their format's code (formats.py).
+A program is an array of records, RECORD int64 each: the operation's `Code`, then its arguments in the order of the
+classes here. Addresses are plain integers; strides and offsets are in bytes; matrices go by their format's code
+(formats.py).
 Kernels read the same layouts: below each class stands an instance of it that holds, instead of values, where each
 argument is in a record, so that `load_i64(op + LINEAR.x)` reads the argument `x` of a `Linear`.
 
@@ -19,8 +20,8 @@ RECORD_BYTES = 8 * RECORD
 
 WAIT, ABSENT, WHOLE = 0, -1, -2
 """What stands in a table of addresses for weights that are being read, and for weights that take no part. In a table of
-groups' detail planes: ABSENT for a group of which only the base takes part; WHOLE for one that stands in memory as whole
-blocks, where the other table says."""
+groups' detail planes: ABSENT for a group of which only the base takes part; WHOLE for one that stands in memory as
+whole blocks, where the other table says."""
 
 _Record = TypeVar("_Record", bound=NamedTuple)
 

@@ -73,11 +73,13 @@ class Engine:
 
     New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
     `threads`, nor on which weights are streamed, nor on what other sessions are computed together. context: of the
-    largest session. logit_rows: rows of logits computed at once. progress: called now and then while weights are loaded; what it raises ends that.
+    largest session. logit_rows: rows of logits computed at once. progress: called now and then while weights are
+    loaded; what it raises ends that.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
-                 threads: int, context: int, cache_type: str, logit_rows: int, progress: Callable[[], None] = lambda: None) -> None:
+                 threads: int, context: int, cache_type: str, logit_rows: int,
+                 progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self._trace: Trace | None = None
@@ -135,10 +137,7 @@ class Engine:
         logits of the first tokens of the vocabulary, as many as the output head has rows in memory: float32, valid
         until something else is computed; NaN where they are not finite. cancel, and what is raised: as of `forward`.
         """
-        self._check([NewTokens(session, [token])])
-        self._team.cancellable(cancel)
-        if cancel is not None and cancel[0]:
-            raise CancelledError
+        self._begin([NewTokens(session, [token])], cancel)
         self._set(np.array([token], np.int64), session.records(1))
         self._buffers.selected[0] = 0
         self._team.set(selected=1)
@@ -148,21 +147,27 @@ class Engine:
         session.tokens.append(token)
         return logits
 
-    def verify(self, session: Session, tokens: Sequence[int], *, cancel: np.ndarray | None = None) -> np.ndarray:
-        """What `forward` does for tokens all of whose logits are wanted, without a copy of them.
+    def verify(self, new: NewTokens, *, cancel: np.ndarray | None = None) -> np.ndarray:
+        """Compute new tokens all of whose logits are wanted, and their siblings', without a copy where there is room.
 
-        Returns float32 of shape (len(tokens), vocab_size), valid until something else is computed.
+        Returns float32 of shape (new.total, vocab_size), valid until something else is computed. cancel, and what is
+        raised: as of `forward`.
         """
-        if len(tokens) > min(self.chunk, self.logit_rows):
-            return self.forward(session, tokens, range(len(tokens)), cancel=cancel)
-        self._check([NewTokens(session, tokens)])
+        new = new._replace(wanted=range(len(new.tokens)))
+        if new.total > min(self.chunk, self.logit_rows):
+            return self.forward_all([new], cancel=cancel)[0]
+        self._begin([new], cancel)
+        everything = np.arange(new.total)
+        self._forward(new.ids(), new.records(), everything, everything, None)
+        new.session.tokens += [int(token) for token in new.tokens]
+        return self._buffers.logits[:new.total]
+
+    def _begin(self, batch: Sequence[NewTokens], cancel: np.ndarray | None) -> None:
+        """Check what is to be computed, and have `cancel` end that. Raises ModelError, CancelledError."""
+        self._check(batch)
         self._team.cancellable(cancel)
         if cancel is not None and cancel[0]:
             raise CancelledError
-        everything = np.arange(len(tokens))
-        self._forward(np.asarray(tokens, np.int64), session.records(len(tokens)), everything, everything, None)
-        session.tokens += [int(token) for token in tokens]
-        return self._buffers.logits[:len(tokens)]
 
     def forward(self, session: Session, tokens: Sequence[int], wanted: Sequence[int] | None = None, *,
                 cancel: np.ndarray | None = None) -> np.ndarray:

@@ -3,8 +3,8 @@
 The plan is made before anything is loaded. First comes what the process itself needs and what every token needs; all
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
 reading one byte per token, whichever it is. What it is decides how good a draft the pinned weights make
-(residency.drafting): attention's matrices come first, then the base planes of all neurons, then the output head's rows
-of the commonest tokens, then the neurons' details and the rest of the head. Within each of these the weights that are
+(residency.drafting): attention's matrices come first, then the output head's rows of the commonest tokens, then the
+base planes of all neurons, then the neurons' details and the rest of the head. Within each of these the weights that are
 read (*streamed*) are spread evenly, which keeps the disk busy all the time with little read ahead. An embedding that is
 not also the output head comes last: a token needs only one row of it.
 """
@@ -110,7 +110,8 @@ class Planner:
         self._bases = [layout for layout in self._streamable if layout.name in split]
         self._others = [layout for layout in self._streamable
                         if layout.section != RESIDENT and layout not in self._bases]
-        self._edges = 2 * ALIGNMENT * (len(self._bases) + len(self._others)) + 2 * TENSOR_ALIGNMENT * len(self._attention)
+        self._edges = (2 * ALIGNMENT * (len(self._bases) + len(self._others))
+                       + 2 * TENSOR_ALIGNMENT * len(self._attention))
         """Bytes that are lost around what is pinned."""
         self._weights = header.sections[RESIDENT].length + _length([*self._bases, *self._others])
 
@@ -274,7 +275,7 @@ class Planner:
         rest = replace(head, count=head.count - common, length=head.bytes_of(common))
         pinned: dict[str, int] = {}
         of_head = 0
-        for layouts in (self._attention, self._bases, [first], [s for s in self._others if s.name != HEAD] + [rest]):
+        for layouts in (self._attention, [first], self._bases, [s for s in self._others if s.name != HEAD] + [rest]):
             pinned |= _spread(layouts, left, chunk_bytes)
             left -= _length(layouts)
             of_head += pinned.pop(HEAD, 0)

@@ -37,7 +37,8 @@ class Drafting:
         """Whether what stays in memory makes a model: all of attention, some of every layer, some of the output head;
         and whether anything is streamed, without which there is nothing to gain."""
         missing = [layout for layout in header.streamable() if placement.pinned[layout.name] < layout.count]
-        return (bool(missing) and placement.pinned[HEAD] > 0 and not any(layout.section == RESIDENT for layout in missing)
+        attention = all(layout.section != RESIDENT for layout in missing)
+        return (bool(missing) and attention and placement.pinned[HEAD] > 0
                 and all(placement.pinned[n.section] for n in header.neurons))
 
     def address(self, name: str) -> int:

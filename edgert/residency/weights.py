@@ -21,6 +21,7 @@ from .source import AllInMemory, Source
 from .stream import Run, Stream, runs_of
 from .table import AddressTable
 
+
 class Weights:
     """The weights of an open bundle: `placement` says which are loaded, the others come from `source` when needed.
 

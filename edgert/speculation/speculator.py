@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgert.engine.engine import Engine
+from edgert.engine.engine import Engine, NewTokens
 from edgert.engine.session import Session
 from edgert.errors import ModelError
 from edgert.generation.steps import Choosing, Step
@@ -50,7 +50,7 @@ class _Guesses:
 def parse(mode: str | int) -> str | int:
     """A setting of speculation: "off", "auto", or how many tokens to guess before each pass. Raises ModelError."""
     number = int(mode) if isinstance(mode, str) and mode.isdecimal() else mode
-    if number in (OFF, AUTO) or isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST:
+    if number in (OFF, AUTO) or (isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST):
         return number
     raise ModelError(f"speculation is {mode!r}; give {OFF}, {AUTO}, or a number of tokens from 1 to {MOST}")
 
@@ -143,7 +143,7 @@ class Speculator:
         tokens = [guess.token for guess in guesses.all]
         length, odds = session.length, self._lookup_odds if guesses.looked_up else self._draft_odds
         step = Step([], guessed=len(tokens))
-        every = self._engine.verify(session, [last, *tokens], cancel=cancel)
+        every = self._engine.verify(NewTokens(session, [last, *tokens]), cancel=cancel)
         for logits, guess in zip(every, [*guesses.all, None], strict=True):
             step.chosen.append(choosing.exact(logits, tokens[:len(step.chosen)]))
             if guess is None or step.chosen[-1].ends:
