@@ -73,7 +73,7 @@ class Speculator:
 
     def __init__(self, engine: Engine, mode: str | int) -> None:
         self._engine, self._mode = engine, mode
-        self._lookup, self._costs = Lookup(), Costs()
+        self._lookup, self._costs = Lookup(), Costs(streamed=engine.source.streams)
         self._draft_odds, self._lookup_odds, self._sibling_odds = draft_odds(), lookup_odds(), sibling_odds()
 
     def step(self, session: Session, new: Sequence[int], choosing: Choosing, most: int,
