@@ -26,7 +26,7 @@ from edgert.generation.steps import Choosing, Step
 
 from .costs import Costs
 from .lookup import Lookup
-from .odds import draft_odds, lookup_odds, sibling_odds
+from .odds import Odds, draft_odds, lookup_odds, sibling_odds
 
 OFF, AUTO = "off", "auto"
 MOST = 16
@@ -39,18 +39,25 @@ class _Guess(NamedTuple):
     token: int
     sure: float
     """Margin of a draft; length of the match of what was looked up."""
+    odds: Odds
+    """What is known of guesses of its kind."""
     second: int = -1
     """The draft's second choice; -1 for none."""
 
 
 @dataclass
 class _Guesses:
-    """What was guessed, and how: chosen by the draft, or looked up."""
+    """What was guessed: drafted, and then looked up."""
 
-    looked_up: bool
     all: list[_Guess] = field(default_factory=list)
     siblings: list[int] = field(default_factory=list)
     """Numbers of those whose second choice is checked too."""
+    alive: float = 1.0
+    """The probability that all are right."""
+
+    def add(self, guess: _Guess) -> None:
+        self.all.append(guess)
+        self.alive *= guess.odds.of(guess.sure)
 
     @property
     def tokens(self) -> list[int]:
@@ -113,62 +120,72 @@ class Speculator:
     def _guesses(self, session: Session, last: int, choosing: Choosing, limit: int,
                  cancel: np.ndarray | None) -> _Guesses:
         """Guess what follows `last`. The session may be longer afterwards."""
+        guesses, before = _Guesses(), [*session.tokens, last]
         forced = isinstance(self._mode, int) and self._engine.drafts
         if limit < 1 or not (forced or self._costs.known):
-            return _Guesses(False)
-        if not forced and (found := self._looked_up(session, last, limit)):
-            return found
-        guesses, token, alive = _Guesses(False), last, 1.0
-        while self._engine.drafts and len(guesses.all) < limit and (forced or self._pays(alive, len(guesses.all))):
+            return guesses
+        token = last
+        while self._engine.drafts and len(guesses.all) < limit and (forced or self._pays(guesses, before)):
             started = time.perf_counter()
             logits = self._engine.draft(session, token, cancel=cancel)
             if np.isnan(logits[0]):
                 break
-            guesses.all.append(_Guess(*choosing.guess(logits, guesses.tokens)))
-            token = guesses.all[-1].token
+            choice = choosing.guess(logits, guesses.tokens)
+            token = choice.token
             self._costs.drafted(time.perf_counter() - started)
-            alive *= self._draft_odds.of(guesses.all[-1].sure)
+            guesses.add(_Guess(token, choice.margin, self._draft_odds, choice.second))
+        if not forced:
+            self._look_up(guesses, before, limit)
         self._add_siblings(guesses, session.context - session.length)
         return guesses
+
+    def _pays(self, guesses: _Guesses, before: list[int]) -> bool:
+        """Whether another draft is worth its time, and better than what can be looked up for nothing."""
+        gain = guesses.alive * self._draft_odds.mean
+        if gain < (self._costs.draft + self._row(len(guesses.all) + 1)) * self._costs.rate:
+            return False
+        self._lookup.follow([*before, *guesses.tokens])
+        match = self._lookup.propose(1).match
+        return not match or gain - guesses.alive * self._lookup_odds.of(match) > self._costs.draft * self._costs.rate
+
+    def _row(self, tokens: int) -> float:
+        """Seconds that checking a token more than so many takes."""
+        return max(self._costs.check(tokens + 1) - self._costs.check(tokens), _ROW_S)
+
+    def _look_up(self, guesses: _Guesses, before: list[int], limit: int) -> None:
+        """Go on with what followed the last tokens before, as far as that pays."""
+        self._lookup.follow([*before, *guesses.tokens])
+        tokens, match = self._lookup.propose(limit - len(guesses.all))
+        right, count = self._lookup_odds.of(match), 1 + len(guesses.all)
+        gain = best = 0.0
+        kept = 0
+        for number in range(1, len(tokens) + 1):
+            gain += guesses.alive * right ** number
+            worth = gain - (self._costs.check(count + number) - self._costs.check(count)) * self._costs.rate
+            if worth > best:
+                best, kept = worth, number
+        for token in tokens[:kept]:
+            guesses.add(_Guess(token, match, self._lookup_odds))
 
     def _add_siblings(self, guesses: _Guesses, room: int) -> None:
         """Have second choices checked too, where that pays: each is right where all before were and the first is not,
         and then brings one token more."""
         alive, worth = 1.0, []
         for number, guess in enumerate(guesses.all):
-            right = self._draft_odds.of(guess.sure)
+            right = guess.odds.of(guess.sure)
             if guess.second >= 0:
                 worth.append((alive * (1 - right) * self._sibling_odds.of(guess.sure), number))
             alive *= right
         count = 1 + len(guesses.all)
         for gain, number in sorted(worth, reverse=True)[:max(min(self._engine.logit_rows - count, room), 0)]:
-            more = self._costs.check(count + 1) - self._costs.check(count)
-            if gain > max(more, _ROW_S) * self._costs.rate:
+            if gain > self._row(count) * self._costs.rate:
                 guesses.siblings.append(number)
                 count += 1
-
-    def _pays(self, alive: float, guessed: int) -> bool:
-        """Whether another draft is worth its time. alive: the probability that those before it are right."""
-        more = self._costs.draft + max(self._costs.check(guessed + 2) - self._costs.check(guessed + 1), 0)
-        return alive * self._draft_odds.mean > more * self._costs.rate
-
-    def _looked_up(self, session: Session, last: int, limit: int) -> _Guesses | None:
-        """What followed the last tokens before, as far as it pays; None if drafting, or nothing, is better."""
-        self._lookup.follow([*session.tokens, last])
-        tokens, match = self._lookup.propose(limit)
-        right, expected, best, count = self._lookup_odds.of(match), 1.0, self._costs.rate, 0
-        for number in range(1, len(tokens) + 1):
-            expected += right ** number
-            rate = expected / self._costs.check(number + 1)
-            if rate > best:
-                best, count = rate, number
-        return _Guesses(True, [_Guess(token, match) for token in tokens[:count]]) if count else None
 
     def _check(self, session: Session, last: int, guesses: _Guesses, choosing: Choosing,
                cancel: np.ndarray | None) -> Step:
         """The exact model's choice after `last`, and after each guess as long as they are right."""
         tokens, length = guesses.tokens, session.length
-        odds = self._lookup_odds if guesses.looked_up else self._draft_odds
         siblings = [(number + 1, guesses.all[number].second) for number in guesses.siblings]
         step = Step([], guessed=len(tokens))
         every = self._engine.verify(NewTokens(session, [last, *tokens], siblings=siblings), cancel=cancel)
@@ -177,7 +194,7 @@ class Speculator:
             step.chosen.append(chosen)
             if guess is None or chosen.ends:
                 break
-            odds.learn(guess.sure, guess.token == chosen.token)
+            guess.odds.learn(guess.sure, guess.token == chosen.token)
             if guess.token != chosen.token:
                 if guess.second >= 0:
                     self._sibling_odds.learn(guess.sure, guess.second == chosen.token)
