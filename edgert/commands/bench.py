@@ -65,15 +65,17 @@ def _table(result: dict[str, Any]) -> str:
     rows = [(decode, "decode_tok_s", "tok/s", 1.0), (f"prefill of {result['prefill_tokens']}", "prefill_tok_s",
              "tok/s", 1.0), (f"first token after {result['prompt_tokens']}", "first_token_s", "ms", 1e3),
             ("peak memory", "peak_rss_bytes", "MB", 1e-6)]
-    others = [(name, result[key], ratio) for name, key, ratio in (
-        ("no speculation", "no_speculation", result.get("no_speculation", {}).get("ratio")),
-        ("llama.cpp", "peer", result.get("ratio"))) if key in result]
+    others: list[tuple[str, dict[str, Any], dict[str, float]]] = []
+    if without := result.get("no_speculation"):
+        others.append(("no speculation", without, without["ratio"]))
+    if peer := result.get("peer"):
+        others.append(("llama.cpp", peer, result["ratio"]))
     lines = [f"{'median of ' + str(result['runs']) + ', ' + str(result['threads']) + ' threads':28} {'edgert':>16}"
              + "".join(f" {name:>16} {'ratio':>7}" for name, _, _ in others)]
     for title, field, unit, factor in rows:
         if field in result:
             lines.append(f"{title:28} {result[field] * factor:10.2f} {unit:5}" + "".join(
                 f" {other[field] * factor:10.2f} {unit:5} {ratio[field]:7.2f}" for _, other, ratio in others))
-    if "no_speculation" in result:
+    if without:
         lines.append(f"{'tokens a pass':28} {result['tokens_per_pass']:10.2f}")
     return "\n".join(lines)

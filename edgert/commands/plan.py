@@ -188,9 +188,9 @@ def _compare(table: list[Planned], points: list[Planned], measured: _Measured) -
         show(f"{plan.budget / MIB:6.0f} MiB  {plan.streamed / MIB:14.0f} MiB  {100 * plan.pinned_share:8.0f} %  "
              f"{_rate(speed.decode_tok_s):>9}  {guessed[0]:>11}  {guessed[1]:>5}  {guessed[2]:>6}  "
              f"{speed.first_token_s:>9.1f} s  {note}".rstrip())
-    show(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); the first token "
-         f"of a prompt of {PROMPT} tokens.\nSpeculating: several tokens a pass, if so many guesses are right, which is an "
-         "estimate: it depends on the text.\n")
+    show(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); the first "
+         f"token of a prompt of {PROMPT} tokens.\nSpeculating: several tokens a pass, if so many guesses are right, "
+         "which is an estimate: it depends on the text.\n")
     show(curve([_point(p) for p in points]))
 
 
