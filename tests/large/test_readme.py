@@ -38,7 +38,7 @@ def test_figures_that_do_not() -> None:
 
 def test_a_text_that_is_guessed_well_or_badly() -> None:
     """The speed may be anything between that without speculation and what is expected of it, and somewhat more."""
-    plan = "predicted speed     8.0 tokens/s, as fast as the disk allows\nwith speculation    16.0 tokens/s, an estimate\n"
+    plan = "predicted speed     8.0 tokens/s, as fast as the disk allows\nwith speculation    16.0 tokens/s\n"
 
     def found(measured: float) -> list[str]:
         return disagreements({
