@@ -203,6 +203,10 @@ class Chat:
             yield (f"last answer: {s.generated_tokens} tokens at {s.decode_tok_s:.1f} tokens/s; "
                    f"first after {s.first_token_s:.2f} s ({s.prompt_computed} of {s.prompt_tokens} prompt tokens were "
                    f"new, {s.prefill_tok_s:.0f} tokens/s)")
+            if s.guessed:
+                yield (f"guesses: {s.right} of {s.guessed} were right, {100 * s.agreement:.0f} % of those with only "
+                       f"right ones before them; {s.tokens_per_pass:.1f} tokens came of each pass over the weights; "
+                       f"guessing took {s.draft_s:.1f} s, checking {s.verify_s:.1f} s")
             yield f"context: {self._used()} of {self.model.context} tokens used"
             if (disk := plan.disk) is not None:
                 yield (f"flash: {s.flash_bytes_per_token / 1e6:.0f} MB read for each token at "

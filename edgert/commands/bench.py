@@ -7,7 +7,7 @@ import click
 
 from edgert.bundle import Bundle
 from edgert.errors import PeerError
-from edgert.measuring.bench import DEFAULT_PROMPT, bench
+from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
 from edgert.model import default_threads, load_library, read_text
 from edgert.terminal import show, show_json
 
@@ -20,7 +20,8 @@ from .loading import TEXT, compile_progress
 @click.option("-t", "--threads", type=click.IntRange(1, 256),
               help="Number of threads, for both.  [default: one per physical core]")
 @click.option("-m", "--memory", metavar="SIZE",
-              help="Memory that edgert may use, like 600M; llama.cpp is not limited.  [default: most of what is free]")
+              help="Memory that edgert may use, like 600M; llama.cpp is not limited. With it edgert is measured with "
+              "speculation and without, otherwise without.  [default: most of what is free]")
 @click.option("-r", "--runs", type=click.IntRange(1, 1000), default=5, show_default=True,
               help="Runs of each engine, after a warm-up run; the medians are shown.")
 @click.option("-n", "--decode", type=click.IntRange(4, 4096), default=64, show_default=True, help="Tokens to generate.")
@@ -47,7 +48,7 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
         raise PeerError(f"{against}: there is no such file")
 
     def report(name: str, run: int, result: dict[str, Any]) -> None:
-        label = name if name == "edgert" else f"llama.cpp, {name}"
+        label = name if name in ("edgert", NO_SPECULATION) else f"llama.cpp, {name}"
         prefilled = f", prefill {result['prefill_tok_s']:8.2f} tok/s" if "prefill_tok_s" in result else ""
         show(f"run {run + 1}: {label:37} decode {result['decode_tok_s']:7.2f} tok/s{prefilled}", err=True)
 
@@ -64,14 +65,17 @@ def _table(result: dict[str, Any]) -> str:
     rows = [(decode, "decode_tok_s", "tok/s", 1.0), (f"prefill of {result['prefill_tokens']}", "prefill_tok_s",
              "tok/s", 1.0), (f"first token after {result['prompt_tokens']}", "first_token_s", "ms", 1e3),
             ("peak memory", "peak_rss_bytes", "MB", 1e-6)]
-    peer = result.get("peer")
+    others: list[tuple[str, dict[str, Any], dict[str, float]]] = []
+    if without := result.get("no_speculation"):
+        others.append(("no speculation", without, without["ratio"]))
+    if peer := result.get("peer"):
+        others.append(("llama.cpp", peer, result["ratio"]))
     lines = [f"{'median of ' + str(result['runs']) + ', ' + str(result['threads']) + ' threads':28} {'edgert':>16}"
-             + (f" {'llama.cpp':>16} {'ratio':>7}" if peer else "")]
+             + "".join(f" {name:>16} {'ratio':>7}" for name, _, _ in others)]
     for title, field, unit, factor in rows:
-        if field not in result:
-            continue
-        line = f"{title:28} {result[field] * factor:10.2f} {unit:5}"
-        if peer:
-            line += f" {peer[field] * factor:10.2f} {unit:5} {result['ratio'][field]:7.2f}"
-        lines.append(line)
+        if field in result:
+            lines.append(f"{title:28} {result[field] * factor:10.2f} {unit:5}" + "".join(
+                f" {other[field] * factor:10.2f} {unit:5} {ratio[field]:7.2f}" for _, other, ratio in others))
+    if without:
+        lines.append(f"{'tokens a pass':28} {result['tokens_per_pass']:10.2f}")
     return "\n".join(lines)

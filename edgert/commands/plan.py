@@ -12,13 +12,13 @@ from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import process_cost
 from edgert.memory.budget import parse_size
 from edgert.memory.plan import Plan, Planner
-from edgert.memory.prediction import PROMPT, Prediction, predict
+from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
 from edgert.model import default_threads, load_library, session_settings
 from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
 from .loading import compile_progress, plan_options
-from .plan_chart import curve, parts_table, picture, require_matplotlib
+from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
 MIB = 1 << 20
 _ROWS, _POINTS = 7, 60
@@ -40,7 +40,16 @@ class Planned:
                 "weights_bytes": self.plan.weights, "pinned_share": round(self.plan.pinned_share, 4),
                 "prefill_chunk": self.plan.chunk,
                 "predicted_decode_tok_s": round(self.speed.decode_tok_s, 2),
-                "predicted_first_token_s": round(self.speed.first_token_s, 3), "limit": self.speed.limit}
+                "predicted_first_token_s": round(self.speed.first_token_s, 3), "limit": self.speed.limit,
+                "speculation": self._speculation()}
+
+    def _speculation(self) -> dict[str, Any] | None:
+        """What it is expected to bring: an estimate; None where it brings nothing."""
+        s = self.speed.speculation
+        return None if s is None else {
+            "agreement": round(s.agreement, 3), "guesses": s.guesses, "tokens_per_pass": round(s.tokens_per_pass, 2),
+            "draft_s": round(s.draft_s, 5), "verify_s": round(s.verify_s, 5),
+            "predicted_decode_tok_s": round(s.decode_tok_s, 2)}
 
 
 class _Measured:
@@ -52,7 +61,8 @@ class _Measured:
 
     def planned(self, budget: int) -> Planned:
         plan = self._planner.plan(budget, lambda: self.disk)
-        return Planned(plan, predict(self._header, plan, self.disk, self._rehearsal.seconds))
+        return Planned(plan, predict(self._header, plan, self.disk, self._rehearsal.seconds,
+                                     self._rehearsal.draft_seconds))
 
 
 @click.command("plan")
@@ -108,8 +118,9 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
     planner.plan(budget, lambda: disk)
     with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:
         with _saying("measuring the processor ..."):
-            for tokens in (1, 16, 64):
+            for tokens in MEASURED:
                 rehearsal.seconds(tokens)
+            rehearsal.draft_seconds  # noqa: B018
         yield _Measured(header, planner, disk, rehearsal)
 
 
@@ -133,8 +144,8 @@ def _budgets(smallest: int, whole: int, rows: int) -> list[int]:
                                if min(b - smallest, whole - b) * 4 > step), whole})
 
 
-def _point(planned: Planned) -> tuple[float, float]:
-    return planned.plan.budget / MIB, planned.speed.decode_tok_s
+def _point(planned: Planned) -> Point:
+    return Point(planned.plan.budget / MIB, planned.speed.decode_tok_s, planned.speed.best_tok_s)
 
 
 def _show(planned: Planned, measured: _Measured) -> None:
@@ -151,20 +162,35 @@ def _show(planned: Planned, measured: _Measured) -> None:
             ("disk", f"{measured.disk.name}, {measured.disk.bandwidth / 1e9:.2f} GB/s when it was measured"),
             ("predicted speed", f"{_rate(speed.decode_tok_s)} tokens/s, as fast as "
                                 f"{'the disk' if speed.limit == 'flash' else 'computing'} allows"),
+            *_guessing(planned),
             ("first token", f"after {speed.first_token_s:.1f} s, for a prompt of {PROMPT} tokens")]
     for name, value in rows:
         show(f"{name:20}{value}")
 
 
+def _guessing(planned: Planned) -> list[tuple[str, str]]:
+    speculation = planned.speed.speculation
+    if speculation is None:
+        return [("with speculation", "no faster")] if planned.plan.streamed else []
+    return [("with speculation", f"{_rate(speculation.decode_tok_s)} tokens/s, an estimate: it depends on the text"),
+            ("tokens a pass", f"{speculation.tokens_per_pass:.1f}, if {100 * speculation.agreement:.0f} % of the "
+                              f"guesses are right, {speculation.guesses} before each pass")]
+
+
 def _compare(table: list[Planned], points: list[Planned], measured: _Measured) -> None:
-    show(f"{'budget':>10}  {'read for a token':>18}  {'in memory':>10}  {'tokens/s':>9}  {'first token':>11}")
+    show(f"{'budget':>10}  {'read for a token':>18}  {'in memory':>10}  {'tokens/s':>9}  {'speculating':>11}  "
+         f"{'right':>5}  {'a pass':>6}  {'first token':>11}")
     for planned in table:
-        plan, speed = planned.plan, planned.speed
+        plan, speed, guessing = planned.plan, planned.speed, planned.speed.speculation
         note = {measured.smallest: "the smallest that works", measured.whole: "all in memory"}.get(plan.budget, "")
+        guessed = ("", "", "") if guessing is None else (
+            _rate(guessing.decode_tok_s), f"{100 * guessing.agreement:.0f} %", f"{guessing.tokens_per_pass:.1f}")
         show(f"{plan.budget / MIB:6.0f} MiB  {plan.streamed / MIB:14.0f} MiB  {100 * plan.pinned_share:8.0f} %  "
-                   f"{_rate(speed.decode_tok_s):>9}  {speed.first_token_s:>9.1f} s  {note}".rstrip())
-    show(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); "
-               f"the first token of a prompt of {PROMPT} tokens.\n")
+             f"{_rate(speed.decode_tok_s):>9}  {guessed[0]:>11}  {guessed[1]:>5}  {guessed[2]:>6}  "
+             f"{speed.first_token_s:>9.1f} s  {note}".rstrip())
+    show(f"\nPredicted, with a disk of {measured.disk.bandwidth / 1e9:.2f} GB/s ({measured.disk.name}); the first "
+         f"token of a prompt of {PROMPT} tokens.\nSpeculating: several tokens a pass, if so many guesses are right, "
+         "which is an estimate: it depends on the text.\n")
     show(curve([_point(p) for p in points]))
 
 

@@ -11,7 +11,7 @@ from edgert.model import DEFAULT_CONTEXT
 from edgert.terminal import read_standard_input, show, show_json, write_answer
 
 from .loading import TEXT, load_model, model_options, read_text, sampling_options
-from .statistics import flash_use
+from .statistics import flash_use, speculation_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
 """Tokens that a chat template may add; contexts are multiples of the second number."""
@@ -75,6 +75,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             "threads": model.threads, "peak_rss_bytes": peak_rss_bytes()}
         if model.plan.disk is not None:
             result["flash"] = flash_use(model, statistics)
+        if statistics.guessed:
+            result["speculation"] = speculation_use(statistics)
         if logprobs is not None:
             result["logprobs"] = [{"token_id": p.token_id, "logprob": p.logprob, "top": p.top_logprobs}
                                   for p in pieces if p.token_id is not None]

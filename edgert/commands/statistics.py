@@ -1,4 +1,4 @@
-"""What was read from flash during an answer, for the output of --json."""
+"""What was read from flash during an answer, and what was guessed, for the output of --json."""
 
 from typing import Any
 
@@ -22,4 +22,13 @@ def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
         "bandwidth": round(statistics.flash_bandwidth), "best_bandwidth": round(plan.disk.bandwidth),
         "read_bytes": plan.placement.chunk_bytes, "readers": plan.placement.readers, "direct": model.direct,
         "read_again": model.read_again,
+    }
+
+
+def speculation_use(statistics: Statistics) -> dict[str, Any]:
+    """What guessing brought: `Statistics` explains it. Without the first token, which the prompt's pass brings."""
+    return {
+        "passes": statistics.passes, "guessed": statistics.guessed, "right": statistics.right,
+        "agreement": round(statistics.agreement, 4), "tokens_per_pass": round(statistics.tokens_per_pass, 3),
+        "draft_s": round(statistics.draft_s, 4), "verify_s": round(statistics.verify_s, 4),
     }

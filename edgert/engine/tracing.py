@@ -22,6 +22,12 @@ _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm
           Code.RELEASE: "release"}
 _OF_SELECTED = records.LINEAR.of_selected // 8
 _LAYER = records.ROPE.layer // 8
+_DETAILS, _DETAIL_COUNTERS = records.NEURONS.details // 8, records.NEURONS.detail_counters // 8
+
+
+def _is_draft(program: list[list[int]]) -> bool:
+    """Whether a program takes of the neurons' details what is there: their table has no counters to wait with."""
+    return any(record[0] == Code.NEURONS and record[_DETAILS] and not record[_DETAIL_COUNTERS] for record in program)
 
 
 class Trace:
@@ -57,10 +63,11 @@ class Trace:
 
     def computed(self, program: np.ndarray, times: np.ndarray, tokens: int) -> None:
         """A program was run. times: int64 of shape (operations + 1,), nanoseconds as clock_gettime gives them."""
-        seconds = times / 1e9
-        self._add("passes", f"{tokens} token{'s' * (tokens > 1)}", seconds[0], seconds[-1])
+        seconds, operations = times / 1e9, program.tolist()
+        name = "draft" if _is_draft(operations) else f"{tokens} token{'s' * (tokens > 1)}"
+        self._add("passes", name, seconds[0], seconds[-1])
         layer = last = 0
-        for i, record in enumerate(program.tolist()):
+        for i, record in enumerate(operations):
             if not times[i + 1]:  # done together with those that follow
                 continue
             if record[0] == Code.ROPE:

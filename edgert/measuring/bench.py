@@ -5,15 +5,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgert.errors import EdgertError, PeerError
+from edgert.speculation.speculator import AUTO, OFF
 
 DEFAULT_PROMPT = 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
 FIELDS = ("decode_tok_s", "prefill_tok_s", "first_token_s", "peak_rss_bytes")
 VARIANTS = ("repack", "mmap", "repack, no flash attention", "mmap, no flash attention")
 """Ways in which llama.cpp is measured (peer.py)."""
+NO_SPECULATION = "edgert, no speculation"
+"""The bundle again, in the same budget but a token a pass."""
 _FEWER_IS_BETTER = {"first_token_s", "peak_rss_bytes"}
 
 
@@ -60,16 +63,21 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
 
     context: decode after so many tokens, the prompt repeated; they are computed in each run, and are the prefill that
     is measured, or, where `prefill` is 0, once. llama.cpp is measured with repacked and with memory-mapped weights, and
-    with a context also each with and without flash attention. memory: the bundle's memory budget.
-    Returns FIELDS, `load_s`, `threads` and `runs`. With `against` also `peer`, the best of llama.cpp's results for each
-    field; `peer.variants`, all results; and `ratio`, how many times better edgert is.
+    with a context also each with and without flash attention. memory: the bundle's memory budget; with one, speculation
+    is measured beside doing without, otherwise it is off.
+    Returns FIELDS, `tokens_per_pass`, `load_s`, `threads` and `runs`. With `memory` also `no_speculation`, the same
+    without, and in it `ratio`, how many times better speculation is. With `against` also `peer`, the best of
+    llama.cpp's results for each field; `peer.variants`, all results; and `ratio`, how many times better edgert is.
     Raises PeerError, EdgertError.
     """
     once = context is not None and not prefill
     if context is not None:
         prompt, prefill = (list(prompt) * (context // len(prompt) + 1))[:context], 0
     room = str(max(len(prompt) + decode * (runs + 1 if once else 1), prefill) + 64)
-    engines = {"edgert": ("engine_process", [bundle, str(threads), room, *([memory] if memory else [])])}
+    engines = {"edgert": ("engine_process", [bundle, str(threads), room, OFF])}
+    if memory is not None:
+        engines = {name: ("engine_process", [bundle, str(threads), room, mode, memory])
+                   for name, mode in (("edgert", AUTO), (NO_SPECULATION, OFF))}
     if against is not None:
         for variant in VARIANTS if context is not None else VARIANTS[:2]:
             engines[variant] = ("peer", [against, str(threads), room, variant])
@@ -98,14 +106,22 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
                               "decode_tokens": decode, "memory": memory,
                               "prefill_tokens": prefill if context is None else 0 if once else context,
                               **medians.pop("edgert")}
+    if without := medians.pop(NO_SPECULATION, None):
+        answer["no_speculation"] = {**without, "ratio": _ratio(answer, without)}
     if against is not None:
         best = {field: (min if field in _FEWER_IS_BETTER else max)(m[field] for m in medians.values() if field in m)
                 for field in FIELDS if field in answer}
         answer["peer"] = {"name": "llama.cpp", "model": against, **best, "variants": medians}
-        answer["ratio"] = {field: round(best[field] / answer[field] if field in _FEWER_IS_BETTER
-                                        else answer[field] / best[field], 3) for field in best}
+        answer["ratio"] = _ratio(answer, best)
     return answer
 
 
 def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
-    return {field: statistics.median(r[field] for r in results) for field in FIELDS if field in results[0]}
+    return {field: statistics.median(r[field] for r in results) for field in (*FIELDS, "tokens_per_pass")
+            if field in results[0]}
+
+
+def _ratio(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    """How many times better ours is, by field."""
+    return {field: round(other[field] / ours[field] if field in _FEWER_IS_BETTER else ours[field] / other[field], 3)
+            for field in FIELDS if field in ours and field in other}

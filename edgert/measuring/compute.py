@@ -1,5 +1,6 @@
 """How fast this machine computes a model: times its operations on weights of zero, before anything is loaded."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -11,12 +12,13 @@ import numpy as np
 
 from edgert.bundle import Header
 from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
-from edgert.engine.buffers import Buffers
+from edgert.engine.buffers import MOST_ROWS, Buffers
 from edgert.engine.program_builder import Kind, ProgramBuilder
 from edgert.engine.session import Session
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.groups import group_layout
 from edgert.kernels.native import Library
+from edgert.kernels.records import ABSENT
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
 from edgert.residency.region import Region
@@ -42,38 +44,58 @@ class Rehearsal:
         self._share = weights.layers / self._layers
         few = replace(config, num_hidden_layers=weights.layers)
         self._times: dict[int, tuple[float, float]] = {}
+        self._draft_times: tuple[float, float] | None = None
         with ExitStack() as made:
             made.callback(weights.close)
             context = min(2 * MOST_TOKENS, config.max_position_embeddings)
-            self._buffers = Buffers(few, header, MOST_TOKENS, threads, context)
+            self._buffers = Buffers(few, header, MOST_TOKENS, threads, context, MOST_ROWS)
             made.callback(self._buffers.close)
             session = Session(few, context, cache_type)
             made.callback(session.close)
             self._room, self._session = context, session
             self._team = Team(library, threads)
             made.callback(self._team.close)
-            self._programs = []
-            for kind in (Kind.MANY, Kind.ONE):
-                network = ProgramBuilder(few, header, weights, self._buffers, cache_type, kind)
+            self._weights = (weights, weights.draft(neurons=False), weights.draft(neurons=True))
+
+            def build(kind: Kind, places: _MadeUpWeights) -> tuple[np.ndarray, np.ndarray]:
+                network = ProgramBuilder(few, header, places, self._buffers, cache_type, kind)
                 FAMILIES[config.architecture].wire(few, network)
-                self._programs.append((network.body.array, network.head.array))
+                return network.body.array, network.head.array
+
+            self._programs = [build(kind, weights) for kind in (Kind.MANY, Kind.ONE)]
+            self._drafts = [build(Kind.DRAFT, places)[0] for places in self._weights[1:]]
             self._buffers.rows[:] = (weights.start, 0)
             self._buffers.selected[:] = 0
-            self._team.set(selected=1, selected_rows=self._buffers.selected_buffer.address,
+            self._team.set(selected_rows=self._buffers.selected_buffer.address,
                            token_records=self._buffers.tokens_buffer.address)
             self._closing = made.pop_all()
 
     def seconds(self, tokens: int) -> tuple[float, float]:
-        """Seconds for this many tokens at once (at most MOST_TOKENS): all layers, and one row of the output head."""
+        """Seconds for this many tokens at once (at most MOST_TOKENS): all layers, and as many rows of the output head,
+        at most MOST_ROWS."""
         if tokens not in self._times:
-            tokens = min(tokens, self._room)
-            new = self._session.records(self._room)[-tokens:]
-            self._buffers.tokens[:tokens, :new.shape[1]] = new
-            self._team.set(tokens=tokens)
+            self._set(tokens)
             body, head = self._programs[tokens == 1]
-            self._times[tokens] = (_median(lambda: self._team.run(body)) / self._share,
-                                   _median(lambda: self._team.run(head)))
+            self._times[tokens] = self._all_layers(body), _median(lambda: self._team.run(head))
         return self._times[tokens]
+
+    @property
+    def draft_seconds(self) -> tuple[float, float]:
+        """Seconds of all layers for a token of a draft: without neurons, and with the base planes of all."""
+        if self._draft_times is None:
+            self._set(1)
+            without, bases = (self._all_layers(body) for body in self._drafts)
+            self._draft_times = without, bases
+        return self._draft_times
+
+    def _set(self, tokens: int) -> None:
+        tokens = min(tokens, self._room)
+        new = self._session.records(self._room)[-tokens:]
+        self._buffers.tokens[:tokens, :new.shape[1]] = new
+        self._team.set(tokens=tokens, selected=min(tokens, MOST_ROWS))
+
+    def _all_layers(self, body: np.ndarray) -> float:
+        return _median(lambda: self._team.run(body)) / self._share
 
     def close(self) -> None:
         self._closing.close()
@@ -101,6 +123,7 @@ class _MadeUpWeights:
                 resident[layer] = max(resident[layer], tensor.offset + tensor.length)
         self._places: dict[str, int] = {}
         self._matrices: list[np.ndarray] = []
+        self._details: np.ndarray | None = None
         neurons, self.layers = 0, 0
         lengths = {n.section: group_layout(header.config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down]).whole.length
                    for n in header.neurons}
@@ -141,10 +164,20 @@ class _MadeUpWeights:
         return self._tables[section].ctypes.data, 0
 
     def details(self, name: str | None) -> tuple[int, int]:
-        return 0, 0
+        return 0 if name is None or self._details is None else self._details.ctypes.data, 0
 
     def tiles(self, rows: int, *, head: bool) -> int:
         return -(-rows // TILE)
+
+    def draft(self, *, neurons: bool) -> "_MadeUpWeights":
+        """The same as a draft meets them: of neurons their base planes, or nothing."""
+        other = copy.copy(self)
+        other._tables = dict(self._tables)
+        for n in self._header.neurons[:self.layers]:
+            bases = self._tables[n.section][0] + n.group_bytes * np.arange(n.groups, dtype=np.int64)
+            other._tables[n.section] = bases if neurons else np.full(n.groups, ABSENT, np.int64)
+        other._details = np.full(max(n.groups for n in self._header.neurons), ABSENT, np.int64)
+        return other
 
     def close(self) -> None:
         self._region.close()

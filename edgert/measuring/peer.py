@@ -96,12 +96,12 @@ class Peer:
 
 
 def main() -> None:
-    from .engine_process import serve
+    from .engine_process import Measured, one_by_one, serve
     path, threads, context, variant = sys.argv[1:]
     started = time.perf_counter()
     peer = Peer(path, threads=int(threads), context=int(context), repack=variant.startswith("repack"),
                 flash_attention="no flash" not in variant)
-    serve(peer.forward, peer.reset, time.perf_counter() - started)
+    serve(Measured(one_by_one(peer.forward), peer.forward, peer.reset), time.perf_counter() - started)
 
 
 if __name__ == "__main__":

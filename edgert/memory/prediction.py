@@ -1,42 +1,81 @@
-"""Predicts the speed of a plan: reading and computing go on at the same time, and the slower one sets the pace."""
+"""Predicts the speed of a plan: reading and computing go on at the same time, and the slower one sets the pace.
 
-from collections.abc import Callable
+With speculation a pass checks several guesses, which what stays in memory has computed before it. How often these are
+right depends on the model and the text; what is predicted of it is an estimate.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edgert.bundle import Header
 from edgert.bundle.header import HEAD
 from edgert.kernels.formats import FORMATS, SLAB
 from edgert.residency.device import Device
+from edgert.residency.drafting import Drafting
 
 from .plan import Plan
 
 PROMPT = 200
 """Length of the prompt, in tokens, for which the time to the first token is predicted."""
-_MEASURED = (1, 16, 64)
+MEASURED = (1, 4, 16, 64)
+"""Tokens at once of which it is known how long they take."""
 _AROUND_S = 3e-4
 """Seconds of Python per token: sampling, decoding the text, waking the threads."""
+_OF_NEURONS = ((0, 0.0), (0.67, 0.72), (1, 1.0))
+"""What a draft's agreement is multiplied by, by the share of the neurons that take part. This, and the next, were
+measured on Qwen2.5-Coder-1.5B, six prompts (docs/notes/speculation.md): 0.56 with 67 % of the base planes, 0.78 with
+all (0.75 to 0.93 by prompt), 0.87 with half of the details too."""
+_OF_DETAILS = ((0, 0.78), (0.5, 0.87), (1, 1.0))
+"""The agreement by the share of those neurons whose details take part too."""
 
 Seconds = Callable[[int], tuple[float, float]]
-"""From tokens at once (1, 16 or 64) to seconds: for all layers, and for one row of the output head."""
+"""From tokens at once, one of MEASURED, to seconds: for all layers, and for as many rows of the output head."""
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """What guessing is expected to bring.
+
+    agreement: the share of right ones among guesses that follow right ones. guesses: how many before a pass are best.
+    tokens_per_pass: of the answer. draft_s, verify_s: seconds of a guess, and of a pass that checks that many.
+    decode_tok_s: tokens per second of the answer.
+    """
+
+    agreement: float
+    guesses: int
+    tokens_per_pass: float
+    draft_s: float
+    verify_s: float
+    decode_tok_s: float
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Predicted speed.
 
-    decode_tok_s: tokens per second of the answer. first_token_s: seconds to its first token, for a prompt of PROMPT
-    tokens. limit: what takes longer for a token, "flash" or "computing".
+    decode_tok_s: tokens per second of the answer, one a pass. first_token_s: seconds to its first token, for a prompt
+    of PROMPT tokens. limit: what takes longer for a token, "flash" or "computing". speculation: None where nothing is
+    streamed, where what stays in memory makes no draft, and where guessing would not pay.
     """
 
     decode_tok_s: float
     first_token_s: float
     limit: str
+    speculation: Speculation | None = None
+
+    @property
+    def best_tok_s(self) -> float:
+        """Tokens per second with speculation where that is faster."""
+        return self.decode_tok_s if self.speculation is None else self.speculation.decode_tok_s
 
 
-def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, prompt: int = PROMPT) -> Prediction:
+def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, draft_seconds: tuple[float, float],
+            prompt: int = PROMPT) -> Prediction:
     """Predict the speed of a plan at the start of a conversation.
 
-    seconds: measuring.compute.Rehearsal.seconds. disk: what the bundle is on, also where the plan does not stream.
+    seconds, draft_seconds: measuring.compute.Rehearsal's. disk: what the bundle is on, also where the plan does not
+    stream.
     """
     row = _embedding_row_s(header, plan, disk)
     head = seconds(1)[1]
@@ -45,19 +84,69 @@ def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, prompt: 
     head_streamed = header.sections[HEAD].length - plan.parts["pinned output head"]
     prompt_reading = (len(passes) * (plan.streamed - head_streamed) + head_streamed) / disk.bandwidth
     prompt_computing = prompt * row + sum(_layers_s(tokens, seconds) for tokens in passes) + head
-    return Prediction(1 / max(reading, computing), max(prompt_reading, prompt_computing),
-                      "flash" if reading > computing else "computing")
+    plain = 1 / max(reading, computing)
+    best = None
+    if Drafting.possible(header, plan.placement):
+        def verify_s(tokens: int) -> float:
+            layers, rows = (_between([(n, seconds(n)[of]) for n in MEASURED], tokens) for of in (0, 1))
+            return max(reading, layers + rows + tokens * (row + _AROUND_S))
+
+        best = _best_speculation(_agreement(header, plan), _draft_s(header, plan, seconds, draft_seconds), verify_s,
+                                 min(plan.verify_rows, plan.chunk) - 1)
+    return Prediction(plain, max(prompt_reading, prompt_computing), "flash" if reading > computing else "computing",
+                      best if best is not None and best.decode_tok_s > plain else None)
+
+
+def tokens_per_pass(agreement: float, guesses: int) -> float:
+    """How many tokens of the answer a pass brings that checks so many guesses: those up to the first wrong one, and the
+    model's own choice after them (Leviathan et al. 2023)."""
+    return sum(agreement ** n for n in range(guesses + 1))
+
+
+def _best_speculation(agreement: float, draft_s: float, verify_s: Callable[[int], float],
+                      most: int) -> Speculation | None:
+    """The best number of guesses before each pass, from 1 to `most`. verify_s: of a pass for so many tokens."""
+    found = []
+    for guesses in range(1, most + 1):
+        tokens, check = tokens_per_pass(agreement, guesses), verify_s(guesses + 1)
+        found.append(Speculation(agreement, guesses, tokens, draft_s, check, tokens / (guesses * draft_s + check)))
+    return max(found, key=lambda speculation: speculation.decode_tok_s, default=None)
+
+
+def _drafting_shares(header: Header, plan: Plan) -> tuple[float, float]:
+    """The shares of the neuron groups that take part in a draft, and that take part with all of their bits."""
+    pinned = plan.placement.pinned
+    groups = sum(n.groups for n in header.neurons)
+    return (sum(pinned[n.section] for n in header.neurons) / groups,
+            sum(pinned[n.details or n.section] for n in header.neurons) / groups)
+
+
+def _agreement(header: Header, plan: Plan) -> float:
+    present, whole = _drafting_shares(header, plan)
+    return _between(_OF_NEURONS, present) * _between(_OF_DETAILS, whole / present)
+
+
+def _draft_s(header: Header, plan: Plan, seconds: Seconds, draft_seconds: tuple[float, float]) -> float:
+    """Seconds of a guess: with the neurons, and the rows of the output head, that stay in memory."""
+    present, whole = _drafting_shares(header, plan)
+    without, bases = draft_seconds
+    layers = without + (bases - without) * (present - whole) + (seconds(1)[0] - without) * whole
+    rows = plan.parts["pinned output head"] / header.sections[HEAD].length
+    return layers + seconds(1)[1] * rows + _AROUND_S
 
 
 def _layers_s(tokens: int, seconds: Seconds) -> float:
     """Seconds of all layers for this many tokens at once: interpolated, or in proportion to the largest measured."""
-    most = _MEASURED[-1]
+    most = MEASURED[-1]
     if tokens >= most:
         return seconds(most)[0] * tokens / most
-    low = max(n for n in _MEASURED if n <= tokens)
-    high = min(n for n in _MEASURED if n > tokens)
-    below, above = seconds(low)[0], seconds(high)[0]
-    return below + (above - below) * (tokens - low) / (high - low)
+    return _between([(n, seconds(n)[0]) for n in MEASURED], tokens)
+
+
+def _between(points: Sequence[tuple[float, float]], at: float) -> float:
+    """Interpolated linearly. points: with ascending x."""
+    (x, y), (end, y_end) = next((pair for pair in pairwise(points) if at <= pair[1][0]), points[-2:])
+    return y + (y_end - y) * (at - x) / (end - x)
 
 
 def _embedding_row_s(header: Header, plan: Plan, disk: Device) -> float:

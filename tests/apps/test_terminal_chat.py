@@ -249,3 +249,17 @@ def test_stats_tell_of_reads_that_were_done_again(model: edgert.Model, monkeypat
     assert not any("second time" in line for line in chat._statistics_lines())
     monkeypatch.setattr(model._file, "read_again", 2)
     assert "disk: 2 reads failed or came damaged, and went well the second time" in list(chat._statistics_lines())
+
+
+def test_stats_tell_what_was_guessed(model: edgert.Model) -> None:
+    chat = Chat(lambda context: model, Conversation(), {})
+    chat.last = model.generate("Once upon a time", max_tokens=4)
+    chat.last.text()
+    statistics = chat.last.statistics
+    statistics.guessed = 0
+    assert not any(line.startswith("guesses:") for line in chat._statistics_lines())
+    statistics.generated_tokens, statistics.passes = 31, 10
+    statistics.guessed, statistics.right, statistics.wrong = 40, 20, 5
+    statistics.draft_s, statistics.verify_s = 1.5, 2.5
+    assert ("guesses: 20 of 40 were right, 80 % of those with only right ones before them; 3.0 tokens came of each "
+            "pass over the weights; guessing took 1.5 s, checking 2.5 s") in list(chat._statistics_lines())

@@ -70,6 +70,19 @@ def test_a_memory_budget_changes_the_speed_and_not_the_answer(smollm2: Path, tmp
         assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
 
 
+def test_speculation_changes_the_speed_and_not_the_answer(smollm2: Path) -> None:
+    call = ["run", smollm2, "-p", "The capital of France is", "-n", 12, "--json", "--threads", 2, "--ignore-eos"]
+    smallest = int(re.search(r"at least (\d+) MiB", refused(*call, "--memory", "20M"))[1])  # type: ignore[index]
+    off, two = (json.loads(edgert(*call, "--memory", f"{smallest + 60}M", "--speculation", mode).stdout)
+                for mode in ("off", "2"))
+    assert two["token_ids"] == off["token_ids"] and "speculation" not in off
+    guessing = two["speculation"]
+    assert set(guessing) == {"passes", "guessed", "right", "agreement", "tokens_per_pass", "draft_s", "verify_s"}
+    assert 0 <= guessing["right"] <= guessing["guessed"] <= 2 * guessing["passes"]
+    assert guessing["guessed"] > 0 and guessing["draft_s"] > 0 and guessing["verify_s"] > 0
+    assert guessing["tokens_per_pass"] == pytest.approx(11 / guessing["passes"], abs=1e-3)
+
+
 def test_a_trace_that_cannot_be_written(smollm2: Path, tmp_path: Path) -> None:
     assert "the trace cannot be written" in refused("run", smollm2, "-p", "x", "-n", 1, "--trace", tmp_path)
 
@@ -184,6 +197,17 @@ def test_bench_json(smollm2: Path) -> None:
     result = json.loads(edgert("bench", smollm2, "-r", 1, "-n", 4, "--prefill", 16, "--json").stdout)
     for field in ("decode_tok_s", "prefill_tok_s", "first_token_s", "peak_rss_bytes", "load_s"):
         assert result[field] > 0
+
+
+def test_bench_with_a_budget_measures_both_ways(smollm2: Path) -> None:
+    call = ["bench", smollm2, "-r", 1, "-n", 8, "--prefill", 16, "--memory", "250M"]
+    result = json.loads(edgert(*call, "--json").stdout)
+    without = result["no_speculation"]
+    assert without["tokens_per_pass"] == 1 <= result["tokens_per_pass"]
+    assert without["ratio"]["decode_tok_s"] == pytest.approx(result["decode_tok_s"] / without["decode_tok_s"], abs=1e-3)
+    done = edgert(*call)
+    assert re.search(r"edgert +no speculation +ratio\n", done.stdout) and "\ntokens a pass " in done.stdout
+    assert "run 1: edgert, no speculation " in done.stderr
 
 
 def test_doctor() -> None:

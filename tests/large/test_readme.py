@@ -34,3 +34,17 @@ def test_figures_that_do_not() -> None:
     assert "3.16 GB/s, elsewhere 1.56" in disk
     assert "337 and 356 MiB" in read
     assert "8.4 tokens/s predicted, 4.17 measured" in speed
+
+
+def test_a_text_that_is_guessed_well_or_badly() -> None:
+    """The speed may be anything between that without speculation and what is expected of it, and somewhat more."""
+    plan = "predicted speed     8.0 tokens/s, as fast as the disk allows\nwith speculation    16.0 tokens/s\n"
+
+    def found(measured: float) -> list[str]:
+        return disagreements({
+            "machine": {"disk_gb_s": 1.0}, "limits": [{"limit": "600M", "edgert": [measured], "llama.cpp": [1.0]}],
+            "examples": {"edgert plan m.edge --memory 600M -c 1024": plan}})
+
+    assert not found(6.0) and not found(16.0) and not found(25.0)
+    assert found(4.0) == ["600M: 8.0 tokens/s predicted, 4.00 measured"]
+    assert found(26.0) == ["600M: 16.0 tokens/s predicted, 26.00 measured"]

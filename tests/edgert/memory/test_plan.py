@@ -17,7 +17,7 @@ from tiny_model import CONFIG, give_tokenizer, write_bundle, write_model
 from edgert.bundle import Bundle, Header, Neurons
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, detail_section, neuron_section
 from edgert.commands import plan as plan_command
-from edgert.commands.plan_chart import curve, parts_table, picture
+from edgert.commands.plan_chart import Point, curve, parts_table, picture
 from edgert.converters.convert import convert
 from edgert.errors import EdgertError, ModelError
 from edgert.kernels import native
@@ -222,7 +222,8 @@ def test_what_is_left_when_nothing_is_streamed_goes_to_the_embedding(data: st.Da
 
 # Prediction
 
-SECONDS = {1: (0.05, 0.01), 16: (0.2, 0.01), 64: (0.7, 0.01)}
+SECONDS = {1: (0.05, 0.01), 4: (0.08, 0.01), 16: (0.2, 0.01), 64: (0.7, 0.01)}
+DRAFT_SECONDS = 0.01, 0.03
 
 
 def large_planner(chunk: int = 256) -> tuple[Header, Planner]:
@@ -235,11 +236,11 @@ def large_planner(chunk: int = 256) -> tuple[Header, Planner]:
 def test_the_slower_of_reading_and_computing_sets_the_pace() -> None:
     header, planner = large_planner()
     small, whole = (planner.plan(b, lambda: DEVICE) for b in (planner.smallest(DEVICE), planner.whole))
-    fast = predict(header, whole, DEVICE, SECONDS.__getitem__)
+    fast = predict(header, whole, DEVICE, SECONDS.__getitem__, DRAFT_SECONDS)
     assert fast.limit == "computing" and fast.decode_tok_s == pytest.approx(1 / 0.06, rel=0.01)
     assert fast.first_token_s == pytest.approx(0.7 * 200 / 64 + 0.01, rel=0.1)
     slower_disk = replace(DEVICE, bandwidth=1e7)
-    reading = predict(header, small, slower_disk, SECONDS.__getitem__)
+    reading = predict(header, small, slower_disk, SECONDS.__getitem__, DRAFT_SECONDS)
     assert reading.limit == "flash" and reading.decode_tok_s == pytest.approx(1e7 / small.streamed)
 
 
@@ -249,7 +250,7 @@ def test_every_pass_over_a_prompt_reads_the_layers_again() -> None:
     disk = replace(DEVICE, bandwidth=1e6)
     passes, head = -(-200 // plan.chunk), header.sections[HEAD].length
     assert plan.parts["pinned output head"] == 0
-    assert predict(header, plan, disk, SECONDS.__getitem__).first_token_s == pytest.approx(
+    assert predict(header, plan, disk, SECONDS.__getitem__, DRAFT_SECONDS).first_token_s == pytest.approx(
         (passes * (plan.streamed - head) + head) / 1e6)
 
 
@@ -260,6 +261,8 @@ def test_a_rehearsal_computes_what_the_model_would(tmp_path: Path, tied: bool, p
     with Bundle(path) as bundle, Rehearsal(bundle.header, native.library(), threads=2, cache_type="f16") as rehearsal:
         for tokens in (1, 16, MOST_TOKENS):
             assert all(0 < seconds < 1 for seconds in rehearsal.seconds(tokens))
+        without, bases = rehearsal.draft_seconds
+        assert 0 < without < 1 and 0 < bases < 1
 
 
 def test_the_process_is_measured_in_one_of_its_own(bundle: Path, tmp_path: Path) -> None:
@@ -308,6 +311,7 @@ def test_json_over_budgets_then_of_one(bundle: Path) -> None:
     assert 0 < one["pinned_share"] < 1 and one["device"]["bandwidth"] == 1e9
     assert one["predicted_decode_tok_s"] > 0 and one["predicted_first_token_s"] > 0
     assert 0 < one["bytes_per_token"] < one["weights_bytes"]
+    assert values["budgets"][-1]["speculation"] is None
     assert abs(one["smallest_budget"] - values["smallest_budget"]) <= 4 * MIB  # the process is never quite the same
 
 
@@ -315,11 +319,14 @@ def test_tables(bundle: Path) -> None:
     values = answer(bundle, "-c", 64)
     middle = (values["smallest_budget"] + values["whole_budget"]) // 2 // MIB
     shown = call(bundle, "-c", 64, "-m", f"{middle}M").output
-    for part in ("process", "key-value cache", "working memory", "read ahead", "pinned neurons", "left over", "budget",
+    for part in ("process", "key-value cache", "working memory", "read ahead", "pinned base", "left over", "budget",
                  "smallest budget", "read for a token", "stay in memory", "predicted speed", "first token"):
         assert re.search(rf"^{part} ", shown, re.M), part
+    for part in ("pinned attention", "pinned output head", "with speculation"):
+        assert re.search(rf"^{part} ", shown, re.M), part
     compared = call(bundle, "-c", 64).output
-    assert "the smallest that works" in compared and "all in memory" in compared and "tokens/s\n" in compared
+    assert "speculating" in compared.splitlines()[0] and "an estimate" in compared
+    assert "the smallest that works" in compared and "all in memory" in compared and "\ntokens/s" in compared
     assert max(len(line) for line in (shown + compared).splitlines()) <= 120
 
 
@@ -328,7 +335,7 @@ def test_picture(bundle: Path, tmp_path: Path) -> None:
     assert call(bundle, "-c", 64, "--png", file).exit_code == 0
     assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
     with pytest.raises(OSError):
-        picture(str(tmp_path / "none" / "plan.png"), "m", [(1.0, 1.0), (2.0, 2.0)], (1.5, 1.2))
+        picture(str(tmp_path / "none" / "plan.png"), "m", [Point(1, 1, 1), Point(2, 2, 3)], Point(1.5, 1.2, 1.4))
 
 
 def test_picture_without_matplotlib(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,9 +373,12 @@ def test_charts() -> None:
     lines = parts_table({"a": 30 * MIB, "none": 0, "b": MIB}, 100 * MIB).splitlines()
     assert [line.split()[0] for line in lines] == ["a", "b", "left", "budget"]
     assert lines[0].endswith("█" * 12) and lines[2].count("█") == 28
-    rows = curve([(100.0, 1.0), (200.0, 4.0)]).splitlines()
+    rows = curve([Point(100, 1, 1), Point(200, 4, 4)]).splitlines()
     assert rows[1].startswith("     4.0 ┤") and rows[-1].split() == ["100", "MiB", "budget", "200", "MiB"]
-    assert curve([(100.0, 1.0)]) and curve([(100.0, 1.0), (100.0, 1.0)])
+    assert curve([Point(100, 1, 1)]) and curve([Point(100, 1, 1), Point(100, 1, 1)])
+    rows = curve([Point(100, 1, 2), Point(200, 4, 4)]).splitlines()
+    assert rows[0].endswith("░ with speculation")
+    assert [row.count("░") for row in rows[1:-2]] == [0] * 6 + [59] * 3 + [0] * 3
 
 
 @settings(max_examples=30)
