@@ -45,8 +45,8 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
 
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,
                 chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0, attention: float | None = None,
-                details: float | None = None, head: float | None = None, slots: int | None = None, rows: int = LEAST_ROWS,
-                context: int = 64, file: FlashFile | None = None) -> Engine:
+                details: float | None = None, head: float | None = None, slots: int | None = None,
+                rows: int = LEAST_ROWS, context: int = 64, file: FlashFile | None = None) -> Engine:
     """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned."""
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
                 readers=readers, embedding=embedding, attention=attention, details=details, head=head,
