@@ -27,7 +27,7 @@ from .memory.plan import Plan, Planner
 from .residency.device import device_of
 from .residency.file import FlashFile
 from .residency.region import Region
-from .speculation.speculator import AUTO, Speculator, parse
+from .speculation.speculator import AUTO, OFF, Speculator, parse
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer, check_unicode
 
@@ -122,6 +122,7 @@ class _Settings:
     context: int | None
     chunk: int
     kv_type: str | None
+    speculation: str | int
     trace: str | os.PathLike[str] | None
 
 
@@ -152,7 +153,7 @@ class Model:
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
         mode = parse(speculation)
-        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, trace)
+        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, mode, trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -350,7 +351,7 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     header = bundle.header
     context, kv_type = session_settings(header, settings.context, settings.kv_type)
     planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
-                      chunk=settings.chunk, threads=settings.threads)
+                      chunk=settings.chunk, threads=settings.threads, drafting=settings.speculation != OFF)
     allowed = allowance(settings.memory)
     plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()

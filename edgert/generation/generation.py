@@ -41,6 +41,7 @@ class Statistics:
     read from flash, and how long computing waited for it, while decoding; with _prompt: during prefill.
     passes: over all weights, while decoding. guessed: tokens that were guessed before a pass that checked them; right,
     wrong: those of them that were what the model chose, and that were not; what follows a wrong one is neither.
+    siblings: wrong ones whose second choice was checked too, and right.
     draft_s, verify_s: times of guessing and of the passes that checked.
     """
 
@@ -57,6 +58,7 @@ class Statistics:
     guessed: int = 0
     right: int = 0
     wrong: int = 0
+    siblings: int = 0
     draft_s: float = 0.0
     verify_s: float = 0.0
 
@@ -204,6 +206,7 @@ class Answer:
         s.passes += 1
         s.guessed += step.guessed
         s.right += step.right
+        s.siblings += step.siblings
         s.wrong += int(step.right < min(step.guessed, len(step.chosen)))
         s.draft_s += step.draft_s
         s.verify_s += step.verify_s

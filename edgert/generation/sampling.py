@@ -49,11 +49,12 @@ class Choice(NamedTuple):
 
     margin: how far its score is above the second best score of the tokens that are kept; inf where it is the only one,
     nan where nobody asked. Scores are logits after the repetition penalty (greedy), or those over the temperature, with
-    noise.
+    noise. second: the token with that score; -1 where there is none, or nobody asked.
     """
 
     token: int
     margin: float
+    second: int = -1
 
 
 class Sampler:
@@ -88,34 +89,45 @@ class Sampler:
             logits[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
         if s.temperature == 0:
             token = int(logits.argmax())
-            return _choice(token, float(logits[token]), _largest_but(logits, token) if want_margin else math.nan)
+            if not want_margin:
+                return Choice(token, math.nan)
+            second = _best_but(logits, token)
+            return _choice(token, second, *(float(logits[i]) if i >= 0 else -math.inf for i in (token, second)))
         return self._with_noise(logits, _kept(logits, s), position, want_margin)
 
     def _with_noise(self, logits: np.ndarray, kept: np.ndarray, position: int, want_margin: bool) -> Choice:
         """Choose one of the tokens that are kept: their ids, ascending."""
         largest = float(logits.max())
-        token, best, second = int(kept[0]), -math.inf, -math.inf if want_margin else math.nan
+        token, best, second, second_score = int(kept[0]), -math.inf, -1, -math.inf
         for start in range(0, len(kept), _BLOCK):
             ids = kept[start:start + _BLOCK]
             with np.errstate(over="ignore"):  # next to a temperature of almost nothing
                 scores = (logits[ids].astype(np.float64) - largest) / self._sampling.temperature
             scores += gumbel(self._seed, position, ids)
             place = int(scores.argmax())
-            score = float(scores[place])
-            if want_margin:
-                second = max(second, min(best, score), _largest_but(scores, place))
-            if score > best:
-                token, best = int(ids[place]), score
-        return _choice(token, best, second)
+            found = [(float(scores[place]), int(ids[place]))]
+            if want_margin and (other := _best_but(scores, place)) >= 0:
+                found.append((float(scores[other]), int(ids[other])))
+            for score, of in found:
+                if score > best:
+                    if best > -math.inf:
+                        second, second_score = token, best
+                    token, best = of, score
+                elif score > second_score and of != token:
+                    second, second_score = of, score
+        return _choice(token, second, best, second_score) if want_margin else Choice(token, math.nan)
 
 
-def _choice(token: int, best: float, second: float) -> Choice:
-    return Choice(token, 0.0 if best == second else best - second)  # the difference of two infinities is nan
+def _choice(token: int, second: int, best: float, second_score: float) -> Choice:
+    return Choice(token, 0.0 if best == second_score else best - second_score, second)  # inf - inf is nan
 
 
-def _largest_but(scores: np.ndarray, place: int) -> float:
-    """The largest score besides the one at an index; -inf if there is none."""
-    return float(max(scores[:place].max(initial=-np.inf), scores[place + 1:].max(initial=-np.inf)))
+def _best_but(scores: np.ndarray, place: int) -> int:
+    """The index of the largest score besides the one at an index; -1 if there is none above -inf."""
+    before, after = scores[:place], scores[place + 1:]
+    found = [start + int(part.argmax()) for part, start in ((before, 0), (after, place + 1)) if len(part)]
+    best = max(found, key=lambda index: scores[index], default=-1)
+    return best if best >= 0 and scores[best] > -np.inf else -1
 
 
 def _kept(logits: np.ndarray, s: Sampling) -> np.ndarray:

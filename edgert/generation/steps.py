@@ -33,10 +33,12 @@ class Choosing(NamedTuple):
 @dataclass
 class Step:
     """What computing brought. chosen: the next tokens. guessed, right: how many were guessed before, and how many of
-    those were right. draft_s, verify_s: seconds of guessing and of checking."""
+    those were right. siblings: 1 where the first that was not right had a second choice that was. draft_s, verify_s:
+    seconds of guessing and of checking."""
 
     chosen: list[Chosen] = field(default_factory=list)
     guessed: int = 0
     right: int = 0
+    siblings: int = 0
     draft_s: float = 0.0
     verify_s: float = 0.0

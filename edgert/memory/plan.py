@@ -4,9 +4,10 @@ The plan is made before anything is loaded. First comes what the process itself 
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
 reading one byte per token, whichever it is. What it is decides how good a draft the pinned weights make
 (residency.drafting): attention's matrices come first, then the output head's rows of the commonest tokens, then the
-base planes of all neurons, then the neurons' details and the rest of the head. Within each of these the weights that
-are read (*streamed*) are spread evenly, which keeps the disk busy all the time with little read ahead. An embedding
-that is not also the output head comes last: a token needs only one row of it.
+base planes of all neurons, then their details, the last layers' first (docs/notes/speculation.md), then the rest of the
+head. Within each of these the weights that are read (*streamed*) are spread evenly, which keeps the disk busy with
+little read ahead; where nothing is drafted, details and head are spread evenly together. An embedding that is not also
+the output head comes last: a token needs only one row of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,11 +94,14 @@ class Plan:
 
 
 class Planner:
-    """Makes plans for one bundle and its settings. process: bytes that the process uses before anything is loaded."""
+    """Makes plans for one bundle and its settings.
+
+    process: bytes that the process uses before anything is loaded. drafting: whether what is pinned shall make a draft.
+    """
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
-                 threads: int) -> None:
-        self._header, self._process, self._threads = header, process, threads
+                 threads: int, drafting: bool = True) -> None:
+        self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
         self._chunk, self._context = min(chunk, context), context
         config = header.config
         self._session = session_bytes(config, context, cache_type)
@@ -279,7 +283,10 @@ class Planner:
         rest = replace(head, count=head.count - common, length=head.bytes_of(common))
         pinned: dict[str, int] = {}
         of_head = 0
-        for layouts in (self._attention, [first], self._bases, [s for s in self._others if s.name != HEAD] + [rest]):
+        details = [layout for layout in self._others if layout.name != HEAD]
+        others = ([[layout] for layout in reversed(details)] + [[rest]] if self._drafting and self._bases
+                  else [[*details, rest]])
+        for layouts in (self._attention, [first], self._bases, *others):
             pinned |= _spread(layouts, left, chunk_bytes)
             left -= _length(layouts)
             of_head += pinned.pop(HEAD, 0)

@@ -42,6 +42,10 @@ class Source(Protocol):
     """
 
     @property
+    def streams(self) -> bool:
+        """Whether any weights come from it."""
+
+    @property
     def freed(self) -> int:
         """Address of the semaphore that a kernel posts when it has lowered a counter to zero; or 0."""
 
@@ -71,6 +75,7 @@ class Source(Protocol):
 class AllInMemory:
     """The source where all weights stay in memory: nothing to do."""
 
+    streams = False
     freed = 0
     reading = Reading()
 

@@ -133,6 +133,8 @@ class Stream:
             self.close()
             raise
 
+    streams = True
+
     @property
     def freed(self) -> int:
         """Address of the semaphore to post when a slot's counter has come to zero."""

@@ -2,8 +2,10 @@
 
 _FADE = 0.85
 """What a measurement still counts when the next of its kind comes."""
-_FLATNESS = 8.0
-"""How strongly checking is assumed to take as long for many tokens as for few, until it was measured otherwise."""
+_TRUST = 4.0
+"""How strongly the slope that is assumed counts until another was measured."""
+_SLOPE = 0.12
+"""What checking a token more takes, in passes for one, where all weights are in memory: assumed at first."""
 
 
 class _Average:
@@ -23,12 +25,13 @@ class _Average:
 class Costs:
     """Seconds of a draft and of checks, and the tokens a second that came of them.
 
-    A check of one token alone is a pass as without speculation. Those of more are a line through what was measured,
-    which takes into account that a pass reads the same weights for all: it is flat where reading takes longest.
+    A check of one token alone is a pass as without speculation. Those of more lie on a line through what was measured:
+    nearly flat where weights are streamed, since the same bytes are read for many tokens as for one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, streamed: bool) -> None:
         self._draft, self._alone = _Average(), _Average()
+        self._assumed = 0.0 if streamed else _SLOPE
         self._weight = self._n = self._nn = self._t = self._nt = 0.0
         self._tokens = self._seconds = 0.0
 
@@ -61,12 +64,16 @@ class Costs:
     def check(self, tokens: int) -> float:
         """Seconds of a pass for so many tokens."""
         alone = self._alone.value or 0.0
+        assumed = self._assumed * alone
         if tokens == 1 or not self._weight:
-            return alone
-        mean_n, mean_t = self._n / self._weight, self._t / self._weight
-        spread = self._nn - self._n * mean_n
-        slope = max((self._nt - self._n * mean_t) / (spread + _FLATNESS), 0.0)
-        return mean_t + slope * (tokens - mean_n)
+            return alone + assumed * (tokens - 1)
+        # The pass for one token is a point of the line too, with a part of the weight of the others.
+        weight, n, t = 1.25 * self._weight, self._n + 0.25 * self._weight, self._t + 0.25 * self._weight * alone
+        mean_n, mean_t = n / weight, t / weight
+        spread = self._nn + 0.25 * self._weight - n * mean_n
+        together = self._nt + 0.25 * self._weight * alone - n * mean_t
+        slope = max((together + _TRUST * assumed) / (spread + _TRUST), 0.0)
+        return max(mean_t + slope * (tokens - mean_n), alone if self._assumed else 0.0)
 
     @property
     def rate(self) -> float:

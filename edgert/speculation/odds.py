@@ -48,3 +48,8 @@ def draft_odds() -> Odds:
 def lookup_odds() -> Odds:
     """Of what followed the last tokens before, by how many they were."""
     return Odds((3, 5, 9, 17), (0.3, 0.45, 0.6, 0.75, 0.85))
+
+
+def sibling_odds() -> Odds:
+    """Of a draft's second choice where the first was wrong, by its margin."""
+    return Odds((1, 3), (0.5, 0.4, 0.3))

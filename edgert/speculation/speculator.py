@@ -26,17 +26,21 @@ from edgert.generation.steps import Choosing, Step
 
 from .costs import Costs
 from .lookup import Lookup
-from .odds import draft_odds, lookup_odds
+from .odds import draft_odds, lookup_odds, sibling_odds
 
 OFF, AUTO = "off", "auto"
 MOST = 16
 """Tokens guessed before a pass."""
+_ROW_S = 5e-4
+"""Seconds that checking a token more takes at least: choosing after it."""
 
 
 class _Guess(NamedTuple):
     token: int
     sure: float
     """Margin of a draft; length of the match of what was looked up."""
+    second: int = -1
+    """The draft's second choice; -1 for none."""
 
 
 @dataclass
@@ -45,6 +49,12 @@ class _Guesses:
 
     looked_up: bool
     all: list[_Guess] = field(default_factory=list)
+    siblings: list[int] = field(default_factory=list)
+    """Numbers of those whose second choice is checked too."""
+
+    @property
+    def tokens(self) -> list[int]:
+        return [guess.token for guess in self.all]
 
 
 def parse(mode: str | int) -> str | int:
@@ -63,8 +73,8 @@ class Speculator:
 
     def __init__(self, engine: Engine, mode: str | int) -> None:
         self._engine, self._mode = engine, mode
-        self._lookup, self._costs = Lookup(), Costs()
-        self._draft_odds, self._lookup_odds = draft_odds(), lookup_odds()
+        self._lookup, self._costs = Lookup(), Costs(streamed=engine.source.streams)
+        self._draft_odds, self._lookup_odds, self._sibling_odds = draft_odds(), lookup_odds(), sibling_odds()
 
     def step(self, session: Session, new: Sequence[int], choosing: Choosing, most: int,
              cancel: np.ndarray | None = None) -> Step:
@@ -90,7 +100,7 @@ class Speculator:
             session.truncate(min(length, session.length))
             raise
         ended = time.perf_counter()
-        self._costs.checked(1 + len(guesses.all), ended - drafted)
+        self._costs.checked(1 + len(guesses.all) + len(guesses.siblings), ended - drafted)
         self._costs.came(len(step.chosen), ended - started)
         step.draft_s, step.verify_s = drafted - started, ended - drafted
         return step
@@ -114,11 +124,28 @@ class Speculator:
             logits = self._engine.draft(session, token, cancel=cancel)
             if np.isnan(logits[0]):
                 break
-            token, sure = choosing.guess(logits, [guess.token for guess in guesses.all])
+            guesses.all.append(_Guess(*choosing.guess(logits, guesses.tokens)))
+            token = guesses.all[-1].token
             self._costs.drafted(time.perf_counter() - started)
-            guesses.all.append(_Guess(token, sure))
-            alive *= self._draft_odds.of(sure)
+            alive *= self._draft_odds.of(guesses.all[-1].sure)
+        self._add_siblings(guesses, session.context - session.length)
         return guesses
+
+    def _add_siblings(self, guesses: _Guesses, room: int) -> None:
+        """Have second choices checked too, where that pays: each is right where all before were and the first is not,
+        and then brings one token more."""
+        alive, worth = 1.0, []
+        for number, guess in enumerate(guesses.all):
+            right = self._draft_odds.of(guess.sure)
+            if guess.second >= 0:
+                worth.append((alive * (1 - right) * self._sibling_odds.of(guess.sure), number))
+            alive *= right
+        count = 1 + len(guesses.all)
+        for gain, number in sorted(worth, reverse=True)[:max(min(self._engine.logit_rows - count, room), 0)]:
+            more = self._costs.check(count + 1) - self._costs.check(count)
+            if gain > max(more, _ROW_S) * self._costs.rate:
+                guesses.siblings.append(number)
+                count += 1
 
     def _pays(self, alive: float, guessed: int) -> bool:
         """Whether another draft is worth its time. alive: the probability that those before it are right."""
@@ -140,17 +167,25 @@ class Speculator:
     def _check(self, session: Session, last: int, guesses: _Guesses, choosing: Choosing,
                cancel: np.ndarray | None) -> Step:
         """The exact model's choice after `last`, and after each guess as long as they are right."""
-        tokens = [guess.token for guess in guesses.all]
-        length, odds = session.length, self._lookup_odds if guesses.looked_up else self._draft_odds
+        tokens, length = guesses.tokens, session.length
+        odds = self._lookup_odds if guesses.looked_up else self._draft_odds
+        siblings = [(number + 1, guesses.all[number].second) for number in guesses.siblings]
         step = Step([], guessed=len(tokens))
-        every = self._engine.verify(NewTokens(session, [last, *tokens]), cancel=cancel)
-        for logits, guess in zip(every, [*guesses.all, None], strict=True):
-            step.chosen.append(choosing.exact(logits, tokens[:len(step.chosen)]))
-            if guess is None or step.chosen[-1].ends:
+        every = self._engine.verify(NewTokens(session, [last, *tokens], siblings=siblings), cancel=cancel)
+        for number, guess in enumerate([*guesses.all, None]):
+            chosen = choosing.exact(every[number], tokens[:number])
+            step.chosen.append(chosen)
+            if guess is None or chosen.ends:
                 break
-            right = guess.token == step.chosen[-1].token
-            odds.learn(guess.sure, right)
-            if not right:
+            odds.learn(guess.sure, guess.token == chosen.token)
+            if guess.token != chosen.token:
+                if guess.second >= 0:
+                    self._sibling_odds.learn(guess.sure, guess.second == chosen.token)
+                if guess.second == chosen.token and number in guesses.siblings:
+                    at = len(tokens) + 1 + guesses.siblings.index(number)
+                    session.adopt(length + at, length + 1 + number, chosen.token)
+                    step.siblings = 1
+                    step.chosen.append(choosing.exact(every[at], [*tokens[:number], chosen.token]))
                 break
             step.right += 1
         session.truncate(length + len(step.chosen))

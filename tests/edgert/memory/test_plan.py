@@ -89,7 +89,7 @@ def devices(draw: st.DrawFn) -> Device:
 def planners(draw: st.DrawFn, chunk: int | None = None) -> Planner:
     return Planner(draw(headers()), process=draw(st.integers(0, 100)) << 20, context=draw(st.integers(1, 4096)),
                    cache_type=draw(st.sampled_from(["f16", "f32"])), chunk=chunk or draw(st.integers(1, 600)),
-                   threads=draw(st.integers(1, 16)))
+                   threads=draw(st.integers(1, 16)), drafting=draw(st.booleans()))
 
 
 def budgets(planner: Planner, disk: Device) -> st.SearchStrategy[int]:
@@ -139,14 +139,18 @@ class Part(NamedTuple):
 
 
 def stages(planner: Planner, plan: Plan) -> list[list[Part]]:
-    """What is pinned one after the other: attention, the common rows of the output head, bases, and all the rest. Where
-    no format is split there are neither bases nor common rows."""
+    """What is pinned one after the other: attention, the common rows of the output head, bases, details from the last
+    layer to the first, the rest of the head. Where no format is split, or nothing is to be drafted, all after the bases
+    goes together; where none is split there are neither bases nor common rows."""
     header, pinned = planner._header, plan.placement.pinned
     bases = [n.section for n in header.neurons if n.details]
     common = 512 if bases else 0
-    parts: list[list[Part]] = [[], [], [], []]
+    rest = [layout.name for layout in planner._others]
+    last_first = dict(zip(rest, range(len(rest) + 2 - 1, 2, -1), strict=True)) if planner._drafting and bases else {}
+    last_first |= {HEAD: 2 + len(rest)} if last_first else {}
+    parts: list[list[Part]] = [[] for _ in range(len(rest) + 4)]
     for layout in header.streamable():
-        stage = 0 if layout.section == RESIDENT else 2 if layout.name in bases else 3
+        stage = 0 if layout.section == RESIDENT else 2 if layout.name in bases else last_first.get(layout.name, 3)
         ends = [0, common, layout.count] if layout.name == HEAD else [0, layout.count]
         for first, last in pairwise(min(end, layout.count) for end in ends):
             here = [min(end * layout.unit_bytes, layout.length) for end in (first, last)]
