@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import EMBEDDING, RESIDENT
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
+from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine
 from edgert.kernels import native
 from edgert.memory.plan import Plan, Planner
@@ -15,30 +16,41 @@ KEEP_ALL = 1.0
 
 
 def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: str, chunk_bytes: int,
-         readers: int, embedding: float, attention: float | None = None, context: int = 64) -> Plan:
+         readers: int, embedding: float, attention: float | None = None, details: float | None = None,
+         head: float | None = None, rows: int = LEAST_ROWS, context: int = 64) -> Plan:
     """The plan that pins about a share `keep` of what can be streamed, and `embedding` of an embedding of its own.
 
-    attention: the share of each attention matrix, if it is another.
+    attention, details, head: the share of each attention matrix, of the details of each layer (no more than its bases),
+    and of the output head, if it is another. rows: of logits, computed at once.
     """
     planner = Planner(bundle.header, process=0, context=context, cache_type=cache_type, chunk=chunk, threads=threads)
-    everything = planner.plan(planner.whole, lambda: device)
+    everything = replace(planner.plan(planner.whole, lambda: device), verify_rows=rows)
     device = Device("a test's", True, chunk_bytes, readers, 1e9, 1e-4, [])
-    rows = int(embedding * bundle.units[EMBEDDING].count) if embedding else 0
-    if keep >= KEEP_ALL:
-        return replace(everything, placement=replace(everything.placement, embedding=rows))
-    of_attention = keep if attention is None else attention
-    pinned = {layout.name: int((of_attention if layout.section == RESIDENT else keep) * layout.count)
-              for layout in bundle.header.streamable()}
+    of_embedding = int(embedding * bundle.units[EMBEDDING].count) if embedding else 0
+    shares = {layout.name: keep for layout in bundle.header.streamable()}
+    for layout in bundle.header.streamable():
+        if layout.section == RESIDENT and attention is not None:
+            shares[layout.name] = attention
+    for n in bundle.header.neurons:
+        if n.details is not None and details is not None:
+            shares[n.details] = min(details, keep)
+    shares[HEAD] = keep if head is None else head
+    pinned = {layout.name: int(shares[layout.name] * layout.count) for layout in bundle.header.streamable()}
+    if min(shares.values()) >= KEEP_ALL:
+        return replace(everything, placement=replace(everything.placement, embedding=of_embedding))
+    bases = any(pinned[n.section] < n.groups for n in bundle.header.neurons if n.details)
     return replace(everything, disk=device, placement=Placement(
-        pinned, rows, chunk_bytes, readers, planner.slots(device, bases=True), planner.slot_bytes(device)))
+        pinned, of_embedding, chunk_bytes, readers, planner.slots(device, bases=bases), planner.slot_bytes(device)))
 
 
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,
                 chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0, attention: float | None = None,
-                slots: int | None = None, context: int = 64, file: FlashFile | None = None) -> Engine:
+                details: float | None = None, head: float | None = None, slots: int | None = None,
+                rows: int = LEAST_ROWS, context: int = 64, file: FlashFile | None = None) -> Engine:
     """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned."""
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
-                readers=readers, embedding=embedding, attention=attention, context=context)
+                readers=readers, embedding=embedding, attention=attention, details=details, head=head,
+                rows=rows, context=context)
     if slots is not None:
         made = replace(made, placement=replace(made.placement, slots=slots))
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,

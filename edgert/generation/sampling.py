@@ -75,14 +75,16 @@ class Sampler:
     def choose(self, logits: np.ndarray, recent: Sequence[int], position: int, *, want_margin: bool = False) -> Choice:
         """Choose a token; of equal scores, the lowest id.
 
-        logits: float32 of shape (vocab_size,), not changed. recent: all tokens before it, or the latest of them.
-        position: how many tokens come before it, in prompt and answer. want_margin: False leaves the margin nan.
+        logits: float32 of shape (vocab_size,), or of the first tokens of the vocabulary only; not changed. recent: all
+        tokens before it, or the latest of them. position: how many tokens come before it, in prompt and answer.
+        want_margin: False leaves the margin nan.
         """
         s = self._sampling
         window = recent[-s.repetition_window:] if s.repetition_window else []
         if s.repetition_penalty != 1.0 and len(window):
             logits = logits.copy()
             seen = np.unique(np.asarray(window))
+            seen = seen[seen < len(logits)]
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
         if s.temperature == 0:

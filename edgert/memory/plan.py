@@ -143,12 +143,12 @@ class Planner:
         """
         whole, everything = self.whole, Placement({s.name: s.count for s in self._streamable})
         if budget is None:
-            budget = (whole + (MOST_ROWS - LEAST_ROWS) * self._logits
+            budget = (whole + self._more_for(MOST_ROWS)
                       + (self._embedding_bytes(self._embedding.count) if self._embedding else 0))
         if whole <= budget:
-            rows = min(self._rows(budget), LEAST_ROWS + (budget - whole) // self._logits)
-            left = budget - whole - (rows - LEAST_ROWS) * self._logits
-            everything = replace(everything, embedding=self._embedding_units(left))
+            rows = next(rows for rows in range(self._rows(budget), LEAST_ROWS - 1, -1)
+                        if whole + self._more_for(rows) <= budget)
+            everything = replace(everything, embedding=self._embedding_units(budget - whole - self._more_for(rows)))
             return self._made(budget, self._chunk, rows, everything, smallest=0, disk=None)
         disk = device()
         smallest = self.smallest(disk)
@@ -171,6 +171,10 @@ class Planner:
     def _rows(self, budget: int) -> int:
         """Rows of logits that are computed at once, if there is room."""
         return min(max(budget // _SHARE_OF_ROWS // self._logits, LEAST_ROWS), MOST_ROWS)
+
+    def _more_for(self, rows: int) -> int:
+        """Bytes that so many rows of logits take more than the fewest, where prompts are computed as was asked for."""
+        return sum(self._fixed(self._chunk, rows).values()) - sum(self._fixed(self._chunk).values())
 
     def _chunk_for(self, budget: int, disk: Device) -> int:
         """How many prompt tokens to compute at once: as many as _SHARE_OF_CHUNK allows.

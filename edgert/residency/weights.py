@@ -10,7 +10,7 @@ from edgert.bundle import Bundle
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.native import Library
-from edgert.kernels.records import WHOLE
+from edgert.kernels.records import WAIT, WHOLE
 
 from .file import ALIGNMENT, FlashFile, aligned
 from .groups import PinnedGroups, read_units
@@ -123,9 +123,12 @@ class Weights:
         return entries, counters if self._placement.pinned[name] < self._units[name].count else 0
 
     def entries(self, name: str) -> np.ndarray:
-        """A copy of the table's entries of the units of this name, as they are now."""
-        first = self._table.index(name)
-        return self._table.entries[first:first + self._units[name].count].copy()
+        """The table's entries of the units of this name that stay in memory; WAIT for the others, whether or not they
+        are there just now."""
+        first, pinned = self._table.index(name), self._placement.pinned[name]
+        entries = np.full(self._units[name].count, WAIT, np.int64)
+        entries[:pinned] = self._table.entries[first:first + pinned]
+        return entries
 
     def tiles(self, rows: int, *, head: bool) -> int:
         """Tiles of a matrix that there are: all."""

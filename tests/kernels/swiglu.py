@@ -1,7 +1,7 @@
 """A feed-forward part in groups of neurons, each wherever memory had room, and the operations on it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +10,18 @@ from guarded import Buffer, floats
 from weights_for import Weights, matrix
 
 from edgert.kernels import records
-from edgert.kernels.formats import Format
-from edgert.kernels.records import Code
+from edgert.kernels.formats import Format, planes
+from edgert.kernels.groups import GROUP_TILES, GroupLayout, group_layout
+from edgert.kernels.records import ABSENT, WHOLE, Code
 from edgert.kernels.team import Team
 
 
 class Neurons(NamedTuple):
-    """A feed-forward part as bundles hold it: groups at shuffled places, and the three matrices they came from."""
+    """A feed-forward part as bundles hold it: groups at shuffled places, and the three matrices they came from.
+
+    memory: of whole groups. details: the table of detail planes, None where all groups are whole; `planes` is then the
+    memory of base planes and that of details.
+    """
 
     gate: Weights
     up: Weights
@@ -25,7 +30,13 @@ class Neurons(NamedTuple):
     memory: Buffer
     table: np.ndarray
     headers: np.ndarray
-    offset: int
+    layout: GroupLayout
+    details: np.ndarray | None = None
+    planes: tuple[Buffer, ...] = ()
+
+    def check(self) -> None:
+        for buffer in (self.memory, *self.planes):
+            buffer.check()
 
 
 def neurons(rng: np.random.Generator, up_form: Format, down_form: Format, hidden_size: int, groups: int,
@@ -35,12 +46,60 @@ def neurons(rng: np.random.Generator, up_form: Format, down_form: Format, hidden
     body = down.packed[:, down_form.header_bytes:].reshape(len(down.packed), groups, down_form.block_bytes)
     parts = [np.concatenate([gate.packed[2 * g:2 * g + 2].ravel(), up.packed[2 * g:2 * g + 2].ravel(),
                              body[:, g].ravel()]) for g in range(groups)]
-    memory = Buffer(groups, len(parts[0]), gap=int(rng.integers(1, 99)), shift=int(rng.integers(0, 64)))
-    places = rng.permutation(groups)
-    memory.bytes[places] = parts
-    table = memory.address + places.astype(np.int64) * memory.stride
+    memory, table = _placed(rng, np.stack(parts))
     headers = np.ascontiguousarray(down.packed[:, :down_form.header_bytes])
-    return Neurons(gate, up, down, groups, memory, table, headers, 4 * up_form.tile_bytes(hidden_size))
+    return Neurons(gate, up, down, groups, memory, table, headers, group_layout(hidden_size, up_form, down_form))
+
+
+def _placed(rng: np.random.Generator, content: np.ndarray) -> tuple[Buffer, np.ndarray]:
+    """Rows of bytes in shuffled order, and where each of them is."""
+    memory = Buffer(*content.shape, gap=int(rng.integers(1, 99)), shift=int(rng.integers(0, 64)))
+    places = rng.permutation(len(content))
+    memory.bytes[places] = content
+    return memory, memory.address + places.astype(np.int64) * memory.stride
+
+
+def contents(n: Neurons) -> np.ndarray:
+    """The bytes of each group, whole: uint8 of shape (groups, bytes)."""
+    return n.memory.bytes[(n.table - n.memory.address) // n.memory.stride]
+
+
+def planes_of(n: Neurons) -> list[np.ndarray]:
+    """The bases and the details of all groups, without padding: uint8 of shape (groups, bytes) each."""
+    form, down, whole = n.gate.form, n.down.form, contents(n)
+    tiles = whole[:, :n.layout.whole.down].reshape(n.groups, GROUP_TILES, -1)
+    headers = tiles[:, :, :form.header_bytes]
+    bases, details = _split(form, tiles[:, :, form.header_bytes:].reshape(n.groups, GROUP_TILES, -1, form.block_bytes))
+    down_bases, down_details = _split(down, whole[:, n.layout.whole.down:].reshape(n.groups, -1, down.block_bytes))
+    rows = n.groups
+    tile_bases = np.concatenate([headers, bases.reshape(rows, GROUP_TILES, -1)], 2)
+    return [np.concatenate([tile_bases.reshape(rows, -1), down_bases.reshape(rows, -1)], 1),
+            np.concatenate([details.reshape(rows, -1), down_details.reshape(rows, -1)], 1)]
+
+
+def _split(form: Format, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return planes(form, blocks) if form.detail_bytes else (blocks, blocks[..., :0])
+
+
+def in_planes(rng: np.random.Generator, n: Neurons, *, two: Iterable[int] = (), bases: Iterable[int] = ()) -> Neurons:
+    """The same part, but of the groups `two` the planes are in two places, and of `bases` there is only the base. What
+    is not to be read is no number."""
+    two, bases = list(two), list(bases)
+    memory = Buffer(*n.memory.bytes.shape)
+    places = (n.table - n.memory.address) // n.memory.stride
+    memory.bytes[:] = n.memory.bytes
+    memory.bytes[places[two + bases]] = 0xFF
+    base, detail = planes_of(n)
+    here = np.zeros(n.groups, bool)
+    here[two] = True
+    detail[~here] = 0xFF
+    here[bases] = True
+    base[~here] = 0xFF
+    (base_memory, at), (detail_memory, details_at) = _placed(rng, base), _placed(rng, detail)
+    table, details = memory.address + places * memory.stride, np.full(n.groups, WHOLE)
+    table[two + bases] = at[two + bases]
+    details[two], details[bases] = details_at[two], ABSENT
+    return n._replace(memory=memory, table=table, details=details, planes=(base_memory, detail_memory))
 
 
 def hidden(team: Team, n: Neurons, x: rig.Activations, *, threads: int = 1, down: Format | None = None,
@@ -48,47 +107,72 @@ def hidden(team: Team, n: Neurons, x: rig.Activations, *, threads: int = 1, down
     """silu(gate x) * (up x), in the form that `down` meets; by default what the group's own down meets."""
     tokens, form = len(x.buffer.bytes), down or n.down.form
     out = Buffer(tokens, n.groups * form.activation.block_bytes)
-    scratch = Buffer(threads, records.UP_SCRATCH_BYTES)
+    scratch = Buffer(threads, records.up_scratch_bytes(n.gate.packed.shape[1]))
     team.set(tokens=tokens)
     assert rig.run(team, (Code.UP, records.Up(
         n.gate.form.code, rig.address(n.table if table is None else table), n.groups, x.blocks, x.address, x.stride,
-        out.address, out.stride, form.code, scratch.address, scratch.stride)))
+        out.address, out.stride, form.code, scratch.address, scratch.stride, rig.address(n.details))))
     out.check()
     scratch.check()
+    n.check()
     return rig.Activations(out, form.activation)
 
 
-def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, cuts: Sequence[int] = (),
+def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threads: int = 8, cuts: Sequence[int] = (),
              table: np.ndarray | None = None) -> np.ndarray:
     """y + down h, in phases that end before the segments `cuts`."""
     tokens, tiles = len(y), len(n.down.packed)
     out, sums = floats(y), Buffer(1, records.down_bytes(tiles, tokens))
-    team.set(tokens=tokens)
     ends = [0, *cuts, records.SEGMENTS]
+    most = max(last * n.groups // records.SEGMENTS - first * n.groups // records.SEGMENTS
+               for first, last in itertools.pairwise(ends))
+    scratch = Buffer(threads, records.down_scratch_bytes(most, n.down.form.block_bytes))
+    team.set(tokens=tokens)
     assert rig.run(team, *((Code.DOWN, records.Down(
         n.down.form.code, rig.address(n.table if table is None else table), n.groups, first, last, sums.address,
-        n.offset, n.headers.ctypes.data, tiles, h.address, h.stride, out.address, out.stride))
+        n.gate.form.code, n.gate.packed.shape[1] // n.gate.form.block_bytes, n.headers.ctypes.data, tiles, h.address,
+        h.stride, out.address, out.stride, scratch.address, scratch.stride, rig.address(n.details)))
         for first, last in itertools.pairwise(ends)))
-    for buffer in (out, sums, h.buffer, n.memory):
+    for buffer in (out, sums, scratch, h.buffer, n):
         buffer.check()
     return out.view(np.float32).copy()
 
 
 def one_token(team: Team, n: Neurons, x: rig.Activations, y: np.ndarray, *, threads: int = 1,
-              table: np.ndarray | None = None, counters: np.ndarray | None = None) -> np.ndarray:
+              table: np.ndarray | None = None, counters: np.ndarray | None = None,
+              detail_counters: np.ndarray | None = None) -> np.ndarray:
     """y + down(silu(gate x) * (up x)) of one token, by NEURONS and GATHER."""
     out, tiles = floats(y), len(n.down.packed)
     partial = Buffer(1, records.partial_bytes(tiles))
-    scratch = Buffer(threads, records.neurons_scratch_bytes(tiles))
+    scratch = Buffer(threads, records.neurons_scratch_bytes(tiles, n.gate.packed.shape[1], n.down.form.block_bytes))
     record = records.Neurons(
         rig.address(n.table if table is None else table), rig.address(counters), n.groups, n.gate.form.code, x.blocks,
-        x.address, n.down.form.code, n.offset, n.headers.ctypes.data, tiles, out.address, partial.address,
-        scratch.address, scratch.stride)
+        x.address, n.down.form.code, n.headers.ctypes.data, tiles, out.address, partial.address, scratch.address,
+        scratch.stride, rig.address(n.details), rig.address(detail_counters))
     team.set(tokens=1)
     assert rig.run(team, (Code.NEURONS, record), (Code.GATHER, record))
-    for buffer in (out, partial, scratch, n.memory, x.buffer):
+    for buffer in (out, partial, scratch, n, x.buffer):
         buffer.check()
     return out.view(np.float32).copy()
+
+
+def joined(team: Team, rng: np.random.Generator, n: Neurons) -> np.ndarray:
+    """What JOIN makes of the groups' planes: uint8 of shape (groups, bytes)."""
+    base, detail = planes_of(n)
+    out = Buffer(*n.memory.bytes.shape, gap=int(rng.integers(1, 99)), shift=int(rng.integers(0, 64)))
+    memory = [Buffer(*plane.shape, gap=int(rng.integers(1, 99)), shift=int(rng.integers(0, 64)))
+              for plane in (base, detail)]
+    for buffer, plane in zip(memory, (base, detail), strict=True):
+        buffer.bytes[:] = plane
+    assert rig.run(team, (Code.JOIN, records.Join(
+        n.groups, n.gate.form.code, n.gate.packed.shape[1] // n.gate.form.block_bytes, n.down.form.code,
+        len(n.down.packed), memory[0].address, memory[0].stride, memory[1].address, memory[1].stride, out.address,
+        out.stride)))
+    for buffer, plane in zip(memory, (base, detail), strict=True):
+        buffer.check()
+        assert np.array_equal(buffer.bytes, plane)
+    out.check()
+    return out.bytes
 
 
 def without(n: Neurons, absent: Sequence[int]) -> Neurons:
@@ -96,7 +180,7 @@ def without(n: Neurons, absent: Sequence[int]) -> Neurons:
     memory = Buffer(*n.memory.bytes.shape)
     memory.bytes[:] = n.memory.bytes
     places = (n.table - n.memory.address) // n.memory.stride
-    memory.bytes[places[list(absent)], n.offset:] = 0
+    memory.bytes[places[list(absent)], n.layout.whole.down:] = 0
     return n._replace(memory=memory, table=memory.address + places * memory.stride)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import rig
-from swiglu import Neurons, absent_table, add_down, hidden, neurons, one_token, without
+from swiglu import Neurons, absent_table, add_down, hidden, in_planes, neurons, one_token, without
 from weights_for import FORMAT_NAMES, matrix, values
 
 from edgert.kernels import native, records
 from edgert.kernels.formats import FORMATS
-from edgert.kernels.records import ABSENT, WAIT, Code
+from edgert.kernels.records import ABSENT, WAIT, WHOLE, Code
 from edgert.kernels.semaphores import Semaphores
 from edgert.kernels.team import PATIENCE_NS, Team
 
@@ -161,6 +161,91 @@ def test_groups_that_come_or_are_absent_for_several_tokens(target: str, up_name:
     assert rig.run(team, (Code.RELEASE, records.Release(
         rig.address(part.table), rig.address(part.counters), GROUPS)))
     part.check_released()
+
+
+class InPlanes:
+    """A feed-forward part whose first groups are whole, the next there with their base, and the others to come: the
+    first of each segment its detail before its base."""
+
+    WHOLE, BASES = 10, 30
+
+    def __init__(self, team: Team, up_name: str, down_name: str, tokens: int, threads: int) -> None:
+        rng = np.random.default_rng(4)
+        n = neurons(rng, FORMATS[up_name], FORMATS[down_name], 50, GROUPS)
+        self.x = rig.activations(team, n.gate.form, values(rng, "ordinary", (tokens, 50)))
+        self.y = values(rng, "ordinary", (tokens, len(n.down.exact)))
+        self.expected = add_down(team, n, hidden(team, n, self.x, threads=threads), self.y)
+        there = in_planes(rng, n, two=range(self.WHOLE, GROUPS))
+        assert there.details is not None
+        self.there = np.concatenate([there.table, there.details])
+        self.both = self.there.copy()
+        """The table of groups, and behind it that of details."""
+        self.bases, self.details = self.both[:GROUPS], self.both[GROUPS:]
+        self.bases[self.BASES:] = self.details[self.WHOLE:] = WAIT
+        self.n = there._replace(table=self.bases, details=self.details)
+        self.slots = Slots(team, [GROUPS - self.BASES, GROUPS - self.WHOLE])
+        self.counters, self.detail_counters = np.zeros((2, GROUPS), np.int64)
+        self.counters[self.BASES:] = self.slots.address(0)
+        self.detail_counters[self.WHOLE:] = self.slots.address(1)
+
+    def arriving(self) -> Arrival:
+        order = []
+        for group in range(self.WHOLE, GROUPS):
+            planes = [group, GROUPS + group] if group >= self.BASES else [GROUPS + group]
+            order += reversed(planes) if group % 3 == 0 else planes
+        return Arrival(self.both, order, self.there)
+
+    def check_released(self) -> None:
+        assert np.array_equal(self.bases[:self.BASES], self.there[:self.BASES])
+        assert (self.details[:self.WHOLE] == WHOLE).all()
+        assert (self.bases[self.BASES:] == WAIT).all() and (self.details[self.WHOLE:] == WAIT).all()
+        assert self.slots.left.tolist() == [0, 0] and self.slots.freed() == 2
+
+
+PLANE_PAIRS = [("q4", "q6"), ("q8", "q8"), ("f16", "q4"), ("q6", "f32")]
+
+
+@pytest.mark.parametrize(("up_name", "down_name"), PLANE_PAIRS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_planes_that_come_for_one_token(target: str, up_name: str, down_name: str, threads: int) -> None:
+    team = rig.team(target, threads)
+    part = InPlanes(team, up_name, down_name, 1, threads)
+    with part.arriving():
+        got = one_token(team, part.n, part.x, part.y, threads=threads, counters=part.counters,
+                        detail_counters=part.detail_counters)
+    assert np.array_equal(got, part.expected)
+    part.check_released()
+
+
+@pytest.mark.parametrize(("up_name", "down_name"), PLANE_PAIRS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_planes_that_come_for_several_tokens(target: str, up_name: str, down_name: str, threads: int) -> None:
+    team = rig.team(target, threads)
+    part = InPlanes(team, up_name, down_name, 5, threads)
+    with part.arriving():
+        h = hidden(team, part.n, part.x, threads=threads)
+    assert np.array_equal(part.both, part.there), "nothing was given back yet"
+    assert np.array_equal(add_down(team, part.n, h, part.y, cuts=[7]), part.expected)
+    assert rig.run(team, *((Code.RELEASE, records.Release(rig.address(entries), rig.address(counters), GROUPS))
+                           for entries, counters in ((part.bases, part.counters),
+                                                     (part.details, part.detail_counters))))
+    part.check_released()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_details_that_do_not_come(target: str, threads: int) -> None:
+    """All threads end, whichever way they compute."""
+    team = rig.team(target, threads)
+    part = InPlanes(team, "q4", "q6", 1, threads)
+    part.bases[:] = part.there[:GROUPS]
+    team.set(patience=1_000_000)
+    one_token(team, part.n, part.x, part.y, threads=threads)
+    assert team.stopped == 2
+    team.set(stop=0)
+    hidden(team, part.n, part.x, threads=threads)
+    assert team.stopped == 2
+    assert (part.details[part.WHOLE:] == WAIT).all() and np.array_equal(part.bases, part.there[:GROUPS])
+    team.set(stop=0, patience=PATIENCE_NS)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

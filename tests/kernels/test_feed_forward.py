@@ -93,11 +93,11 @@ def test_values_that_are_not_finite_are_reported(target: str) -> None:
     rng, team = np.random.default_rng(0), rig.team(target)
     n = neurons(rng, FORMATS["f32"], FORMATS["q8"], 64, 2, "large")
     x = floats(np.full((1, 64), 1e37, np.float32))
-    out, scratch = Buffer(1, 2 * FINE_BLOCK), Buffer(1, records.UP_SCRATCH_BYTES)
+    out, scratch = Buffer(1, 2 * FINE_BLOCK), Buffer(1, records.up_scratch_bytes(n.gate.packed.shape[1]))
     team.set(tokens=1)
     assert not rig.run(team, (Code.UP, records.Up(
         n.gate.form.code, n.table.ctypes.data, 2, 2, x.address, x.stride, out.address, out.stride, n.down.form.code,
-        scratch.address, scratch.stride)))
+        scratch.address, scratch.stride, 0)))
 
 
 @pairs

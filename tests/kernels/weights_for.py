@@ -1,5 +1,6 @@
 """Random weights and activations of every kind that could go wrong, and what they stand for in float64."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +31,26 @@ def values(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.nd
 
 
 class Weights(NamedTuple):
-    """A matrix: packed, and as float64 with zeros in the padding. positive, negative: D*s*q and M*m of it."""
+    """A matrix: packed, and as float64 with zeros in the padding. positive, negative: D*s*q and M*m of it.
+
+    numbers: what it was packed from, where that are integers.
+    """
 
     form: Format
     packed: np.ndarray
     exact: np.ndarray
     positive: np.ndarray
     negative: np.ndarray
+    numbers: Quantized | None = None
+
+    @property
+    def base(self) -> "Weights":
+        """What its base planes stand for; as `packed` still the whole."""
+        if self.numbers is None:
+            return self
+        q, lower = self.numbers.q.astype(np.float64), {"q4": 4, "q6": 16, "q8": 16}[self.form.name]
+        positive, negative = meaning(self.form, replace(self.numbers, q=q // lower * lower + self.form.middle))
+        return self._replace(exact=positive - negative, positive=positive, negative=negative, numbers=None)
 
 
 def quantized(rng: np.random.Generator, form: Format, kind: str, rows: int, columns: int) -> Quantized:
@@ -72,7 +86,7 @@ def matrix(rng: np.random.Generator, form: Format, kind: str, rows: int, columns
     if form.activation is not Activation.FLOAT:
         numbers = quantized(rng, form, kind, rows, columns)
         positive, negative = meaning(form, numbers)
-        return Weights(form, pack(form, numbers), positive - negative, positive, negative)
+        return Weights(form, pack(form, numbers), positive - negative, positive, negative, numbers)
     wide = np.zeros((-(-rows // TILE) * TILE, -(-columns // BLOCK) * BLOCK), dtype=np.float32)
     wide[:rows, :columns] = values(rng, kind, (rows, columns))
     held = wide.astype(np.float16 if form.name == "f16" else np.float32).astype(np.float64)

@@ -9,7 +9,7 @@ from small_engine import make_engine
 from tiny_model import CONFIG, write_bundle
 
 from edgert.bundle import Bundle
-from edgert.engine.buffers import LOGIT_ROWS
+from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine
 from edgert.engine.session import Session
 from edgert.errors import BundleError, ModelError
@@ -83,7 +83,7 @@ def test_a_session_that_is_not_the_engines(engine: Engine, session: Session, cac
 def test_wanted(engine: Engine, session: Session) -> None:
     """Any of the new tokens, in any order, more than are computed at once and across chunks; by default the last."""
     every = engine.forward(session, TOKENS, range(16))
-    assert every.shape == (16, VOCABULARY) and every.dtype == np.float32 and LOGIT_ROWS < 16
+    assert every.shape == (16, VOCABULARY) and every.dtype == np.float32 and LEAST_ROWS < 16
     for wanted in ([15], [0], [3, 4], [4, 3], [15, 0, 7], [5, 5, 5], [*range(16), *range(16)], []):
         session.truncate(0)
         logits = engine.forward(session, TOKENS, wanted)

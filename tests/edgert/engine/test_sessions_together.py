@@ -9,7 +9,7 @@ from small_engine import make_engine
 from tiny_model import write_bundle
 
 from edgert.bundle import Bundle
-from edgert.engine.buffers import LOGIT_ROWS
+from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine, NewTokens
 from edgert.engine.session import Session
 from edgert.engine.worker import CancelledError
@@ -50,7 +50,7 @@ STEPS = [
     [Part(1, 2), Part(2, 17, [16, 1]), Part(0, 1)],
     [Part(2, 1), Part(1, 1), Part(0, 1)],
 ]
-assert max(len(part.wanted or []) for step in STEPS for part in step) > LOGIT_ROWS
+assert max(len(part.wanted or []) for step in STEPS for part in step) > LEAST_ROWS
 
 
 def token_ids(number: int, first: int, count: int) -> list[int]:

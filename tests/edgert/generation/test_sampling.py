@@ -51,6 +51,15 @@ def test_repetition_penalty_spares_new_tokens() -> None:
     np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -1.0, -1.2], np.float32))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_penalty_for_tokens_that_logits_do_not_reach(temperature: float) -> None:
+    """Those of a draft are of the first tokens of the vocabulary only."""
+    logits = np.array([2.0, 1.5], np.float32)
+    sampler = Sampler(Sampling(temperature, repetition_penalty=1e2, seed=0, min_p=0.9))
+    assert sampler.choose(logits, [0, 2, 90000], 0).token == 1
+    assert sampler.choose(logits, [2, 90000], 0).token == 0
+
+
 def test_a_seed_repeats_in_any_order_and_another_differs() -> None:
     def run(sampler: Sampler, positions: list[int]) -> dict[int, int]:
         return {position: sampler.choose(LOGITS, [], position).token for position in positions}

@@ -131,10 +131,11 @@ def test_an_error_gives_the_turn_back(model: edgert.Model) -> None:
 
     generation = model.generate(PROMPT)
     next(generation)
-    forward, model._engine.forward = model._engine.forward, fail  # type: ignore[method-assign, assignment]
-    with pytest.raises(edgert.ModelError, match="the disk is gone"):
-        next(generation)
-    model._engine.forward = forward  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("forward", "verify"):
+            patch.setattr(model._engine, name, fail)
+        with pytest.raises(edgert.ModelError, match="the disk is gone"):
+            next(generation)
     assert model.generate(PROMPT, max_tokens=2, wait=True).text()
 
 

@@ -5,8 +5,9 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,6 +20,7 @@ from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, Section, Tensor, det
 from edgert.commands import plan as plan_command
 from edgert.commands.plan_chart import Point, curve, parts_table, picture
 from edgert.converters.convert import convert
+from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS
 from edgert.errors import EdgertError, ModelError
 from edgert.kernels import native
 from edgert.kernels.formats import FORMATS
@@ -32,6 +34,7 @@ from edgert.models.llama import Config
 from edgert.models.tensors import FEED_FORWARD
 from edgert.residency import stream
 from edgert.residency.device import Device
+from edgert.residency.drafting import Drafting
 
 MIB = 1 << 20
 DEVICE = Device("a test's", True, 1 << 20, 2, 1e9, 1e-4, [])
@@ -86,7 +89,7 @@ def devices(draw: st.DrawFn) -> Device:
 def planners(draw: st.DrawFn, chunk: int | None = None) -> Planner:
     return Planner(draw(headers()), process=draw(st.integers(0, 100)) << 20, context=draw(st.integers(1, 4096)),
                    cache_type=draw(st.sampled_from(["f16", "f32"])), chunk=chunk or draw(st.integers(1, 600)),
-                   threads=draw(st.integers(1, 16)))
+                   threads=draw(st.integers(1, 16)), drafting=draw(st.booleans()))
 
 
 def budgets(planner: Planner, disk: Device) -> st.SearchStrategy[int]:
@@ -110,7 +113,12 @@ def test_a_plan_keeps_to_its_budget_and_accounts_for_every_weight(data: st.DataO
     assert plan.needed == sum(plan.parts.values()) <= plan.budget == budget
     assert min(plan.parts.values()) >= 0
     assert plan.weights == plan.streamed + placed(planner, plan) + plan.parts["norms and biases"]
-    assert placed(planner, plan) == sum(plan.parts["pinned " + of] for of in ("attention", "neurons", "output head"))
+    assert placed(planner, plan) == sum(plan.parts["pinned " + of]
+                                        for of in ("attention", "base", "details", "output head"))
+    for n in planner._header.neurons:
+        if n.details:
+            assert plan.placement.pinned[n.details] <= plan.placement.pinned[n.section]
+    assert LEAST_ROWS <= plan.verify_rows <= MOST_ROWS
     assert list(plan.placement.pinned) == [s.name for s in planner._streamable]
     assert all(0 <= plan.placement.pinned[s.name] <= s.count for s in planner._streamable)
     assert 1 <= plan.chunk <= planner._chunk
@@ -123,15 +131,54 @@ def test_a_plan_keeps_to_its_budget_and_accounts_for_every_weight(data: st.DataO
         assert plan.placement.slot_bytes >= run_bytes(planner, disk)
 
 
+class Part(NamedTuple):
+    """Of what can be pinned: bytes, and how many of them a plan pins."""
+
+    length: int
+    pinned: int
+
+
+def stages(planner: Planner, plan: Plan) -> list[list[Part]]:
+    """What is pinned one after the other: attention, the common rows of the output head, bases, details from the last
+    layer to the first, the rest of the head. Where no format is split, or nothing is to be drafted, all after the bases
+    goes together; where none is split there are neither bases nor common rows."""
+    header, pinned = planner._header, plan.placement.pinned
+    bases = [n.section for n in header.neurons if n.details]
+    common = 512 if bases else 0
+    rest = [layout.name for layout in planner._others]
+    last_first = dict(zip(rest, range(len(rest) + 2 - 1, 2, -1), strict=True)) if planner._drafting and bases else {}
+    last_first |= {HEAD: 2 + len(rest)} if last_first else {}
+    parts: list[list[Part]] = [[] for _ in range(len(rest) + 4)]
+    for layout in header.streamable():
+        stage = 0 if layout.section == RESIDENT else 2 if layout.name in bases else last_first.get(layout.name, 3)
+        ends = [0, common, layout.count] if layout.name == HEAD else [0, layout.count]
+        for first, last in pairwise(min(end, layout.count) for end in ends):
+            here = [min(end * layout.unit_bytes, layout.length) for end in (first, last)]
+            held = min(max(pinned[layout.name], first), last)
+            parts[1 if layout.name == HEAD and not first and common else stage].append(
+                Part(here[1] - here[0], min(held * layout.unit_bytes, layout.length) - here[0]))
+    return parts
+
+
 @given(st.data(), planners(), devices())
 def test_what_is_streamed_is_spread(data: st.DataObject, planner: Planner, disk: Device) -> None:
     """The part streamed of the matrices, or sections, up to any one is that of them all, give or take a run."""
     plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
-    for layouts in (planner._attention, planner._others):
-        streamed = [layout.bytes_of(plan.placement.pinned[layout.name]) for layout in layouts]
-        for i in range(len(layouts)):
-            share = sum(layout.length for layout in layouts[:i + 1]) / sum(layout.length for layout in layouts)
+    for parts in stages(planner, plan):
+        streamed = [part.length - part.pinned for part in parts]
+        for i in range(len(parts)):
+            share = sum(part.length for part in parts[:i + 1]) / max(sum(part.length for part in parts), 1)
             assert abs(sum(streamed[:i + 1]) - share * sum(streamed)) <= 2 * run_bytes(planner, disk)
+
+
+@given(st.data(), planners(), devices())
+def test_what_makes_the_best_draft_comes_first(data: st.DataObject, planner: Planner, disk: Device) -> None:
+    """Nothing is pinned of what comes after something that is not wholly pinned."""
+    plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
+    order = stages(planner, plan)
+    full = [all(part.pinned == part.length for part in parts) for parts in order]
+    for number, parts in enumerate(order):
+        assert all(full[:number]) or not any(part.pinned for part in parts)
 
 
 @given(st.data(), planners(), devices())
@@ -141,10 +188,32 @@ def test_attention_is_streamed_only_where_there_is_no_room_for_it(data: st.DataO
     plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
     attention = sum(layout.length for layout in planner._attention)
     if plan.parts["pinned attention"] < attention:
-        assert plan.parts["pinned neurons"] == plan.parts["pinned output head"] == 0
+        assert plan.parts["pinned base"] == plan.parts["pinned details"] == plan.parts["pinned output head"] == 0
         # What an even spread over runs may leave, as everywhere.
         assert plan.budget - plan.needed <= run_bytes(planner, disk) + planner._edges
-        assert planner._smallest_with(planner._fixed(plan.chunk), disk) + attention > plan.budget
+        assert planner._smallest_with(planner._fixed(plan.chunk, plan.verify_rows), disk) + attention > plan.budget
+
+
+@given(st.data(), planners(), devices())
+def test_slots_are_fewer_where_all_bases_stay(data: st.DataObject, planner: Planner, disk: Device) -> None:
+    plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
+    if plan.streamed:
+        pinned = plan.placement.pinned
+        bases = any(pinned[layout.name] < layout.count for layout in planner._bases)
+        assert plan.placement.slots >= planner.slots(disk, bases=bases)
+        assert planner.slots(disk, bases=False) <= planner.slots(disk, bases=True)
+        assert plan.parts["read ahead"] == planner._ahead(disk, plan.placement.slots)
+
+
+@given(st.data(), planners(), devices())
+def test_a_draft_is_possible_exactly_where_there_is_something_of_everything(
+        data: st.DataObject, planner: Planner, disk: Device) -> None:
+    """All of attention, something of each layer and of the head; and something is streamed."""
+    plan = planner.plan(data.draw(budgets(planner, disk)), lambda: disk)
+    pinned = plan.placement.pinned
+    attention = plan.parts["pinned attention"] == sum(layout.length for layout in planner._attention)
+    each = [pinned[HEAD], *(pinned[n.section] for n in planner._header.neurons)]
+    assert Drafting.possible(planner._header, plan.placement) == (plan.streamed > 0 and attention and min(each) > 0)
 
 
 @given(st.data(), planners(), devices())
@@ -187,7 +256,8 @@ def test_threads_and_logits_are_in_the_plan(data: st.DataObject, header: Header,
     few, many = planner(1), planner(257)
     assert many.whole - few.whole >= 256 * 64 << 10
     readers = replace(disk, depth=disk.depth + 100)
-    assert few._ahead(readers) - few._ahead(disk) >= 100 * 64 << 10
+    assert few._ahead(readers, 9) - few._ahead(disk, 9) >= 100 * 64 << 10
+    assert few.slots(readers, bases=True) - few.slots(disk, bases=True) == 100
     plan = few.plan(data.draw(st.integers(few.whole, few.whole + 100 * MIB)), lambda: disk)
     row = 4 * header.config.vocab_size
     assert (plan.logit_rows - 6) * row <= plan.budget - plan.needed < (plan.logit_rows - 5) * row
@@ -216,7 +286,7 @@ def test_what_is_left_when_nothing_is_streamed_goes_to_the_embedding(data: st.Da
         return
     units, unit_bytes = plan.placement.embedding, planner._embedding.unit_bytes
     assert units * unit_bytes <= plan.parts["pinned embedding"] and plan.needed <= plan.budget
-    left = plan.budget - planner.whole - plan.parts["pinned embedding"]
+    left = plan.budget - planner.whole - planner._more_for(plan.verify_rows) - plan.parts["pinned embedding"]
     assert units == planner._embedding.count or left < 1.01 * unit_bytes + 2 * 4096 + 64
 
 

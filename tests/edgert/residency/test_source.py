@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
 class OnDemand:
     """A source without threads: reads everything when it is first expected, and keeps it."""
 
-    freed = 0
+    freed, streams = 0, True
 
     def __init__(self, file: FlashFile, body: Sequence[Run], head: Sequence[Run], table: AddressTable,
                  **_: Any) -> None:

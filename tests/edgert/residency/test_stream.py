@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty_file import FaultyFile
 from small_engine import make_engine
 from tiny_model import write_bundle
 
@@ -84,12 +85,13 @@ def test_the_answer_does_not_depend_on_where_weights_come_from(
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_a_slot_for_each_unit_that_is_held_is_enough(small: Bundle, threads: int) -> None:
-    """Each unit is a run, all are streamed, and threads, waiting at different places, outnumber the slots."""
+    """Each unit is a run, all are streamed, and threads, waiting at different places, outnumber the slots: those of the
+    planes of one group, or of a phase's."""
     expected = logits(engine := make_engine(small), small)
     engine.close()
     groups = small.header.neurons[0].groups
     phase = max(segment_start(groups, last) - segment_start(groups, first) for first, last in phases(groups, threads))
-    for slots, one_by_one in ((1, True), (phase, False)):
+    for slots, one_by_one in ((2, True), (2 * phase, False)):
         engine = make_engine(small, threads=threads, chunk=20, keep=0.0, chunk_bytes=1, readers=3, slots=slots)
         engine._team.set(patience=5 * 10 ** 9)
         assert np.array_equal(logits(engine, small, one_by_one=one_by_one), expected)
@@ -98,14 +100,28 @@ def test_a_slot_for_each_unit_that_is_held_is_enough(small: Bundle, threads: int
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_weights_are_used_in_the_order_in_which_they_are_read(tmp_path: Path, family: str) -> None:
-    path = write_bundle(tmp_path / "m.edge", model_type=family, num_hidden_layers=2)
+    """Those of a layer's groups as pairs of planes."""
+    path = write_bundle(tmp_path / "m.edge", model_type=family, num_hidden_layers=2, intermediate_size=400)
     tables = {Code.LINEAR: LINEAR.table, Code.NEURONS: NEURONS.table, Code.UP: UP.table}
+    of_details = {Code.NEURONS: NEURONS.details, Code.UP: UP.details}
     with Bundle(path) as bundle:
-        engine = make_engine(bundle, keep=0.0)
-        for programs in engine._programs:
-            used = [record[tables[Code(record[0])] // 8] for record in programs.whole.tolist() if record[0] in tables]
-            assert used == sorted(used)
-            assert {engine._weights.table(layout.name)[0] for layout in bundle.header.streamable()} <= set(used)
+        engine = make_engine(bundle, keep=0.0, chunk_bytes=1)
+        details = {n.details for n in bundle.header.neurons}
+        weights = engine._weights
+        for programs in engine._programs.values():
+            for places, names in ((tables, {layout.name for layout in bundle.header.streamable()} - details),
+                                  (of_details, details)):
+                used = [record[places[Code(record[0])] // 8] for record in programs.whole.tolist()
+                        if record[0] in places]
+                assert used == sorted(used)
+                assert {weights.table(name)[0] for name in names} <= set(used)
+        assert isinstance(engine.source, Stream)
+        body = [(run.units.name, run.first) for run in engine.source._body]
+        for n in bundle.header.neurons:
+            assert [run for run in body if run[0] in (n.section, n.details)] == [
+                (name, group) for group in range(n.groups) for name in (n.section, n.details)]
+        layers = [min(body.index((name, 0)) for name in (n.section, n.details)) for n in bundle.header.neurons]
+        assert layers == sorted(layers)
         engine.close()
 
 
@@ -235,34 +251,6 @@ def test_the_semaphore_does_not_count_up(small: Bundle) -> None:
         engine.forward(session, [token])
     assert engine.source._semaphores.drain(0) <= len(engine.source._slots) + len(engine.source._threads)
     engine.close()
-
-
-class FaultyFile(FlashFile):
-    """A file whose read number `fail_at` does not end well, nor so many of the same place after it."""
-
-    def __init__(self, path: Path, fail_at: int, fault: str, again: int = 1) -> None:
-        super().__init__(path)
-        self.count, self.fail_at, self.fault, self.again = itertools.count(), fail_at, fault, again
-        self.reads = 0
-        self.offset: int | None = None
-        self.hang = threading.Event()
-
-    def read(self, offset: int, buffer: memoryview, needed: int) -> None:
-        number = next(self.count)
-        self.reads = number + 1
-        fails = number == self.fail_at or (offset == self.offset and self.again > 0)
-        if fails:
-            self.again -= self.offset is not None
-            self.offset = offset
-            if self.fault == "error":
-                raise BundleError(f"{self.path}: reading at offset {offset} failed: input/output error")
-            if self.fault == "unforeseen":
-                raise ZeroDivisionError("of no kind that is expected here")
-            if self.fault == "hang":
-                self.hang.wait()
-        super().read(offset, buffer, needed)
-        if fails and self.fault == "flip":
-            buffer[needed - 1] ^= 1  # the last byte of what is wanted
 
 
 def reader_threads() -> list[str]:
