@@ -118,7 +118,7 @@ class Speculator:
             return _Guesses(False)
         if not forced and (found := self._looked_up(session, last, limit)):
             return found
-        guesses, token, alive = _Guesses(False), last, 1.0
+        guesses, token, alive, length = _Guesses(False), last, 1.0, session.length
         while self._engine.drafts and len(guesses.all) < limit and (forced or self._pays(alive, len(guesses.all))):
             started = time.perf_counter()
             logits = self._engine.draft(session, token, cancel=cancel)
@@ -128,12 +128,12 @@ class Speculator:
             token = guesses.all[-1].token
             self._costs.drafted(time.perf_counter() - started)
             alive *= self._draft_odds.of(guesses.all[-1].sure)
-        self._add_siblings(guesses, session.context - session.length)
+        self._add_siblings(guesses, min(session.context - length, self._engine.chunk, self._engine.logit_rows))
         return guesses
 
     def _add_siblings(self, guesses: _Guesses, room: int) -> None:
         """Have second choices checked too, where that pays: each is right where all before were and the first is not,
-        and then brings one token more."""
+        and then brings one token more. room: for so many tokens in a pass, `last` and all guesses among them."""
         alive, worth = 1.0, []
         for number, guess in enumerate(guesses.all):
             right = self._draft_odds.of(guess.sure)
@@ -141,7 +141,7 @@ class Speculator:
                 worth.append((alive * (1 - right) * self._sibling_odds.of(guess.sure), number))
             alive *= right
         count = 1 + len(guesses.all)
-        for gain, number in sorted(worth, reverse=True)[:max(min(self._engine.logit_rows - count, room), 0)]:
+        for gain, number in sorted(worth, reverse=True)[:max(room - count, 0)]:
             more = self._costs.check(count + 1) - self._costs.check(count)
             if gain > max(more, _ROW_S) * self._costs.rate:
                 guesses.siblings.append(number)
