@@ -274,7 +274,7 @@ def test_every_read_made_to_fail_in_turn(bundle: Bundle, expected: np.ndarray, f
         for i, each in enumerate(bits):
             assert np.array_equal(each, expected[4 * i:4 * i + 4])
         engine.close()
-    assert failed["loading"] >= 3 and failed["computing"] > 3
+    assert failed["loading"] > 0 and failed["computing"] > 3
 
 
 @pytest.mark.parametrize("when", range(0, 40, 3))
