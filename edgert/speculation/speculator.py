@@ -120,7 +120,7 @@ class Speculator:
     def _guesses(self, session: Session, last: int, choosing: Choosing, limit: int,
                  cancel: np.ndarray | None) -> _Guesses:
         """Guess what follows `last`. The session may be longer afterwards."""
-        guesses, before = _Guesses(), [*session.tokens, last]
+        guesses, before, length = _Guesses(), [*session.tokens, last], session.length
         forced = isinstance(self._mode, int) and self._engine.drafts
         if limit < 1 or not (forced or self._costs.known):
             return guesses
@@ -136,7 +136,7 @@ class Speculator:
             guesses.add(_Guess(token, choice.margin, self._draft_odds, choice.second))
         if not forced:
             self._look_up(guesses, before, limit)
-        self._add_siblings(guesses, session.context - session.length)
+        self._add_siblings(guesses, min(session.context - length, self._engine.chunk, self._engine.logit_rows))
         return guesses
 
     def _pays(self, guesses: _Guesses, before: list[int]) -> bool:
@@ -169,7 +169,7 @@ class Speculator:
 
     def _add_siblings(self, guesses: _Guesses, room: int) -> None:
         """Have second choices checked too, where that pays: each is right where all before were and the first is not,
-        and then brings one token more."""
+        and then brings one token more. room: for so many tokens in a pass, `last` and all guesses among them."""
         alive, worth = 1.0, []
         for number, guess in enumerate(guesses.all):
             right = guess.odds.of(guess.sure)
@@ -177,7 +177,7 @@ class Speculator:
                 worth.append((alive * (1 - right) * self._sibling_odds.of(guess.sure), number))
             alive *= right
         count = 1 + len(guesses.all)
-        for gain, number in sorted(worth, reverse=True)[:max(min(self._engine.logit_rows - count, room), 0)]:
+        for gain, number in sorted(worth, reverse=True)[:max(room - count, 0)]:
             if gain > self._row(count) * self._costs.rate:
                 guesses.siblings.append(number)
                 count += 1

@@ -145,10 +145,10 @@ def stages(planner: Planner, plan: Plan) -> list[list[Part]]:
     header, pinned = planner._header, plan.placement.pinned
     bases = [n.section for n in header.neurons if n.details]
     common = 512 if bases else 0
-    rest = [layout.name for layout in planner._others]
-    last_first = dict(zip(rest, range(len(rest) + 2 - 1, 2, -1), strict=True)) if planner._drafting and bases else {}
-    last_first |= {HEAD: 2 + len(rest)} if last_first else {}
-    parts: list[list[Part]] = [[] for _ in range(len(rest) + 4)]
+    details = [layout.name for layout in planner._others if layout.name != HEAD]
+    order = [*reversed(details), HEAD] if planner._drafting and bases else []
+    last_first = {name: 3 + number for number, name in enumerate(order)}
+    parts: list[list[Part]] = [[] for _ in range(len(details) + 4)]
     for layout in header.streamable():
         stage = 0 if layout.section == RESIDENT else 2 if layout.name in bases else last_first.get(layout.name, 3)
         ends = [0, common, layout.count] if layout.name == HEAD else [0, layout.count]
