@@ -9,13 +9,12 @@ from guarded import Buffer, floats
 from hypothesis import given
 from hypothesis import strategies as st
 from swiglu import absent_table, add_down, hidden, neurons, one_token, without
-from weights_for import FORMAT_NAMES, product, seeds, values
+from weights_for import FORMAT_NAMES, PAIRS, product, seeds, values
 
 from edgert.kernels import records
 from edgert.kernels.formats import FINE_BLOCK, FORMATS
 from edgert.kernels.records import Code
 
-PAIRS = [(up, down) for up in FORMAT_NAMES for down in FORMAT_NAMES]
 pairs = pytest.mark.parametrize(("up_name", "down_name"), PAIRS)
 formats = pytest.mark.parametrize("name", FORMAT_NAMES)
 

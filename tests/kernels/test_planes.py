@@ -10,13 +10,12 @@ import rig
 from hypothesis import given
 from hypothesis import strategies as st
 from swiglu import Neurons, add_down, contents, hidden, in_planes, joined, neurons, one_token, without
-from weights_for import FORMAT_NAMES, Weights, matrix, product, seeds, values
+from weights_for import FORMAT_NAMES, PAIRS, Weights, matrix, product, seeds, values
 
 from edgert.kernels import records
 from edgert.kernels.formats import FORMATS, Activation
 from edgert.kernels.records import ABSENT
 
-PAIRS = [(up, down) for up in FORMAT_NAMES for down in FORMAT_NAMES]
 pairs = pytest.mark.parametrize(("up_name", "down_name"), PAIRS)
 formats = pytest.mark.parametrize("name", FORMAT_NAMES)
 cut_places = st.sets(st.integers(1, records.SEGMENTS - 1), max_size=3).map(sorted)

@@ -95,7 +95,8 @@ def test_a_program_is_an_array_of_records() -> None:
     assert program.array.shape == (0, RECORD)
     first = program.append(Code.QUANTIZE, records.Quantize(1, 2, 3, 4, 5, 6, 7))
     second = program.append(Code.NORM, records.Norm(*range(13)))
-    assert program.array.tolist() == [[Code.QUANTIZE, 1, 2, 3, 4, 5, 6, 7, *[0] * 8], [Code.NORM, *range(13), 0, 0]]
+    assert program.array.tolist() == [
+        [Code.QUANTIZE, 1, 2, 3, 4, 5, 6, 7, *[0] * (RECORD - 8)], [Code.NORM, *range(13), *[0] * (RECORD - 14)]]
     assert program.array.dtype == np.int64
     program.amend(first, records.QUANTIZE.fine, -1)
     program.amend(second, records.NORM.x, 77)

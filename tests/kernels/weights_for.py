@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Quantized, pack, round_bf16
 
 FORMAT_NAMES = list(FORMATS)
+PAIRS = [("q4", "q4"), ("q4", "q6"), ("q6", "q4"), ("q6", "q8"), ("q8", "q8"), ("q8", "f16"), ("f16", "q4"),
+         ("f16", "f32"), ("f32", "f32")]
+"""Formats of gate and up, and of down: each in both places, split ones with such as are not."""
 KINDS = ("ordinary", "large", "denormal", "zero", "mixed", "sparse")
 seeds = st.integers(0, 2**32 - 1)
 kinds = st.sampled_from(KINDS)

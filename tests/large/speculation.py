@@ -101,8 +101,8 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                              **{key: last[key] for key in last if key not in ("ids", "tok_s", "mode", "prompt")}}
             assert of["auto"][0]["ids"] == of["off"][0]["ids"], (budget, name)
         table.append({"budget": budget, **medians, "over_off": round(medians["auto"] / medians["off"], 2),
-                      "over_llama": round(medians["auto"] / medians["llama.cpp"], 2) if "llama.cpp" in medians else None,
-                      "all": rates, "prompts": prompts})
+                      "over_llama": round(medians["auto"] / medians.get("llama.cpp", float("nan")), 2), "all": rates,
+                      "prompts": prompts})
         say(json.dumps({key: value for key, value in table[-1].items() if key != "all"}))
     return table
 

@@ -306,7 +306,7 @@ def test_a_read_that_fails_once_is_done_again(small: Bundle, fault: str) -> None
         assert np.array_equal(logits(engine, small), expected)
         engine.close()  # the readers have ended: what they count stands
         assert file.read_again <= 1
-        assert file.read_again == 1 or number >= reads - 20, "what is read ahead differs from time to time"
+        assert file.read_again == 1 or number >= reads - 60, "what is read ahead differs from time to time"
 
 
 def copied(bundle: Bundle, path: Path) -> Path:
