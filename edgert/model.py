@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type.
 
     memory: the budget of the whole process, in bytes or as text like "600M" (see `parse_size`). Weights that do not fit
-    into it are read from flash for each token. Default: what fits comfortably in the memory that is free now.
+    into it are read from flash for each pass. Default: what fits comfortably in the memory that is free now.
     threads: number of threads that compute. Default: one per physical core that this process may use.
     context: how many tokens prompt and answers may have together. Default: 4096, or the model's maximum if less.
     prefill_chunk: how many prompt tokens are computed at once, at most.

@@ -156,7 +156,7 @@ def _show(planned: Planned, measured: _Measured) -> None:
             else "nothing: all weights are in memory")
     rows = [("smallest budget", f"{measured.smallest // MIB} MiB"),
             ("nothing is read", f"from {measured.whole // MIB} MiB on"),
-            ("read for a token", read),
+            ("read for a pass", read),
             ("stay in memory", f"{100 * plan.pinned_share:.0f} % of the weights"),
             ("prompt at once", f"{plan.chunk} tokens"),
             ("disk", f"{measured.disk.name}, {measured.disk.bandwidth / 1e9:.2f} GB/s when it was measured"),
@@ -178,7 +178,7 @@ def _guessing(planned: Planned) -> list[tuple[str, str]]:
 
 
 def _compare(table: list[Planned], points: list[Planned], measured: _Measured) -> None:
-    show(f"{'budget':>10}  {'read for a token':>18}  {'in memory':>10}  {'tokens/s':>9}  {'speculating':>11}  "
+    show(f"{'budget':>10}  {'read for a pass':>18}  {'in memory':>10}  {'tokens/s':>9}  {'speculating':>11}  "
          f"{'right':>5}  {'a pass':>6}  {'first token':>11}")
     for planned in table:
         plan, speed, guessing = planned.plan, planned.speed, planned.speed.speculation

@@ -1,4 +1,4 @@
-"""The memory plan: how the budget is used, and what has to be read from flash for each token because of that.
+"""The memory plan: how the budget is used, and what has to be read from flash for each pass because of that.
 
 The plan is made before anything is loaded. First comes what the process itself needs and what every token needs; all
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
@@ -55,12 +55,11 @@ _CHUNK_STEP = 16
 class Plan:
     """How memory is used.
 
-    budget: bytes. parts: bytes by purpose, together no more than the budget. streamed: bytes read for each token.
-    weights: bytes of weights that a token needs, from memory or flash. chunk: prompt tokens computed at once.
-    verify_rows: tokens whose logits are computed at once, so one more than can be drafted.
-    logit_rows: how many tokens' logits may be in memory at once. smallest: the smallest budget that works with these
-    settings. placement: which weights stay in memory. disk: the device that the others are read from; None if all
-    weights stay in memory.
+    budget: bytes. parts: bytes by purpose, together no more than the budget. streamed: bytes read for each pass over
+    the weights. weights: bytes of weights that a token needs, from memory or flash. chunk: prompt tokens computed at
+    once. verify_rows: tokens whose logits are computed at once, so one more than can be drafted. logit_rows: how many
+    tokens' logits may be in memory at once. smallest: the smallest budget that works with these settings. placement:
+    which weights stay in memory. disk: the device that the others are read from; None if all weights stay in memory.
     """
 
     budget: int
@@ -85,7 +84,7 @@ class Plan:
         if self.disk is None:
             return f"{size_text(self.needed)}, with all weights"
         return (f"{size_text(self.budget)}; {100 * self.pinned_share:.0f} % of the weights stay in it, "
-                f"{size_text(self.streamed)} are read for each token")
+                f"{size_text(self.streamed)} are read for each pass")
 
     @property
     def needed(self) -> int:
@@ -193,8 +192,10 @@ class Planner:
         held = _bytes_pinned(self._streamable, placement.pinned)
         parts["growth"] += page_table_bytes(held)
         parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned)
-        parts["pinned base"] = _bytes_pinned(self._bases, placement.pinned)
-        parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name != HEAD], placement.pinned)
+        bases = {n.section for n in self._header.neurons}
+        parts["pinned base"] = _bytes_pinned([s for s in self._streamable if s.name in bases], placement.pinned)
+        parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name not in {*bases, HEAD}],
+                                                placement.pinned)
         parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits

@@ -86,7 +86,7 @@ def disagreements(record: Record) -> list[str]:
                 predicted[limit[1]] = float(speed[1]), float((guessing or speed)[1])
     for limit, sizes in read.items():
         if max(sizes) > 1.05 * min(sizes):
-            found.append(f"{limit}: {min(sizes):.0f} and {max(sizes):.0f} MiB are read for a token")
+            found.append(f"{limit}: {min(sizes):.0f} and {max(sizes):.0f} MiB are read for a pass")
     for row in record["limits"]:
         measured = statistics.median(row["edgert"])
         plain, best = predicted.get(row["limit"], (measured, measured))

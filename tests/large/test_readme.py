@@ -26,10 +26,10 @@ def test_figures_that_do_not() -> None:
     """4.17 tokens/s measured and 8.4 predicted, and two disks, as the page once said."""
     record = {
         "machine": {"disk_gb_s": 1.56}, "limits": [{"limit": "600M", "edgert": [4.17], "llama.cpp": [0.88]}],
-        "examples": {"edgert plan m.edge --memory 600M -c 1024": "read for a token    356 of 833 MiB of weights\n"
+        "examples": {"edgert plan m.edge --memory 600M -c 1024": "read for a pass    356 of 833 MiB of weights\n"
                      "disk                vda (ext4), 3.16 GB/s when it was measured\npredicted speed     8.4 tokens/s",
                      "edgert run m.edge --memory 600M -p x": "memory: 600 MiB; 60 % of the weights stay in it, 337 MiB "
-                     "are read for each token\n"}}
+                     "are read for each pass\n"}}
     disk, read, speed = disagreements(record)
     assert "3.16 GB/s, elsewhere 1.56" in disk
     assert "337 and 356 MiB" in read

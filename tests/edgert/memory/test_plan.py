@@ -390,7 +390,7 @@ def test_tables(bundle: Path) -> None:
     middle = (values["smallest_budget"] + values["whole_budget"]) // 2 // MIB
     shown = call(bundle, "-c", 64, "-m", f"{middle}M").output
     for part in ("process", "key-value cache", "working memory", "read ahead", "pinned base", "left over", "budget",
-                 "smallest budget", "read for a token", "stay in memory", "predicted speed", "first token"):
+                 "smallest budget", "read for a pass", "stay in memory", "predicted speed", "first token"):
         assert re.search(rf"^{part} ", shown, re.M), part
     for part in ("pinned attention", "pinned output head", "with speculation"):
         assert re.search(rf"^{part} ", shown, re.M), part
