@@ -4,10 +4,11 @@ The plan is made before anything is loaded. First comes what the process itself 
 that is left goes to weights that stay in memory (*pinned*). A token needs every weight, so each pinned byte saves
 reading one byte per token, whichever it is. What it is decides how good a draft the pinned weights make
 (residency.drafting): attention's matrices come first, then the output head's rows of the commonest tokens, then the
-base planes of all neurons, then their details, the last layers' first (docs/notes/speculation.md), then the rest of the
-head. Within each of these the weights that are read (*streamed*) are spread evenly, which keeps the disk busy with
-little read ahead; where nothing is drafted, details and head are spread evenly together. An embedding that is not also
-the output head comes last: a token needs only one row of it.
+base planes of all neurons, then two thirds of their details, the last layers' first (docs/notes/speculation.md), then
+what is left of details and head. Within each of these the weights that are read (*streamed*) are spread evenly, which
+keeps the disk busy with little read ahead: so a third of every layer's details comes last. Where nothing is drafted,
+details and head are spread evenly together. An embedding that is not also the output head comes last: a token needs
+only one row of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -279,19 +280,27 @@ class Planner:
     def _spread_all(self, left: int, chunk_bytes: int) -> dict[str, int]:
         """Pin in `left` bytes, in the order of what makes the best draft."""
         head = next(layout for layout in self._others if layout.name == HEAD)
-        common = min(_COMMON_SLABS, head.count) if self._bases else 0
-        first = replace(head, count=common, length=head.length - head.bytes_of(common))
-        rest = replace(head, count=head.count - common, length=head.bytes_of(common))
-        pinned: dict[str, int] = {}
-        of_head = 0
         details = [layout for layout in self._others if layout.name != HEAD]
-        others = ([[layout] for layout in reversed(details)] + [[rest]] if self._drafting and self._bases
-                  else [[*details, rest]])
-        for layouts in (self._attention, [first], self._bases, *others):
-            pinned |= _spread(layouts, left, chunk_bytes)
+        common, rest = _cut(head, min(_COMMON_SLABS, head.count) if self._bases else 0)
+        phases = [self._attention, [common], self._bases]
+        if self._drafting and self._bases:
+            cut = [_cut(layout, layout.count * 2 // 3) for layout in details]
+            phases += [[first] for first, _ in reversed(cut)] + [[*(last for _, last in cut), rest]]
+        else:
+            phases.append([*details, rest])
+        pinned = dict.fromkeys((layout.name for layout in self._streamable), 0)
+        for layouts in phases:
+            for name, count in _spread(layouts, left, chunk_bytes).items():
+                pinned[name] += count
             left -= _length(layouts)
-            of_head += pinned.pop(HEAD, 0)
-        return {**pinned, HEAD: of_head}
+        return pinned
+
+
+def _cut(layout: UnitLayout, count: int) -> tuple[UnitLayout, UnitLayout]:
+    """The first `count` units, and the others."""
+    rest = layout.bytes_of(count)
+    return (replace(layout, count=count, length=layout.length - rest),
+            replace(layout, count=layout.count - count, length=rest))
 
 
 def _length(layouts: Iterable[UnitLayout]) -> int:
