@@ -10,7 +10,7 @@ import sys
 from .control_characters import visible
 from .errors import EdgertError
 
-_PLAIN = dict(zip("▁▂▃▄▅▆▇█▏━─└┤×µμ‘’“”„–—‐‑−•…→", [*"..:-=+*#|=-+|xuu''\"\"\"-----*", "...", "->"], strict=True))
+_PLAIN = dict(zip("░▁▂▃▄▅▆▇█▏━─└┤×µμ‘’“”„–—‐‑−•…→", [*":..:-=+*#|=-+|xuu''\"\"\"-----*", "...", "->"], strict=True))
 """ASCII in place of characters that are frequent in charts, in our own texts and in models' answers."""
 
 

@@ -100,8 +100,9 @@ def test_a_program_is_an_array_of_records() -> None:
     assert program.array.dtype == np.int64
     program.amend(first, records.QUANTIZE.fine, -1)
     program.amend(second, records.NORM.x, 77)
-    assert program.array.tolist() == [[Code.QUANTIZE, 1, 2, 3, 4, 5, -1, 7, *[0] * 8],
-                                      [Code.NORM, 77, *range(1, 13), 0, 0]]
+    assert program.array.tolist() == [
+        [Code.QUANTIZE, 1, 2, 3, 4, 5, -1, 7, *[0] * (RECORD - 8)],
+        [Code.NORM, 77, *range(1, 13), *[0] * (RECORD - 14)]]
 
 
 def test_every_record_fits_and_offsets_are_places() -> None:

@@ -139,24 +139,31 @@ class Part(NamedTuple):
 
 
 def stages(planner: Planner, plan: Plan) -> list[list[Part]]:
-    """What is pinned one after the other: attention, the common rows of the output head, bases, details from the last
-    layer to the first, the rest of the head. Where no format is split, or nothing is to be drafted, all after the bases
-    goes together; where none is split there are neither bases nor common rows."""
+    """What is pinned one after the other: attention, the common rows of the output head, bases, two thirds of the
+    details from the last layer to the first, what is left of details and head. Where no format is split, or nothing is
+    to be drafted, all after the bases goes together; where none is split there are neither bases nor common rows."""
     header, pinned = planner._header, plan.placement.pinned
     bases = [n.section for n in header.neurons if n.details]
     common = 512 if bases else 0
     details = [layout.name for layout in planner._others if layout.name != HEAD]
-    order = [*reversed(details), HEAD] if planner._drafting and bases else []
-    last_first = {name: 3 + number for number, name in enumerate(order)}
-    parts: list[list[Part]] = [[] for _ in range(len(details) + 4)]
+    drafting = planner._drafting and bool(bases)
+    last_first = {name: 3 + number for number, name in enumerate(reversed(details))}
+    left = 3 + len(details)
+    parts: list[list[Part]] = [[] for _ in range(left + 1)]
     for layout in header.streamable():
-        stage = 0 if layout.section == RESIDENT else 2 if layout.name in bases else last_first.get(layout.name, 3)
-        ends = [0, common, layout.count] if layout.name == HEAD else [0, layout.count]
-        for first, last in pairwise(min(end, layout.count) for end in ends):
+        cut = layout.count * 2 // 3 if drafting and layout.name in details else 0
+        if layout.name == HEAD:
+            cut = min(common, layout.count)
+        for first, last in pairwise((0, cut, layout.count)):
+            if layout.section == RESIDENT or layout.name in bases:
+                stage = 0 if layout.section == RESIDENT else 2
+            elif last == cut and not first and cut:
+                stage = 1 if layout.name == HEAD else last_first[layout.name]
+            else:
+                stage = left
             here = [min(end * layout.unit_bytes, layout.length) for end in (first, last)]
             held = min(max(pinned[layout.name], first), last)
-            parts[1 if layout.name == HEAD and not first and common else stage].append(
-                Part(here[1] - here[0], min(held * layout.unit_bytes, layout.length) - here[0]))
+            parts[stage].append(Part(here[1] - here[0], min(held * layout.unit_bytes, layout.length) - here[0]))
     return parts
 
 
