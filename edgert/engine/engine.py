@@ -184,14 +184,13 @@ class Engine:
         Source.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
         sessions are as they were. Raises CancelledError; then they have what was computed until then.
         """
-        self._check(batch)
+        self._begin(batch, cancel)
         starts = np.cumsum([0, *(new.total for new in batch)]).tolist()
         ids, records = (np.concatenate(each) for each in zip(*((n.ids(), n.records()) for n in batch), strict=True))
         indices = [start + new.indices() for new, start in zip(batch, starts, strict=False)]
         wanted = np.concatenate(indices)
         logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
         lengths = [new.session.length for new in batch]
-        self._team.cancellable(cancel)
         try:
             for first, last in pairwise(self._borders(batch)):
                 if cancel is not None and cancel[0]:

@@ -166,7 +166,7 @@ class _MadeUpWeights:
     def details(self, name: str | None) -> tuple[int, int]:
         return 0 if name is None or self._details is None else self._details.ctypes.data, 0
 
-    def tiles(self, rows: int, *, head: bool) -> int:
+    def head_tiles(self, rows: int) -> int:
         return -(-rows // TILE)
 
     def draft(self, *, neurons: bool) -> "_MadeUpWeights":

@@ -57,7 +57,6 @@ class Drafting:
         """The same of the groups' detail planes."""
         return (0, 0) if name is None else self.table(name)
 
-    def tiles(self, rows: int, *, head: bool) -> int:
-        """Tiles of a matrix that there are."""
-        tiles = -(-rows // TILE)
-        return min(tiles, self._tiles) if head else tiles
+    def head_tiles(self, rows: int) -> int:
+        """Tiles of the output head, of so many rows, that there are."""
+        return min(-(-rows // TILE), self._tiles)

@@ -130,8 +130,8 @@ class Weights:
         entries[:pinned] = self._table.entries[first:first + pinned]
         return entries
 
-    def tiles(self, rows: int, *, head: bool) -> int:
-        """Tiles of a matrix that there are: all."""
+    def head_tiles(self, rows: int) -> int:
+        """Tiles of the output head, of so many rows, that there are: all."""
         return -(-rows // TILE)
 
     def details(self, name: str | None) -> tuple[int, int]:
