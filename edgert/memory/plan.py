@@ -45,9 +45,9 @@ _SHARE_OF_CHUNK = 12
 """Computing many prompt tokens at once saves reading, but its buffers may take at most 1/12 of the budget."""
 _SHARE_OF_ROWS = 48
 """Rows of logits that are computed at once may take at most 1/48 of the budget."""
-_COMMON_SLABS = 32768 // (SLAB * TILE)
+_COMMON_SLABS, _LESS_COMMON_SLABS = 32768 // (SLAB * TILE), 16384 // (SLAB * TILE)
 """Of the output head: the rows of the commonest tokens, which are the first of a byte-pair vocabulary (FR-Spec, Zhao et
-al. 2025, found a quarter of 128 thousand enough to draft with)."""
+al. 2025, found a quarter of 128 thousand enough to draft with), and those that are worth more than details."""
 _CHUNK_STEP = 16
 """The number of prompt tokens at once is a multiple of this; fewer than this would save next to no memory."""
 
@@ -284,8 +284,9 @@ class Planner:
         common, rest = _cut(head, min(_COMMON_SLABS, head.count) if self._bases else 0)
         phases = [self._attention, [common], self._bases]
         if self._drafting and self._bases:
+            less_common, rest = _cut(rest, min(_LESS_COMMON_SLABS, rest.count))
             cut = [_cut(layout, layout.count * 2 // 3) for layout in details]
-            phases += [[first] for first, _ in reversed(cut)] + [[*(last for _, last in cut), rest]]
+            phases += [[less_common], *([first] for first, _ in reversed(cut)), [*(last for _, last in cut), rest]]
         else:
             phases.append([*details, rest])
         pinned = dict.fromkeys((layout.name for layout in self._streamable), 0)

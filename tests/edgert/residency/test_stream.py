@@ -373,8 +373,10 @@ def test_damage_anywhere_in_the_resident_section_is_found_when_loading(small: Bu
 
 
 def test_a_disk_that_does_not_answer(small: Bundle) -> None:
-    file = FaultyFile(small.path, 40, "hang")
+    file, before = FaultyFile(small.path, 40, "hang"), set(threading.enumerate())
     engine, session = make_engine(small, keep=0.0, chunk_bytes=1, readers=1, file=file), session_of(small)
+    readers = [thread for thread in threading.enumerate() if "reader" in thread.name and thread not in before]
+    assert readers
     engine._team.set(patience=300_000_000)
     with pytest.raises(ModelError, match="the disk does not answer"):
         for _ in range(3):
@@ -383,10 +385,9 @@ def test_a_disk_that_does_not_answer(small: Bundle) -> None:
         engine.forward(session, [1])
     engine.close()  # does not wait for the disk
     file.hang.set()
-    for thread in threading.enumerate():
-        if "reader" in thread.name:
-            thread.join(10)
-    assert not any("reader" in name for name in reader_threads())
+    for thread in readers:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_values_that_are_not_finite_leave_the_stream_in_step(tmp_path: Path) -> None:
