@@ -103,7 +103,7 @@ def test_lengths_around_split_borders(target: str, kind: str, length: int) -> No
 
 @kinds
 @pytest.mark.parametrize("length", LENGTHS)
-@rig.examples(3)
+@rig.examples(2)
 @given(seed=seeds, head_dim=st.sampled_from([6, 20, 64]))
 def test_the_same_bits_in_parts_or_not(target: str, kind: str, length: int, seed: int, head_dim: int) -> None:
     """At once, in chunks or token by token, on 1 to 4 threads, with room for all parts, for some, or for none."""
@@ -114,9 +114,9 @@ def test_the_same_bits_in_parts_or_not(target: str, kind: str, length: int, seed
     expected = attention(rig.team(target), cache, turned, 0, 1, 0.2, room=0)[first:].view(np.int32)
     chunks = [[first, length], [first, first + 1, first + 9, length], list(range(first, length + 1))]
     for borders in chunks:
-        for threads in (1, 2, 3, 4):
+        for threads in (1, 2, 4):
             most = max(all_parts([New(cache, turned[a:b], a)]) for a, b in pairwise(borders))
-            for room in (most, most - 1, most // 3, 0):
+            for room in (most, most - 1, 0):
                 parts = [attention(rig.team(target, threads), cache, turned[a:b], a, 1, 0.2, threads, room=room)
                          for a, b in pairwise(borders)]
                 assert np.array_equal(np.concatenate(parts).view(np.int32), expected), (borders, threads, room)

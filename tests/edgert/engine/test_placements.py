@@ -64,7 +64,7 @@ def all_logits(engine: Engine, *, one_by_one: bool = False) -> np.ndarray:
 shares = st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0])
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(keep=shares, details=shares, attention=shares, head=shares, threads=st.integers(1, 4), chunk=st.integers(1, 20),
        chunk_bytes=st.sampled_from([1, 1 << 12, 1 << 13, 1 << 16]), readers=st.integers(1, 5))
 def test_the_same_at_every_placement(bundle: Bundle, expected: np.ndarray, **options: Any) -> None:
@@ -247,7 +247,7 @@ def work(engine: Engine, session: Session, bits: list[np.ndarray]) -> None:
 @pytest.mark.parametrize("fault", ["error", "flip"])
 def test_every_read_made_to_fail_in_turn(bundle: Bundle, expected: np.ndarray, fault: str) -> None:
     """In both planes; while loading, drafting and checking: one sentence, and the session is as it was."""
-    options = {**DRAFTING, "chunk_bytes": 1 << 14, "readers": 2}
+    options = {**DRAFTING, "chunk_bytes": 1 << 15, "readers": 2}
     file = FaultyFile(bundle.path, -1, fault)
     engine = make_engine(bundle, file=file, **options)
     loading = file.reads

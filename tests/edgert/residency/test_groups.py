@@ -86,9 +86,9 @@ def flipped(bundle: Bundle, path: Path, offset: int) -> Path:
 def test_a_bit_flipped_in_either_plane_is_found(bundle: Bundle, tmp_path: Path, group: int) -> None:
     """Wherever it is: in groups that are whole in memory, of which the base stays, or nothing."""
     for name, offset, size in planes(bundle):
-        for place in (0, size // 2, size - 1):
+        for place in (0, size - 1):
             path = flipped(bundle, tmp_path / "m.edge", offset + group * size + place)
-            for details, keep in ((0.0, 0.0), (0.0, 0.5), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
+            for details, keep in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):
                 with Bundle(path) as damaged, pytest.raises(
                         BundleError, match=f"part {group} of '{name}' at offset {offset + group * size} does not"):
                     engine = make_engine(damaged, keep=keep, details=details)
