@@ -2,45 +2,26 @@
 
 A few thousand tokens of text go through the source model in float32, layer by layer, each weight read once and in
 parts. Of the inputs of a matrix their second moments are kept: means over tokens of x_i * x_j, or, for down projections
-and what is very wide, of x_i * x_i, as llama.cpp's importance matrix does. The text, `calibration.txt`, is prose, code
-and conversation in several languages, written for this; no text that a model is judged by belongs in it.
+and what is very wide, of x_i * x_i, as llama.cpp's importance matrix does. The text is the user's own
+(calibration_text.py), or `calibration.txt`: prose, code and conversation in several languages, written for this; no
+text that a model is judged by belongs in it.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
-from importlib.resources import files
 from itertools import pairwise
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import feed_forward_parts
 
 from .source import Source
 
-WINDOW = 256
-"""Tokens of text computed from an empty context."""
-MAX_WINDOWS = 16
 WHOLE = 4096
 """Up to so many columns all products are kept (64 MB as float32), for more only squares."""
 _VALUES_AT_ONCE = 4 << 20
 """Weights read at a time, and values computed with them: 16 MB as float32."""
-
-
-def calibration_windows(source: Source) -> np.ndarray | None:
-    """The calibration text as token ids, int64 of shape (windows, WINDOW), each window beginning with BOS where the
-    model wants one; None if the tokenizer makes too little of it."""
-    text = files(__package__).joinpath("calibration.txt").read_text(encoding="utf-8")
-    ids = Tokenizer.from_str(source.tokenizer_json).encode(text, add_special_tokens=False).ids
-    count = min(len(ids) // WINDOW, MAX_WINDOWS)
-    if not count:
-        return None
-    windows = np.array(ids[:count * WINDOW], np.int64).reshape(count, WINDOW)
-    bos = source.generation.get("bos_token_id")
-    if source.generation.get("add_bos_token") and bos is not None:
-        windows[:, 0] = bos
-    return windows
 
 
 class _Activation:

@@ -22,19 +22,21 @@ from .layout import lay_out
 from .open_source import open_source
 from .packing import Packing
 from .presets import DEFAULT, preset
-from .rounding import Importances
+from .rounding import Importances, newly_rounded
 from .source import Source
 
 Progress = Callable[[str, int, int], None]
 
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
-            progress: Progress = lambda what, done, total: None, *, calibrate: bool = True) -> list[Kind]:
+            progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
+            texts: Sequence[str | os.PathLike[str]] = ()) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
 
     calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
-    so that it changes least (calibration.py). progress(what, weights done, weights in all) is called after each part.
-    What the bundle is made of comes back. Where `out` is a link, what it points to is written.
+    so that it changes least (calibration.py). texts: files to calibrate with; without them it is a text that comes with
+    edgert. progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes
+    back. Where `out` is a link, what it points to is written.
 
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
@@ -46,8 +48,11 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     require_apart(path, [file.path for file in opened.files])
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
+    paths = [Path(text) for text in texts] if calibrate else []
+    if paths and newly_rounded(opened, header):
+        header.provenance["calibration"] = ", ".join(path.name for path in paths)
     with cleaned_up(), BundleWriter(path, header) as writer:
-        _Conversion(opened, header, writer, progress, calibrate).run()
+        _Conversion(opened, header, writer, progress, calibrate, paths).run()
         for file in opened.files:
             file.require_unchanged()
         writer.commit()
@@ -58,10 +63,11 @@ class _Conversion:
     """All that goes into a bundle, written section by section and reported part by part."""
 
     def __init__(self, source: Source, header: Header, writer: BundleWriter, progress: Progress,
-                 calibrate: bool) -> None:
+                 calibrate: bool, texts: Sequence[Path]) -> None:
         self._source, self._header, self._writer, self._progress = source, header, writer, progress
         self._tensors = list(source.config.tensors())
-        importances = Importances(source, header, lambda n: self._report("calibrating", n)) if calibrate else None
+        importances = (Importances(source, header, texts, lambda n: self._report("calibrating", n)) if calibrate
+                       else None)
         self._packing = Packing(source, header, importances.of if importances else lambda name: None)
         self._done = 0
         self._total = sum(map(_weights, self._tensors)) + (importances.weights if importances else 0)

@@ -1,13 +1,15 @@
 """Which matrices a conversion rounds to 4 bits that were not before, and what is known of their inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from edgert.bundle import Header
 from edgert.models.tensors import FEED_FORWARD, Role, TensorSpec
 
-from .calibration import Calibration, calibration_windows
+from .calibration import Calibration
+from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
 from .source import Source
 
@@ -30,13 +32,16 @@ def _format(matrix: TensorSpec, header: Header) -> str:
 class Importances:
     """The importance of the matrices that are newly rounded, computed as far as it is asked for.
 
-    progress(weights) is called when so many more have been gone through.
+    texts: files to calibrate with; none for the text that ships. progress(weights) is called when so many more have
+    been gone through. Raises SourceError where a text cannot be used.
     """
 
-    def __init__(self, source: Source, header: Header, progress: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, header: Header, texts: Sequence[Path],
+                 progress: Callable[[int], None]) -> None:
         self._rounded = newly_rounded(source, header)
-        windows = calibration_windows(source) if self._rounded else None
-        self._calibration = None if windows is None else Calibration(source, windows, self._rounded, progress)
+        windows = windows_of(source, texts) if texts else shipped_windows(source) if self._rounded else None
+        self._calibration = (Calibration(source, windows, self._rounded, progress)
+                             if self._rounded and windows is not None else None)
         self._latest: tuple[np.ndarray, Importance] | None = None
         self.weights = 0 if self._calibration is None else self._calibration.weights
         """How many weights are gone through in all."""

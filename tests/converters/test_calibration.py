@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 from tiny_model import write_model
 
 from edgert.converters import calibration
-from edgert.converters.calibration import MAX_WINDOWS, WINDOW, Calibration, calibration_windows
+from edgert.converters.calibration import Calibration
+from edgert.converters.calibration_text import shipped_windows
 from edgert.converters.convert import convert
 from edgert.converters.open_source import open_source
 from edgert.converters.source import Source
@@ -89,21 +89,12 @@ def test_one_input_of_several_matrices() -> None:
     assert (q == k).all() and (q == v).all()
 
 
-def test_the_text() -> None:
-    """Whole windows of it, each with BOS in front where the model wants one."""
-    source = golden("qwen2")[0]
-    assert (made := calibration_windows(source)) is not None
-    assert made.shape == (MAX_WINDOWS, WINDOW)
-    with_bos = calibration_windows(replace(source, generation={"bos_token_id": 7, "add_bos_token": True}))
-    assert with_bos is not None and (with_bos[:, 0] == 7).all() and (with_bos[:, 1:] == made[:, 1:]).all()
-
-
 def test_a_tokenizer_that_makes_nothing_of_it(tmp_path: Path) -> None:
     """Then a bundle is made as without calibrating."""
     folder = write_model(tmp_path / "model", tie_word_embeddings=False)
     letters = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(re.sub('"([a-p])":', lambda letter: f'"{letter[1]}{letter[1]}":', letters))
-    assert calibration_windows(open_source(str(folder))) is None
+    assert shipped_windows(open_source(str(folder))) is None
     made = [tmp_path / name for name in ("a.edge", "b.edge")]
     for path, calibrate in zip(made, (True, False), strict=True):
         convert(str(folder), path, calibrate=calibrate)
