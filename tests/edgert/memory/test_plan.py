@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +71,7 @@ def headers(draw: st.DrawFn) -> Header:
     layers = draw(st.integers(1, 8))
     names = st.sampled_from(sorted(FORMATS))
     config = Config.from_hf({**CONFIG, "hidden_size": 32 * draw(st.integers(1, 64)), "num_hidden_layers": layers,
-                             "intermediate_size": draw(st.integers(1, 6000)), "vocab_size": draw(st.integers(2, 60000)),
+                             "intermediate_size": draw(st.integers(1, 6000)), "vocab_size": draw(st.integers(2, 80000)),
                              "num_attention_heads": draw(st.sampled_from([1, 2, 8, 24])),
                              "max_position_embeddings": 1 << 16, "tie_word_embeddings": draw(st.booleans())})
     formats = draw(st.lists(st.tuples(names, names), min_size=layers, max_size=layers))
@@ -139,28 +138,30 @@ class Part(NamedTuple):
 
 
 def stages(planner: Planner, plan: Plan) -> list[list[Part]]:
-    """What is pinned one after the other: attention, the common rows of the output head, bases, two thirds of the
-    details from the last layer to the first, what is left of details and head. Where no format is split, or nothing is
-    to be drafted, all after the bases goes together; where none is split there are neither bases nor common rows."""
+    """What is pinned one after the other: attention, the common rows of the output head, bases, half as many rows
+    again, two thirds of the details from the last layer to the first, what is left of details and head. Where no format
+    is split, or nothing is to be drafted, all after the bases goes together; where none is split there are neither
+    bases nor common rows."""
     header, pinned = planner._header, plan.placement.pinned
     bases = [n.section for n in header.neurons if n.details]
-    common = 512 if bases else 0
+    common = 512
     details = [layout.name for layout in planner._others if layout.name != HEAD]
     drafting = planner._drafting and bool(bases)
-    last_first = {name: 3 + number for number, name in enumerate(reversed(details))}
-    left = 3 + len(details)
+    last_first = {name: 4 + number for number, name in enumerate(reversed(details))}
+    left = 4 + len(details)
     parts: list[list[Part]] = [[] for _ in range(left + 1)]
     for layout in header.streamable():
-        cut = layout.count * 2 // 3 if drafting and layout.name in details else 0
-        if layout.name == HEAD:
-            cut = min(common, layout.count)
-        for first, last in pairwise((0, cut, layout.count)):
-            if layout.section == RESIDENT or layout.name in bases:
-                stage = 0 if layout.section == RESIDENT else 2
-            elif last == cut and not first and cut:
-                stage = 1 if layout.name == HEAD else last_first[layout.name]
-            else:
-                stage = left
+        cuts = [(0, left)]
+        if layout.section == RESIDENT or layout.name in bases:
+            cuts = [(0, 0 if layout.section == RESIDENT else 2)]
+        elif layout.name == HEAD and bases:
+            more = [(common * 3 // 2, left)] if drafting else []
+            cuts = [(0, 1), (common, 3 if drafting else left), *more]
+        elif drafting:
+            cuts = [(0, last_first[layout.name]), (layout.count * 2 // 3, left)]
+        ends = [min(start, layout.count) for start, _ in cuts[1:]] + [layout.count]
+        for (first, stage), last in zip(cuts, ends, strict=True):
+            first = min(first, layout.count)
             here = [min(end * layout.unit_bytes, layout.length) for end in (first, last)]
             held = min(max(pinned[layout.name], first), last)
             parts[stage].append(Part(here[1] - here[0], min(held * layout.unit_bytes, layout.length) - here[0]))
