@@ -313,11 +313,14 @@ class Model:
 
         return self._worker.run(work)
 
-    def reset(self) -> None:
-        """Forget all tokens computed so far. Ends the current answer."""
+    def reset(self, keep: int = 0) -> None:
+        """Forget all tokens computed so far but the first `keep`, which costs nothing. Ends the current answer.
+
+        Raises ModelError if fewer than `keep` have been computed.
+        """
         def work(job: Job[None]) -> None:
             self._turns.end()
-            self._session.truncate(0)
+            self._session.truncate(keep)
 
         self._worker.run(work)
 

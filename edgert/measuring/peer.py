@@ -62,10 +62,14 @@ class Peer:
         count = self._cpp.llama_tokenize(self._vocab, data, len(data), room, len(room), False, True)
         return list(room[:count])
 
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self._cpp.llama_memory_clear(self._cpp.llama_get_memory(self._context), True)
-        self._length = 0
+    def reset(self, keep: int = 0) -> None:
+        """Forget all tokens but the first `keep`."""
+        memory = self._cpp.llama_get_memory(self._context)
+        if keep:
+            self._cpp.llama_memory_seq_rm(memory, 0, keep, -1)
+        else:
+            self._cpp.llama_memory_clear(memory, True)
+        self._length = keep
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute new tokens; logits of the last, or of every one: float32 of shape (1 or n, vocab_size)."""
