@@ -68,3 +68,11 @@ def test_measuring_processes(program: Path, folder: Path, smollm2: Path) -> None
                               timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)
+
+
+def test_shipped_questions_are_there(program: Path, folder: Path) -> None:
+    code = ("from edgert.measuring import prompts, questions\n"
+            "print(len(questions.read_questions('shipped')), len(prompts.read_prompts('shipped')))")
+    done = subprocess.run([program.with_name("python"), "-I", "-c", code], cwd=folder, capture_output=True, text=True,
+                          check=False)
+    assert done.stdout == "200 50\n", done.stderr
