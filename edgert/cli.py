@@ -21,7 +21,7 @@ COMMANDS = {
     "run": ("edgert.commands.run", "Generate text from one prompt."),
     "plan": ("edgert.commands.plan", "Show where memory goes, and predict the speed."),
     "bench": ("edgert.commands.bench", "Measure speed, also against llama.cpp."),
-    "eval": ("edgert.commands.eval", "Measure perplexity, also against llama.cpp."),
+    "eval": ("edgert.commands.eval", "Measure quality: perplexity, questions, prompts."),
     "doctor": ("edgert.commands.doctor", "Show what this machine offers and what is missing."),
 }
 """Module and one-line help of each command. Modules are named as text: converters and apps stand above this module,

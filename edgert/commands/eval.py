@@ -1,84 +1,202 @@
-"""`edgert eval`: perplexity, also against llama.cpp."""
+"""`edgert eval`: perplexity, multiple-choice questions and prompts, also against llama.cpp."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 
 from edgert.errors import PeerError
-from edgert.measuring.perplexity import EveryLogits, score, windows
+from edgert.measuring.accuracy import Accuracy
+from edgert.measuring.perplexity import EveryLogits, Score, score, windows
+from edgert.measuring.prompts import Prompt, answer_to, normalized, read_prompts, tokenize_prompt
+from edgert.measuring.questions import (
+    Question,
+    Scores,
+    TokenizedQuestion,
+    read_questions,
+    score_question,
+    tokenize_question,
+)
+from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
 from .loading import load_model, model_options, read_text
 
 _ROWS = 64
 """Positions whose logits are in memory at once, at most."""
+_CONTEXT = 512
+"""Tokens that a question, or a prompt with its answer, may have, if not asked otherwise."""
+
+
+class _Engine(NamedTuple):
+    """What is measured. reset: forgets all tokens but the first so many. rows: whose logits are asked for at once."""
+
+    name: str
+    reset: Callable[..., None]
+    forward: Callable[..., np.ndarray]
+    rows: int
 
 
 @click.command("eval")
 @click.argument("bundle")
-@click.option("--text", "text_file", required=True, help="The text file to measure on.")
-@click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, with the same tokens.")
+@click.option("--text", "text_file", metavar="FILE", help="Measure the perplexity of this text.")
+@click.option("--questions", "questions_file", metavar="FILE|shipped",
+              help="Multiple-choice questions, JSON lines of \"question\", \"choices\" and \"answer\" (an index), or "
+                   "the 200 that come with edgert.")
+@click.option("--prompts", "prompts_file", metavar="FILE|shipped",
+              help="Prompts with one short answer, JSON lines of \"prompt\" and \"answer\" (a text, or several "
+                   "in a list), or the 50 that come with edgert.")
+@click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, with the same tokens: "
+              "--text and --questions.")
 @click.option("--window", type=click.IntRange(4, 1 << 20), default=512, show_default=True,
               help="Length of a window in tokens; the second half of each window is scored.")
 @click.option("--max-tokens", type=click.IntRange(4), help="Use at most this many tokens of the text.")
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: str, text_file: str, against: str | None, window: int, max_tokens: int | None,
-            as_json: bool, **model_settings: Any) -> None:
-    """Measure the perplexity of a text under BUNDLE, in the same windows as llama.cpp's own tool."""
-    text = read_text(text_file)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the pick for every question.")
+def command(bundle: str, text_file: str | None, questions_file: str | None, prompts_file: str | None,
+            against: str | None, window: int, max_tokens: int | None, as_json: bool, **model_settings: Any) -> None:
+    """Measure how good BUNDLE is, in one way or several.
+
+    --text: the text's perplexity, in the same windows as llama.cpp's own tool.
+
+    --questions: which choice is the likeliest after the question and a space, by the sum of its tokens'
+    log-probabilities (accuracy), and by that sum per byte of the choice, as lm-evaluation-harness does.
+
+    --prompts: whether the greedy answer is the right one, exactly. A prompt is a user's message where the bundle has a
+    chat template. Of the answer counts its first line, without regard to case, white space around it and punctuation
+    (.!?,;:) at its end.
+    """
+    if text_file is None and questions_file is None and prompts_file is None:
+        raise click.UsageError("give --text, --questions or --prompts, or several of them")
+    if against is not None and text_file is None and questions_file is None:
+        raise click.UsageError("--against goes with --text or --questions")
+    text = read_text(text_file) if text_file is not None else None
+    questions = read_questions(questions_file) if questions_file is not None else []
+    prompts = read_prompts(prompts_file) if prompts_file is not None else []
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
-    with load_model(bundle, **{**model_settings, "context": model_settings["context"] or window}) as model:
+    context = max(window if text is not None else 0, _CONTEXT if questions or prompts else 0)
+    with load_model(bundle, **{**model_settings, "context": model_settings["context"] or context}) as model:
+        ours = _Engine("edgert", model.reset, model.extend, min(model.plan.logit_rows, _ROWS))
         tokenizer = model.tokenizer
-        ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
-        parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
-        rows = min(model.plan.logit_rows, _ROWS)
-        ours = score(parts, _logits_of(model.reset, model.extend, rows), _progress("edgert"))
-        used = model.threads
-    result: dict[str, Any] = {"bundle": bundle, "text": text_file, "tokens": ours.tokens, "windows": len(parts),
-                              "window": len(parts[0]), "perplexity": ours.perplexity, "threads": used}
+        ids = tokenizer.encode(text, add_bos=False)[:max_tokens] if text is not None else []
+        bos = tokenizer.bos_token_id if tokenizer.add_bos_token else None
+        parts = windows(ids, window, bos) if text is not None else []
+        tokens = [tokenize_question(question, tokenizer, model.context) for question in questions]
+        asked = [tokenize_prompt(prompt, model) for prompt in prompts]
+        result: dict[str, Any] = {"bundle": bundle, "threads": model.threads}
+        if text is not None:
+            surprise = _surprise(ours, parts)
+            result |= {"text": text_file, "tokens": surprise.tokens, "windows": len(parts), "window": len(parts[0]),
+                       "perplexity": surprise.perplexity}
+        if questions:
+            scores = _scores(ours, questions, tokens)
+            result["questions"] = {"file": questions_file, **_accuracies(questions, scores)}
+        if prompts:
+            result["prompts"] = {"file": prompts_file, **_matches(prompts, asked, model)}
     if against is not None:
         from edgert.measuring.peer import Peer
-        peer = Peer(against, threads=used, context=len(parts[0]))
-        theirs = score(parts, _logits_of(peer.reset, peer.forward, _ROWS), _progress("llama.cpp"))
-        same = sum(a == b for a, b in zip(ours.choices, theirs.choices, strict=True))
-        result["peer"] = {"name": "llama.cpp", "model": against, "perplexity": theirs.perplexity,
-                          "tokens": theirs.tokens, "same_token_ids": peer.tokenize(text)[:max_tokens] == ids}
-        result["ratio"] = ours.perplexity / theirs.perplexity
-        result["next_token_agreement"] = same / len(ours.choices)
+        longest = max([*map(len, parts), *(question.computed for question in tokens)])
+        peer = Peer(against, threads=result["threads"], context=longest)
+        theirs = _Engine("llama.cpp", peer.reset, peer.forward, _ROWS)
+        who = {"name": theirs.name, "model": against}
+        if text is not None:
+            peers = _surprise(theirs, parts)
+            result["peer"] = {**who, "perplexity": peers.perplexity, "tokens": peers.tokens,
+                              "same_token_ids": peer.tokenize(text)[:max_tokens] == ids}
+            result["ratio"] = surprise.perplexity / peers.perplexity
+            result["next_token_agreement"] = _share_alike(surprise.choices, peers.choices)
+        if questions:
+            peer_scores = _scores(theirs, questions, tokens)
+            result["questions"] |= {
+                "peer": {**who, **_accuracies(questions, peer_scores)},
+                "agreement": _share_alike([s.pick for s in scores], [s.pick for s in peer_scores]),
+                "agreement_norm": _share_alike([s.pick_by_bytes for s in scores],
+                                               [s.pick_by_bytes for s in peer_scores])}
     if as_json:
         show_json(result)
     else:
-        show(_lines(result))
+        show("\n".join(_lines(result)))
 
 
-def _logits_of(reset: Callable[[], None], forward: Callable[..., np.ndarray], rows: int) -> EveryLogits:
+def _surprise(engine: _Engine, parts: Sequence[Sequence[int]]) -> Score:
+    """The score of a text's windows."""
+    return score(parts, _logits_of(engine), lambda done, total: _progress(engine, "window", done, total))
+
+
+def _logits_of(engine: _Engine) -> EveryLogits:
     """The logits that `score` asks for, computed at most `rows` positions at a time."""
     def logits_of(part: Sequence[int], first: int) -> Iterator[np.ndarray]:
-        reset()
-        forward(part[:first])
-        for start in range(first, len(part), rows):
-            yield forward(part[start:start + rows], every=True)
+        engine.reset()
+        engine.forward(part[:first])
+        for start in range(first, len(part), engine.rows):
+            yield engine.forward(part[start:start + engine.rows], every=True)
 
     return logits_of
 
 
-def _progress(name: str) -> Any:
-    def report(done: int, total: int) -> None:
-        show_passing(f"{name}: window {done} of {total}" if done < total else "")
+def _scores(engine: _Engine, questions: Sequence[Question], tokens: Sequence[TokenizedQuestion]) -> list[Scores]:
+    found = []
+    for question, each in zip(questions, tokens, strict=True):
+        found.append(score_question(question, each, engine.reset, engine.forward, engine.rows))
+        _progress(engine, "question", len(found), len(questions))
+    return found
 
-    return report
+
+def _accuracies(questions: Sequence[Question], scores: Sequence[Scores]) -> dict[str, Any]:
+    """Names are lm-evaluation-harness's."""
+    pairs = list(zip(questions, scores, strict=True))
+    by_sum = Accuracy.of([s.pick == q.answer for q, s in pairs])
+    by_bytes = Accuracy.of([s.pick_by_bytes == q.answer for q, s in pairs])
+    return {"count": len(pairs), "acc": by_sum.value, "acc_stderr": by_sum.error,
+            "acc_norm": by_bytes.value, "acc_norm_stderr": by_bytes.error,
+            "each": [{"answer": q.answer, "pick": s.pick, "pick_norm": s.pick_by_bytes,
+                      "log_likelihoods": s.log_likelihoods} for q, s in pairs]}
 
 
-def _lines(result: dict[str, Any]) -> str:
-    lines = [f"{result['tokens']} tokens scored in {result['windows']} windows of {result['window']}",
-             f"edgert     perplexity {result['perplexity']:.4f}"]
-    if "peer" in result:
-        lines += [f"llama.cpp  perplexity {result['peer']['perplexity']:.4f}",
-                  f"ratio {result['ratio']:.4f}, the same next token {100 * result['next_token_agreement']:.1f} % "
-                  "of the time"]
-    return "\n".join(lines)
+def _matches(prompts: Sequence[Prompt], asked: Sequence[list[int]], model: Model) -> dict[str, Any]:
+    each: list[dict[str, Any]] = []
+    for prompt, ids in zip(prompts, asked, strict=True):
+        answer = answer_to(ids, model)
+        each.append({"answer": answer, "right": normalized(answer) in prompt.answers})
+        show_passing(f"edgert: prompt {len(each)} of {len(prompts)}" if len(each) < len(prompts) else "")
+    match = Accuracy.of([answered["right"] for answered in each])
+    return {"count": len(each), "exact_match": match.value, "exact_match_stderr": match.error, "each": each}
+
+
+def _share_alike(ours: Sequence[int], theirs: Sequence[int]) -> float:
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+def _progress(engine: _Engine, what: str, done: int, total: int) -> None:
+    show_passing(f"{engine.name}: {what} {done} of {total}" if done < total else "")
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    if "text" in result:
+        yield f"{result['tokens']} tokens scored in {result['windows']} windows of {result['window']}"
+        yield f"edgert     perplexity {result['perplexity']:.4f}"
+        if "peer" in result:
+            yield f"llama.cpp  perplexity {result['peer']['perplexity']:.4f}"
+            yield (f"ratio {result['ratio']:.4f}, the same next token {100 * result['next_token_agreement']:.1f} % "
+                   "of the time")
+    if "questions" in result:
+        questions = result["questions"]
+        yield f"{questions['count']} questions: {_accuracy_text(questions)}"
+        if "peer" in questions:
+            yield f"llama.cpp: {_accuracy_text(questions['peer'])}"
+            yield (f"the same pick for {100 * questions['agreement']:.1f} % of the questions, per byte for "
+                   f"{100 * questions['agreement_norm']:.1f} %")
+    if "prompts" in result:
+        prompts = result["prompts"]
+        yield f"{prompts['count']} prompts: {_percent(prompts, 'exact_match')} answered exactly"
+
+
+def _accuracy_text(found: dict[str, Any]) -> str:
+    return f"accuracy {_percent(found, 'acc')}, per byte {_percent(found, 'acc_norm')}"
+
+
+def _percent(found: dict[str, Any], name: str) -> str:
+    return f"{100 * found[name]:.1f} ± {100 * found[name + '_stderr']:.1f} %"

@@ -157,6 +157,8 @@ def test_refusals_are_one_sentence(smollm2: Path, smollm2_gguf: Path, tmp_path: 
     assert "is a folder" in refused("convert", smollm2_gguf, tmp_path)
     assert "no such file" in refused("eval", smollm2, "--text", tmp_path / "none.txt")
     assert "at least 4" in refused("eval", smollm2, "--text", empty)
+    assert "is empty; it needs" in refused("eval", smollm2, "--questions", empty)
+    assert "line 1: is not UTF-8" in refused("eval", smollm2, "--prompts", text)
     assert "no such file" in refused("bench", smollm2, "--against", tmp_path / "none.gguf")
 
 
@@ -191,6 +193,35 @@ def test_eval_json(smollm2: Path, tmp_path: Path) -> None:
     result = json.loads(edgert("eval", smollm2, "--text", text, "--window", 64, "--json").stdout)
     assert result["tokens"] == result["windows"] * 31
     assert 1 < result["perplexity"] < 10
+
+
+def test_eval_questions_and_prompts(smollm2: Path, tmp_path: Path) -> None:
+    """At every memory budget, number of threads and with speculation or without, the same numbers to the bit."""
+    (questions := tmp_path / "questions.jsonl").write_text(
+        '{"question": "What is the capital of France?\\nAnswer:", "choices": ["Rome", "Paris"], "answer": 1}\n'
+        '{"question": "The sun rises in the", "choices": ["south west", "north", "east"], "answer": 2}\n')
+    (prompts := tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "What is 12 * 11? Answer with the number only.", "answer": ["132", "12 * 11 = 132"]}\n')
+    call = ["eval", smollm2, "--questions", questions, "--prompts", prompts]
+    result = json.loads(edgert(*call, "--json", "--threads", 2).stdout)
+    assert (result["questions"]["count"], result["questions"]["acc"]) == (2, 1)
+    assert [(each["pick"], each["answer"]) for each in result["questions"]["each"]] == [(1, 1), (2, 2)]
+    assert result["prompts"]["each"] == [{"answer": "12 * 11 = 132", "right": True}]
+    smallest = int(re.search(r"at least (\d+) MiB", refused(*call, "--memory", "20M"))[1])  # type: ignore[index]
+    for others in (["--threads", 1, "--speculation", "off"], ["--memory", f"{smallest}M"],
+                   ["--memory", f"{smallest + 30}M", "--speculation", 4, "--prefill-chunk", 2]):
+        other = json.loads(edgert(*call, "--json", *others).stdout)
+        assert {**other, "threads": 2} == result
+    assert edgert(*call).stdout == ("2 questions: accuracy 100.0 ± 0.0 %, per byte 100.0 ± 0.0 %\n"
+                                    "1 prompts: 100.0 ± 0.0 % answered exactly\n")
+    assert "line 1: question and choice have " in refused(*call, "-c", 8)
+    assert "line 1: the prompt has " in refused("eval", smollm2, "--prompts", prompts, "-c", 64)
+
+
+def test_eval_of_nothing(smollm2: Path) -> None:
+    for arguments in ([], ["--against", "x.gguf", "--prompts", "shipped"]):
+        done = edgert("eval", smollm2, *arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 def test_bench_json(smollm2: Path) -> None:
