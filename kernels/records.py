@@ -47,6 +47,8 @@ class Code(IntEnum):
     RELEASE = 11
     JOIN = 12
     """Groups become whole: done while weights are loaded."""
+    LAYER_NORM = 13
+    LEARNED_POSITIONS = 14
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -239,6 +241,49 @@ class Norm(NamedTuple):
 
 
 NORM = offsets(Norm)
+
+
+class LayerNorm(NamedTuple):
+    """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + epsilon) * weight + bias; all else is as in Norm."""
+
+    x: int
+    x_stride: int
+    weight: int
+    columns: int
+    blocks: int
+    epsilon: int
+    floats: int
+    floats_stride: int
+    quantized: int
+    quantized_stride: int
+    fine: int
+    fine_stride: int
+    of_selected: int
+    bias: int
+    """float32."""
+
+
+LAYER_NORM = offsets(LayerNorm)
+assert LAYER_NORM[:-1] == NORM
+
+
+class LearnedPositions(NamedTuple):
+    """x += a row of a matrix for each token: the one of its position."""
+
+    form: int
+    matrix: int
+    """Address of its tiles."""
+    first: int
+    """The row of position 0."""
+    blocks: int
+    x: int
+    x_stride: int
+    scratch: int
+    scratch_stride: int
+    """A block of float32 for each thread."""
+
+
+LEARNED_POSITIONS = offsets(LearnedPositions)
 
 
 class Quantize(NamedTuple):
