@@ -39,13 +39,14 @@ class Calibration:
 
     def __init__(self, source: Source, windows: np.ndarray, wanted: Set[str],
                  progress: Callable[[int], None] = lambda weights: None) -> None:
-        self._source, self._windows, self._wanted, self._progress = source, windows, wanted, progress
+        self._windows = windows[:, :source.config.max_position_embeddings]  # learned positions have no more
+        self._source, self._wanted, self._progress = source, wanted, progress
         self._steps: deque[Callable[[], None]] = deque()
         self._moments: dict[str, np.ndarray] = {}
         self.weights = 0
         """How many weights are gone through in all."""
         self._feed_forward = feed_forward_parts(source.config.tensors())
-        self._rotations = _rotations(source.config.rope_frequencies(), windows.shape[1])
+        self._rotations = _rotations(source.config.rope_frequencies(), self._windows.shape[1])
         FAMILIES[source.config.architecture].wire(source.config, self)
 
     def moments(self, name: str) -> np.ndarray:
@@ -70,12 +71,22 @@ class Calibration:
         self._steps.append(step)
         return x
 
-    def norm(self, x: _Activation, weight: str) -> _Activation:
-        out, epsilon = _Activation(), np.float32(self._source.config.rms_norm_eps)
+    def add_positions(self, x: _Activation, weight: str, *, first: int) -> None:
+        def step() -> None:
+            windows, tokens = self._windows.shape
+            x.values += np.tile(self._source.tensors[weight].read(first, first + tokens), (windows, 1))
+
+        self._steps.append(step)
+
+    def norm(self, x: _Activation, weight: str, *, bias: str | None = None) -> _Activation:
+        out, epsilon = _Activation(), np.float32(self._source.config.norm_epsilon)
 
         def step() -> None:
-            mean = np.square(x.values).mean(1, keepdims=True)
-            out.values = x.values / np.sqrt(mean + epsilon) * self._vector(weight)
+            values = x.values if bias is None else x.values - x.values.mean(1, keepdims=True)
+            mean = np.square(values).mean(1, keepdims=True)
+            out.values = values / np.sqrt(mean + epsilon) * self._vector(weight)
+            if bias is not None:
+                out.values += self._vector(bias)
 
         self._steps.append(step)
         return out
@@ -120,29 +131,37 @@ class Calibration:
         return out
 
     def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
-        gate, up, down = (spec.name for spec in self._feed_forward[layer])
-        self._count([gate, up, down])
+        part, act = self._feed_forward[layer], _ACTIVATIONS[self._source.config.hidden_act]
+        by_rows, down = [spec.name for spec in part.by_rows], part.down.name
+        self._count([*by_rows, down])
 
         def step() -> None:
-            self._observe(x.values, [gate, up])
+            self._observe(x.values, by_rows)
             hidden = np.empty((len(x.values), self._source.config.intermediate_size), np.float32)
+            bias = None if part.up_bias is None else self._vector(part.up_bias.name)
             first = 0
-            for gate_rows, up_rows in zip(self._parts(gate), self._parts(up), strict=True):
-                part = x.values @ gate_rows.T
-                part /= 1 + np.exp(-part)
-                part *= x.values @ up_rows.T
-                hidden[:, first:first + len(gate_rows)] = part
-                first += len(gate_rows)
+            for rows in zip(*map(self._parts, by_rows), strict=True):
+                some = slice(first, first + len(rows[0]))
+                made = x.values @ rows[0].T
+                if bias is not None:
+                    made += bias[some]
+                made = act(made)
+                if part.gate is not None:
+                    made *= x.values @ rows[1].T
+                hidden[:, some] = made
+                first = some.stop
             self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
             first = 0
             for rows in self._parts(down):
                 add_to.values[:, first:first + len(rows)] += hidden @ rows.T
                 first += len(rows)
+            if part.down_bias is not None:
+                add_to.values += self._vector(part.down_bias.name)
 
         self._steps.append(step)
 
-    def logits(self, x: _Activation, norm: str, head: str) -> None:
-        h = self.norm(x, norm)
+    def logits(self, x: _Activation, norm: str, head: str, *, norm_bias: str | None = None) -> None:
+        h = self.norm(x, norm, bias=norm_bias)
         self._steps.append(lambda: self._observe(h.values, [head + ".weight"]))
 
     # What they are made of.
@@ -174,10 +193,22 @@ class Calibration:
     def _rotated(self, heads: np.ndarray) -> np.ndarray:
         """(heads, tokens, head_dim) at their rotary positions; components in an order that is the same for all."""
         half = heads.shape[2] // 2
-        interleaved = self._source.config.rope_pairing == "interleaved"
-        a, b = (heads[..., 0::2], heads[..., 1::2]) if interleaved else (heads[..., :half], heads[..., half:])
+        neighbours = self._source.config.rotates_neighbours
+        a, b = (heads[..., 0::2], heads[..., 1::2]) if neighbours else (heads[..., :half], heads[..., half:])
         cosine, sine = self._rotations
         return np.concatenate([a * cosine - b * sine, a * sine + b * cosine], 2)
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def _relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x))}
 
 
 def _rotations(frequencies: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:

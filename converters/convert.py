@@ -88,8 +88,9 @@ class _Conversion:
             elif spec.role not in FEED_FORWARD:
                 slabs[self._header.tensors[spec.name].section] = self._write_matrix(spec)
             elif spec.role is Role.DOWN:
-                layer, written = next(feed_forward)
-                groups += self._write_neurons(layer, written)
+                layer, part = next(feed_forward)
+                written = part.matrices
+                groups += self._write_neurons(layer, part)
             else:
                 continue  # gate and up go with down
             self._report(spec.name, sum(map(_weights, written)))

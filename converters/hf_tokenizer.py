@@ -38,9 +38,10 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any],
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        if (folder / "tokenizer.model").is_file():
-            raise SourceError(f"{folder}: has a tokenizer.model but no tokenizer.json: make one with transformers' "
-                              "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)")
+        for older in ("tokenizer.model", "vocab.json"):
+            if (folder / older).is_file():
+                raise SourceError(f"{folder}: has a {older} but no tokenizer.json: make one with transformers' "
+                                  "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)")
         raise SourceError(f"{path}: there is no such file: fetch it from where the model came from")
     text = read_text(path, _MAX_TOKENIZER)
     try:

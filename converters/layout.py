@@ -51,11 +51,12 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
             place(spec.name, section, formats[spec.name], *spec.shape)
         elif spec.role is Role.DOWN:
             layer = len(header.neurons)
-            gate, up, down = (FORMATS[formats[part.name]] for part in feed_forward[layer])
-            gate_up = max(gate, up, key=lambda form: form.block_bytes)
+            part = feed_forward[layer]
+            gate_up = max((FORMATS[formats[rows.name]] for rows in part.by_rows), key=lambda form: form.block_bytes)
+            down = FORMATS[formats[part.down.name]]
             if down.header_bytes:
                 place(down_headers(layer), RESIDENT, "headers", config.hidden_size, down.header_bytes)
-            group = group_layout(config.hidden_size, gate_up, down)
+            group = group_layout(config.hidden_size, gate_up, down, gated=config.gated)
             neurons = Neurons(neuron_section(layer), detail_section(layer) if group.detail.length else None,
                               -(-config.intermediate_size // BLOCK), group.base.length, group.detail.length,
                               gate_up.name, down.name)

@@ -46,28 +46,29 @@ class Packing:
     def neurons(self, layer: int, part: FeedForward) -> tuple[np.ndarray, Iterator[list[np.ndarray]]]:
         """The tile headers of a layer's down projection, uint8 of shape (tiles, header_bytes); and the layer's neuron
         groups, some at a time: what they have in each of their sections, uint8 of shape (groups, bytes)."""
-        importances = [self._importance_of(spec.name) for spec in part]
+        *of_rows, of_down = [self._importance_of(spec.name) for spec in part.matrices]
         form = FORMATS[self._header.neurons[layer].down]
         rows, columns = part.down.shape
         step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
         tiles = np.empty((-(-rows // TILE), form.tile_bytes(columns)), np.uint8)
         for start in range(0, rows, step):
-            some = self._tiles(part.down, form.name, importances[2], start, min(start + step, rows))
+            some = self._tiles(part.down, form.name, of_down, start, min(start + step, rows))
             tiles[start // TILE:start // TILE + len(some)] = some
-        return tiles[:, :form.header_bytes], self._groups(layer, part, importances, tiles[:, form.header_bytes:])
+        return tiles[:, :form.header_bytes], self._groups(layer, part, of_rows, tiles[:, form.header_bytes:])
 
     def _groups(self, layer: int, part: FeedForward, importances: list[Importance | None],
                 down: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """down: the blocks of the down projection's tiles, uint8 of shape (tiles, bytes)."""
+        """importances: of the matrices by rows. down: the blocks of the down projection's tiles, uint8 of shape (tiles,
+        bytes)."""
         neurons = self._header.neurons[layer]
         # (tile, group, block bytes): group g of the down projection is block g of every tile.
         blocks = down.reshape(len(down), neurons.groups, -1)
-        rows, columns = part.gate.shape
+        rows, columns = part.up.shape
         at_once = max(_VALUES_AT_ONCE // (2 * columns) // BLOCK, 1)
         for first in range(0, neurons.groups, at_once):
             last = min(first + at_once, neurons.groups)
             parts = []
-            for spec, importance in zip(part[:2], importances[:2], strict=True):
+            for spec, importance in zip(part.by_rows, importances, strict=True):
                 two = self._tiles(spec, neurons.gate_up, importance, first * BLOCK, min(last * BLOCK, rows))
                 missing = 2 * (last - first) - len(two)
                 parts.append(_tile_planes(FORMATS[neurons.gate_up], np.pad(two, ((0, missing), (0, 0)))))

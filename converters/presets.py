@@ -37,11 +37,13 @@ class Preset:
         matrices = [spec for spec in source.config.tensors() if spec.is_matrix]
         types = {spec.name: source.tensors[spec.name].type_name for spec in matrices}
         for part in _not_kept_fine(feed_forward_parts(matrices), types):
-            types[part.down.name] = types[part.gate.name]
+            types[part.down.name] = types[part.by_rows[0].name]
         return {spec.name: self._format(spec, types[spec.name], source.config.num_hidden_layers) for spec in matrices}
 
     def _format(self, matrix: TensorSpec, type_name: str, layers: int) -> str:
         """type_name: what the source has it in, or is taken to have. layers: in all."""
+        if matrix.role is Role.POSITION:  # a few rows for each layer's thousands
+            return "f32" if self.name == "f32" else "f16"
         if self.name in ("q4", "q6") and matrix.role in _PADDING_COUNTS and matrix.shape[1] % BLOCK:
             return "q8"
         if self.name != "q4":

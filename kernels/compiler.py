@@ -32,7 +32,9 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     from . import attention, combine, embedding, feed_forward, interpreter, linear, norm, one_token, planes, rope
     yield "embedding", embedding.embedding, 2
     yield "matrix", linear.linear, 3
+    yield "learned positions", embedding.positions, 3
     yield "norm", norm.norm, 2
+    yield "layer norm", norm.layer_norm, 2
     yield "quantize", norm.quantize, 2
     yield "rotary positions", rope.rope, 2
     yield "attention", attention.attention, 3

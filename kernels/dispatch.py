@@ -1,4 +1,4 @@
-"""Choosing among kernels: by weight format, and one after another."""
+"""Choosing among kernels: by a number, by weight format, and one after another."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,24 +7,29 @@ from .decorators import inlined
 from .formats import FORMATS
 
 
-def by_format(kernels: Mapping[str, Any]) -> Any:
-    """A function (form, *arguments) that calls the kernel of the weight format with code `form`."""
-    (name, first), *rest = kernels.items()
+def by_number(kernels: Mapping[int, Any]) -> Any:
+    """A function (number, *arguments) that calls the kernel of that number."""
+    (own, first), *rest = kernels.items()
     if not rest:
         @inlined
-        def the_only(form, *arguments):
+        def the_only(number, *arguments):
             return first(*arguments)
 
         return the_only
-    code, others = FORMATS[name].code, by_format(dict(rest))
+    others = by_number(dict(rest))
 
     @inlined
-    def choose(form, *arguments):
-        if form == code:
+    def choose(number, *arguments):
+        if number == own:
             return first(*arguments)
-        return others(form, *arguments)
+        return others(number, *arguments)
 
     return choose
+
+
+def by_format(kernels: Mapping[str, Any]) -> Any:
+    """A function (form, *arguments) that calls the kernel of the weight format with code `form`."""
+    return by_number({FORMATS[name].code: kernel for name, kernel in kernels.items()})
 
 
 def in_turn(parts: Sequence[Any]) -> Any:

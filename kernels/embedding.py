@@ -1,4 +1,4 @@
-"""Embedding lookup: one row out of a tile of 16, for each weight format."""
+"""Embedding lookup, of tokens and of positions: one row out of a tile of 16, for each weight format."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import numpy as np
 from .decorators import inlined, kernel
 from .dispatch import by_format
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, TILE
-from .records import EMBEDDING, STATE
-from .simd.memory import load_bf16, load_f16, load_f32, load_i64, load_u8, store_f32
+from .records import EMBEDDING, LEARNED_POSITIONS, STATE, TOKEN, TOKEN_BYTES
+from .simd.arithmetic import add
+from .simd.memory import load_bf16, load_f16, load_f32, load_f32x16, load_i64, load_u8, store_f32, store_f32x16
 from .state import take
 
 
@@ -83,4 +84,25 @@ def embedding(op, state):
         for block in range(blocks):
             _block_row(form, tile, tile + _HEADER_BYTES[form] + block * _BLOCK_BYTES[form], lane,
                        out + token * out_stride + block * FLOAT_BLOCK)
+        token = take(state, 1)
+
+
+@kernel
+def positions(op, state, thread):
+    """x += the row of each new token's position (learned positions: Vaswani et al. 2017, section 3.5)."""
+    form, matrix = load_i64(op + LEARNED_POSITIONS.form), load_i64(op + LEARNED_POSITIONS.matrix)
+    first, blocks = load_i64(op + LEARNED_POSITIONS.first), load_i64(op + LEARNED_POSITIONS.blocks)
+    x, x_stride = load_i64(op + LEARNED_POSITIONS.x), load_i64(op + LEARNED_POSITIONS.x_stride)
+    values = load_i64(op + LEARNED_POSITIONS.scratch) + thread * load_i64(op + LEARNED_POSITIONS.scratch_stride)
+    tile_bytes = _HEADER_BYTES[form] + blocks * _BLOCK_BYTES[form]
+    tokens = load_i64(state + STATE.tokens)
+    token = take(state, 1)
+    while token < tokens:
+        row = first + load_i64(load_i64(state + STATE.token_records) + token * TOKEN_BYTES + TOKEN.position)
+        tile = matrix + row // TILE * tile_bytes
+        for block in range(blocks):
+            _block_row(form, tile, tile + _HEADER_BYTES[form] + block * _BLOCK_BYTES[form], row % TILE, values)
+            for at in range(0, FLOAT_BLOCK, 64):
+                out = x + token * x_stride + block * FLOAT_BLOCK + at
+                store_f32x16(out, add(load_f32x16(out), load_f32x16(values + at)))
         token = take(state, 1)

@@ -1,10 +1,11 @@
-"""The SwiGLU feed-forward part, from row-column bundles of 32 neurons ("LLM in a flash", Alizadeh et al. 2023).
+"""The feed-forward part, from row-column bundles of 32 neurons ("LLM in a flash", Alizadeh et al. 2023).
 
-A group of 32 neurons is, at one address: 2 tiles of gate rows, 2 tiles of up rows (formats.py), then for every 16 rows
-of the result one block of the down projection whose 32 columns are the group's neurons. The headers of the down blocks'
-rows, where their format has them, stand apart: every group shares them. Where a group comes from does not matter: its
-address is looked up in a table; one that is ABSENT adds nothing. A group may be in two places, its planes (groups.py):
-then it is put together where it is needed, a tile or a block at a time (planes.py).
+A group of 32 neurons is, at one address: 2 tiles of gate rows (unless it has no gate), 2 tiles of up rows (formats.py),
+then for every 16 rows of the result one block of the down projection whose 32 columns are the group's neurons. With a
+gate it is a gated linear unit (Shazeer 2020, "GLU Variants Improve Transformer"). The headers of the down blocks' rows,
+where their format has them, stand apart: every group shares them. Where a group comes from does not matter: its address
+is looked up in a table; one that is ABSENT adds nothing. A group may be in two places, its planes (groups.py): then it
+is put together where it is needed, a tile or a block at a time (planes.py).
 """
 
 from typing import Any
@@ -14,32 +15,37 @@ from numba import types
 from .activation import quantize_pair
 from .block_products import STEPS, no_sums
 from .decorators import inlined, kernel
-from .dispatch import by_format, in_turn
+from .dispatch import by_format, by_number, in_turn
 from .formats import BLOCK, FORMATS, TILE, Activation
-from .functions import silu
+from .functions import relu, relu2, silu
+from .groups import row_tiles_of
 from .linear import tile_bytes_of, tile_of
 from .planes import base_bytes_of, detail_bytes_of, whole_blocks, whole_tile
-from .records import ABSENT, DOWN, RELEASE, SEGMENTS, STATE, TOKENS_AT_ONCE, UP, UP_ROWS, WHOLE
+from .records import ABSENT, DOWN, HIDDEN_ACTS, RELEASE, SEGMENTS, STATE, TOKENS_AT_ONCE, UP, UP_ROWS, WHOLE
 from .simd.arithmetic import add, mul, zero_f32
 from .simd.memory import load_f32x16, load_i64, store_f32x16, store_i64
 from .simd.rows import AT, Row, for_rows
 from .simd.vector import f32x16
 from .state import arrived, release, share, take
 
-_ROW_BYTES = 4 * TILE * 4
+_GATED = row_tiles_of(gated=True)
+_ROW_BYTES = _GATED * TILE * 4
+_FUNCTIONS = {"silu": silu, "relu": relu, "relu2": relu2}
+_activated = by_number({HIDDEN_ACTS.index(name): function for name, function in _FUNCTIONS.items()})
 _ACTIVATION_BLOCK = tuple(form.activation.block_bytes for form in FORMATS.values())
 _QUANTIZED, _FINE = (tuple(int(form.activation == kind) for form in FORMATS.values())
                      for kind in (Activation.QUANTIZED, Activation.FINE))
 
 
 @kernel
-def hidden_block(row, out, down, error):
-    """silu(gate) * up of 32 neurons to one block in the form that `down`, a format's code, meets.
+def hidden_block(row, row_tiles, activation, out, down, error):
+    """act(gate) * up of 32 neurons, or act(up), to one block in the form that `down`, a format's code, meets.
 
-    row: float32, 32 of gate and 32 of up. A value that is not finite sets the int64 at `error` to 1.
+    row: float32, 32 of gate and 32 of up, or 32 of up. A value that is not finite sets the int64 at `error` to 1.
     """
-    low = mul(silu(load_f32x16(row)), load_f32x16(row + 128))
-    high = mul(silu(load_f32x16(row + 64)), load_f32x16(row + 192))
+    low, high = _activated(activation, load_f32x16(row)), _activated(activation, load_f32x16(row + 64))
+    if row_tiles == _GATED:
+        low, high = mul(low, load_f32x16(row + 128)), mul(high, load_f32x16(row + 192))
     if _QUANTIZED[down]:
         quantize_pair(low, high, out, 0, error)
     elif _FINE[down]:
@@ -54,22 +60,23 @@ def _up_group(op, w, detail, group, first, count, scratch, error):
     """One group for `count` tokens from `first` on. detail: where its detail plane is, or WHOLE."""
     form, blocks, down = load_i64(op + UP.form), load_i64(op + UP.blocks), load_i64(op + UP.down)
     x_stride, hidden_stride = load_i64(op + UP.x_stride), load_i64(op + UP.hidden_stride)
+    activation, row_tiles, bias = load_i64(op + UP.activation), load_i64(op + UP.row_tiles), load_i64(op + UP.bias)
     tile_bytes = tile_bytes_of(form, blocks) if detail == WHOLE else base_bytes_of(form, blocks)
     detail_bytes = detail_bytes_of(form, blocks)
-    for i in range(4):
+    for i in range(row_tiles):
         tile = w + i * tile_bytes
         if detail != WHOLE:
             tile = whole_tile(form, tile, detail + i * detail_bytes, blocks, scratch + UP_ROWS)
         tile_of(form, tile, blocks, load_i64(op + UP.x) + first * x_stride, x_stride, count, scratch + i * 64,
-                _ROW_BYTES, 0, 0)
+                _ROW_BYTES, bias + (group * row_tiles + i) * 64 if bias else 0, 0)
     out = load_i64(op + UP.hidden) + group * _ACTIVATION_BLOCK[down] + first * hidden_stride
     for token in range(count):
-        hidden_block(scratch + token * _ROW_BYTES, out + token * hidden_stride, down, error)
+        hidden_block(scratch + token * _ROW_BYTES, row_tiles, activation, out + token * hidden_stride, down, error)
 
 
 @kernel
 def up(op, state, thread):
-    """silu(gate x) * (up x), in the form that the down projection meets."""
+    """act(gate x) * (up x), or act(up x + bias), in the form that the down projection meets."""
     table, details, groups = load_i64(op + UP.table), load_i64(op + UP.details), load_i64(op + UP.groups)
     scratch = load_i64(op + UP.scratch) + thread * load_i64(op + UP.scratch_stride)
     tokens = load_i64(state + STATE.tokens)
@@ -147,10 +154,11 @@ def _put_together(op, tile, first, last, room):
     together behind it. The address of what would be the entry of group 0."""
     form, gate_up, gate_up_blocks = (load_i64(op + DOWN.form), load_i64(op + DOWN.gate_up),
                                      load_i64(op + DOWN.blocks))
-    table, details = load_i64(op + DOWN.table), load_i64(op + DOWN.details)
-    whole = 4 * tile_bytes_of(gate_up, gate_up_blocks) + tile * _BLOCK_BYTES[form]
-    base = 4 * base_bytes_of(gate_up, gate_up_blocks) + tile * _BASE_BYTES[form]
-    detail = 4 * detail_bytes_of(gate_up, gate_up_blocks) + tile * _DETAIL_BYTES[form]
+    table, details, row_tiles = (load_i64(op + DOWN.table), load_i64(op + DOWN.details),
+                                 load_i64(op + DOWN.row_tiles))
+    whole = row_tiles * tile_bytes_of(gate_up, gate_up_blocks) + tile * _BLOCK_BYTES[form]
+    base = row_tiles * base_bytes_of(gate_up, gate_up_blocks) + tile * _BASE_BYTES[form]
+    detail = row_tiles * detail_bytes_of(gate_up, gate_up_blocks) + tile * _DETAIL_BYTES[form]
     at = room + ((last - first) * 8 + 63) // 64 * 64
     for group in range(first, last):
         w, d = load_i64(table + 8 * group), load_i64(details + 8 * group)
@@ -166,15 +174,15 @@ def _put_together(op, tile, first, last, room):
 
 @kernel
 def down(op, state, thread):
-    """y += down h, some segments of it."""
+    """y += down h (+ bias), some segments of it."""
     form, table, groups = load_i64(op + DOWN.form), load_i64(op + DOWN.table), load_i64(op + DOWN.groups)
     headers, tiles, details = load_i64(op + DOWN.headers), load_i64(op + DOWN.tiles), load_i64(op + DOWN.details)
     room = load_i64(op + DOWN.scratch) + thread * load_i64(op + DOWN.scratch_stride)
     hidden, hidden_stride = load_i64(op + DOWN.hidden), load_i64(op + DOWN.hidden_stride)
     y, y_stride = load_i64(op + DOWN.y), load_i64(op + DOWN.y_stride)
     first_segment, last_segment = load_i64(op + DOWN.first), load_i64(op + DOWN.last)
-    tokens, offset = load_i64(state + STATE.tokens), 4 * tile_bytes_of(load_i64(op + DOWN.gate_up),
-                                                                       load_i64(op + DOWN.blocks))
+    tokens, bias = load_i64(state + STATE.tokens), load_i64(op + DOWN.bias)
+    offset = load_i64(op + DOWN.row_tiles) * tile_bytes_of(load_i64(op + DOWN.gate_up), load_i64(op + DOWN.blocks))
     first_group, last_group = first_segment * groups // SEGMENTS, last_segment * groups // SEGMENTS
     chunk = max(min(share(state, tiles, 4), 16), 1)
     first = take(state, chunk)
@@ -191,8 +199,10 @@ def down(op, state, thread):
                       hidden_stride, tokens, sums)
             if last_segment == SEGMENTS:
                 for token in range(tokens):
-                    out = y + token * y_stride + i * 64
-                    store_f32x16(out, add(load_f32x16(out), load_f32x16(sums + token * 64)))
+                    out, total = y + token * y_stride + i * 64, load_f32x16(sums + token * 64)
+                    if bias:
+                        total = add(total, load_f32x16(bias + i * 64))
+                    store_f32x16(out, add(load_f32x16(out), total))
         first = take(state, chunk)
 
 

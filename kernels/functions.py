@@ -1,4 +1,4 @@
-"""Functions of vectors that the vocabulary does not have: exp, silu."""
+"""Functions of vectors that the vocabulary does not have: exp, and activations."""
 
 import math
 
@@ -35,3 +35,16 @@ def exp(x):
 def silu(x):
     """x / (1 + e**-x)"""
     return div(x, add(splat(_ONE), exp(sub(splat(_ZERO), x))))
+
+
+@inlined
+def relu(x):
+    """x, or 0 where x is below 0; what is no number stays none."""
+    return maximum(splat(_ZERO), x)
+
+
+@inlined
+def relu2(x):
+    """relu(x)**2 (So et al. 2021, "Primer")."""
+    x = relu(x)
+    return mul(x, x)

@@ -1,16 +1,15 @@
 """How a group of 32 neurons stands in memory or in a file: whole, or as its two planes (formats.py).
 
-A group is, one after another, the 2 tiles of its gate rows, the 2 of its up rows, then for every 16 rows of the result
-one block of the down projection, whose tile headers stand apart. Its base is the same of base planes; its detail the
-same of detail planes, without tile headers. Both parts of a group whose format is not split are in its base.
+A group is, one after another, the 2 tiles of its gate rows (if it has a gate), the 2 of its up rows, then for every 16
+rows of the result one block of the down projection, whose tile headers stand apart. Its base is the same of base
+planes; its detail the same of detail planes, without tile headers. Both parts of a group whose format is not split are
+in its base.
 """
 
 from typing import NamedTuple
 
-from .formats import TILE, Format
+from .formats import BLOCK, TILE, Format
 
-GROUP_TILES = 4
-"""Of gate and up."""
 GROUP_ALIGNMENT = 64
 
 
@@ -29,12 +28,17 @@ class GroupLayout(NamedTuple):
     detail: GroupPart
 
 
-def group_layout(hidden_size: int, gate_up: Format, down: Format) -> GroupLayout:
+def row_tiles_of(*, gated: bool) -> int:
+    """How many tiles of rows a group has: those of gate and up, or of up alone."""
+    return (2 if gated else 1) * BLOCK // TILE
+
+
+def group_layout(hidden_size: int, gate_up: Format, down: Format, *, gated: bool = True) -> GroupLayout:
     """The layout of groups of these formats."""
     blocks, tiles = gate_up.blocks(hidden_size), -(-hidden_size // TILE)
 
     def part(header: int, gate_up_block: int, down_block: int) -> GroupPart:
-        start = GROUP_TILES * (header + blocks * gate_up_block)
+        start = row_tiles_of(gated=gated) * (header + blocks * gate_up_block)
         return GroupPart(start, -(-(start + tiles * down_block) // GROUP_ALIGNMENT) * GROUP_ALIGNMENT)
 
     return GroupLayout(part(gate_up.header_bytes, gate_up.block_bytes, down.block_bytes),

@@ -3,10 +3,10 @@
 from .attention import attention
 from .combine import combine
 from .decorators import kernel
-from .embedding import embedding
+from .embedding import embedding, positions
 from .feed_forward import down, release_groups, up
 from .linear import linear
-from .norm import norm, quantize
+from .norm import layer_norm, norm, quantize
 from .one_token import gather, neurons
 from .planes import join_groups
 from .records import LINEAR, RECORD_BYTES, RUNS, STATE, Code
@@ -22,7 +22,7 @@ _PAUSES = 32
 """Between two looks at the clock."""
 
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
- _JOIN) = (int(code) for code in Code)
+ _JOIN, _LAYER_NORM, _LEARNED_POSITIONS) = (int(code) for code in Code)
 
 
 @kernel
@@ -60,6 +60,10 @@ def _run(program, count, state, thread):
             gather(op, state)
         elif code == _RELEASE:
             release_groups(op, state)
+        elif code == _LAYER_NORM:
+            layer_norm(op, state)
+        elif code == _LEARNED_POSITIONS:
+            positions(op, state, thread)
         else:
             join_groups(op, state)
         barrier(state)

@@ -104,12 +104,12 @@ def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
 
 
 @kernel
-def base_tile_of(form, w, blocks, x, y):
+def base_tile_of(form, w, blocks, x, y, bias):
     """A tile of which only the base plane is there, for one token; where the format is not split, that is all of it."""
     if _IS_SPLIT[form]:
-        _base_tile_of(form, w, blocks, x, 0, 1, y, 0, 0, 0)
+        _base_tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
     else:
-        _tile_of(form, w, blocks, x, 0, 1, y, 0, 0, 0)
+        _tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
 
 
 @kernel

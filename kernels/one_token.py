@@ -97,22 +97,26 @@ def _last_present(table, first, last):
 
 
 @kernel
-def _rows(op, w, detail, scratch, room):
-    """A group's gate and up, 64 float32 to `scratch`. detail: what the table of details says; room: for what is put
-    together."""
+def _rows(op, w, detail, group, scratch, room):
+    """A group's gate and up, or up (+ bias), 64 or 32 float32 to `scratch`. detail: what the table of details says;
+    room: for what is put together."""
     form, blocks, x = load_i64(op + NEURONS.gate_up), load_i64(op + NEURONS.blocks), load_i64(op + NEURONS.x)
+    row_tiles, bias = load_i64(op + NEURONS.row_tiles), load_i64(op + NEURONS.bias)
+    if bias:
+        bias += group * row_tiles * 64
+    bias_step = 64 if bias else 0
     if detail == WHOLE:
         tile_bytes = tile_bytes_of(form, blocks)
-        for i in range(4):
-            tile_of(form, w + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, 0, 0)
+        for i in range(row_tiles):
+            tile_of(form, w + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, bias + i * bias_step, 0)
         return
     base_bytes, detail_bytes = base_bytes_of(form, blocks), detail_bytes_of(form, blocks)
-    for i in range(4):
+    for i in range(row_tiles):
         if detail == ABSENT:
-            base_tile_of(form, w + i * base_bytes, blocks, x, scratch + 64 * i)
+            base_tile_of(form, w + i * base_bytes, blocks, x, scratch + 64 * i, bias + i * bias_step)
         else:
             tile = whole_tile(form, w + i * base_bytes, detail + i * detail_bytes, blocks, room)
-            tile_of(form, tile, blocks, x, 0, 1, scratch + 64 * i, 0, 0, 0)
+            tile_of(form, tile, blocks, x, 0, 1, scratch + 64 * i, 0, bias + i * bias_step, 0)
 
 
 @kernel
@@ -120,13 +124,15 @@ def _sums(op, w, detail, scratch, room, begin, end, out):
     """A group's part of the result."""
     form, gate_up, blocks = load_i64(op + NEURONS.down), load_i64(op + NEURONS.gate_up), load_i64(op + NEURONS.blocks)
     tiles, headers = load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.headers)
+    row_tiles = load_i64(op + NEURONS.row_tiles)
     hidden, sums, stride = scratch + HIDDEN, scratch + NEURONS_SUMS, 64 * SEGMENTS
     if detail == WHOLE:
-        _down(form, w + 4 * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers, out, stride)
+        _down(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers, out,
+              stride)
         return
-    base = w + 4 * base_bytes_of(gate_up, blocks)
+    base = w + row_tiles * base_bytes_of(gate_up, blocks)
     if detail != ABSENT:
-        at = whole_blocks(form, base, detail + 4 * detail_bytes_of(gate_up, blocks), tiles, room)
+        at = whole_blocks(form, base, detail + row_tiles * detail_bytes_of(gate_up, blocks), tiles, room)
         _down(form, at, hidden, sums, tiles, begin, end, headers, out, stride)
     elif _IS_SPLIT[form]:
         _base_down(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
@@ -141,6 +147,7 @@ def neurons(op, state, thread):
                                load_i64(op + NEURONS.groups))
     details, detail_counters = load_i64(op + NEURONS.details), load_i64(op + NEURONS.detail_counters)
     down, tiles, headers = load_i64(op + NEURONS.down), load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.headers)
+    activation, row_tiles = load_i64(op + NEURONS.activation), load_i64(op + NEURONS.row_tiles)
     scratch = load_i64(op + NEURONS.scratch) + thread * load_i64(op + NEURONS.scratch_stride)
     sums = scratch + NEURONS_SUMS
     room = sums + 128 * tiles
@@ -158,8 +165,8 @@ def neurons(op, state, thread):
             detail = arrived(state, thread, details, group) if details else WHOLE
             if detail == WAIT:
                 return
-            _rows(op, w, detail, scratch, room)
-            hidden_block(scratch, scratch + HIDDEN, down, state + STATE.error)
+            _rows(op, w, detail, group, scratch, room)
+            hidden_block(scratch, row_tiles, activation, scratch + HIDDEN, down, state + STATE.error)
             ended = int(group == last)
             _sums(op, w, detail, scratch, room, begin, ended, out)
             begin = 0
@@ -175,8 +182,9 @@ def neurons(op, state, thread):
 
 @kernel
 def gather(op, state):
-    """The second operation: y += the segments' sums, added in order."""
+    """The second operation: y += the segments' sums, added in order (+ bias)."""
     tiles, partial, y = load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.partial), load_i64(op + NEURONS.y)
+    bias = load_i64(op + NEURONS.down_bias)
     chunk = share(state, tiles, 1)
     first = take(state, chunk)
     while first < tiles:
@@ -184,5 +192,7 @@ def gather(op, state):
             total = zero_f32()
             for segment in range(SEGMENTS):
                 total = add(total, load_f32x16(partial + (i * SEGMENTS + segment) * 64))
+            if bias:
+                total = add(total, load_f32x16(bias + 64 * i))
             store_f32x16(y + 64 * i, add(load_f32x16(y + 64 * i), total))
         first = take(state, chunk)

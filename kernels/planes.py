@@ -115,12 +115,13 @@ def join_groups(op, state):
                                     load_i64(op + JOIN.tiles))
     base_bytes, detail_bytes = base_bytes_of(gate_up, blocks), detail_bytes_of(gate_up, blocks)
     tile_bytes = _HEADER_BYTES[gate_up] + blocks * _BLOCK_BYTES[gate_up]
+    row_tiles = load_i64(op + JOIN.row_tiles)
     group = take(state, 1)
     while group < load_i64(op + JOIN.groups):
         base = load_i64(op + JOIN.base) + group * load_i64(op + JOIN.base_stride)
         detail = load_i64(op + JOIN.detail) + group * load_i64(op + JOIN.detail_stride)
         out = load_i64(op + JOIN.out) + group * load_i64(op + JOIN.out_stride)
-        for _ in range(4):
+        for _ in range(row_tiles):
             _copied(whole_tile(gate_up, base, detail, blocks, out), out, tile_bytes)
             base += base_bytes
             detail += detail_bytes

@@ -47,6 +47,8 @@ class Code(IntEnum):
     RELEASE = 11
     JOIN = 12
     """Groups become whole: done while weights are loaded."""
+    LAYER_NORM = 13
+    LEARNED_POSITIONS = 14
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -126,13 +128,15 @@ class Join(NamedTuple):
     detail_stride: int
     out: int
     out_stride: int
+    row_tiles: int
+    """Of a group, 16 rows each: 4 of gate and up, or 2 of up alone."""
 
 
 JOIN = offsets(Join)
 
 
 class Up(NamedTuple):
-    """hidden = silu(gate x) * (up x), by groups of 32 neurons."""
+    """hidden = act(gate x) * (up x), or act(up x + bias) where there is no gate, by groups of 32 neurons."""
 
     form: int
     """Of gate and up."""
@@ -152,13 +156,19 @@ class Up(NamedTuple):
     """up_scratch_bytes for each thread."""
     details: int
     """int64 a group: the address of its detail plane, WAIT or WHOLE; or 0 where all groups are whole."""
+    activation: int
+    """Which function of HIDDEN_ACTS."""
+    row_tiles: int
+    """As in Join."""
+    bias: int
+    """float32, 32 a group; or 0, as always where there is a gate."""
 
 
 UP = offsets(Up)
 
 
 class Down(NamedTuple):
-    """y += down hidden, some segments of it: the first set their sums to zero, the last add them to y."""
+    """y += down hidden (+ bias), some segments of it: the first set their sums to zero, the last add them to y."""
 
     form: int
     table: int
@@ -184,13 +194,17 @@ class Down(NamedTuple):
     """down_scratch_bytes for each thread."""
     details: int
     """As in Up."""
+    row_tiles: int
+    """As in Join."""
+    bias: int
+    """float32, 16 a tile; or 0."""
 
 
 DOWN = offsets(Down)
 
 
 class Neurons(NamedTuple):
-    """What NEURONS and GATHER do for one token: y += down(silu(gate x) * up x), in SEGMENTS parts, then their sum."""
+    """What NEURONS and GATHER do for one token: what UP and DOWN do for many, in SEGMENTS parts, then their sum."""
 
     table: int
     counters: int
@@ -212,6 +226,12 @@ class Neurons(NamedTuple):
     details: int
     """As in Up, and ABSENT for a group of which only the base takes part."""
     detail_counters: int
+    activation: int
+    """As in Up, and the two that follow."""
+    row_tiles: int
+    bias: int
+    down_bias: int
+    """As in Down."""
 
 
 NEURONS = offsets(Neurons)
@@ -239,6 +259,49 @@ class Norm(NamedTuple):
 
 
 NORM = offsets(Norm)
+
+
+class LayerNorm(NamedTuple):
+    """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + epsilon) * weight + bias; all else is as in Norm."""
+
+    x: int
+    x_stride: int
+    weight: int
+    columns: int
+    blocks: int
+    epsilon: int
+    floats: int
+    floats_stride: int
+    quantized: int
+    quantized_stride: int
+    fine: int
+    fine_stride: int
+    of_selected: int
+    bias: int
+    """float32."""
+
+
+LAYER_NORM = offsets(LayerNorm)
+assert LAYER_NORM[:-1] == NORM
+
+
+class LearnedPositions(NamedTuple):
+    """x += a row of a matrix for each token: the one of its position."""
+
+    form: int
+    matrix: int
+    """Address of its tiles."""
+    first: int
+    """The row of position 0."""
+    blocks: int
+    x: int
+    x_stride: int
+    scratch: int
+    scratch_stride: int
+    """A block of float32 for each thread."""
+
+
+LEARNED_POSITIONS = offsets(LearnedPositions)
 
 
 class Quantize(NamedTuple):
@@ -380,6 +443,9 @@ TOKENS_AT_ONCE = 32
 """Tokens that a thread takes through several tiles before the next ones: what they are stays in its caches."""
 UP_ROWS = TOKENS_AT_ONCE * 4 * TILE * 4
 """Bytes of a group's gate and up for those tokens."""
+
+HIDDEN_ACTS = ("silu", "relu", "relu2")
+"""What a feed-forward part makes of its gate, or of what has none: named as in Hugging Face's config.json."""
 
 CACHE_ELEMENTS = {"f16": 2, "f32": 4}
 """Element types of a key-value cache, in the order of their numbers, and their bytes."""

@@ -1,13 +1,13 @@
 """What the dense families share: a decoder of pre-normalised blocks, its tensors and its wiring.
 
-RMSNorm, grouped-query attention with rotary positions, RMSNorm, SwiGLU. A family that is built otherwise has its own
-list and its own `wire` in its own file, the list made of the parts of this one where they fit.
+RMSNorm, grouped-query attention with rotary positions, RMSNorm, and a gated feed-forward part. A family that is built
+otherwise has its own list and its own `wire` in its own file, the list made of the parts of this one where they fit.
 """
 
 from collections.abc import Iterable, Iterator
 
-from .config import Config
 from .network import Network
+from .rotary_config import Config
 from .tensors import Role, TensorSpec
 
 

@@ -7,55 +7,35 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from edgert.kernels.records import HIDDEN_ACTS
+
 from .tensors import TensorSpec
 
-_MAX_FREQUENCY = 1e9
-"""Radians per position. The highest of every real model is 1."""
 
-
-def _check_whole(name: str, value: Any) -> None:
+def check_whole(name: str, value: Any) -> None:
+    """Raises ValueError where the value is no size."""
     if type(value) is not int or not 1 <= value <= 1 << 24:
         raise ValueError(f"{name} is {value!r}, expected a whole number from 1 to {1 << 24}")
 
 
-def _check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError where the value is no float above 0."""
     if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} is {value!r}, expected a number above 0")
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's scaling of the rotary frequencies (config.json `rope_scaling` with `rope_type: llama3`; Dubey et al.
-    2024, "The Llama 3 Herd of Models")."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-    def __post_init__(self) -> None:
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            _check_positive(f"rope scaling's {name}", getattr(self, name))
-        _check_whole("rope scaling's original_max_position_embeddings", self.original_max_position_embeddings)
-        if self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(f"rope scaling's low_freq_factor {self.low_freq_factor} is not below its high_freq_factor "
-                             f"{self.high_freq_factor}")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(ABC):
     """Hyper-parameters, named as in Hugging Face's config.json. Raises ValueError for such as no model has."""
 
     architecture: ClassVar[str]
     """The family's name in config.json (`model_type`), in GGUF files (`general.architecture`) and in bundles."""
-    attention_bias: ClassVar[bool] = False
-    """Whether the q, k and v projections have biases."""
-    gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "half"
-    """`rope_pairing` in the family's GGUF files."""
+    gated: ClassVar[bool] = True
+    """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
 
     hidden_size: int
     intermediate_size: int
@@ -65,42 +45,41 @@ class Config(ABC):
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_pairing: Literal["half", "interleaved"]
-    """Which two components of a head rotate together: i and i + head_dim/2, or 2i and 2i + 1."""
     tie_word_embeddings: bool
-    rope_scaling: RopeScaling | None = None
-    rope_frequency_factors: tuple[float, ...] | None = None
-    """Divisors of the rotary frequencies, head_dim/2 of them (GGUF tensor `rope_freqs.weight`)."""
+    hidden_act: str = "silu"
+    """`act` above: one of kernels.records.HIDDEN_ACTS."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"):
-            _check_whole(name, getattr(self, name))
-        for name in ("rms_norm_eps", "rope_theta"):
-            _check_positive(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"{self.num_attention_heads} attention heads are not a multiple of "
                              f"{self.num_key_value_heads} key-value heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
-        if self.rope_pairing not in ("half", "interleaved"):
-            raise ValueError(f"rope_pairing is {self.rope_pairing!r}, expected 'half' or 'interleaved'")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}, expected true or false")
-        if (factors := self.rope_frequency_factors) is not None:
-            if len(factors) != self.head_dim // 2:
-                raise ValueError(f"{len(factors)} rope frequency factors, expected {self.head_dim // 2}")
-            for factor in factors:
-                _check_positive("a rope frequency factor", factor)
-        with np.errstate(all="ignore"):
-            if not (self.rope_frequencies() < _MAX_FREQUENCY).all():  # or NaN
-                raise ValueError(f"rope_theta {self.rope_theta} and its scaling give impossible rotary frequencies")
+        if self.hidden_act not in HIDDEN_ACTS:
+            raise ValueError(f"activation {self.hidden_act!r} is not known; known: {', '.join(HIDDEN_ACTS)}")
 
     @abstractmethod
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor that a model of these hyper-parameters has, in the order of use."""
+
+    @property
+    @abstractmethod
+    def norm_epsilon(self) -> float:
+        """What every norm adds to the mean of squares."""
+
+    @property
+    @abstractmethod
+    def rotates_neighbours(self) -> bool:
+        """Which two components of a head rotate together: 2i and 2i + 1, or i and i + head_dim/2."""
+
+    @abstractmethod
+    def rope_frequencies(self) -> np.ndarray:
+        """Rotary angles per position, float64 of shape (head_dim / 2,)."""
 
     @property
     def query_size(self) -> int:
@@ -111,99 +90,29 @@ class Config(ABC):
         return self.num_key_value_heads * self.head_dim
 
     @classmethod
+    @abstractmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """From the JSON object in Hugging Face's config.json. Raises KeyError or ValueError."""
-        heads = config["num_attention_heads"]
-        rope = config.get("rope_parameters") or {}  # transformers 5 puts theta and scaling here
-        scaling = config.get("rope_scaling") or rope
-        kind = (scaling.get("rope_type") or scaling.get("type") or "default") if scaling else "default"
-        if kind not in ("default", "llama3"):
-            raise ValueError(f"rope scaling of type {kind!r} is not known; known: default, llama3")
-        if config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"activation {config['hidden_act']!r} is not known; known: silu")
-        if config.get("mlp_bias"):
-            raise ValueError("biases in the feed-forward part are not supported")
-        if config.get("use_sliding_window"):
-            raise ValueError("sliding-window attention is not supported")
-        if bool(config.get("attention_bias", cls.attention_bias)) != cls.attention_bias:
-            raise ValueError(f"attention_bias {config['attention_bias']} is not what {cls.architecture} has")
-        return cls(
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocab_size=config["vocab_size"],
-            max_position_embeddings=config["max_position_embeddings"],
-            rms_norm_eps=float(config["rms_norm_eps"]),
-            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-            rope_pairing="half",
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            rope_scaling=None if kind == "default" else RopeScaling(
-                factor=float(scaling["factor"]),
-                low_freq_factor=float(scaling["low_freq_factor"]),
-                high_freq_factor=float(scaling["high_freq_factor"]),
-                original_max_position_embeddings=int(scaling["original_max_position_embeddings"])),
-        )
 
     @classmethod
+    @abstractmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, vocab_size: int, tie_word_embeddings: bool,
                   rope_frequency_factors: tuple[float, ...] | None = None) -> Self:
         """From GGUF metadata (`llama.block_count` and so on). Raises KeyError or ValueError."""
 
-        def get(name: str, default: Any = None) -> Any:
-            key = f"{cls.architecture}.{name}"
-            return metadata[key] if default is None else metadata.get(key, default)
-
-        kind = metadata.get(f"{cls.architecture}.rope.scaling.type", "none")
-        if kind != "none":
-            raise ValueError(f"rope scaling of type {kind!r} is not known; known: none, Llama 3's rope_freqs tensor")
-        heads = int(get("attention.head_count"))
-        head_dim = int(get("attention.key_length", int(get("embedding_length")) // heads))
-        if int(get("rope.dimension_count", head_dim)) != head_dim:
-            raise ValueError("rotary positions over a part of the head are not supported")
-        return cls(
-            hidden_size=int(get("embedding_length")),
-            intermediate_size=int(get("feed_forward_length")),
-            num_hidden_layers=int(get("block_count")),
-            num_attention_heads=heads,
-            num_key_value_heads=int(get("attention.head_count_kv", heads)),
-            head_dim=head_dim,
-            vocab_size=vocab_size,
-            max_position_embeddings=int(get("context_length")),
-            rms_norm_eps=float(get("attention.layer_norm_rms_epsilon")),
-            rope_theta=float(get("rope.freq_base", 10000.0)),
-            rope_pairing=cls.gguf_rope_pairing,
-            tie_word_embeddings=tie_word_embeddings,
-            rope_frequency_factors=rope_frequency_factors,
-        )
-
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As bundles have it: without `hidden_act` where that is silu, as in bundles from when there was no other."""
+        values = asdict(self)
+        if self.hidden_act == "silu":
+            del values["hidden_act"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """From what `to_json` gave. Raises TypeError or ValueError."""
-        values = dict(values)
-        if values.get("rope_scaling") is not None:
-            values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
-        if values.get("rope_frequency_factors") is not None:
-            values["rope_frequency_factors"] = tuple(values["rope_frequency_factors"])
         return cls(**values)
 
-    def rope_frequencies(self) -> np.ndarray:
-        """Rotary angles per position, float64 of shape (head_dim / 2,)."""
-        frequencies = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
-        if self.rope_frequency_factors is not None:
-            frequencies = frequencies / np.array(self.rope_frequency_factors, dtype=np.float64)
-        if (scaling := self.rope_scaling) is not None:
-            wavelength = 2 * math.pi / frequencies
-            low = scaling.original_max_position_embeddings / scaling.low_freq_factor
-            high = scaling.original_max_position_embeddings / scaling.high_freq_factor
-            smooth = ((scaling.original_max_position_embeddings / wavelength - scaling.low_freq_factor)
-                      / (scaling.high_freq_factor - scaling.low_freq_factor))
-            between = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
-            frequencies = np.where(wavelength > low, frequencies / scaling.factor,
-                                   np.where(wavelength < high, frequencies, between))
-        return frequencies
+
+def hidden_act(name: Any) -> Any:
+    """An activation in a config.json, by the name that it has here."""
+    return "relu2" if name == "relu_squared" else name

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from . import block, config
+from . import block, rotary_config
 from .block import wire
 from .tensors import TensorSpec
 
 __all__ = ["Config", "wire"]
 
 
-@dataclass(frozen=True)
-class Config(config.Config):
+@dataclass(frozen=True, kw_only=True)
+class Config(rotary_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "llama"

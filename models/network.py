@@ -13,8 +13,11 @@ class Network(Protocol):
     def embedding(self, weight: str) -> Activation:
         """The new tokens' embeddings: the residual stream."""
 
-    def norm(self, x: Activation, weight: str) -> Activation:
-        """RMSNorm."""
+    def add_positions(self, x: Activation, weight: str, *, first: int) -> None:
+        """Add to the embeddings those of their positions; row `first` of the matrix is that of position 0."""
+
+    def norm(self, x: Activation, weight: str, *, bias: str | None = None) -> Activation:
+        """RMSNorm; with a bias LayerNorm, for which the mean is taken from x first."""
 
     def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
                add_to: Activation | None = None) -> Activation:
@@ -24,7 +27,8 @@ class Network(Protocol):
         """Rotary positions, the key-value cache of a layer, causal attention."""
 
     def feed_forward(self, x: Activation, layer: int, *, add_to: Activation) -> None:
-        """SwiGLU: add_to += down(silu(gate x) * up x)."""
+        """add_to += down(act(gate x) * up x), or, in a family that has no gate, down(act(up x)), with the layer's
+        biases if there are some. `act` is the config's `hidden_act`."""
 
-    def logits(self, x: Activation, norm: str, head: str) -> None:
-        """The output head, for the tokens whose logits are wanted."""
+    def logits(self, x: Activation, norm: str, head: str, *, norm_bias: str | None = None) -> None:
+        """The output head, for the tokens whose logits are wanted, after a norm as in `norm`."""

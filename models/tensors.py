@@ -9,6 +9,8 @@ class Role(Enum):
     """What a tensor does."""
 
     EMBEDDING = auto()
+    POSITION = auto()
+    """Embeddings of positions, where they are learned."""
     NORM = auto()
     QUERY = auto()
     KEY = auto()
@@ -18,9 +20,13 @@ class Role(Enum):
     KEY_NORM = auto()
     ATTENTION_OUTPUT = auto()
     BIAS = auto()
+    """Of attention, or of a LayerNorm."""
     GATE = auto()
     UP = auto()
+    """The rows that gate values stand beside; where there is no gate, a layer's first matrix."""
+    UP_BIAS = auto()
     DOWN = auto()
+    DOWN_BIAS = auto()
     HEAD = auto()
     """The output head, where it is not the embedding."""
 
@@ -40,7 +46,7 @@ class TensorSpec(NamedTuple):
     layer: int | None
     """None outside the layers."""
     gguf: str
-    """Its name in GGUF files."""
+    """Its name in GGUF files; empty where these have no such family."""
 
     @property
     def is_matrix(self) -> bool:
@@ -48,18 +54,30 @@ class TensorSpec(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """The matrices of a layer's feed-forward part."""
+    """The tensors of a layer's feed-forward part. Where there is a gate, there are no biases."""
 
-    gate: TensorSpec
+    gate: TensorSpec | None
     up: TensorSpec
     down: TensorSpec
+    up_bias: TensorSpec | None
+    down_bias: TensorSpec | None
+
+    @property
+    def by_rows(self) -> list[TensorSpec]:
+        """The matrices whose rows are neurons, in the order in which a group has them."""
+        return [self.up] if self.gate is None else [self.gate, self.up]
+
+    @property
+    def matrices(self) -> list[TensorSpec]:
+        return [*self.by_rows, self.down]
 
 
 def feed_forward_parts(tensors: Iterable[TensorSpec]) -> list[FeedForward]:
     """The feed-forward part of every layer, in the order of layers."""
     layers: dict[int, dict[Role, TensorSpec]] = {}
     for spec in tensors:
-        if spec.role in FEED_FORWARD:
+        if spec.role in FEED_FORWARD or spec.role in (Role.UP_BIAS, Role.DOWN_BIAS):
             assert spec.layer is not None
             layers.setdefault(spec.layer, {})[spec.role] = spec
-    return [FeedForward(*(layers[layer][role] for role in (Role.GATE, Role.UP, Role.DOWN))) for layer in sorted(layers)]
+    return [FeedForward(of.get(Role.GATE), of[Role.UP], of[Role.DOWN], of.get(Role.UP_BIAS), of.get(Role.DOWN_BIAS))
+            for _, of in sorted(layers.items())]

@@ -14,18 +14,22 @@ from edgert.bundle import Bundle
 from edgert.bundle.header import MAGIC, PREFIX_BYTES, VERSION
 from edgert.converters.convert import convert
 from edgert.kernels.formats import FORMATS, TILE, whole
+from edgert.kernels.groups import row_tiles_of
 from edgert.models.families import FAMILIES
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1,
           "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 20,
           "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
           "bos_token_id": 0, "eos_token_id": 1}
+"""As Llama and Qwen2 have it. What an OPT calls by other names, `write_model` adds."""
 
 
 def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any) -> Path:
     """A safetensors folder of random weights with standard deviation `size`; config overrides CONFIG."""
     folder.mkdir(exist_ok=True)
     merged = {**CONFIG, **config}
+    if merged["model_type"] == "opt":
+        merged["ffn_dim"] = merged["intermediate_size"]
     (folder / "config.json").write_text(json.dumps(merged))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     words = {"<s>": 0, "</s>": 1, **{chr(97 + i): 2 + i for i in range(16)}}
@@ -62,7 +66,9 @@ def whole_groups(bundle: Bundle, layer: int) -> np.ndarray:
         return planes[0]
     gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
     parts, (base, detail) = [], planes
-    for form, blocks, header in (*[(gate_up, gate_up.blocks(hidden_size), gate_up.header_bytes)] * 4,
+    row_tile, row_tiles = (gate_up, gate_up.blocks(hidden_size), gate_up.header_bytes), row_tiles_of(
+        gated=bundle.header.config.gated)
+    for form, blocks, header in (*[row_tile] * row_tiles,
                                  (down, -(-hidden_size // TILE), 0)):
         ends = header + blocks * form.base_bytes, blocks * form.detail_bytes
         parts += [base[:, :header], whole(form, base[:, header:ends[0]].reshape(n.groups, blocks, -1),

@@ -149,7 +149,7 @@ class Header:
         for name in ("config", "generation", "quantization", "provenance", "sections", "tensors"):
             if not isinstance(values[name], dict):
                 raise ValueError(f"{name} is not an object")
-        _fields("config", values["config"], family.Config)
+        _fields("config", {"hidden_act": "silu"} | values["config"], family.Config)
         return cls(
             config=family.Config.from_json(values["config"]),
             generation=values["generation"], quantization=values["quantization"], provenance=values["provenance"],
@@ -235,7 +235,7 @@ class Header:
                 raise ValueError(f"the neurons of layer {layer} have formats {n.gate_up!r} and {n.down!r}")
             groups = _whole(n.groups, "a number of groups")
             base, detail = (_whole(size, "the bytes of a group") for size in (n.group_bytes, n.detail_bytes))
-            layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down])
+            layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
             expected = (-(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length)
             if (groups, base, detail) != expected:
                 raise ValueError(f"layer {layer} has {groups} groups of {base} bytes and {detail} of details")
@@ -263,10 +263,11 @@ class Header:
         sections = {layout.name: layout for layout in self.unit_layouts()}
         found = []
         for spec in self.config.tensors():
-            if spec.role is Role.GATE:  # stands for all three, which share their sections
+            if spec.role is Role.UP:  # stands for all matrices of its layer that share their sections
                 assert spec.layer is not None
                 found += [sections[section] for section, _ in self.neurons[spec.layer].parts()]
-            elif spec.is_matrix and spec.role not in FEED_FORWARD and self.tensors[spec.name].section == RESIDENT:
+            elif (spec.is_matrix and spec.role not in FEED_FORWARD and spec.role is not Role.POSITION
+                  and self.tensors[spec.name].section == RESIDENT):
                 found.append(_in_slabs(spec.name, self.tensors[spec.name]))
         return [*found, sections[HEAD]]
 

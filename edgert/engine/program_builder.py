@@ -11,9 +11,11 @@ from edgert.bundle import Header
 from edgert.bundle.header import down_headers
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
-from edgert.kernels.records import Code
+from edgert.kernels.groups import row_tiles_of
+from edgert.kernels.records import HIDDEN_ACTS, Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
+from edgert.models.tensors import TensorSpec, feed_forward_parts
 
 from .buffers import Buffer, Buffers, segment_start
 
@@ -72,6 +74,7 @@ class ProgramBuilder:
         self._kind = kind
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
         self._element = list(records.CACHE_ELEMENTS).index(cache_type)
+        self._feed_forward = feed_forward_parts(config.tensors())
         self.body, self.head = Program(), Program()
 
     def embedding(self, weight: str) -> Buffer:
@@ -81,13 +84,22 @@ class ProgramBuilder:
             form.code, b.rows_buffer.address, form.blocks(tensor.columns), b.x.address, b.x.stride))
         return b.x
 
-    def norm(self, x: Buffer, weight: str, *, selected: bool = False) -> Vectors:
+    def add_positions(self, x: Buffer, weight: str, *, first: int) -> None:
+        tensor, b = self._header.tensors[weight], self._buffers
+        form = FORMATS[tensor.format]
+        self.body.append(Code.LEARNED_POSITIONS, records.LearnedPositions(
+            form.code, self._weights.address(weight), first, form.blocks(tensor.columns), x.address, x.stride,
+            b.scratch, b.scratch_stride))
+
+    def norm(self, x: Buffer, weight: str, *, bias: str | None = None, selected: bool = False) -> Vectors:
         b, columns = self._buffers, self._config.hidden_size
         program = self.head if selected else self.body
-        operation = program.append(Code.NORM, records.Norm(
+        record = records.Norm(
             x.address, x.stride, self._weights.address(weight), columns, -(-columns // BLOCK),
-            _float_bits(self._config.rms_norm_eps), 0, b.h[Activation.FLOAT].stride,
-            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected)))
+            _float_bits(self._config.norm_epsilon), 0, b.h[Activation.FLOAT].stride,
+            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected))
+        operation = program.append(Code.NORM, record) if bias is None else program.append(
+            Code.LAYER_NORM, records.LayerNorm(*record, self._weights.address(bias)))
         return Vectors(program, operation, b.h, {Activation.FLOAT: records.NORM.floats,
                                                  Activation.QUANTIZED: records.NORM.quantized,
                                                  Activation.FINE: records.NORM.fine})
@@ -114,7 +126,7 @@ class ProgramBuilder:
         out = b.h[Activation.FLOAT]
         shape = (self._element, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
                  layer)
-        self.body.append(Code.ROPE, records.Rope(*shape, int(c.rope_pairing == "interleaved")))
+        self.body.append(Code.ROPE, records.Rope(*shape, int(c.rotates_neighbours)))
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
                                    _float_bits(c.head_dim ** -0.5), b.parts.address, b.parts.stride)
         self.body.append(Code.ATTENTION, record)
@@ -132,11 +144,13 @@ class ProgramBuilder:
         details, detail_counters = self._weights.details(n.details)
         source, tiles = x.in_form_of(gate_up), -(-hidden_size // TILE)
         headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
+        row_tiles, act = row_tiles_of(gated=self._config.gated), HIDDEN_ACTS.index(self._config.hidden_act)
+        up_bias, down_bias = (self._vector(spec) for spec in self._feed_forward[layer][-2:])
         if self._kind is not Kind.MANY:
             record = records.Neurons(
                 table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code,
                 headers, tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride, details,
-                detail_counters)
+                detail_counters, act, row_tiles, up_bias, down_bias)
             self.body.append(Code.NEURONS, record)
             self.body.append(Code.GATHER, record)
             return
@@ -145,17 +159,22 @@ class ProgramBuilder:
             self.body.append(Code.UP, records.Up(
                 gate_up.code, table + 8 * start, end - start, gate_up.blocks(hidden_size), source.address,
                 source.stride, b.hidden.address, b.hidden.stride, down.code, b.scratch, b.scratch_stride,
-                details + 8 * start if details else 0))
+                details + 8 * start if details else 0, act, row_tiles,
+                up_bias + 4 * BLOCK * start if up_bias else 0))
             self.body.append(Code.DOWN, records.Down(
                 down.code, table, n.groups, first, last, b.sums.address, gate_up.code, gate_up.blocks(hidden_size),
                 headers, tiles, b.hidden.address - start * down.activation.block_bytes, b.hidden.stride,
-                add_to.address, add_to.stride, b.scratch, b.scratch_stride, details))
+                add_to.address, add_to.stride, b.scratch, b.scratch_stride, details, row_tiles, down_bias))
             for entries, of in ((table, counters), (details, detail_counters)):
                 if of:
                     self.body.append(Code.RELEASE, records.Release(entries + 8 * start, of + 8 * start, end - start))
 
-    def logits(self, x: Buffer, norm: str, head: str) -> None:
-        h = self.norm(x, norm, selected=True)
+    def _vector(self, spec: TensorSpec | None) -> int:
+        """Its address, or 0."""
+        return 0 if spec is None else self._weights.address(spec.name)
+
+    def logits(self, x: Buffer, norm: str, head: str, *, norm_bias: str | None = None) -> None:
+        h = self.norm(x, norm, bias=norm_bias, selected=True)
         tensor = self._header.tensors[head + ".weight"]
         form, (table, counters) = FORMATS[tensor.format], self._weights.matrix(head + ".weight")
         source, out = h.in_form_of(form), self._buffers.logits_buffer

@@ -19,7 +19,7 @@ _COMPUTING = "computing"
 _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm", Code.QUANTIZE: "quantize",
           Code.ROPE: "rotary positions", Code.ATTENTION: "attention", Code.COMBINE: "attention, parts",
           Code.UP: "gate and up", Code.DOWN: "down", Code.NEURONS: "feed-forward", Code.GATHER: "feed-forward, sums",
-          Code.RELEASE: "release"}
+          Code.RELEASE: "release", Code.LAYER_NORM: "norm", Code.LEARNED_POSITIONS: "positions"}
 _OF_SELECTED = records.LINEAR.of_selected // 8
 _LAYER = records.ROPE.layer // 8
 _DETAILS, _DETAIL_COUNTERS = records.NEURONS.details // 8, records.NEURONS.detail_counters // 8

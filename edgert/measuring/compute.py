@@ -125,8 +125,9 @@ class _MadeUpWeights:
         self._matrices: list[np.ndarray] = []
         self._details: np.ndarray | None = None
         neurons, self.layers = 0, 0
-        lengths = {n.section: group_layout(header.config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down]).whole.length
-                   for n in header.neurons}
+        config = header.config
+        lengths = {n.section: group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down],
+                                           gated=config.gated).whole.length for n in header.neurons}
         for n in header.neurons:
             self._places[n.section] = neurons
             neurons += n.groups * lengths[n.section]

@@ -11,10 +11,11 @@ import numpy as np
 from edgert.bundle import Neurons
 from edgert.bundle.reader import Units
 from edgert.kernels.formats import FORMATS, TILE
-from edgert.kernels.groups import group_layout
+from edgert.kernels.groups import group_layout, row_tiles_of
 from edgert.kernels.native import Library
 from edgert.kernels.records import Code, Join
 from edgert.kernels.team import Program, Team
+from edgert.models.config import Config
 
 from .file import ALIGNMENT, FlashFile, aligned
 from .region import Allocator, Region
@@ -29,13 +30,14 @@ class PinnedGroups:
     base, detail: the layer's units; detail is None where groups are not split. allocator: reserves the room.
     """
 
-    def __init__(self, neurons: Neurons, hidden_size: int, base: Units, detail: Units | None, bases: int, details: int,
+    def __init__(self, neurons: Neurons, config: Config, base: Units, detail: Units | None, bases: int, details: int,
                  allocator: Allocator) -> None:
         assert details <= bases
-        self._base, self._detail, self._tiles = base, detail, -(-hidden_size // TILE)
+        self._base, self._detail, self._tiles = base, detail, -(-config.hidden_size // TILE)
+        self._row_tiles = row_tiles_of(gated=config.gated)
         self._gate_up, self._down = FORMATS[neurons.gate_up], FORMATS[neurons.down]
-        self._blocks = self._gate_up.blocks(hidden_size)
-        self._length = group_layout(hidden_size, self._gate_up, self._down).whole.length
+        self._blocks = self._gate_up.blocks(config.hidden_size)
+        self._length = group_layout(config.hidden_size, self._gate_up, self._down, gated=config.gated).whole.length
         self._joined, self._bases = details, bases
         self._joined_place = allocator.reserve(details * self._length)
         self._part = base.start(details), base.start(bases)
@@ -74,7 +76,7 @@ class PinnedGroups:
                 program.append(Code.JOIN, Join(
                     last - first, self._gate_up.code, self._blocks, self._down.code, self._tiles, addresses[0],
                     self._base.unit_bytes, addresses[1], self._detail.unit_bytes,
-                    region.address + self._joined_place + first * self._length, self._length))
+                    region.address + self._joined_place + first * self._length, self._length, self._row_tiles))
                 team.run(program.array)
         finally:
             team.close()

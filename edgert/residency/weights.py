@@ -40,7 +40,7 @@ class Weights:
         self._resident = Resident(header.sections[RESIDENT], {layout: first for layout, first in attention.items()
                                                               if first < layout.count}, allocator)
         groups = {n.section: PinnedGroups(
-            n, header.config.hidden_size, self._units[n.section], self._units[n.details] if n.details else None,
+            n, header.config, self._units[n.section], self._units[n.details] if n.details else None,
             pinned[n.section], pinned[n.details] if n.details else 0, allocator) for n in header.neurons}
         matrices = {HEAD: pinned[HEAD]} | ({EMBEDDING: placement.embedding} if placement.embedding else {})
         ranges = {name: aligned(*self._part(name, count)) for name, count in matrices.items()}

@@ -17,7 +17,7 @@ from edgert.converters.source import Source
 from edgert.models.tensors import Role
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2")
+NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt")
 
 
 def golden(name: str) -> tuple[Source, np.ndarray, np.ndarray, str]:
@@ -25,8 +25,8 @@ def golden(name: str) -> tuple[Source, np.ndarray, np.ndarray, str]:
     with np.load(GOLDEN / f"logits-{name}.npz", allow_pickle=False) as file:
         tokens, logits = file["tokens"][None].astype(np.int64), file["logits"].astype(np.float64)
     source = open_source(str(GOLDEN / "models" / name))
-    head = "model.embed_tokens.weight" if source.config.tie_word_embeddings else "lm_head.weight"
-    return source, tokens, logits, head
+    role = Role.EMBEDDING if source.config.tie_word_embeddings else Role.HEAD
+    return source, tokens, logits, next(spec.name for spec in source.config.tensors() if spec.role is role)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,6 +66,30 @@ def test_inputs_of_the_down_projection() -> None:
     gates, ups = (source.tensors[name].read(0, source.config.intermediate_size) for name in (gate, up))
     either = [np.square(g / (1 + np.exp(-g)) * (ups @ x)) for g in (gates @ x, -(gates @ x))]  # x or -x
     assert min(np.abs(squares - expected).max() for expected in either) < 1e-4 * squares.max()
+
+
+def test_inputs_of_the_down_projection_without_a_gate() -> None:
+    """For one token, as above; and most of them are zeros."""
+    source, tokens, _, _ = golden("opt")
+    up, down = (f"model.decoder.layers.0.fc{part}" for part in (1, 2))
+    made = Calibration(source, tokens[:, :1], {up + ".weight", down + ".weight"})
+    moments, squares = made.moments(up + ".weight"), made.moments(down + ".weight")
+    column = int(np.argmax(np.diag(moments)))
+    x = moments[column] / np.sqrt(moments[column, column])
+    neurons = source.config.intermediate_size
+    rows, bias = (source.tensors[f"{up}.{part}"].read(0, neurons) for part in ("weight", "bias"))
+    either = [np.square(np.maximum(rows @ signed + bias, 0)) for signed in (x, -x)]
+    assert min(np.abs(squares - expected).max() for expected in either) < 1e-4 * squares.max()
+    assert 0.25 < (squares == 0).mean() < 0.75
+
+
+def test_windows_end_with_the_context() -> None:
+    """Behind it there are no learned positions."""
+    source, tokens, _, head = golden("opt")
+    long = np.tile(tokens, 3)
+    assert long.shape[1] > source.config.max_position_embeddings == 128
+    made, expected = (Calibration(source, windows, {head}).moments(head) for windows in (long, long[:, :128]))
+    assert np.array_equal(made, expected)
 
 
 def test_matrices_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

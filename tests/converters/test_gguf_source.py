@@ -164,6 +164,7 @@ Q = (np.zeros((HIDDEN, HIDDEN), dtype=np.float16), Type.F16)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
+    ({"architecture": "opt"}, "llama.cpp has no OPT"),
     ({"architecture": "mamba"}, "architecture 'mamba' is not supported; supported: llama, "),
     ({"metadata": {"llama.block_count": None}}, "has no 'llama.block_count'"),
     ({"metadata": {"llama.block_count": 2}}, "tensor model.layers.1.input_layernorm.weight is missing (and 8 more)"),

@@ -206,9 +206,11 @@ def test_files_refused(tmp_path: Path, name: str, content: str | None, message: 
     assert message in refused(tmp_path)
 
 
-def test_sentencepiece_alone(tmp_path: Path) -> None:
-    (write(tmp_path) / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    assert "AutoTokenizer" in refused(tmp_path)
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json"])
+def test_tokenizers_from_before_tokenizer_json(tmp_path: Path, name: str) -> None:
+    """SentencePiece's, and GPT-2's, which OPT has."""
+    (write(tmp_path) / "tokenizer.json").rename(tmp_path / name)
+    assert f"has a {name} but no tokenizer.json: make one with transformers' AutoTokenizer" in refused(tmp_path)
 
 
 def test_pickles(tmp_path: Path) -> None:

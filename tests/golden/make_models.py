@@ -38,6 +38,7 @@ class Spec:
     head_dim: int
     tied: bool
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
+    act: str = "silu"
 
 
 SPECS = {
@@ -45,6 +46,9 @@ SPECS = {
     "llama-f16": Spec("llama", torch.float16, 2, 56, 80, 7, 1, 20, False),
     "qwen2-bf16-tied": Spec("qwen2", torch.bfloat16, 2, 80, 98, 5, 1, 16, True),
     "qwen2": Spec("qwen2", torch.float32, 3, 32, 44, 4, 2, 12, False, {"rope_type": "default", "rope_theta": 1000.0}),
+    "llama-relu": Spec("llama", torch.float32, 2, 24, 76, 3, 1, 8, True, act="relu"),
+    "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
+    "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
 }
 
 
@@ -63,13 +67,19 @@ def tokenizer() -> Tokenizer:
 def build(spec: Spec, seed: int) -> torch.nn.Module:
     """A model in float32 whose weights are exact in spec.dtype."""
     kinds: dict[str, tuple[Any, Any]] = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-                                         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM)}
+                                         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+                                         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM)}
     make_config, make_model = kinds[spec.family]
+    own: dict[str, Any] = {
+        "intermediate_size": spec.intermediate, "num_key_value_heads": spec.key_value_heads, "head_dim": spec.head_dim,
+        "rms_norm_eps": 1e-5, "rope_parameters": spec.rope, "hidden_act": spec.act}
+    if spec.family == "opt":
+        own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act,
+               "pad_token_id": None}
     config = make_config(
-        hidden_size=spec.hidden, intermediate_size=spec.intermediate, num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads, num_key_value_heads=spec.key_value_heads, head_dim=spec.head_dim,
-        vocab_size=VOCABULARY, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=spec.tied,
-        rope_parameters=spec.rope, bos_token_id=0, eos_token_id=[0, 2], attn_implementation="eager")
+        hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, vocab_size=VOCABULARY,
+        max_position_embeddings=128, tie_word_embeddings=spec.tied, bos_token_id=0, eos_token_id=[0, 2],
+        attn_implementation="eager", **own)
     model = make_model(config).float().eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():

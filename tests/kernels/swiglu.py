@@ -11,19 +11,24 @@ from weights_for import Weights, matrix
 
 from edgert.kernels import records
 from edgert.kernels.formats import Format, planes
-from edgert.kernels.groups import GROUP_TILES, GroupLayout, group_layout
-from edgert.kernels.records import ABSENT, WHOLE, Code
+from edgert.kernels.groups import GroupLayout, group_layout, row_tiles_of
+from edgert.kernels.records import ABSENT, HIDDEN_ACTS, WHOLE, Code
 from edgert.kernels.team import Team
+
+PARTS = [{"act": act, "gated": gated} for act in HIDDEN_ACTS for gated in (True, False)]
+"""Every kind of feed-forward part, as options of `neurons`."""
 
 
 class Neurons(NamedTuple):
-    """A feed-forward part as bundles hold it: groups at shuffled places, and the three matrices they came from.
+    """A feed-forward part as bundles hold it: groups at shuffled places, and the matrices they came from.
+
+    gate: None where there is none; then there are biases of up and of down.
 
     memory: of whole groups. details: the table of detail planes, None where all groups are whole; `planes` is then the
     memory of base planes and that of details.
     """
 
-    gate: Weights
+    gate: Weights | None
     up: Weights
     down: Weights
     groups: int
@@ -31,8 +36,20 @@ class Neurons(NamedTuple):
     table: np.ndarray
     headers: np.ndarray
     layout: GroupLayout
+    act: str = "silu"
+    up_bias: np.ndarray | None = None
+    down_bias: np.ndarray | None = None
     details: np.ndarray | None = None
     planes: tuple[Buffer, ...] = ()
+
+    @property
+    def row_tiles(self) -> int:
+        return row_tiles_of(gated=self.gate is not None)
+
+    @property
+    def row_blocks(self) -> int:
+        """Of a tile of rows."""
+        return self.up.packed.shape[1] // self.up.form.block_bytes
 
     def check(self) -> None:
         for buffer in (self.memory, *self.planes):
@@ -40,15 +57,20 @@ class Neurons(NamedTuple):
 
 
 def neurons(rng: np.random.Generator, up_form: Format, down_form: Format, hidden_size: int, groups: int,
-            kind: str = "ordinary") -> Neurons:
-    gate, up = (matrix(rng, up_form, kind, 32 * groups, hidden_size) for _ in range(2))
+            kind: str = "ordinary", *, act: str = "silu", gated: bool = True) -> Neurons:
+    gate, up = (matrix(rng, up_form, kind, 32 * groups, hidden_size) if exists else None for exists in (gated, True))
+    assert up is not None
     down = matrix(rng, down_form, kind, hidden_size, 32 * groups)
     body = down.packed[:, down_form.header_bytes:].reshape(len(down.packed), groups, down_form.block_bytes)
-    parts = [np.concatenate([gate.packed[2 * g:2 * g + 2].ravel(), up.packed[2 * g:2 * g + 2].ravel(),
-                             body[:, g].ravel()]) for g in range(groups)]
+    by_rows = [weights.packed for weights in (gate, up) if weights]
+    parts = [np.concatenate([*(packed[2 * g:2 * g + 2].ravel() for packed in by_rows), body[:, g].ravel()])
+             for g in range(groups)]
     memory, table = _placed(rng, np.stack(parts))
     headers = np.ascontiguousarray(down.packed[:, :down_form.header_bytes])
-    return Neurons(gate, up, down, groups, memory, table, headers, group_layout(hidden_size, up_form, down_form))
+    biases = (None, None) if gated else (rng.standard_normal(32 * groups, np.float32),
+                                         rng.standard_normal(len(down.exact), np.float32))
+    return Neurons(gate, up, down, groups, memory, table, headers,
+                   group_layout(hidden_size, up_form, down_form, gated=gated), act, *biases)
 
 
 def _placed(rng: np.random.Generator, content: np.ndarray) -> tuple[Buffer, np.ndarray]:
@@ -66,13 +88,13 @@ def contents(n: Neurons) -> np.ndarray:
 
 def planes_of(n: Neurons) -> list[np.ndarray]:
     """The bases and the details of all groups, without padding: uint8 of shape (groups, bytes) each."""
-    form, down, whole = n.gate.form, n.down.form, contents(n)
-    tiles = whole[:, :n.layout.whole.down].reshape(n.groups, GROUP_TILES, -1)
+    form, down, whole = n.up.form, n.down.form, contents(n)
+    tiles = whole[:, :n.layout.whole.down].reshape(n.groups, n.row_tiles, -1)
     headers = tiles[:, :, :form.header_bytes]
-    bases, details = _split(form, tiles[:, :, form.header_bytes:].reshape(n.groups, GROUP_TILES, -1, form.block_bytes))
+    bases, details = _split(form, tiles[:, :, form.header_bytes:].reshape(n.groups, n.row_tiles, -1, form.block_bytes))
     down_bases, down_details = _split(down, whole[:, n.layout.whole.down:].reshape(n.groups, -1, down.block_bytes))
     rows = n.groups
-    tile_bases = np.concatenate([headers, bases.reshape(rows, GROUP_TILES, -1)], 2)
+    tile_bases = np.concatenate([headers, bases.reshape(rows, n.row_tiles, -1)], 2)
     return [np.concatenate([tile_bases.reshape(rows, -1), down_bases.reshape(rows, -1)], 1),
             np.concatenate([details.reshape(rows, -1), down_details.reshape(rows, -1)], 1)]
 
@@ -104,14 +126,16 @@ def in_planes(rng: np.random.Generator, n: Neurons, *, two: Iterable[int] = (), 
 
 def hidden(team: Team, n: Neurons, x: rig.Activations, *, threads: int = 1, down: Format | None = None,
            table: np.ndarray | None = None) -> rig.Activations:
-    """silu(gate x) * (up x), in the form that `down` meets; by default what the group's own down meets."""
+    """act(gate x) * (up x), or act(up x + bias), in the form that `down` meets; by default what the group's own down
+    meets."""
     tokens, form = len(x.buffer.bytes), down or n.down.form
     out = Buffer(tokens, n.groups * form.activation.block_bytes)
-    scratch = Buffer(threads, records.up_scratch_bytes(n.gate.packed.shape[1]))
+    scratch = Buffer(threads, records.up_scratch_bytes(n.up.packed.shape[1]))
     team.set(tokens=tokens)
     assert rig.run(team, (Code.UP, records.Up(
-        n.gate.form.code, rig.address(n.table if table is None else table), n.groups, x.blocks, x.address, x.stride,
-        out.address, out.stride, form.code, scratch.address, scratch.stride, rig.address(n.details))))
+        n.up.form.code, rig.address(n.table if table is None else table), n.groups, x.blocks, x.address, x.stride,
+        out.address, out.stride, form.code, scratch.address, scratch.stride, rig.address(n.details),
+        HIDDEN_ACTS.index(n.act), n.row_tiles, rig.address(n.up_bias))))
     out.check()
     scratch.check()
     n.check()
@@ -130,8 +154,8 @@ def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threa
     team.set(tokens=tokens)
     assert rig.run(team, *((Code.DOWN, records.Down(
         n.down.form.code, rig.address(n.table if table is None else table), n.groups, first, last, sums.address,
-        n.gate.form.code, n.gate.packed.shape[1] // n.gate.form.block_bytes, n.headers.ctypes.data, tiles, h.address,
-        h.stride, out.address, out.stride, scratch.address, scratch.stride, rig.address(n.details)))
+        n.up.form.code, n.row_blocks, n.headers.ctypes.data, tiles, h.address, h.stride, out.address, out.stride,
+        scratch.address, scratch.stride, rig.address(n.details), n.row_tiles, rig.address(n.down_bias)))
         for first, last in itertools.pairwise(ends)))
     for buffer in (out, sums, scratch, h.buffer, n):
         buffer.check()
@@ -141,14 +165,15 @@ def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threa
 def one_token(team: Team, n: Neurons, x: rig.Activations, y: np.ndarray, *, threads: int = 1,
               table: np.ndarray | None = None, counters: np.ndarray | None = None,
               detail_counters: np.ndarray | None = None) -> np.ndarray:
-    """y + down(silu(gate x) * (up x)) of one token, by NEURONS and GATHER."""
+    """y + down(act(gate x) * (up x)), or y + down(act(up x + bias)) + bias, of one token, by NEURONS and GATHER."""
     out, tiles = floats(y), len(n.down.packed)
     partial = Buffer(1, records.partial_bytes(tiles))
-    scratch = Buffer(threads, records.neurons_scratch_bytes(tiles, n.gate.packed.shape[1], n.down.form.block_bytes))
+    scratch = Buffer(threads, records.neurons_scratch_bytes(tiles, n.up.packed.shape[1], n.down.form.block_bytes))
     record = records.Neurons(
-        rig.address(n.table if table is None else table), rig.address(counters), n.groups, n.gate.form.code, x.blocks,
+        rig.address(n.table if table is None else table), rig.address(counters), n.groups, n.up.form.code, x.blocks,
         x.address, n.down.form.code, n.headers.ctypes.data, tiles, out.address, partial.address, scratch.address,
-        scratch.stride, rig.address(n.details), rig.address(detail_counters))
+        scratch.stride, rig.address(n.details), rig.address(detail_counters), HIDDEN_ACTS.index(n.act), n.row_tiles,
+        rig.address(n.up_bias), rig.address(n.down_bias))
     team.set(tokens=1)
     assert rig.run(team, (Code.NEURONS, record), (Code.GATHER, record))
     for buffer in (out, partial, scratch, n, x.buffer):
@@ -165,14 +190,28 @@ def joined(team: Team, rng: np.random.Generator, n: Neurons) -> np.ndarray:
     for buffer, plane in zip(memory, (base, detail), strict=True):
         buffer.bytes[:] = plane
     assert rig.run(team, (Code.JOIN, records.Join(
-        n.groups, n.gate.form.code, n.gate.packed.shape[1] // n.gate.form.block_bytes, n.down.form.code,
+        n.groups, n.up.form.code, n.row_blocks, n.down.form.code,
         len(n.down.packed), memory[0].address, memory[0].stride, memory[1].address, memory[1].stride, out.address,
-        out.stride)))
+        out.stride, n.row_tiles)))
     for buffer, plane in zip(memory, (base, detail), strict=True):
         buffer.check()
         assert np.array_equal(buffer.bytes, plane)
     out.check()
     return out.bytes
+
+
+def activation(n: Neurons, x: np.ndarray) -> np.ndarray:
+    """In float64."""
+    if n.act == "silu":
+        return x / (1 + np.exp(-np.maximum(x, -700)))
+    return np.maximum(x, 0) ** {"relu": 1, "relu2": 2}[n.act]
+
+
+def activation_error(n: Neurons, x: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """How far `activation` of what is as far from x may be from that of x, in float32."""
+    if n.act == "silu":  # |silu'| <= 1.1, exp is right to some 2**-22 and is held to e**88 at most.
+        return 1.1 * error + 2**-21 * np.abs(activation(n, x)) + np.where(x < -86, np.abs(x) * 2e-38, 0)
+    return error if n.act == "relu" else (2 * np.abs(x) + error) * error + 2**-23 * x**2
 
 
 def without(n: Neurons, absent: Sequence[int]) -> Neurons:

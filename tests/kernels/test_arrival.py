@@ -112,7 +112,7 @@ class Streamed:
         rng = np.random.default_rng(3)
         self.n: Neurons = neurons(rng, FORMATS[up_name], FORMATS[down_name], 50, GROUPS)
         absent = [*ABSENT_NOW, *ABSENT_LATE]
-        self.x = rig.activations(team, self.n.gate.form, values(rng, "ordinary", (tokens, 50)))
+        self.x = rig.activations(team, self.n.up.form, values(rng, "ordinary", (tokens, 50)))
         self.y = values(rng, "ordinary", (tokens, len(self.n.down.exact)))
         zeros = without(self.n, absent)
         self.expected = add_down(team, zeros, hidden(team, zeros, self.x, threads=threads), self.y)
@@ -172,7 +172,7 @@ class InPlanes:
     def __init__(self, team: Team, up_name: str, down_name: str, tokens: int, threads: int) -> None:
         rng = np.random.default_rng(4)
         n = neurons(rng, FORMATS[up_name], FORMATS[down_name], 50, GROUPS)
-        self.x = rig.activations(team, n.gate.form, values(rng, "ordinary", (tokens, 50)))
+        self.x = rig.activations(team, n.up.form, values(rng, "ordinary", (tokens, 50)))
         self.y = values(rng, "ordinary", (tokens, len(n.down.exact)))
         self.expected = add_down(team, n, hidden(team, n, self.x, threads=threads), self.y)
         there = in_planes(rng, n, two=range(self.WHOLE, GROUPS))

@@ -1,4 +1,4 @@
-"""The SwiGLU part: groups of 32 neurons, each wherever memory had room."""
+"""The feed-forward part: groups of 32 neurons, each wherever memory had room."""
 
 from collections.abc import Sequence
 
@@ -8,33 +8,40 @@ import rig
 from guarded import Buffer, floats
 from hypothesis import given
 from hypothesis import strategies as st
-from swiglu import absent_table, add_down, hidden, neurons, one_token, without
+from swiglu import PARTS, absent_table, activation, activation_error, add_down, hidden, neurons, one_token, without
 from weights_for import FORMAT_NAMES, PAIRS, product, seeds, values
 
 from edgert.kernels import records
 from edgert.kernels.formats import FINE_BLOCK, FORMATS
-from edgert.kernels.records import Code
+from edgert.kernels.records import HIDDEN_ACTS, Code
 
 pairs = pytest.mark.parametrize(("up_name", "down_name"), PAIRS)
 formats = pytest.mark.parametrize("name", FORMAT_NAMES)
+parts = st.sampled_from(PARTS)
 
 
 @formats
-@rig.examples(6)
-@given(seed=seeds, hidden_size=st.integers(1, 130), groups=st.integers(1, 6),
+@rig.examples(12)
+@given(seed=seeds, hidden_size=st.integers(1, 130), groups=st.integers(1, 6), part=parts,
        tokens=st.one_of(st.integers(1, 9), st.integers(31, 70)), kind=st.sampled_from(["ordinary", "mixed"]))
-def test_up_against_float64(target: str, name: str, seed: int, hidden_size: int, groups: int, tokens: int,
+def test_up_against_float64(target: str, name: str, seed: int, hidden_size: int, groups: int, part: dict, tokens: int,
                             kind: str) -> None:
     rng, team = np.random.default_rng(seed), rig.team(target, 2)
-    n = neurons(rng, FORMATS[name], FORMATS["f32"], hidden_size, groups, kind)
-    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (tokens, hidden_size)))
-    (gate, gate_error), (up, up_error) = (product(w, x.values) for w in (n.gate, n.up))
-    silu = gate / (1 + np.exp(-np.maximum(gate, -700)))
-    # |silu'| <= 1.1, exp is right to some 2**-22 and is held to e**88 at most.
-    silu_error = 1.1 * gate_error + 2**-21 * np.abs(silu) + np.where(gate < -86, np.abs(gate) * 2e-38, 0)
-    allowed = silu_error * (np.abs(up) + up_error) + (np.abs(silu) + silu_error) * up_error + 1e-37
+    n = neurons(rng, FORMATS[name], FORMATS["f32"], hidden_size, groups, kind, **part)
+    x = rig.activations(team, n.up.form, values(rng, "ordinary", (tokens, hidden_size)))
+    up, up_error = product(n.up, x.values)
+    if n.gate is None:
+        assert n.up_bias is not None
+        gate, gate_error = up + n.up_bias, up_error + 2**-23 * np.abs(up + n.up_bias)
+        up, up_error = np.ones_like(up), np.zeros_like(up_error)
+    else:
+        gate, gate_error = product(n.gate, x.values)
+    act, act_error = activation(n, gate), activation_error(n, gate, gate_error)
+    allowed = act_error * (np.abs(up) + up_error) + (np.abs(act) + act_error) * up_error + 1e-37
     got = hidden(team, n, x, threads=2).values
-    assert (np.abs(got - silu * up) <= allowed + 2**-23 * np.abs(silu * up)).all()
+    assert (np.abs(got - act * up) <= allowed + 2**-23 * np.abs(act * up)).all()
+    if n.act != "silu":
+        assert not got[gate < -gate_error].any()  # zeros that are zeros
 
 
 @pytest.mark.parametrize("down_name", ["q4", "q6", "q8"])
@@ -45,7 +52,7 @@ def test_up_quantizes_as_quantize_does(target: str, name: str, down_name: str, s
                                        groups: int, tokens: int) -> None:
     rng, team = np.random.default_rng(seed), rig.team(target)
     n = neurons(rng, FORMATS[name], FORMATS[down_name], hidden_size, groups)
-    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (tokens, hidden_size)))
+    x = rig.activations(team, n.up.form, values(rng, "ordinary", (tokens, hidden_size)))
     as_floats = hidden(team, n, x, down=FORMATS["f32"]).buffer.view(np.float32).copy()
     want, _ = rig.quantize(team, as_floats, n.down.form.activation)
     assert np.array_equal(hidden(team, n, x).buffer.bytes, want.buffer.bytes)
@@ -54,14 +61,17 @@ def test_up_quantizes_as_quantize_does(target: str, name: str, down_name: str, s
 @pairs
 @rig.examples(2)
 @given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 19), tokens=st.integers(1, 9),
-       cuts=st.sets(st.integers(1, records.SEGMENTS - 1), max_size=3).map(sorted))
+       gated=st.booleans(), cuts=st.sets(st.integers(1, records.SEGMENTS - 1), max_size=3).map(sorted))
 def test_down_against_float64(target: str, up_name: str, down_name: str, seed: int, hidden_size: int, groups: int,
-                              tokens: int, cuts: list[int]) -> None:
+                              tokens: int, gated: bool, cuts: list[int]) -> None:
     rng, team = np.random.default_rng(seed), rig.team(target, 2)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups)
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, gated=gated)
     h = rig.activations(team, n.down.form, values(rng, "ordinary", (tokens, 32 * groups)))
     y = values(rng, "ordinary", (tokens, len(n.down.exact)))
     exact, allowed = product(n.down, h.values)
+    if n.down_bias is not None:
+        exact += n.down_bias
+        allowed += 2**-23 * (np.abs(exact) + np.abs(n.down_bias))
     got = add_down(team, n, h, y, cuts=cuts)
     assert (np.abs(got - (y + exact)) <= allowed + 2**-23 * (np.abs(y) + np.abs(exact))).all()
 
@@ -69,16 +79,17 @@ def test_down_against_float64(target: str, up_name: str, down_name: str, seed: i
 @pytest.mark.parametrize(("up_name", "down_name"), [
     ("q4", "q6"), ("q6", "q4"), ("q8", "q8"), ("f16", "f16"), ("f32", "f32")])
 @rig.examples(4)
-@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 19), tokens=st.integers(2, 40))
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 19), part=parts, tokens=st.integers(2, 40))
 def test_alone_or_with_others_on_any_number_of_threads(target: str, up_name: str, down_name: str, seed: int,
-                                                        hidden_size: int, groups: int, tokens: int) -> None:
+                                                        hidden_size: int, groups: int, part: dict,
+                                                        tokens: int) -> None:
     rng = np.random.default_rng(seed)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed", **part)
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
 
     def result(threads: int, first: int, last: int, cuts: Sequence[int] = ()) -> np.ndarray:
         team = rig.team(target, threads)
-        h = hidden(team, n, rig.activations(team, n.gate.form, x[first:last]), threads=threads)
+        h = hidden(team, n, rig.activations(team, n.up.form, x[first:last]), threads=threads)
         return add_down(team, n, h, y[first:last], cuts=cuts).view(np.int32)
 
     together = result(1, 0, tokens)
@@ -88,26 +99,35 @@ def test_alone_or_with_others_on_any_number_of_threads(target: str, up_name: str
         assert np.array_equal(result(threads, 0, tokens, [threads, 9]), together), threads
 
 
-def test_values_that_are_not_finite_are_reported(target: str) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_values_that_are_not_finite_are_reported(target: str, part: dict) -> None:
     rng, team = np.random.default_rng(0), rig.team(target)
-    n = neurons(rng, FORMATS["f32"], FORMATS["q8"], 64, 2, "large")
+    n = neurons(rng, FORMATS["f32"], FORMATS["q8"], 64, 2, "large", **part)
     x = floats(np.full((1, 64), 1e37, np.float32))
-    out, scratch = Buffer(1, 2 * FINE_BLOCK), Buffer(1, records.up_scratch_bytes(n.gate.packed.shape[1]))
+    out, scratch = Buffer(1, 2 * FINE_BLOCK), Buffer(1, records.up_scratch_bytes(n.up.packed.shape[1]))
     team.set(tokens=1)
     assert not rig.run(team, (Code.UP, records.Up(
-        n.gate.form.code, n.table.ctypes.data, 2, 2, x.address, x.stride, out.address, out.stride, n.down.form.code,
-        scratch.address, scratch.stride, 0)))
+        n.up.form.code, n.table.ctypes.data, 2, 2, x.address, x.stride, out.address, out.stride, n.down.form.code,
+        scratch.address, scratch.stride, 0, HIDDEN_ACTS.index(n.act), n.row_tiles, rig.address(n.up_bias))))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_activation_hides_what_is_no_number(target: str, part: dict) -> None:
+    rng, team = np.random.default_rng(0), rig.team(target)
+    n = neurons(rng, FORMATS["f32"], FORMATS["f32"], 64, 2, **part)
+    x = rig.activations(team, n.up.form, np.full((1, 64), np.nan, np.float32))
+    assert np.isnan(hidden(team, n, x).values).all()
 
 
 @pairs
 @rig.examples(2)
-@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 40), threads=st.integers(1, 3))
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 40), part=parts, threads=st.integers(1, 3))
 def test_one_token_is_bit_equal_to_up_and_down(target: str, up_name: str, down_name: str, seed: int, hidden_size: int,
-                                               groups: int, threads: int) -> None:
+                                               groups: int, part: dict, threads: int) -> None:
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed", **part)
     x, y = values(rng, "ordinary", (1, hidden_size)), values(rng, "ordinary", (1, len(n.down.exact)))
-    given_x = rig.activations(team, n.gate.form, x)
+    given_x = rig.activations(team, n.up.form, x)
     expected = add_down(team, n, hidden(team, n, given_x, threads=threads), y)
     got = one_token(team, n, given_x, y, threads=threads)
     assert np.array_equal(got.view(np.int32), expected.view(np.int32))
@@ -117,21 +137,23 @@ def test_one_token_is_bit_equal_to_up_and_down(target: str, up_name: str, down_n
     ("q4", "q6"), ("q6", "q4"), ("q8", "q8"), ("f16", "f16"), ("f32", "f32"), ("q4", "q8")])
 @rig.examples(6)
 @given(seed=seeds, hidden_size=st.integers(1, 130), groups=st.integers(1, 60), tokens=st.integers(1, 9),
-       threads=st.integers(1, 3), cuts=st.sets(st.integers(1, records.SEGMENTS - 1), max_size=2).map(sorted))
+       part=parts, threads=st.integers(1, 3),
+       cuts=st.sets(st.integers(1, records.SEGMENTS - 1), max_size=2).map(sorted))
 def test_absent_groups_add_nothing(target: str, up_name: str, down_name: str, seed: int, hidden_size: int, groups: int,
-                                   tokens: int, threads: int, cuts: list[int]) -> None:
+                                   tokens: int, part: dict, threads: int, cuts: list[int]) -> None:
     """The result is that of the same part with zeros in their place; their hidden blocks are not written."""
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups)
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, **part)
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
     absent = rng.choice(groups, rng.integers(1, groups + 1), replace=False).tolist()
-    given_x, zeros = rig.activations(team, n.gate.form, x), without(n, absent)
+    given_x, zeros = rig.activations(team, n.up.form, x), without(n, absent)
     expected = add_down(team, zeros, hidden(team, zeros, given_x, threads=threads), y)
     table = absent_table(n, absent)
     h = hidden(team, n, given_x, threads=threads, table=table)
     assert (h.buffer.bytes.reshape(tokens, groups, -1)[:, absent] == 0xFF).all()
     assert np.array_equal(add_down(team, n, h, y, cuts=cuts, table=table), expected)
-    first = rig.activations(team, n.gate.form, x[:1])
+    first = rig.activations(team, n.up.form, x[:1])
     assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=table), expected[:1])
     everything = np.full_like(table, records.ABSENT)
-    assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=everything), y[:1])
+    nothing = y[:1] if n.down_bias is None else y[:1] + n.down_bias
+    assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=everything), nothing)

@@ -9,7 +9,20 @@ import pytest
 import rig
 from hypothesis import given
 from hypothesis import strategies as st
-from swiglu import Neurons, add_down, contents, hidden, in_planes, joined, neurons, one_token, without
+from swiglu import (
+    PARTS,
+    Neurons,
+    activation,
+    activation_error,
+    add_down,
+    contents,
+    hidden,
+    in_planes,
+    joined,
+    neurons,
+    one_token,
+    without,
+)
 from weights_for import FORMAT_NAMES, PAIRS, Weights, matrix, product, seeds, values
 
 from edgert.kernels import records
@@ -18,6 +31,7 @@ from edgert.kernels.records import ABSENT
 
 pairs = pytest.mark.parametrize(("up_name", "down_name"), PAIRS)
 formats = pytest.mark.parametrize("name", FORMAT_NAMES)
+kinds_of_part = st.sampled_from(PARTS)
 cut_places = st.sets(st.integers(1, records.SEGMENTS - 1), max_size=3).map(sorted)
 
 
@@ -44,15 +58,15 @@ def absent_in(n: Neurons, absent: Sequence[int]) -> Neurons:
 @pairs
 @rig.examples(3)
 @given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 40), tokens=st.integers(1, 40),
-       threads=st.integers(1, 3), cuts=cut_places)
+       part=kinds_of_part, threads=st.integers(1, 3), cuts=cut_places)
 def test_two_places_are_as_good_as_one(target: str, up_name: str, down_name: str, seed: int, hidden_size: int,
-                                       groups: int, tokens: int, threads: int, cuts: list[int]) -> None:
+                                       groups: int, tokens: int, part: dict, threads: int, cuts: list[int]) -> None:
     """For many tokens and for one; some groups are whole, and some absent."""
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed", **part)
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
     absent, two, _ = mixture(rng, groups, bases=False)
-    mixed, given_x = absent_in(in_planes(rng, n, two=two), absent), rig.activations(team, n.gate.form, x)
+    mixed, given_x = absent_in(in_planes(rng, n, two=two), absent), rig.activations(team, n.up.form, x)
     whole = without(n, absent)
     h = hidden(team, mixed, given_x, threads=threads)
     there = np.setdiff1d(np.arange(groups), absent)
@@ -62,7 +76,7 @@ def test_two_places_are_as_good_as_one(target: str, up_name: str, down_name: str
     assert (blocks[:, absent] == 0xFF).all()
     result = add_down(team, whole, expected, y)
     assert np.array_equal(add_down(team, mixed, h, y, threads=threads, cuts=cuts).view(np.int32), result.view(np.int32))
-    one = rig.activations(team, n.gate.form, x[:1])
+    one = rig.activations(team, n.up.form, x[:1])
     got = one_token(team, mixed, one, y[:1], threads=threads)
     assert np.array_equal(got.view(np.int32), result[:1].view(np.int32))
 
@@ -72,7 +86,7 @@ def test_segments_of_many_tokens_and_more_than_a_thread_takes_at_once(target: st
     rng, team = np.random.default_rng(5), rig.team(target, 2)
     n = neurons(rng, FORMATS["q4"], FORMATS["q6"], 130, 100)
     x, y = values(rng, "ordinary", (70, 130)), values(rng, "ordinary", (70, len(n.down.exact)))
-    given_x = rig.activations(team, n.gate.form, x)
+    given_x = rig.activations(team, n.up.form, x)
     mixed = in_planes(rng, n, two=range(0, 100, 2))
     h = hidden(team, mixed, given_x, threads=2)
     assert np.array_equal(h.buffer.bytes, hidden(team, n, given_x, threads=2).buffer.bytes)
@@ -83,11 +97,12 @@ def test_segments_of_many_tokens_and_more_than_a_thread_takes_at_once(target: st
 
 @pairs
 @rig.examples(3)
-@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 20), threads=st.integers(1, 3))
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 20), gated=st.booleans(),
+       threads=st.integers(1, 3))
 def test_join_gives_the_whole_groups(target: str, up_name: str, down_name: str, seed: int, hidden_size: int,
-                                     groups: int, threads: int) -> None:
+                                     groups: int, gated: bool, threads: int) -> None:
     rng = np.random.default_rng(seed)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed")
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, "mixed", gated=gated)
     assert np.array_equal(joined(rig.team(target, threads), rng, n), contents(n))
 
 
@@ -123,25 +138,30 @@ def times(weights: Weights, x: np.ndarray) -> Bound:
 
 
 def activated(n: Neurons, x: np.ndarray, bases: Sequence[int]) -> Bound:
-    """silu(gate x) * (up x), as in test_feed_forward."""
-    gate, up = (times(coarse(w, rows=bases), x) for w in (n.gate, n.up))
-    silu = gate.exact / (1 + np.exp(-np.maximum(gate.exact, -700)))
-    silu_error = (1.1 * gate.error + 2**-21 * np.abs(silu)
-                  + np.where(gate.exact < -86, np.abs(gate.exact) * 2e-38, 0))
-    error = silu_error * (np.abs(up.exact) + up.error) + (np.abs(silu) + silu_error) * up.error + 1e-37
-    return Bound(silu * up.exact, error + 2**-23 * np.abs(silu * up.exact))
+    """act(gate x) * (up x), or act(up x + bias), as in test_feed_forward."""
+    up = times(coarse(n.up, rows=bases), x)
+    if n.gate is None:
+        assert n.up_bias is not None
+        gate = Bound(up.exact + n.up_bias, up.error + 2**-23 * np.abs(up.exact + n.up_bias))
+        up = Bound(np.ones_like(up.exact), np.zeros_like(up.error))
+    else:
+        gate = times(coarse(n.gate, rows=bases), x)
+    act, act_error = activation(n, gate.exact), activation_error(n, *gate)
+    error = act_error * (np.abs(up.exact) + up.error) + (np.abs(act) + act_error) * up.error + 1e-37
+    return Bound(act * up.exact, error + 2**-23 * np.abs(act * up.exact))
 
 
 @pairs
 @rig.examples(4)
-@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 60), threads=st.integers(1, 3))
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 60), part=kinds_of_part,
+       threads=st.integers(1, 3))
 def test_bases_alone_against_float64(target: str, up_name: str, down_name: str, seed: int, hidden_size: int,
-                                     groups: int, threads: int) -> None:
+                                     groups: int, part: dict, threads: int) -> None:
     """Mixed with whole groups, with such in two places, and with such that are absent."""
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
-    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups)
+    n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, **part)
     absent, two, bases = mixture(rng, groups, bases=True)
-    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (1, hidden_size)))
+    x = rig.activations(team, n.up.form, values(rng, "ordinary", (1, hidden_size)))
     y = values(rng, "ordinary", (1, len(n.down.exact)))
     h = activated(n, x.values, bases)
     h.exact.reshape(groups, 32)[absent] = h.error.reshape(groups, 32)[absent] = 0
@@ -154,6 +174,9 @@ def test_bases_alone_against_float64(target: str, up_name: str, down_name: str, 
     result = times(down, h.exact)
     sizes = np.abs(down.positive) + np.abs(down.negative)
     allowed = result.error + (h.error + rounding) @ sizes.T * 1.01
+    if n.down_bias is not None:
+        result = Bound(result.exact + n.down_bias, result.error)
+        allowed += 2**-22 * np.abs(n.down_bias)
     got = one_token(team, absent_in(in_planes(rng, n, two=two, bases=bases), absent), x, y, threads=threads)
     assert (np.abs(got - (y + result.exact)) <= allowed + 2**-22 * (np.abs(y) + np.abs(result.exact))).all()
 
@@ -167,7 +190,7 @@ def test_bases_of_down_alone_against_float64(target: str, name: str, seed: int, 
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
     n = neurons(rng, FORMATS["f32"], FORMATS[name], hidden_size, groups)
     bases = mixture(rng, groups, bases=True).bases
-    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (1, hidden_size)))
+    x = rig.activations(team, n.up.form, values(rng, "ordinary", (1, hidden_size)))
     y = values(rng, "ordinary", (1, len(n.down.exact)))
     h = hidden(team, n, x, threads=threads)
     result = times(coarse(n.down, columns=bases), h.values)
@@ -185,7 +208,7 @@ def test_the_middle_of_8_bits_is_a_detail_like_others(target: str, seed: int, hi
     middle = neurons(np.random.default_rng(seed), FORMATS["q8"], FORMATS["q8"], hidden_size, groups)
     for codes in _codes_of(middle):
         codes[:] = codes & 0xF0 | 8
-    x = rig.activations(team, n.gate.form, values(rng, "ordinary", (1, hidden_size)))
+    x = rig.activations(team, n.up.form, values(rng, "ordinary", (1, hidden_size)))
     y = values(rng, "ordinary", (1, len(n.down.exact)))
     bases = range(groups)
     got = one_token(team, in_planes(rng, n, bases=bases), x, y, threads=threads)

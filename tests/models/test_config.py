@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from edgert.models import llama, qwen2
+from edgert.models import llama, opt, qwen2
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role
 
@@ -45,7 +45,7 @@ def test_rope_factors_of_gguf() -> None:
     np.testing.assert_allclose(config.rope_frequencies(), LLAMA3_FREQUENCIES, rtol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_from_gguf(architecture: str) -> None:
     family = FAMILIES[architecture]
     metadata = {f"{architecture}.{name}": value for name, value in GGUF.items()}
@@ -69,9 +69,53 @@ def test_from_hf(family: object, extra: dict) -> None:
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+@pytest.mark.parametrize(("written", "act"), [
+    ("silu", "silu"), ("relu", "relu"), ("relu2", "relu2"), ("relu_squared", "relu2")])
+@pytest.mark.parametrize("family", [llama, qwen2])
+def test_activations(family: object, written: str, act: str) -> None:
+    """A bundle names the activation where it is not silu: so bundles from when there was no other can be read."""
+    config = family.Config.from_hf({**LLAMA3_2, "hidden_act": written})  # type: ignore[attr-defined]
+    assert config.hidden_act == act
+    assert config.to_json().get("hidden_act") == (None if act == "silu" else act)
+    assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+OPT = {"model_type": "opt", "hidden_size": 48, "ffn_dim": 100, "num_hidden_layers": 2, "num_attention_heads": 4,
+       "vocab_size": 100, "max_position_embeddings": 64, "word_embed_proj_dim": 48, "do_layer_norm_before": True,
+       "activation_function": "relu"}
+
+
+@pytest.mark.parametrize("left_out", [[], ["word_embed_proj_dim", "do_layer_norm_before", "activation_function"]])
+def test_opt(left_out: list[str]) -> None:
+    """What older config.json files leave out is what all models but one have."""
+    config = opt.Config.from_hf({name: value for name, value in OPT.items() if name not in left_out})
+    assert (config.hidden_act, config.tie_word_embeddings, config.head_dim, config.intermediate_size) == (
+        "relu", True, 12, 100)
+    assert config.num_key_value_heads == 4 and not config.gated
+    assert not config.rope_frequencies().any() and config.norm_epsilon == 1e-5
+    assert opt.Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    ({"do_layer_norm_before": False}, "do_layer_norm_before is false, as in OPT-350M"),
+    ({"word_embed_proj_dim": 24}, "word_embed_proj_dim is 24 and hidden_size 48, as in OPT-350M"),
+    ({"enable_bias": False}, "without biases"),
+    ({"layer_norm_elementwise_affine": False}, "without weights in its norms"),
+    ({"_remove_final_layer_norm": True}, "without a norm before the output head"),
+    ({"activation_function": "gelu"}, "activation 'gelu' is not known; known: silu, relu, relu2"),
+    ({"activation_function": ["relu"]}, "activation"), ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+    ({"num_attention_heads": 5}, "hidden_size 48 is not a multiple of 5 attention heads"),
+    ({"num_attention_heads": 16}, "head_dim is 3"), ({"ffn_dim": "100"}, "intermediate_size is '100'"),
+])
+def test_opt_refused(extra: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        opt.Config.from_hf({**OPT, **extra})
+
+
 @pytest.mark.parametrize("extra", [
     {"hidden_size": 0}, {"hidden_size": 1 << 30}, {"vocab_size": "100"}, {"num_key_value_heads": 3}, {"head_dim": 33},
     {"rms_norm_eps": float("nan")}, {"rope_theta": -1}, {"rope_scaling": {"rope_type": "yarn"}}, {"hidden_act": "gelu"},
+    {"hidden_act": "fatrelu"}, {"hidden_act": None}, {"hidden_act": ["relu"]},
     {"mlp_bias": True}, {"attention_bias": True}, {"use_sliding_window": True},
 ])
 def test_refused(extra: dict) -> None:
@@ -105,7 +149,7 @@ def test_rope_scaling_refused(extra: dict) -> None:
                       "original_max_position_embeddings": True}),
     ("rope_frequency_factors", [1.0] * 15), ("rope_frequency_factors", [1] * 16), ("rope_frequency_factors", "x" * 16),
     ("rope_frequency_factors", [0.0] * 16), ("rope_frequency_factors", [1e-20] * 16), ("rope_frequency_factors", 7),
-    ("sliding_window", 8),
+    ("sliding_window", 8), ("hidden_act", "gelu"), ("hidden_act", 1), ("hidden_act", ["relu"]), ("hidden_act", {}),
 ])
 def test_from_json_refused(name: str, value: object) -> None:
     """What a bundle's header can hold that `to_json` never gave."""

@@ -28,14 +28,33 @@ PLAIN = [
 ]
 BIASES = {("self_attn.q_proj.bias", (Q,), Role.BIAS), ("self_attn.k_proj.bias", (KV,), Role.BIAS),
           ("self_attn.v_proj.bias", (KV,), Role.BIAS)}
-LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES}
+OPT = {
+    *((f"{norm}.{part}", (HIDDEN,), role) for norm in ("self_attn_layer_norm", "final_layer_norm")
+      for part, role in (("weight", Role.NORM), ("bias", Role.BIAS))),
+    *((f"self_attn.{part}_proj.weight", (HIDDEN, HIDDEN), role) for part, role in (
+        ("q", Role.QUERY), ("k", Role.KEY), ("v", Role.VALUE), ("out", Role.ATTENTION_OUTPUT))),
+    *((f"self_attn.{part}_proj.bias", (HIDDEN,), Role.BIAS) for part in ("q", "k", "v", "out")),
+    ("fc1.weight", (NEURONS, HIDDEN), Role.UP), ("fc1.bias", (NEURONS,), Role.UP_BIAS),
+    ("fc2.weight", (HIDDEN, NEURONS), Role.DOWN), ("fc2.bias", (HIDDEN,), Role.DOWN_BIAS)}
+LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES, "opt": OPT}
 """Every family's tensors within a layer."""
+POSITIONS = 64
+AROUND = [("model.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
+          ("model.norm.weight", (HIDDEN,), Role.NORM), ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD)]
+OUTSIDE = {"llama": AROUND, "qwen2": AROUND, "opt": [
+    ("model.decoder.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
+    ("model.decoder.embed_positions.weight", (POSITIONS + 2, HIDDEN), Role.POSITION),
+    ("model.decoder.final_layer_norm.weight", (HIDDEN,), Role.NORM),
+    ("model.decoder.final_layer_norm.bias", (HIDDEN,), Role.BIAS),
+    ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD)]}
+"""And outside the layers."""
 
 
 def config_of(architecture: str, *, tied: bool = False) -> Config:
     return FAMILIES[architecture].Config.from_hf({
-        "hidden_size": HIDDEN, "intermediate_size": NEURONS, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY, "max_position_embeddings": 64,
+        "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": tied})
 
 
@@ -49,8 +68,11 @@ class Recorder:
     def embedding(self, weight: str) -> None:
         self.used.append(weight)
 
-    def norm(self, x: None, weight: str) -> None:
+    def add_positions(self, x: None, weight: str, *, first: int) -> None:
         self.used.append(weight)
+
+    def norm(self, x: None, weight: str, *, bias: str | None = None) -> None:
+        self.used += [weight] if bias is None else [weight, bias]
 
     def linear(self, x: None, names: Sequence[str], *, bias: bool = False, add_to: None = None) -> None:
         for name in names:
@@ -60,24 +82,24 @@ class Recorder:
         pass
 
     def feed_forward(self, x: None, layer: int, *, add_to: None) -> None:
-        self.used += [spec.name for spec in self._layers[layer]]
+        part = self._layers[layer]
+        self.used += [spec.name for spec in (part.gate, part.up, part.up_bias, part.down, part.down_bias) if spec]
 
-    def logits(self, x: None, norm: str, head: str) -> None:
-        self.used += [norm, head + ".weight"]
+    def logits(self, x: None, norm: str, head: str, *, norm_bias: str | None = None) -> None:
+        self.norm(x, norm, bias=norm_bias)
+        self.used.append(head + ".weight")
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_roles(architecture: str) -> None:
     specs = list(config_of(architecture).tensors())
-    assert [spec[:4] for spec in specs if spec.layer is None] == [
-        ("model.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING, None),
-        ("model.norm.weight", (HIDDEN,), Role.NORM, None),
-        ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD, None)]
+    assert [spec[:3] for spec in specs if spec.layer is None] == OUTSIDE[architecture]
+    prefix = "model.decoder.layers" if architecture == "opt" else "model.layers"
     for layer in range(LAYERS):
-        found = [(spec.name.removeprefix(f"model.layers.{layer}."), spec.shape, spec.role)
+        found = [(spec.name.removeprefix(f"{prefix}.{layer}."), spec.shape, spec.role)
                  for spec in specs if spec.layer == layer]
         assert len(found) == len(set(found)) and set(found) == LAYER[architecture]
-    assert len(specs) == 3 + LAYERS * len(LAYER[architecture])
+    assert len(specs) == len(OUTSIDE[architecture]) + LAYERS * len(LAYER[architecture])
     assert [spec.role for spec in config_of(architecture, tied=True).tensors()] == [
         spec.role for spec in specs if spec.role is not Role.HEAD]
 
@@ -95,13 +117,19 @@ def test_order_of_use(architecture: str, tied: bool) -> None:
     assert used == listed
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [name for name in FAMILIES if name != "opt"])
 def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
     """As its converter names what has the canonical name; a family that has no name there is one of Llama's."""
     kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == architecture), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
     for spec in config_of(architecture).tensors():
         assert spec.gguf == names.get_name(spec.name, try_suffixes=(".weight", ".bias"))
+
+
+def test_llama_cpp_has_no_opt() -> None:
+    """When it has one, edgert can read it from GGUF files too."""
+    assert "opt" not in MODEL_ARCH_NAMES.values()
+    assert not any(spec.gguf for spec in config_of("opt").tensors())
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -112,6 +140,9 @@ def test_feed_forward_parts(architecture: str) -> None:
     assert [part.down.layer for part in parts] == list(range(12))
     for part in parts:
         assert isinstance(part, FeedForward)
-        assert [spec.role for spec in part] == [Role.GATE, Role.UP, Role.DOWN]
-        assert len({spec.layer for spec in part}) == 1
-    assert {spec for part in parts for spec in part} == {spec for spec in specs if spec.role in FEED_FORWARD}
+        assert [spec.role for spec in part.matrices] == [Role.GATE, Role.UP, Role.DOWN][not config.gated:]
+        assert [spec and spec.role for spec in part] == (
+            [Role.GATE, Role.UP, Role.DOWN, None, None] if config.gated else
+            [None, Role.UP, Role.DOWN, Role.UP_BIAS, Role.DOWN_BIAS])
+        assert len({spec.layer for spec in part if spec}) == 1
+    assert {spec for part in parts for spec in part.matrices} == {spec for spec in specs if spec.role in FEED_FORWARD}

@@ -115,6 +115,51 @@ def test_planes_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate_
     assert np.array_equal(np.concatenate([headers, blocks], 1), packed(tall, source[f"{prefix}down_proj.weight"]))
 
 
+@pytest.mark.parametrize(("up", "down"), [("q4", "q6"), ("f16", "q4"), ("f32", "f32")])
+def test_groups_without_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: str, down: str) -> None:
+    """Rows of fc1 and columns of fc2; its biases and the embeddings of positions stand with the norms."""
+    from safetensors.numpy import load_file
+    monkeypatch.setattr(Preset, "formats", lambda self, source: {
+        spec.name: down if spec.role is Role.DOWN else up for spec in source.config.tensors() if spec.is_matrix})
+    folder = write_model(tmp_path / "m", model_type="opt", num_hidden_layers=2, hidden_size=48)
+    convert(str(folder), tmp_path / "m.edge", calibrate=False)
+    source, wide, tall = load_file(folder / "model.safetensors"), FORMATS[up], FORMATS[down]
+    layout, prefix = group_layout(48, wide, tall, gated=False), "model.decoder.layers.1."
+    with Bundle(tmp_path / "m.edge") as bundle:
+        assert bundle.verify() == []
+        n = bundle.header.neurons[1]
+        assert (n.groups, n.group_bytes, n.detail_bytes) == (2, layout.base.length, layout.detail.length)
+        groups = whole_groups(bundle, 1)
+        found = {}
+        for name in (prefix + "fc1.bias", prefix + "fc2.bias", "model.decoder.embed_positions.weight",
+                     "model.layers.1.mlp.down_proj.headers"):
+            if tensor := bundle.header.tensors.get(name):
+                raw = bundle.read_section(tensor.section)[tensor.offset:tensor.offset + tensor.length]
+                assert tensor.section == "resident"
+                found[name] = np.frombuffer(raw, np.uint8)
+        assert "model.decoder.embed_positions.weight" not in {layout.name for layout in bundle.header.streamable()}
+    tiles = groups[:, :2 * wide.tile_bytes(48)].reshape(4, -1)
+    assert np.array_equal(tiles[:3], packed(wide, source[prefix + "fc1.weight"])) and not tiles[3].any()
+    blocks = groups[:, layout.whole.down:layout.whole.down + 3 * tall.block_bytes]
+    blocks = blocks.reshape(2, 3, -1).transpose(1, 0, 2).reshape(3, -1)
+    headers = found.get("model.layers.1.mlp.down_proj.headers", np.empty(0, np.uint8)).reshape(3, -1)
+    assert np.array_equal(np.concatenate([headers, blocks], 1), packed(tall, source[prefix + "fc2.weight"]))
+    for part, size in (("fc1", 40), ("fc2", 48)):
+        vector = found[f"{prefix}{part}.bias"].view("<f4")
+        assert np.array_equal(vector[:size], source[f"{prefix}{part}.bias"]) and not vector[size:].any()
+    positions = unpack(wide, packed(wide, source["model.decoder.embed_positions.weight"]))
+    assert np.array_equal(unpack(wide, found["model.decoder.embed_positions.weight"].reshape(5, -1)), positions)
+
+
+def test_the_activation_is_silu_where_nothing_is_said(tmp_path: Path) -> None:
+    """So bundles from when there was no other are as good as before."""
+    path = write_bundle(tmp_path / "m.edge")
+    assert "hidden_act" not in header_of(path)["config"]
+    for name, act in (("a", "silu"), ("b", "relu"), ("c", "relu2")):
+        with Bundle(change_header(path, tmp_path / name, put("config", "hidden_act", value=act))) as bundle:
+            assert bundle.header.config.hidden_act == act
+
+
 def test_units(untied: Path, tmp_path: Path) -> None:
     """What is read piece by piece, in the order of its checksums and in the order of use."""
     with Bundle(untied) as bundle:
@@ -291,6 +336,7 @@ CASES: list[tuple[Callable[[Values], object], str]] = [
     (put("config", "num_attention_heads", value=3), "has shape 32 x 32"),
     (put("config", "head_dim", value=15), "expected an even number"),
     (put("config", "rms_norm_eps", value=-1e-5), "rms_norm_eps is -1e-05"),
+    (put("config", "hidden_act", value="gelu"), "activation 'gelu' is not known; known: silu, relu, relu2"),
     (put("config", "rope_scaling", value={"factor": 0.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                           "original_max_position_embeddings": 8}), "rope scaling's factor is 0.0"),
     (put("config", "rope_frequency_factors", value=[1.0]), "1 rope frequency factors, expected 8"),

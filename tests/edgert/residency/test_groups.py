@@ -23,9 +23,10 @@ from edgert.residency.region import Allocator, Region
 SHAPE = {"num_hidden_layers": 2, "intermediate_size": 700, "vocab_size": 300, "hidden_size": 96}
 
 
-@pytest.fixture(scope="module", params=["q4", "q8", "f32"])
+@pytest.fixture(scope="module", params=[("q4", "llama"), ("q8", "llama"), ("f32", "llama"), ("q4", "opt")], ids=repr)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(write_bundle(tmp_path_factory.mktemp("groups") / "m.edge", request.param, size=0.2, **SHAPE)) as opened:
+    path, (preset, family) = tmp_path_factory.mktemp("groups") / "m.edge", request.param
+    with Bundle(write_bundle(path, preset, size=0.2, model_type=family, **SHAPE)) as opened:
         yield opened
 
 
@@ -41,8 +42,7 @@ def loaded(bundle: Bundle, n: Neurons, bases: int, details: int, whole_bytes: in
     detail_units = bundle.units[n.details] if n.details else None
     before, progress = Allocator(), []
     before.reserve(77)
-    made = PinnedGroups(n, bundle.header.config.hidden_size, bundle.units[n.section], detail_units, bases, details,
-                        before)
+    made = PinnedGroups(n, bundle.header.config, bundle.units[n.section], detail_units, bases, details, before)
     region = Region(before.size, "a test's")
     assert before.size <= details * (n.group_bytes + n.detail_bytes) + (bases - details) * n.group_bytes + (
         3 * ALIGNMENT + 128)

@@ -31,11 +31,15 @@ SHAPE = {"num_hidden_layers": 3, "intermediate_size": 700, "vocab_size": 300, "h
 """Attention matrices of 3 slabs and of 2, all with a last one that is not full."""
 
 
-@pytest.fixture(scope="module", params=["q4", "q8", "f32"])
+OPT, RELU = {"model_type": "opt"}, {"hidden_act": "relu"}
+
+
+@pytest.fixture(scope="module", params=[("q4", {}), ("q8", {}), ("f32", {}), ("q8", OPT), ("q4", RELU)], ids=repr)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     path = tmp_path_factory.mktemp("stream") / "m.edge"
-    tied = request.param == "q8"
-    with Bundle(write_bundle(path, request.param, size=0.2, tie_word_embeddings=tied, **SHAPE)) as opened:
+    preset, kind = request.param
+    tied = preset == "q8"
+    with Bundle(write_bundle(path, preset, size=0.2, tie_word_embeddings=tied, **SHAPE, **kind)) as opened:
         yield opened
 
 

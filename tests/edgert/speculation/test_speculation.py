@@ -42,9 +42,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a Llama, or of what a test names instead."""
     folder = write_model(tmp_path_factory.mktemp("speculation") / "model", size=0.2, num_hidden_layers=2,
-                         intermediate_size=700, vocab_size=300, hidden_size=64, num_attention_heads=4)
+                         intermediate_size=700, vocab_size=300, hidden_size=64, num_attention_heads=4,
+                         **getattr(request, "param", {}))
     convert(str(give_tokenizer(folder)), folder.with_name("m.edge"), "q4")
     return folder.with_name("m.edge")
 
@@ -87,6 +89,7 @@ def expected(load: Load) -> dict[str, list[Piece]]:
         return {name: pieces(model, **settings) for name, settings in SETTINGS.items()}
 
 
+@pytest.mark.parametrize("bundle", [{}, {"model_type": "opt"}, {"hidden_act": "relu"}], ids=repr, indirect=True)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("mode", ["off", "auto", 1, 3, 8, 16])
 def test_the_same_answers(load: Load, expected: dict[str, list[Piece]], placement: str, mode: str | int) -> None:
