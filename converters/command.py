@@ -52,8 +52,9 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
         raise
     size = Path(out).stat().st_size
     show(table(kinds, size))
-    with Bundle(out) as bundle:
-        used = "calibration" in bundle.header.provenance
-    if texts and not used:
-        show("the text was not used: no weights were rounded to 4 bits that had more before")
+    if texts:
+        with Bundle(out) as bundle:
+            used = "calibration" in bundle.header.provenance
+        if not used:
+            show("the text was not used: no weights were rounded to 4 bits that had more before")
     show(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

@@ -5,7 +5,7 @@ import numpy as np
 from .activation import quantize_pair, quantize_row
 from .decorators import kernel
 from .formats import FINE_BLOCK, FLOAT_BLOCK, QUANTIZED_BLOCK
-from .records import LAYER_NORM, NORM, QUANTIZE, STATE
+from .records import NORM, QUANTIZE, STATE
 from .simd.arithmetic import add, fma, keep_first, mul, reduce_add, splat, square_root, sub, zero_f32
 from .simd.memory import load_f32, load_f32x16, load_i64, store_f32x16, store_i64
 from .state import take
@@ -56,7 +56,7 @@ def layer_norm(op, state):
     floats, floats_stride = load_i64(op + NORM.floats), load_i64(op + NORM.floats_stride)
     quantized, quantized_stride = load_i64(op + NORM.quantized), load_i64(op + NORM.quantized_stride)
     fine, fine_stride = load_i64(op + NORM.fine), load_i64(op + NORM.fine_stride)
-    selected, bias = load_i64(op + NORM.of_selected), load_i64(op + LAYER_NORM.bias)
+    selected, bias = load_i64(op + NORM.of_selected), load_i64(op + NORM.bias)
     rows = load_i64(state + (STATE.selected if selected else STATE.tokens))
     row = take(state, 1)
     while row < rows:

@@ -238,7 +238,8 @@ NEURONS = offsets(Neurons)
 
 
 class Norm(NamedTuple):
-    """x / sqrt(mean(x**2) + epsilon) * weight, in each form whose address is not 0."""
+    """x / sqrt(mean(x**2) + epsilon) * weight, in each form whose address is not 0; in LAYER_NORM the mean is taken
+    from x first, and a bias is added."""
 
     x: int
     x_stride: int
@@ -256,33 +257,11 @@ class Norm(NamedTuple):
     fine_stride: int
     of_selected: int
     """1 to take the tokens whose logits are wanted, 0 for all new tokens."""
+    bias: int = 0
+    """float32; of LAYER_NORM alone."""
 
 
 NORM = offsets(Norm)
-
-
-class LayerNorm(NamedTuple):
-    """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + epsilon) * weight + bias; all else is as in Norm."""
-
-    x: int
-    x_stride: int
-    weight: int
-    columns: int
-    blocks: int
-    epsilon: int
-    floats: int
-    floats_stride: int
-    quantized: int
-    quantized_stride: int
-    fine: int
-    fine_stride: int
-    of_selected: int
-    bias: int
-    """float32."""
-
-
-LAYER_NORM = offsets(LayerNorm)
-assert LAYER_NORM[:-1] == NORM
 
 
 class LearnedPositions(NamedTuple):

@@ -97,9 +97,9 @@ class ProgramBuilder:
         record = records.Norm(
             x.address, x.stride, self._weights.address(weight), columns, -(-columns // BLOCK),
             _float_bits(self._config.norm_epsilon), 0, b.h[Activation.FLOAT].stride,
-            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected))
-        operation = program.append(Code.NORM, record) if bias is None else program.append(
-            Code.LAYER_NORM, records.LayerNorm(*record, self._weights.address(bias)))
+            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected),
+            0 if bias is None else self._weights.address(bias))
+        operation = program.append(Code.NORM if bias is None else Code.LAYER_NORM, record)
         return Vectors(program, operation, b.h, {Activation.FLOAT: records.NORM.floats,
                                                  Activation.QUANTIZED: records.NORM.quantized,
                                                  Activation.FINE: records.NORM.fine})

@@ -46,7 +46,7 @@ def norm(team: Team, x: np.ndarray, weight: np.ndarray, epsilon: float, *, forms
         finite = rig.run(team, (Code.NORM, record))
     else:
         offset = floats(rig.padded(bias, 32), shift=8)
-        finite = rig.run(team, (Code.LAYER_NORM, records.LayerNorm(*record, offset.address)))
+        finite = rig.run(team, (Code.LAYER_NORM, record._replace(bias=offset.address)))
     for out in outs.values():
         out.check()
     return Normed(outs, finite)
