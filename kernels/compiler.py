@@ -29,7 +29,19 @@ def set_numba_target(target: Target) -> None:
 
 def _kernels() -> Iterator[tuple[str, Any, int]]:
     """Name, dispatcher and number of arguments of each kernel, in an order in which none waits for a later one."""
-    from . import attention, combine, embedding, feed_forward, interpreter, linear, norm, one_token, planes, rope
+    from . import (
+        attention,
+        combine,
+        embedding,
+        feed_forward,
+        interpreter,
+        linear,
+        norm,
+        one_token,
+        planes,
+        rope,
+        sparse,
+    )
     yield "embedding", embedding.embedding, 2
     yield "matrix", linear.linear, 3
     yield "learned positions", embedding.positions, 3
@@ -45,6 +57,12 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "feed-forward, one token", one_token.neurons, 3
     yield "one token, sums", one_token.gather, 2
     yield "feed-forward, planes", planes.join_groups, 2
+    yield "sparse neurons, chosen", sparse.choose, 2
+    yield "sparse neurons, asked for", sparse.ask, 2
+    yield "sparse neurons, one token", sparse.one, 3
+    yield "sparse neurons, sums", sparse.gather, 2
+    yield "sparse neurons, up", sparse.up, 3
+    yield "sparse neurons, down", sparse.down, 3
     yield "interpreter", interpreter.enter, 4
 
 

@@ -126,7 +126,7 @@ def round_bf16(values: np.ndarray, *, up: bool = False) -> np.ndarray:
     return ((bits + add) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _bf16_bytes(values: np.ndarray) -> np.ndarray:
+def bf16_bytes(values: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
 
 
@@ -149,7 +149,7 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
     # (tile, block, quad, row, column in quad)
     quads = weights.q.reshape(tiles, TILE, blocks, 8, 4).transpose(0, 2, 3, 1, 4).reshape(tiles, blocks, 8, 64)
     if form.name == "q8":
-        scales = _bf16_bytes(weights.s.reshape(tiles, TILE, blocks).transpose(0, 2, 1))
+        scales = bf16_bytes(weights.s.reshape(tiles, TILE, blocks).transpose(0, 2, 1))
         codes = (quads.view(np.uint8) ^ 0x80).reshape(tiles, blocks, 512)
         return np.concatenate([codes, scales.reshape(tiles, blocks, 32)], 2).reshape(tiles, -1)
     assert weights.m is not None and weights.scale is not None and weights.minimum is not None
@@ -161,7 +161,7 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
         parts.append(plane.reshape(tiles, blocks, 128))
     parts += [v.reshape(tiles, TILE, blocks).transpose(0, 2, 1) for v in (weights.s, weights.m)]
     body = np.concatenate(parts, 2).reshape(tiles, -1)
-    header = [_bf16_bytes(v).reshape(tiles, 32) for v in (weights.scale, weights.minimum)]
+    header = [bf16_bytes(v).reshape(tiles, 32) for v in (weights.scale, weights.minimum)]
     return np.concatenate([*header, body], 1)
 
 

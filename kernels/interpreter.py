@@ -1,5 +1,6 @@
 """Runs a program: every thread goes through its operations in step, taking work items from each."""
 
+from . import sparse
 from .attention import attention
 from .combine import combine
 from .decorators import kernel
@@ -22,7 +23,8 @@ _PAUSES = 32
 """Between two looks at the clock."""
 
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
- _JOIN, _LAYER_NORM, _LEARNED_POSITIONS) = (int(code) for code in Code)
+ _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
+ _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN) = (int(code) for code in Code)
 
 
 @kernel
@@ -64,6 +66,18 @@ def _run(program, count, state, thread):
             layer_norm(op, state)
         elif code == _LEARNED_POSITIONS:
             positions(op, state, thread)
+        elif code == _CHOOSE:
+            sparse.choose(op, state)
+        elif code == _ASK:
+            sparse.ask(op, state)
+        elif code == _SPARSE_ONE:
+            sparse.one(op, state, thread)
+        elif code == _SPARSE_GATHER:
+            sparse.gather(op, state)
+        elif code == _SPARSE_UP:
+            sparse.up(op, state, thread)
+        elif code == _SPARSE_DOWN:
+            sparse.down(op, state, thread)
         else:
             join_groups(op, state)
         barrier(state)

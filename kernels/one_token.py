@@ -183,8 +183,13 @@ def neurons(op, state, thread):
 @kernel
 def gather(op, state):
     """The second operation: y += the segments' sums, added in order (+ bias)."""
-    tiles, partial, y = load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.partial), load_i64(op + NEURONS.y)
-    bias = load_i64(op + NEURONS.down_bias)
+    add_segments(state, load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.partial), load_i64(op + NEURONS.y),
+                 load_i64(op + NEURONS.down_bias))
+
+
+@kernel
+def add_segments(state, tiles, partial, y, bias):
+    """y += what stands in `partial`, float32 (tile, SEGMENTS, 16), added in order (+ bias, if it is not 0)."""
     chunk = share(state, tiles, 1)
     first = take(state, chunk)
     while first < tiles:

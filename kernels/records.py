@@ -49,6 +49,17 @@ class Code(IntEnum):
     """Groups become whole: done while weights are loaded."""
     LAYER_NORM = 13
     LEARNED_POSITIONS = 14
+    CHOOSE = 15
+    """Sparse models: which units of neurons the new tokens need."""
+    ASK = 16
+    """Those of them that are not in memory are read; CHOOSE's record again."""
+    SPARSE_ONE = 17
+    """Of sparse models, the rest of the feed-forward part for a single token."""
+    SPARSE_GATHER = 18
+    """The sums of SPARSE_ONE's segments become one; its record again."""
+    SPARSE_UP = 19
+    """The same for many tokens: SPARSE_UP, then SPARSE_DOWN with the same record."""
+    SPARSE_DOWN = 20
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -237,6 +248,79 @@ class Neurons(NamedTuple):
 NEURONS = offsets(Neurons)
 
 
+class Choose(NamedTuple):
+    """Which units of a layer have a neuron that is not zero, for any of the new tokens."""
+
+    products: int
+    products_stride: int
+    """As in Sparse; and so the next four."""
+    units: int
+    in_unit: int
+    neurons: int
+    chosen: int
+    table: int
+    """int64 a unit: its address, or WAIT."""
+    resident: int
+    """1 where units that are not in memory are ABSENT too: for drafts."""
+    used: int
+    """int64 a unit, where `time` is written when it is needed; or 0."""
+    time: int
+    """Address of an int64."""
+    layer: int
+    asked: int
+    """Address of an int64, where ASK writes `layer`."""
+    semaphore: int
+    """What ASK posts then."""
+
+
+CHOOSE = offsets(Choose)
+
+
+class Sparse(NamedTuple):
+    """y += down hidden (+ bias) of the neurons of a sparse layer that are not zero (neuron_rows.py)."""
+
+    table: int
+    units: int
+    in_unit: int
+    """Neurons in a unit."""
+    neurons: int
+    """Of the layer."""
+    neuron_bytes: int
+    up_bytes: int
+    """Of a neuron's up row, which comes first; 0 where there is none."""
+    up: int
+    down: int
+    """Formats of the neurons' vectors."""
+    blocks: int
+    """Of a vector."""
+    products: int
+    """What the matrix that decides gave, its biases in it: float32, a row for each token. SPARSE_UP puts activations in
+    their place."""
+    products_stride: int
+    chosen: int
+    """int64 a unit: WAIT for one that is needed, ABSENT for the others. SPARSE_UP puts addresses here, for
+    SPARSE_DOWN."""
+    x: int
+    """float32, a row for each token; of SPARSE_ONE, of that token."""
+    x_stride: int
+    activation: int
+    """Which function of HIDDEN_ACTS."""
+    scratch: int
+    scratch_stride: int
+    """sparse_scratch_bytes for each thread."""
+    tiles: int
+    """Of 16 in y."""
+    partial: int
+    """As in Neurons."""
+    y: int
+    y_stride: int
+    down_bias: int
+    """float32, 16 a tile; or 0."""
+
+
+SPARSE = offsets(Sparse)
+
+
 class Norm(NamedTuple):
     """x / sqrt(mean(x**2) + epsilon) * weight, in each form whose address is not 0; in LAYER_NORM the mean is taken
     from x first, and a bias is added."""
@@ -420,6 +504,8 @@ SEGMENTS = 48
 sums are added in order. So the result depends neither on the threads nor on how many tokens come at once."""
 TOKENS_AT_ONCE = 32
 """Tokens that a thread takes through several tiles before the next ones: what they are stays in its caches."""
+SPARSE_RANGE = 16
+"""Blocks of 32 columns of the result that SPARSE_DOWN computes at once, for TOKENS_AT_ONCE tokens."""
 UP_ROWS = TOKENS_AT_ONCE * 4 * TILE * 4
 """Bytes of a group's gate and up for those tokens."""
 
@@ -461,6 +547,12 @@ def neurons_scratch_bytes(tiles: int, tile_bytes: int, down_block: int) -> int:
 def up_scratch_bytes(tile_bytes: int) -> int:
     """Scratch that a thread needs for UP: rows, and a tile that is put together."""
     return UP_ROWS + tile_bytes
+
+
+def sparse_scratch_bytes(blocks: int) -> int:
+    """Scratch that a thread needs for the neurons of sparse models: the sums of a token's segment, or those of some
+    columns of many tokens and of a segment of them."""
+    return max(128 * blocks, 2 * TOKENS_AT_ONCE * 128 * SPARSE_RANGE)
 
 
 def down_scratch_bytes(groups: int, block_bytes: int) -> int:

@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba import types
 
 from .convert import from_half, to_half
-from .vector import F32, I8, I16, I32, I64, V8, VF, address, call, f32x16, i8x64, i32x16, operation, splat
+from .vector import F32, I8, I16, I32, I64, V8, VF, address, call, constant, f32x16, i8x64, i32x16, operation, splat
 
 _BYTES16 = ir.VectorType(I8, 16)
 _SHORTS16 = ir.VectorType(I16, 16)
@@ -15,6 +15,11 @@ def _load(b, at, kind):
     value = b.load(b.inttoptr(at, kind.as_pointer()))
     value.align = 1
     return value
+
+
+def _to_floats(b, values):
+    """16 bytes as float32."""
+    return b.sitofp(b.zext(values, _WORDS16), VF)
 
 
 def _store(b, at, value):
@@ -117,7 +122,19 @@ def load_bf16x16(b, at):
 @operation(f32x16, address)
 def load_u8x16(b, at):
     """16 uint8 as float32."""
-    return b.sitofp(b.zext(_load(b, at, _BYTES16), _WORDS16), VF)
+    return _to_floats(b, _load(b, at, _BYTES16))
+
+
+@operation(f32x16, address)
+def load_low_nibbles(b, at):
+    """The low 4 bits of 16 bytes, as float32."""
+    return _to_floats(b, b.and_(_load(b, at, _BYTES16), constant(_BYTES16, 15)))
+
+
+@operation(f32x16, address)
+def load_high_nibbles(b, at):
+    """The high 4 bits of 16 bytes, as float32."""
+    return _to_floats(b, b.lshr(_load(b, at, _BYTES16), constant(_BYTES16, 4)))
 
 
 @operation(f32x16, address)
