@@ -45,7 +45,8 @@ class Calibration:
         self._moments: dict[str, np.ndarray] = {}
         self.weights = 0
         """How many weights are gone through in all."""
-        self._feed_forward = feed_forward_parts(source.config.tensors())
+        self._feed_forward = feed_forward_parts(source.config.tensors(), sparse=source.config.sparse)
+        self._active: dict[int, np.ndarray] = {}
         self._rotations = _rotations(source.config.rope_frequencies(), self._windows.shape[1])
         FAMILIES[source.config.architecture].wire(source.config, self)
 
@@ -57,6 +58,14 @@ class Calibration:
             while name not in self._moments:
                 self._steps.popleft()()
         return self._moments.pop(name)
+
+    def active(self, layer: int) -> np.ndarray:
+        """Which neurons of a sparse layer were not zero: bool of shape (tokens, neurons). To be asked for once, before
+        what the next layer uses. Raises SourceError."""
+        with np.errstate(all="ignore"):
+            while layer not in self._active:
+                self._steps.popleft()()
+        return self._active.pop(layer)
 
     # The operations of models.network.Network.
 
@@ -150,6 +159,8 @@ class Calibration:
                     made *= x.values @ rows[1].T
                 hidden[:, some] = made
                 first = some.stop
+            if part.sparse:
+                self._active[layer] = hidden != 0
             self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
             first = 0
             for rows in self._parts(down):

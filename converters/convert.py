@@ -14,7 +14,7 @@ from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
 from edgert.kernels.formats import SLAB
-from edgert.models.tensors import FEED_FORWARD, FeedForward, Role, TensorSpec, feed_forward_parts
+from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
 
 from .destination import destination, require_apart
 from .interruption import cleaned_up
@@ -49,7 +49,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
     paths = [Path(text) for text in texts] if calibrate else []
-    if paths and newly_rounded(opened, header):
+    if paths and (newly_rounded(opened, header) or opened.config.sparse):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
     with cleaned_up(), BundleWriter(path, header) as writer:
         _Conversion(opened, header, writer, progress, calibrate, paths).run()
@@ -66,11 +66,11 @@ class _Conversion:
                  calibrate: bool, texts: Sequence[Path]) -> None:
         self._source, self._header, self._writer, self._progress = source, header, writer, progress
         self._tensors = list(source.config.tensors())
-        importances = (Importances(source, header, texts, lambda n: self._report("calibrating", n)) if calibrate
-                       else None)
-        self._packing = Packing(source, header, importances.of if importances else lambda name: None)
+        self._importances = (Importances(source, header, texts, lambda n: self._report("calibrating", n)) if calibrate
+                             else None)
+        self._packing = Packing(source, header, self._importances.of if self._importances else lambda matrix: None)
         self._done = 0
-        self._total = sum(map(_weights, self._tensors)) + (importances.weights if importances else 0)
+        self._total = sum(map(_weights, self._tensors)) + (self._importances.weights if self._importances else 0)
         self._ends: dict[str, int] = defaultdict(int)
 
     def run(self) -> None:
@@ -80,16 +80,20 @@ class _Conversion:
             self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
         groups: list[int] = []
         slabs: dict[str, list[int]] = {}
-        feed_forward = enumerate(feed_forward_parts(self._tensors))
+        parts = feed_forward_parts(self._tensors, sparse=self._header.config.sparse)
+        deciding = {part.deciding: layer for layer, part in enumerate(parts)}
+        feed_forward = enumerate(parts)
         for spec in self._tensors:
+            if spec in deciding:
+                self._order(deciding[spec], parts[deciding[spec]])
             written: Sequence[TensorSpec] = [spec]
             if not spec.is_matrix:
                 self._write(spec.name, self._packing.vector(spec))
-            elif spec.role not in FEED_FORWARD:
+            elif spec.role not in self._header.config.in_groups:
                 slabs[self._header.tensors[spec.name].section] = self._write_matrix(spec)
             elif spec.role is Role.DOWN:
                 layer, part = next(feed_forward)
-                written = part.matrices
+                written = [*part.in_groups, part.down]
                 groups += self._write_neurons(layer, part)
             else:
                 continue  # gate and up go with down
@@ -97,6 +101,13 @@ class _Conversion:
         for section in self._header.matrices_in_slabs():
             groups += slabs[section]
         self._writer.write(GROUP_CHECKSUMS, np.array(groups, dtype="<u8"))
+
+    def _order(self, layer: int, part: FeedForward) -> None:
+        """Put the neurons of a sparse layer in order, if anything is known of them."""
+        order = self._importances.order(layer) if self._importances else None
+        if order is not None:
+            self._packing.reorder(part, order)
+            self._header.activity[layer] = np.round(10000 * order.misses).astype(int).tolist()
 
     def _write_matrix(self, spec: TensorSpec) -> list[int]:
         """A matrix that is not in neuron groups; its slabs' checksums come back."""
@@ -108,6 +119,8 @@ class _Conversion:
 
     def _write_neurons(self, layer: int, part: FeedForward) -> list[int]:
         """A layer's groups; their checksums come back, then those of their details."""
+        if self._header.config.sparse:
+            return self._write_units(layer, part)
         headers, groups = self._packing.neurons(layer, part)
         if headers.size:
             self._write(down_headers(layer), headers)
@@ -117,6 +130,14 @@ class _Conversion:
                 checksums[section] += [xxhash.xxh3_64_intdigest(plane) for plane in planes]
                 self._writer.write(section, planes)
         return [checksum for of_section in checksums.values() for checksum in of_section]
+
+    def _write_units(self, layer: int, part: FeedForward) -> list[int]:
+        """A sparse layer's units; their checksums come back."""
+        checksums = []
+        for units in self._packing.units(layer, part):
+            checksums += [xxhash.xxh3_64_intdigest(unit) for unit in units]
+            self._writer.write(self._header.neurons[layer].section, units)
+        return checksums
 
     def _write(self, name: str, data: np.ndarray, *, more: bool = False) -> None:
         """A tensor, or more of it, at its place in its section."""

@@ -1,7 +1,10 @@
 """Where everything goes in a bundle, before anything is written: sizes depend on shapes and formats alone."""
 
+from collections.abc import Mapping
+
 from edgert.bundle import Header, Neurons, Section, Tensor
 from edgert.bundle.header import (
+    ACTIVITY_PARTS,
     ALIGNMENT,
     CHAT_TEMPLATE,
     GROUP_CHECKSUMS,
@@ -18,7 +21,9 @@ from edgert.bundle.header import (
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
 from edgert.kernels.groups import group_layout
-from edgert.models.tensors import FEED_FORWARD, Role, feed_forward_parts
+from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
+from edgert.models.config import Config
+from edgert.models.tensors import FeedForward, Role, feed_forward_parts
 
 from .presets import Preset
 from .source import Source
@@ -28,12 +33,35 @@ def _up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
 
 
+def _groups(config: Config, layer: int, part: FeedForward, formats: Mapping[str, str]) -> Neurons:
+    """A layer's neurons in groups of 32."""
+    gate_up = max((FORMATS[formats[rows.name]] for rows in part.by_rows), key=lambda form: form.block_bytes)
+    down = FORMATS[formats[part.down.name]]
+    group = group_layout(config.hidden_size, gate_up, down, gated=config.gated)
+    return Neurons(neuron_section(layer), detail_section(layer) if group.detail.length else None,
+                   -(-config.intermediate_size // BLOCK), group.base.length, group.detail.length, gate_up.name,
+                   down.name)
+
+
+def _units(config: Config, layer: int, part: FeedForward, formats: Mapping[str, str]) -> Neurons:
+    """A sparse layer's neurons, but for the matrix that decides."""
+    down = ROW_FORMATS[formats[part.down.name]]
+    if config.hidden_size % BLOCK and down == "q4":
+        down = "q8"  # what fills up a vector must be exactly 0, since it counts in the next norm
+    up = ROW_FORMATS[formats[part.in_groups[0].name]] if part.in_groups else down
+    units = neuron_units(config.hidden_size, up, down, gated=config.gated)
+    return Neurons(neuron_section(layer), None, units.count(config.intermediate_size), units.unit_bytes, 0, up, down)
+
+
 def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> Header:
     """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError."""
     config = source.config
     header = Header(config, dict(source.generation), {"preset": preset.name}, provenance)
+    if config.sparse:
+        unknown = [10000 * (ACTIVITY_PARTS - part) // ACTIVITY_PARTS for part in range(ACTIVITY_PARTS)]
+        header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers)]
     tensors, formats = list(config.tensors()), preset.formats(source)
-    feed_forward = feed_forward_parts(tensors)
+    feed_forward = feed_forward_parts(tensors, sparse=config.sparse)
     lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}
     if source.chat_template is not None:
         lengths[CHAT_TEMPLATE] = len(source.chat_template.encode())
@@ -46,20 +74,15 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
     for spec in tensors:
         if not spec.is_matrix:
             place(spec.name, RESIDENT, "vector", spec.shape[0], 1)
-        elif spec.role not in FEED_FORWARD:
+        elif spec.role not in config.in_groups:
             section = section_of(spec.role, tied=config.tie_word_embeddings)
             place(spec.name, section, formats[spec.name], *spec.shape)
         elif spec.role is Role.DOWN:
             layer = len(header.neurons)
             part = feed_forward[layer]
-            gate_up = max((FORMATS[formats[rows.name]] for rows in part.by_rows), key=lambda form: form.block_bytes)
-            down = FORMATS[formats[part.down.name]]
-            if down.header_bytes:
-                place(down_headers(layer), RESIDENT, "headers", config.hidden_size, down.header_bytes)
-            group = group_layout(config.hidden_size, gate_up, down, gated=config.gated)
-            neurons = Neurons(neuron_section(layer), detail_section(layer) if group.detail.length else None,
-                              -(-config.intermediate_size // BLOCK), group.base.length, group.detail.length,
-                              gate_up.name, down.name)
+            neurons = (_units if config.sparse else _groups)(config, layer, part, formats)
+            if not config.sparse and (size := FORMATS[neurons.down].header_bytes):
+                place(down_headers(layer), RESIDENT, "headers", config.hidden_size, size)
             header.neurons.append(neurons)
             lengths |= {section: neurons.groups * size for section, size in neurons.parts()}
     lengths[GROUP_CHECKSUMS] = 8 * sum(layout.count for layout in header.unit_layouts())

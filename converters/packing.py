@@ -1,6 +1,7 @@
 """A source's tensors as the bytes that a bundle has of them, in memory bounded by a part of a tensor.
 
-All but a layer's down projection: it comes by rows and goes by columns, and is held whole, packed.
+All but a layer's down projection: it comes by rows and goes by columns, and is held whole; packed, or in sparse models
+as float32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,12 @@ import numpy as np
 from edgert.bundle import Header
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format, planes
+from edgert.kernels.neuron_rows import neuron_units
 from edgert.models.tensors import FeedForward, TensorSpec
 
 from .importance import Importance
-from .quantizer import LARGEST, packed
+from .ordering import NeuronOrder
+from .quantizer import LARGEST, packed, packed_rows
 from .source import Source
 
 _VALUES_AT_ONCE = 16 << 20
@@ -23,21 +26,26 @@ _VALUES_AT_ONCE = 16 << 20
 class Packing:
     """The tensors of a source, packed as `header` says.
 
-    importance_of(name) gives what is known of a matrix's columns, and is asked once for each, in the order of use.
+    importance_of(spec) gives what is known of a matrix's columns, and is asked once for each, in the order of use.
     All methods raise SourceError.
     """
 
-    def __init__(self, source: Source, header: Header, importance_of: Callable[[str], Importance | None]) -> None:
-        self._source, self._header, self._importance_of = source, header, importance_of
+    def __init__(self, source: Source, header: Header,
+                 importance_of: Callable[[TensorSpec], Importance | None]) -> None:
+        self._tensors, self._header, self._importance_of = dict(source.tensors), header, importance_of
+
+    def reorder(self, part: FeedForward, order: NeuronOrder) -> None:
+        """Have the neurons of a layer in this order from now on."""
+        self._tensors |= order.applied(part, self._tensors)
 
     def vector(self, spec: TensorSpec) -> np.ndarray:
         """A vector as float32, padded with zeros to whole blocks."""
         length = spec.shape[0]
-        return np.pad(self._source.tensors[spec.name].read(0, length), (0, -length % BLOCK)).astype(np.float32)
+        return np.pad(self._tensors[spec.name].read(0, length), (0, -length % BLOCK)).astype(np.float32)
 
     def matrix(self, spec: TensorSpec) -> Iterator[np.ndarray]:
         """A matrix that is not in neuron groups: uint8 of shape (tiles, tile_bytes), some whole slabs at a time."""
-        importance, form = self._importance_of(spec.name), self._header.tensors[spec.name].format
+        importance, form = self._importance_of(spec), self._header.tensors[spec.name].format
         rows, columns = spec.shape
         step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
         for start in range(0, rows, step):
@@ -46,7 +54,7 @@ class Packing:
     def neurons(self, layer: int, part: FeedForward) -> tuple[np.ndarray, Iterator[list[np.ndarray]]]:
         """The tile headers of a layer's down projection, uint8 of shape (tiles, header_bytes); and the layer's neuron
         groups, some at a time: what they have in each of their sections, uint8 of shape (groups, bytes)."""
-        *of_rows, of_down = [self._importance_of(spec.name) for spec in part.matrices]
+        *of_rows, of_down = [self._importance_of(spec) for spec in part.matrices]
         form = FORMATS[self._header.neurons[layer].down]
         rows, columns = part.down.shape
         step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
@@ -55,6 +63,22 @@ class Packing:
             some = self._tiles(part.down, form.name, of_down, start, min(start + step, rows))
             tiles[start // TILE:start // TILE + len(some)] = some
         return tiles[:, :form.header_bytes], self._groups(layer, part, of_rows, tiles[:, form.header_bytes:])
+
+    def units(self, layer: int, part: FeedForward) -> Iterator[np.ndarray]:
+        """A sparse layer's neurons, some units at a time: uint8 of shape (units, bytes)."""
+        config, n = self._header.config, self._header.neurons[layer]
+        units = neuron_units(config.hidden_size, n.gate_up, n.down, gated=config.gated)
+        importances = [self._importance_of(spec) for spec in part.in_groups]
+        down = self._read(part.down, 0, part.down.shape[0], n.down).T
+        at_once = max(_VALUES_AT_ONCE // (2 * config.hidden_size) // units.neurons, 1) * units.neurons
+        for first in range(0, config.intermediate_size, at_once):
+            some = slice(first, min(first + at_once, config.intermediate_size))
+            rows = [packed_rows(n.gate_up, self._read(spec, some.start, some.stop, n.gate_up), importance)
+                    for spec, importance in zip(part.in_groups, importances, strict=True)]
+            neurons = np.concatenate([*rows, packed_rows(n.down, np.ascontiguousarray(down[some]))], 1)
+            filled = np.pad(neurons, ((0, -len(neurons) % units.neurons), (0, 0))).reshape(-1, units.neurons
+                                                                                           * units.neuron_bytes)
+            yield np.pad(filled, ((0, 0), (0, units.unit_bytes - filled.shape[1])))
 
     def _groups(self, layer: int, part: FeedForward, importances: list[Importance | None],
                 down: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -78,12 +102,16 @@ class Packing:
 
     def _tiles(self, spec: TensorSpec, form: str, importance: Importance | None, start: int, stop: int) -> np.ndarray:
         """Rows start to stop of a matrix, uint8 of shape (tiles, tile_bytes)."""
-        tensor = self._source.tensors[spec.name]
-        grid, values = tensor.grid(start, stop) if form == "q4" else None, tensor.read(start, stop)
+        grid = self._tensors[spec.name].grid(start, stop) if form == "q4" else None
+        return packed(FORMATS[form], self._read(spec, start, stop, form), grid, importance)
+
+    def _read(self, spec: TensorSpec, start: int, stop: int, form: str) -> np.ndarray:
+        """Rows start to stop of a matrix as float32, which a format can hold. Raises SourceError where it cannot."""
+        values = self._tensors[spec.name].read(start, stop)
         if (largest := np.abs(values).max()) > LARGEST[form]:
             raise SourceError(f"a weight of ±{largest:.3g} is more than preset {self._header.quantization['preset']} "
                               "can hold; the file is damaged, or takes another preset")
-        return packed(FORMATS[form], values, grid, importance)
+        return values
 
 
 def _block_planes(form: Format, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Presets: which weight format each matrix gets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from edgert.errors import SourceError
@@ -38,9 +38,11 @@ class Preset:
         types = {spec.name: source.tensors[spec.name].type_name for spec in matrices}
         for part in _not_kept_fine(feed_forward_parts(matrices), types):
             types[part.down.name] = types[part.by_rows[0].name]
-        return {spec.name: self._format(spec, types[spec.name], source.config.num_hidden_layers) for spec in matrices}
+        sensitive = _SENSITIVE - ({Role.DOWN} if source.config.sparse else set())  # whose neurons have no 6 bits
+        layers = source.config.num_hidden_layers
+        return {spec.name: self._format(spec, types[spec.name], layers, sensitive) for spec in matrices}
 
-    def _format(self, matrix: TensorSpec, type_name: str, layers: int) -> str:
+    def _format(self, matrix: TensorSpec, type_name: str, layers: int, sensitive: Set[Role]) -> str:
         """type_name: what the source has it in, or is taken to have. layers: in all."""
         if matrix.role is Role.POSITION:  # a few rows for each layer's thousands
             return "f32" if self.name == "f32" else "f16"
@@ -56,7 +58,7 @@ class Preset:
             return "q4"
         if matrix.role is Role.EMBEDDING:
             return "q6"
-        if matrix.role in _SENSITIVE and matrix.layer is not None and _more_bits(matrix.layer, layers):
+        if matrix.role in sensitive and matrix.layer is not None and _more_bits(matrix.layer, layers):
             return "q6"
         return "q4"
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from edgert.kernels.formats import BLOCK, TILE, Activation, Format, Quantized, pack, round_bf16
+from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Quantized, pack, round_bf16
+from edgert.kernels.neuron_rows import pack_rows
 
 from .importance import Importance
 from .source import Grid
@@ -180,3 +181,11 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
             grid = Grid(*(np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
                           for v in (grid.scale, grid.minimum)))
     return pack(form, quantize(form, values, grid, importance) if form.activation is not Activation.FLOAT else values)
+
+
+def packed_rows(form: str, values: np.ndarray, importance: Importance | None = None) -> np.ndarray:
+    """Rows of a float32 matrix as vectors of their own (kernels/neuron_rows.py): uint8 of shape (rows, row_bytes)."""
+    rows, columns = values.shape
+    values = np.pad(values, ((0, -rows % TILE), (0, -columns % BLOCK)))
+    made = quantize(FORMATS[form], values, None, importance) if form in ("q4", "q8") else values
+    return pack_rows(form, made)[:rows]

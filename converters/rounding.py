@@ -1,4 +1,5 @@
-"""Which matrices a conversion rounds to 4 bits that were not before, and what is known of their inputs."""
+"""What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits and were not
+before, and of which neurons of sparse layers are active."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,11 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from edgert.bundle import Header
-from edgert.models.tensors import FEED_FORWARD, Role, TensorSpec
+from edgert.bundle.header import ACTIVITY_PARTS
+from edgert.kernels.neuron_rows import neuron_units
+from edgert.models.tensors import Role, TensorSpec
 
 from .calibration import Calibration
 from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
+from .ordering import NeuronOrder
 from .source import Source
 
 
@@ -22,15 +26,18 @@ def newly_rounded(source: Source, header: Header) -> set[str]:
 
 def _format(matrix: TensorSpec, header: Header) -> str:
     """The format of a matrix in the bundle."""
-    if matrix.role not in FEED_FORWARD:
+    if matrix.role not in header.config.in_groups:
         return header.tensors[matrix.name].format
     assert matrix.layer is not None
     neurons = header.neurons[matrix.layer]
+    if header.config.sparse and matrix.role is Role.DOWN:
+        return "columns"  # coded along themselves: rounding one weight makes up for no error in another
     return neurons.down if matrix.role is Role.DOWN else neurons.gate_up
 
 
 class Importances:
-    """The importance of the matrices that are newly rounded, computed as far as it is asked for.
+    """The importance of the matrices that are newly rounded, and the order of sparse layers' neurons, computed as far
+    as they are asked for.
 
     texts: files to calibrate with; none for the text that ships. progress(weights) is called when so many more have
     been gone through. Raises SourceError where a text cannot be used.
@@ -39,19 +46,32 @@ class Importances:
     def __init__(self, source: Source, header: Header, texts: Sequence[Path],
                  progress: Callable[[int], None]) -> None:
         self._rounded = newly_rounded(source, header)
-        windows = windows_of(source, texts) if texts else shipped_windows(source) if self._rounded else None
+        self._header, wanted = header, bool(self._rounded) or source.config.sparse
+        windows = windows_of(source, texts) if texts else shipped_windows(source) if wanted else None
         self._calibration = (Calibration(source, windows, self._rounded, progress)
-                             if self._rounded and windows is not None else None)
+                             if wanted and windows is not None else None)
+        self._order: NeuronOrder | None = None
         self._latest: tuple[np.ndarray, Importance] | None = None
         self.weights = 0 if self._calibration is None else self._calibration.weights
         """How many weights are gone through in all."""
 
-    def of(self, name: str) -> Importance | None:
-        """Of a matrix; None where it is not newly rounded, or nothing is known. To be asked for once, in the order in
-        which the model uses its matrices. Raises SourceError."""
-        if self._calibration is None or name not in self._rounded:
+    def order(self, layer: int) -> NeuronOrder | None:
+        """The order of a layer's neurons; None where there are no zeros, or nothing is known. To be asked for once,
+        before the importance of the layer's matrices is. Raises SourceError."""
+        if self._calibration is not None and self._header.config.sparse:
+            c, n = self._header.config, self._header.neurons[layer]
+            units = neuron_units(c.hidden_size, n.gate_up, n.down, gated=c.gated)
+            self._order = NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
+        return self._order
+
+    def of(self, matrix: TensorSpec) -> Importance | None:
+        """Of a matrix, its columns in order; None where it is not newly rounded, or nothing is known. To be asked for
+        once, in the order in which the model uses its matrices. Raises SourceError."""
+        if self._calibration is None or matrix.name not in self._rounded:
             return None
-        moments = self._calibration.moments(name)
+        moments = self._calibration.moments(matrix.name)
+        if matrix.role is Role.DOWN and self._order is not None:
+            moments = moments[self._order.order]
         if self._latest is None or self._latest[0] is not moments:  # q, k and v have the same inputs
             self._latest = moments, Importance(moments)
         return self._latest[1] if self._latest[1].usable else None

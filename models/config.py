@@ -13,7 +13,7 @@ import numpy as np
 
 from edgert.kernels.records import HIDDEN_ACTS
 
-from .tensors import TensorSpec
+from .tensors import FEED_FORWARD, Role, TensorSpec
 
 
 def check_whole(name: str, value: Any) -> None:
@@ -62,6 +62,19 @@ class Config(ABC):
             raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}, expected true or false")
         if self.hidden_act not in HIDDEN_ACTS:
             raise ValueError(f"activation {self.hidden_act!r} is not known; known: {', '.join(HIDDEN_ACTS)}")
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the activation makes true zeros: then most neurons of most tokens are none that count, and the first
+        matrix of a layer's feed-forward part, gate or up, says which ("LLM in a flash", Alizadeh et al. 2023)."""
+        return self.hidden_act in ("relu", "relu2")
+
+    @property
+    def in_groups(self) -> frozenset[Role]:
+        """Of which roles matrices are in neuron groups: of all of the feed-forward part, but for the one that decides
+        which neurons are zero."""
+        deciding = {Role.GATE if self.gated else Role.UP} if self.sparse else set()
+        return FEED_FORWARD - deciding
 
     @abstractmethod
     def tensors(self) -> Iterator[TensorSpec]:

@@ -54,30 +54,45 @@ class TensorSpec(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """The tensors of a layer's feed-forward part. Where there is a gate, there are no biases."""
+    """The tensors of a layer's feed-forward part. Where there is a gate, there are no biases.
+
+    sparse: whether the first matrix's products say which neurons are zero, so that it stands for itself.
+    """
 
     gate: TensorSpec | None
     up: TensorSpec
     down: TensorSpec
     up_bias: TensorSpec | None
     down_bias: TensorSpec | None
+    sparse: bool = False
 
     @property
     def by_rows(self) -> list[TensorSpec]:
-        """The matrices whose rows are neurons, in the order in which a group has them."""
+        """The matrices whose rows are neurons, in the order of use."""
         return [self.up] if self.gate is None else [self.gate, self.up]
+
+    @property
+    def in_groups(self) -> list[TensorSpec]:
+        """Those of them that neuron groups have, in that order."""
+        return self.by_rows[self.sparse:]
+
+    @property
+    def deciding(self) -> TensorSpec | None:
+        """The matrix whose products decide which neurons are zero, where there are zeros."""
+        return self.by_rows[0] if self.sparse else None
 
     @property
     def matrices(self) -> list[TensorSpec]:
         return [*self.by_rows, self.down]
 
 
-def feed_forward_parts(tensors: Iterable[TensorSpec]) -> list[FeedForward]:
-    """The feed-forward part of every layer, in the order of layers."""
+def feed_forward_parts(tensors: Iterable[TensorSpec], *, sparse: bool = False) -> list[FeedForward]:
+    """The feed-forward part of every layer, in the order of layers. sparse: as Config.sparse."""
     layers: dict[int, dict[Role, TensorSpec]] = {}
     for spec in tensors:
         if spec.role in FEED_FORWARD or spec.role in (Role.UP_BIAS, Role.DOWN_BIAS):
             assert spec.layer is not None
             layers.setdefault(spec.layer, {})[spec.role] = spec
-    return [FeedForward(of.get(Role.GATE), of[Role.UP], of[Role.DOWN], of.get(Role.UP_BIAS), of.get(Role.DOWN_BIAS))
+    return [FeedForward(of.get(Role.GATE), of[Role.UP], of[Role.DOWN], of.get(Role.UP_BIAS), of.get(Role.DOWN_BIAS),
+                        sparse)
             for _, of in sorted(layers.items())]

@@ -8,6 +8,7 @@ from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine
 from edgert.kernels import native
 from edgert.memory.plan import Plan, Planner
+from edgert.memory.window import slots_in, window_bytes
 from edgert.residency.device import Device
 from edgert.residency.file import FlashFile
 from edgert.residency.placement import Placement
@@ -36,11 +37,17 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
             shares[n.details] = min(details, keep)
     shares[HEAD] = keep if head is None else head
     pinned = {layout.name: int(shares[layout.name] * layout.count) for layout in bundle.header.streamable()}
+    window = {}
+    if bundle.header.config.sparse:
+        for n in bundle.header.neurons:
+            pinned[n.section] = 0
+        window = slots_in(bundle.header, int(keep * window_bytes(slots_in(bundle.header, 1 << 40))))
     if min(shares.values()) >= KEEP_ALL:
         return replace(everything, placement=replace(everything.placement, embedding=of_embedding))
     bases = any(pinned[n.section] < n.groups for n in bundle.header.neurons if n.details)
     return replace(everything, disk=device, placement=Placement(
-        pinned, of_embedding, chunk_bytes, readers, planner.slots(device, bases=bases), planner.slot_bytes(device)))
+        pinned, of_embedding, chunk_bytes, readers, planner.slots(device, bases=bases), planner.slot_bytes(device),
+        window))
 
 
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,

@@ -9,7 +9,9 @@ from edgert.models.tensors import Role
 from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
 
 _DETAILS = "feed-forward, details"
-_KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: "positions"}
+_DECIDING = "feed-forward, what decides"
+_KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: "positions", Role.GATE: _DECIDING,
+          Role.UP: _DECIDING}
 """Of matrices; all others that are not in neuron groups are the attention's."""
 
 
@@ -54,7 +56,7 @@ def contents(header: Header) -> list[Kind]:
     for neurons in header.neurons:
         for kind, (_, size) in zip((base, _DETAILS), neurons.parts(), strict=False):
             sizes[kind] += neurons.groups * size
-            for form, matrices in ((neurons.gate_up, 2 if config.gated else 1), (neurons.down, 1)):
+            for form, matrices in ((neurons.gate_up, 1 + config.gated - config.sparse), (neurons.down, 1)):
                 if kind is base or FORMATS[form].detail_bytes:
                     count(kind, form, matrices * config.hidden_size * config.intermediate_size, 0)
     other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))

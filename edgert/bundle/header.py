@@ -9,9 +9,10 @@ from typing import Any
 from edgert.errors import BundleError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 from edgert.kernels.groups import group_layout
+from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
 from edgert.models.config import Config
 from edgert.models.families import FAMILIES
-from edgert.models.tensors import FEED_FORWARD, Role
+from edgert.models.tensors import Role
 
 MAGIC = b"EDGERT\r\n"
 """Carriage return and newline show a file mangled by a text-mode copy."""
@@ -26,6 +27,8 @@ TOKENIZER, CHAT_TEMPLATE, RESIDENT, HEAD, EMBEDDING, GROUP_CHECKSUMS = (
     "tokenizer", "chat_template", "resident", "head", "embedding", "group_checksums")
 
 
+ACTIVITY_PARTS = 16
+"""For so many sizes of a window it is known what of a sparse layer is missing in it."""
 _FIELDS = {"architecture", "config", "generation", "quantization", "provenance", "sections", "tensors", "neurons"}
 
 
@@ -59,7 +62,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Neurons:
-    """A layer's feed-forward part: groups of 32 neurons, laid out as `kernels/groups.py` says.
+    """A layer's feed-forward part: groups of 32 neurons, laid out as `kernels/groups.py` says; of a sparse model, units
+    of fewer, as `kernels/neuron_rows.py` says.
 
     section, group_bytes: where the groups' base planes stand, and the length of one. details, detail_bytes: the same of
     their detail planes; None and 0 where the formats are not split and a base is the whole group.
@@ -110,6 +114,14 @@ class Header:
     sections: dict[str, Section] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     neurons: list[Neurons] = field(default_factory=list)
+
+    @property
+    def activity(self) -> list[list[int]]:
+        """Of a sparse model, for each layer, as seen while converting: how many of 10,000 of its units a token needs
+        and does not find, where the units that were needed last are in memory, 0, 1 ... ACTIVITY_PARTS - 1 of so many
+        parts of them. Where nothing is known, as if all were needed."""
+        found: list[list[int]] = self.quantization["activity"]
+        return found
 
     def to_json(self) -> bytes:
         return json.dumps({
@@ -162,6 +174,8 @@ class Header:
         if len(self.neurons) != layers:  # before tensors(), which are as many as the number claims
             raise ValueError(f"{len(self.neurons)} neuron sections for {layers} layers")
         _check_generation(self.generation, self.config.vocab_size)
+        if self.config.sparse:
+            _check_activity(self.quantization.get("activity"), layers)
         self._check_sections(header_end, file_length)
         self._check_neurons()
         self._check_tensors()
@@ -193,11 +207,11 @@ class Header:
         for spec in config.tensors():
             if not spec.is_matrix:
                 expected[spec.name] = (RESIDENT, ("vector",), spec.shape[0], 1)
-            elif spec.role not in FEED_FORWARD:
+            elif spec.role not in config.in_groups:
                 rows, columns = spec.shape
                 section = section_of(spec.role, tied=config.tie_word_embeddings)
                 expected[spec.name] = (section, matrices, rows, columns)
-        for layer, n in enumerate(self.neurons):
+        for layer, n in enumerate([] if config.sparse else self.neurons):
             if size := FORMATS[n.down].header_bytes:
                 expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
         return expected
@@ -235,11 +249,10 @@ class Header:
                 raise ValueError(f"the neurons of layer {layer} have formats {n.gate_up!r} and {n.down!r}")
             groups = _whole(n.groups, "a number of groups")
             base, detail = (_whole(size, "the bytes of a group") for size in (n.group_bytes, n.detail_bytes))
-            layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
-            expected = (-(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length)
+            expected = _groups(config, n)
             if (groups, base, detail) != expected:
                 raise ValueError(f"layer {layer} has {groups} groups of {base} bytes and {detail} of details")
-            if n.details != (detail_section(layer) if detail else None):
+            if n.details != (detail_section(layer) if expected[2] else None):
                 raise ValueError(f"the details of layer {layer} are in section {n.details!r}")
             for section, size in n.parts():
                 if self.sections[section].length != groups * size:
@@ -258,15 +271,16 @@ class Header:
         return groups + [_in_slabs(name, t) for name, t in self.matrices_in_slabs().items()]
 
     def streamable(self) -> list[UnitLayout]:
-        """What need not stay in memory, in the order of use: every layer's attention matrices, which are in the
-        resident section and go by their tensors' names, its neuron groups and their details; then the output head."""
+        """What need not stay in memory, in the order of use: every layer's attention matrices, and in sparse models the
+        one that decides, which are in the resident section and go by their tensors' names, its neuron groups and their
+        details; then the output head."""
         sections = {layout.name: layout for layout in self.unit_layouts()}
         found = []
         for spec in self.config.tensors():
-            if spec.role is Role.UP:  # stands for all matrices of its layer that share their sections
+            if spec.role is Role.DOWN:  # stands for all matrices of its layer that share their sections
                 assert spec.layer is not None
                 found += [sections[section] for section, _ in self.neurons[spec.layer].parts()]
-            elif (spec.is_matrix and spec.role not in FEED_FORWARD and spec.role is not Role.POSITION
+            elif (spec.is_matrix and spec.role not in self.config.in_groups and spec.role is not Role.POSITION
                   and self.tensors[spec.name].section == RESIDENT):
                 found.append(_in_slabs(spec.name, self.tensors[spec.name]))
         return [*found, sections[HEAD]]
@@ -275,6 +289,17 @@ class Header:
     def embedding(self) -> Tensor:
         """The embedding, which may be the output head too."""
         return self.tensors[next(spec.name for spec in self.config.tensors() if spec.role is Role.EMBEDDING)]
+
+
+def _groups(config: Config, n: Neurons) -> tuple[int, int, int]:
+    """How many groups a layer has, and the bytes of each and of its detail."""
+    if config.sparse:
+        if not {n.gate_up, n.down} <= set(ROW_FORMATS.values()) or (n.down == "q4" and config.hidden_size % BLOCK):
+            raise ValueError(f"neurons that are not zero have formats {n.gate_up!r} and {n.down!r}")
+        units = neuron_units(config.hidden_size, n.gate_up, n.down, gated=config.gated)
+        return units.count(config.intermediate_size), units.unit_bytes, 0
+    layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
+    return -(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length
 
 
 def _in_slabs(name: str, matrix: Tensor) -> UnitLayout:
@@ -338,6 +363,16 @@ def _whole(value: Any, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
         raise ValueError(f"{what} is {value!r}, expected a whole number")
     return value
+
+
+def _check_activity(activity: Any, layers: int) -> None:
+    if not isinstance(activity, list) or len(activity) != layers or not all(
+            isinstance(of, list) and len(of) == ACTIVITY_PARTS for of in activity):
+        raise ValueError(f"the activity of neurons is not {ACTIVITY_PARTS} numbers for each layer")
+    for of in activity:
+        for value in of:
+            if _whole(value, "the activity of neurons") > 10000:
+                raise ValueError(f"the activity of neurons is {value} of 10000")
 
 
 def _check_generation(generation: Mapping[str, Any], vocab_size: int) -> None:

@@ -42,6 +42,8 @@ class Buffers:
                FINE       (tokens, blocks, 80 bytes), where there are weights of 8 bits
     qkv        (tokens, queries + keys + values)      head by head
     parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
+    products   (tokens, intermediate_size)            of the matrix that decides, in sparse models
+    chosen     (units,) int64                         the units of neurons that they make needed
     hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
     sums       (tiles, tokens, 16)                    down so far, over phases
     partial    (tiles, SEGMENTS, 16)                  down of one token, by segments
@@ -63,6 +65,8 @@ class Buffers:
         self.x, self.qkv, self.parts = (made[n] for n in ("x", "qkv", "parts"))
         self.h = {form: made[form.name] for form in Activation}
         self.hidden, self.partial, self.sums = (made[n] for n in ("hidden", "partial", "sums"))
+        self.products = made["products"]
+        self.chosen_buffer = made["chosen"]
         self.scratch = made["scratch"].address
         self.logits_buffer, self.rows_buffer, self.tokens_buffer, self.selected_buffer = (
             made[n] for n in ("logits", "rows", "tokens", "selected"))
@@ -71,6 +75,7 @@ class Buffers:
             at, stride = room.places[name]
             return np.frombuffer(self._region.view(at, count * stride), kind).reshape(count, -1)
 
+        self.chosen = view("chosen", room.units, np.int64)[:, 0]
         self.rows = view("rows", tokens, np.int64)
         self.tokens = view("tokens", tokens, np.int64)
         self.selected = view("selected", logit_rows, np.int64)[:, 0]
@@ -81,7 +86,7 @@ class Buffers:
         self._region.touch()
 
     def close(self) -> None:
-        del self.rows, self.tokens, self.selected, self.logits
+        del self.chosen, self.rows, self.tokens, self.selected, self.logits
         self._region.close()
 
 
@@ -100,7 +105,7 @@ class _Room:
         qkv = sum(-(-size // TILE) * TILE for size in (config.query_size, *[config.key_value_size] * 2))
         tiles = -(-config.hidden_size // TILE)
         groups = -(-config.intermediate_size // BLOCK)
-        self.phases = phases(groups, threads)
+        self.phases, self.units = phases(groups, threads), max(n.groups for n in header.neurons)
         most = max(segment_start(groups, last) - segment_start(groups, first) for first, last in self.phases)
         formats = [FORMATS[name] for n in header.neurons for name in (n.gate_up, n.down)]
         formats += [FORMATS[t.format] for t in header.tensors.values() if t.format in FORMATS]
@@ -115,7 +120,10 @@ class _Room:
             "FINE": rows(fine_rows, _row_bytes(wide, Activation.FINE)),
             "qkv": rows(tokens, 4 * qkv),
             "parts": (allocator.reserve(parts), parts),
-            "hidden": rows(tokens, max(_row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),
+            "products": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
+            "chosen": (allocator.reserve(8 * self.units), 8),
+            "hidden": rows(0 if config.sparse else tokens, max(
+                _row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),
             "sums": (allocator.reserve(records.down_bytes(tiles, tokens)), 0),
             "partial": (allocator.reserve(records.partial_bytes(tiles)), 0),
             "logits": rows(logit_rows, 4 * -(-config.vocab_size // TILE) * TILE),
@@ -129,6 +137,7 @@ class _Room:
         self.scratch_stride = -(-max(
             records.up_scratch_bytes(tile_bytes), records.neurons_scratch_bytes(tiles, tile_bytes, down_block),
             records.down_scratch_bytes(most, down_block),
+            records.sparse_scratch_bytes(-(-config.hidden_size // BLOCK)) if config.sparse else 0,
             records.attention_scratch_bytes(config.head_dim, config.num_attention_heads // config.num_key_value_heads),
         ) // 4096) * 4096
         self.places["scratch"] = (allocator.reserve(threads * self.scratch_stride, 4096), self.scratch_stride)

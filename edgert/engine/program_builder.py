@@ -12,10 +12,12 @@ from edgert.bundle.header import down_headers
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
 from edgert.kernels.groups import row_tiles_of
+from edgert.kernels.neuron_rows import neuron_units
 from edgert.kernels.records import HIDDEN_ACTS, Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
 from edgert.models.tensors import TensorSpec, feed_forward_parts
+from edgert.residency.source import Asking
 
 from .buffers import Buffer, Buffers, segment_start
 
@@ -42,6 +44,7 @@ class Places(Protocol):
     def matrix(self, name: str) -> tuple[int, int]: ...
     def table(self, name: str) -> tuple[int, int]: ...
     def details(self, name: str | None) -> tuple[int, int]: ...
+    def asking(self, name: str) -> Asking: ...
     def head_tiles(self, rows: int) -> int: ...
 
 
@@ -74,7 +77,7 @@ class ProgramBuilder:
         self._kind = kind
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
         self._element = list(records.CACHE_ELEMENTS).index(cache_type)
-        self._feed_forward = feed_forward_parts(config.tensors())
+        self._feed_forward = feed_forward_parts(config.tensors(), sparse=config.sparse)
         self.body, self.head = Program(), Program()
 
     def embedding(self, weight: str) -> Buffer:
@@ -105,7 +108,10 @@ class ProgramBuilder:
                                                  Activation.FINE: records.NORM.fine})
 
     def linear(self, x: Vectors, names: Sequence[str], *, bias: bool = False, add_to: Buffer | None = None) -> Buffer:
-        out = self._buffers.qkv if add_to is None else add_to
+        return self._linear(x, names, self._buffers.qkv if add_to is None else add_to, bias=bias,
+                            accumulate=add_to is not None)
+
+    def _linear(self, x: Vectors, names: Sequence[str], out: Buffer, *, bias: bool, accumulate: bool) -> Buffer:
         tensors = [self._header.tensors[name + ".weight"] for name in names]
         # A tile writes 16 rows: one that ends within them must be done before the next matrix begins there.
         joined = all(tensor.rows % TILE == 0 for tensor in tensors[:-1])
@@ -116,7 +122,7 @@ class ProgramBuilder:
             self.body.append(Code.LINEAR, records.Linear(
                 table, counters, -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns), source.address,
                 source.stride, out.address + 4 * column, out.stride,
-                self._weights.address(name + ".bias") if bias else 0, int(add_to is not None), 0,
+                self._weights.address(name + ".bias") if bias else 0, int(accumulate), 0,
                 joined * (len(names) - number)))
             column += tensor.rows
         return out
@@ -138,6 +144,9 @@ class ProgramBuilder:
                                                    Activation.FINE: records.QUANTIZE.fine})
 
     def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer) -> None:
+        if self._config.sparse:
+            self._sparse_feed_forward(x, layer, add_to)
+            return
         b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
         table, counters = self._weights.table(n.section)
@@ -145,7 +154,8 @@ class ProgramBuilder:
         source, tiles = x.in_form_of(gate_up), -(-hidden_size // TILE)
         headers = self._weights.address(down_headers(layer)) if down.header_bytes else 0
         row_tiles, act = row_tiles_of(gated=self._config.gated), HIDDEN_ACTS.index(self._config.hidden_act)
-        up_bias, down_bias = (self._vector(spec) for spec in self._feed_forward[layer][-2:])
+        part = self._feed_forward[layer]
+        up_bias, down_bias = self._vector(part.up_bias), self._vector(part.down_bias)
         if self._kind is not Kind.MANY:
             record = records.Neurons(
                 table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code,
@@ -168,6 +178,31 @@ class ProgramBuilder:
             for entries, of in ((table, counters), (details, detail_counters)):
                 if of:
                     self.body.append(Code.RELEASE, records.Release(entries + 8 * start, of + 8 * start, end - start))
+
+    def _sparse_feed_forward(self, x: Vectors, layer: int, add_to: Buffer) -> None:
+        """The products of the matrix that decides; which units of neurons they make needed; those units."""
+        b, c, n, part = self._buffers, self._config, self._header.neurons[layer], self._feed_forward[layer]
+        assert part.deciding is not None
+        self._linear(x, [part.deciding.name.removesuffix(".weight")], b.products, bias=part.up_bias is not None,
+                     accumulate=False)
+        units, table = neuron_units(c.hidden_size, n.gate_up, n.down, gated=c.gated), self._weights.table(n.section)[0]
+        asking, chosen = self._weights.asking(n.section), b.chosen_buffer.address
+        choose = records.Choose(b.products.address, b.products.stride, n.groups, units.neurons, c.intermediate_size,
+                                chosen, table, int(self._kind is Kind.DRAFT), asking.used, asking.time, layer,
+                                asking.asked, asking.semaphore)
+        self.body.append(Code.CHOOSE, choose)
+        if asking.semaphore:
+            self.body.append(Code.ASK, choose)
+        source = x.in_form_of(FORMATS["f32"]) if c.gated else Buffer(0, 0)
+        record = records.Sparse(
+            table, n.groups, units.neurons, c.intermediate_size, units.neuron_bytes, units.up_bytes,
+            FORMATS[n.gate_up].code, FORMATS[n.down].code, -(-c.hidden_size // BLOCK), b.products.address,
+            b.products.stride, chosen, source.address, source.stride, HIDDEN_ACTS.index(c.hidden_act), b.scratch,
+            b.scratch_stride, -(-c.hidden_size // TILE), b.partial.address, add_to.address, add_to.stride,
+            self._vector(part.down_bias))
+        many = self._kind is Kind.MANY
+        for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
+            self.body.append(code, record)
 
     def _vector(self, spec: TensorSpec | None) -> int:
         """Its address, or 0."""

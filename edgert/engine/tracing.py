@@ -19,15 +19,20 @@ _COMPUTING = "computing"
 _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm", Code.QUANTIZE: "quantize",
           Code.ROPE: "rotary positions", Code.ATTENTION: "attention", Code.COMBINE: "attention, parts",
           Code.UP: "gate and up", Code.DOWN: "down", Code.NEURONS: "feed-forward", Code.GATHER: "feed-forward, sums",
-          Code.RELEASE: "release", Code.LAYER_NORM: "norm", Code.LEARNED_POSITIONS: "positions"}
+          Code.RELEASE: "release", Code.LAYER_NORM: "norm", Code.LEARNED_POSITIONS: "positions",
+          Code.CHOOSE: "choosing neurons", Code.ASK: "asking for neurons",
+          Code.SPARSE_ONE: "feed-forward", Code.SPARSE_GATHER: "feed-forward, sums", Code.SPARSE_UP: "up",
+          Code.SPARSE_DOWN: "down"}
 _OF_SELECTED = records.LINEAR.of_selected // 8
 _LAYER = records.ROPE.layer // 8
+_RESIDENT = records.CHOOSE.resident // 8
 _DETAILS, _DETAIL_COUNTERS = records.NEURONS.details // 8, records.NEURONS.detail_counters // 8
 
 
 def _is_draft(program: list[list[int]]) -> bool:
-    """Whether a program takes of the neurons' details what is there: their table has no counters to wait with."""
-    return any(record[0] == Code.NEURONS and record[_DETAILS] and not record[_DETAIL_COUNTERS] for record in program)
+    """Whether a program takes of the neurons, or of their details, what is there: with no counters to wait with."""
+    return any((record[0] == Code.NEURONS and record[_DETAILS] and not record[_DETAIL_COUNTERS])
+               or (record[0] == Code.CHOOSE and record[_RESIDENT]) for record in program)
 
 
 class Trace:

@@ -22,6 +22,7 @@ from edgert.kernels.records import ABSENT
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
 from edgert.residency.region import Region
+from edgert.residency.source import Asking
 
 MOST_TOKENS = 64
 """Computing more tokens at once takes no less time per token."""
@@ -43,6 +44,7 @@ class Rehearsal:
         weights = _MadeUpWeights(header)
         self._share = weights.layers / self._layers
         few = replace(config, num_hidden_layers=weights.layers)
+        self._with_active = 1 + _active_share(header) if config.sparse else 1.0
         self._times: dict[int, tuple[float, float]] = {}
         self._draft_times: tuple[float, float] | None = None
         with ExitStack() as made:
@@ -95,7 +97,7 @@ class Rehearsal:
         self._team.set(tokens=tokens, selected=min(tokens, MOST_ROWS))
 
     def _all_layers(self, body: np.ndarray) -> float:
-        return _median(lambda: self._team.run(body)) / self._share
+        return _median(lambda: self._team.run(body)) / self._share * self._with_active
 
     def close(self) -> None:
         self._closing.close()
@@ -126,8 +128,9 @@ class _MadeUpWeights:
         self._details: np.ndarray | None = None
         neurons, self.layers = 0, 0
         config = header.config
-        lengths = {n.section: group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down],
-                                           gated=config.gated).whole.length for n in header.neurons}
+        lengths = {n.section: n.group_bytes if config.sparse else group_layout(
+            config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated).whole.length
+            for n in header.neurons}
         for n in header.neurons:
             self._places[n.section] = neurons
             neurons += n.groups * lengths[n.section]
@@ -167,6 +170,9 @@ class _MadeUpWeights:
     def details(self, name: str | None) -> tuple[int, int]:
         return 0 if name is None or self._details is None else self._details.ctypes.data, 0
 
+    def asking(self, name: str) -> Asking:
+        return Asking()
+
     def head_tiles(self, rows: int) -> int:
         return -(-rows // TILE)
 
@@ -182,6 +188,14 @@ class _MadeUpWeights:
 
     def close(self) -> None:
         self._region.close()
+
+
+def _active_share(header: Header) -> float:
+    """Of a sparse model: bytes of the neurons that a token needs, in parts of those that every token does. Among zeros
+    no neuron is active, so what these take is estimated so."""
+    active = sum(of[0] / 10000 * n.groups * n.group_bytes
+                 for n, of in zip(header.neurons, header.activity, strict=True))
+    return active / header.sections[RESIDENT].length
 
 
 def _median(run: Callable[[], object]) -> float:

@@ -21,12 +21,15 @@ from edgert.engine.session import session_bytes
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.records import SEGMENTS
+from edgert.models.tensors import FEED_FORWARD
 from edgert.residency import stream
 from edgert.residency.device import Device
 from edgert.residency.file import ALIGNMENT
 from edgert.residency.placement import Placement
+from edgert.residency.window import READERS
 
 from .budget import page_table_bytes, size_text
+from .window import candidates, expected_bytes, holds_all, least_slots, reading_s, window_bytes
 
 _GROWTH = 8 << 20
 """Bytes that the process grows by after the plan was made: Python objects, modules, templates, the allocator."""
@@ -57,10 +60,11 @@ class Plan:
     """How memory is used.
 
     budget: bytes. parts: bytes by purpose, together no more than the budget. streamed: bytes read for each pass over
-    the weights. weights: bytes of weights that a token needs, from memory or flash. chunk: prompt tokens computed at
-    once. verify_rows: tokens whose logits are computed at once, so one more than can be drafted. logit_rows: how many
-    tokens' logits may be in memory at once. smallest: the smallest budget that works with these settings. placement:
-    which weights stay in memory. disk: the device that the others are read from; None if all weights stay in memory.
+    the weights; of a sparse model, as many as are expected for one token. weights: bytes of weights that a token needs,
+    from memory or flash; of a sparse model, of all. chunk: prompt tokens computed at once. verify_rows: tokens whose
+    logits are computed at once, so one more than can be drafted. logit_rows: how many tokens' logits may be in memory
+    at once. smallest: the smallest budget that works with these settings. placement: which weights stay in memory.
+    disk: the device that the others are read from; None if all weights stay in memory.
     """
 
     budget: int
@@ -109,15 +113,20 @@ class Planner:
         self._logits = 4 * config.vocab_size
         self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
         self._streamable = header.streamable()
+        in_window = {n.section for n in header.neurons} if header.config.sparse else set()
+        self._in_window = [layout for layout in self._streamable if layout.name in in_window]
+        self._in_order = [layout for layout in self._streamable if layout not in self._in_window]
+        """What is read when it is needed, and what for every pass."""
+        self._deciding = {spec.name for spec in config.tensors() if spec.role in FEED_FORWARD - config.in_groups}
         self._attention = [layout for layout in self._streamable if layout.section == RESIDENT]
         split = {n.section for n in header.neurons if n.details}
         self._bases = [layout for layout in self._streamable if layout.name in split]
-        self._others = [layout for layout in self._streamable
+        self._others = [layout for layout in self._in_order
                         if layout.section != RESIDENT and layout not in self._bases]
         self._edges = (2 * ALIGNMENT * (len(self._bases) + len(self._others))
                        + 2 * TENSOR_ALIGNMENT * len(self._attention))
         """Bytes that are lost around what is pinned."""
-        self._weights = header.sections[RESIDENT].length + _length([*self._bases, *self._others])
+        self._weights = header.sections[RESIDENT].length + _length([*self._bases, *self._others, *self._in_window])
 
     def _fixed(self, chunk: int, rows: int = LEAST_ROWS) -> dict[str, int]:
         config, embedding = self._header.config, self._header.embedding
@@ -162,10 +171,10 @@ class Planner:
         rows = self._rows(budget)
         if budget < self._smallest_with(self._fixed(chunk, rows), disk):
             rows = LEAST_ROWS
-        pinned, slots = self._pinned(budget, self._fixed(chunk, rows), disk)
+        pinned, slots, window = self._pinned(budget, self._fixed(chunk, rows), disk)
         if pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
             return self._made(budget, chunk, rows, everything, smallest=0, disk=None)
-        placement = Placement(pinned, 0, disk.chunk_bytes, disk.readers, slots, self.slot_bytes(disk))
+        placement = Placement(pinned, 0, disk.chunk_bytes, disk.readers, slots, self.slot_bytes(disk), window)
         return self._made(budget, chunk, rows, placement, smallest=smallest, disk=disk)
 
     def _rows(self, budget: int) -> int:
@@ -190,17 +199,23 @@ class Planner:
     def _made(self, budget: int, chunk: int, rows: int, placement: Placement, *, smallest: int,
               disk: Device | None) -> Plan:
         parts = {**self._fixed(chunk, rows), "read ahead": self._ahead(disk, placement.slots) if disk else 0}
-        held = _bytes_pinned(self._streamable, placement.pinned)
-        parts["growth"] += page_table_bytes(held)
-        parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned)
+        held, window = _bytes_pinned(self._streamable, placement.pinned), window_bytes(placement.window)
+        parts["growth"] += page_table_bytes(held + window)
+        deciding = [layout for layout in self._attention if layout.name in self._deciding]
+        parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned) - _bytes_pinned(
+            deciding, placement.pinned)
+        parts["pinned gates"] = _bytes_pinned(deciding, placement.pinned)
         bases = {n.section for n in self._header.neurons}
         parts["pinned base"] = _bytes_pinned([s for s in self._streamable if s.name in bases], placement.pinned)
         parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name not in {*bases, HEAD}],
                                                 placement.pinned)
         parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
+        parts["window of neurons"] = window
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
         streamed = _length(self._streamable) - held
+        if placement.window:
+            streamed += expected_bytes(self._header, placement.window) - _length(self._in_window)
         return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk)
 
     def _embedding_bytes(self, units: int) -> int:
@@ -236,11 +251,14 @@ class Planner:
         return -(-(budget + _MARGIN) // (1 << 20)) << 20
 
     def _smallest_with(self, fixed: dict[str, int], disk: Device) -> int:
-        return sum(fixed.values()) + self._ahead(disk, self.slots(disk, bases=True)) + self._edges
+        window = window_bytes(least_slots(self._header)) if self._in_window else 0
+        if window:
+            window += page_table_bytes(window + ALIGNMENT) + ALIGNMENT
+        return sum(fixed.values()) + self._ahead(disk, self.slots(disk, bases=True)) + self._edges + window
 
     def slot_bytes(self, disk: Device) -> int:
         """Bytes of a slot, which has room for any single read."""
-        return stream.slot_bytes((s.unit_bytes for s in self._streamable), disk.chunk_bytes)
+        return stream.slot_bytes((s.unit_bytes for s in self._in_order), disk.chunk_bytes)
 
     def slots(self, disk: Device, *, bases: bool) -> int:
         """How many slots: enough for each reader to fill one while a phase of prefill (buffers.phases) uses its own, or
@@ -248,6 +266,8 @@ class Planner:
 
         Everything else needs fewer: it gives each unit back before it waits for the next.
         """
+        if self._in_window:
+            return 2 * disk.readers + self._threads
         held = 0
         for n in self._header.neurons:
             most = max(segment_start(n.groups, last) - segment_start(n.groups, first)
@@ -260,14 +280,18 @@ class Planner:
 
     def _ahead(self, disk: Device, slots: int) -> int:
         ring = stream.ring_bytes(slots, self.slot_bytes(disk))
-        return ring + self._runs_bytes(disk.chunk_bytes) + _THREAD_BYTES * disk.readers
+        readers = disk.readers + (READERS if self._in_window else 0)
+        return ring + self._runs_bytes(disk.chunk_bytes) + _THREAD_BYTES * readers
 
     def _runs_bytes(self, chunk_bytes: int) -> int:
-        runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._streamable)
+        runs = sum(-(-s.count // stream.run_units(s.unit_bytes, chunk_bytes)) for s in self._in_order)
         return stream.RUN_BYTES * runs
 
-    def _pinned(self, budget: int, fixed: dict[str, int], disk: Device) -> tuple[dict[str, int], int]:
-        """How many units of each to pin, and how many slots it takes to read the others."""
+    def _pinned(self, budget: int, fixed: dict[str, int],
+                disk: Device) -> tuple[dict[str, int], int, dict[int, int]]:
+        """How many units of each to pin, how many slots it takes to read the others in order, and the window's."""
+        if self._in_window:
+            return self._pinned_and_window(budget, fixed, disk)
         pinned: dict[str, int] = {}
         for bases in (False, True):
             slots = self.slots(disk, bases=bases)
@@ -275,7 +299,30 @@ class Planner:
             pinned = self._spread_all(left - page_table_bytes(left), disk.chunk_bytes)
             if all(pinned[layout.name] == layout.count for layout in self._bases):
                 break
-        return {s.name: pinned[s.name] for s in self._streamable}, slots
+        return {s.name: pinned[s.name] for s in self._streamable}, slots, {}
+
+    def _pinned_and_window(self, budget: int, fixed: dict[str, int],
+                           disk: Device) -> tuple[dict[str, int], int, dict[int, int]]:
+        """The same of a sparse model: what every pass needs, and the window, are divided so that a token's reads take
+        the least time."""
+        every = {layout.name: layout.count for layout in self._streamable}
+        none = dict.fromkeys((layout.name for layout in self._in_window), 0)
+        found = []
+        for slots in (0, self.slots(disk, bases=True)):
+            left = budget - sum(fixed.values()) - self._ahead(disk, slots) - self._edges
+            left -= page_table_bytes(left)
+            all_in_order = left - _length(self._in_order)
+            for window in candidates(self._header, left if slots else all_in_order):
+                room = left - window_bytes(window)
+                if room < 0 or (not slots and room < _length(self._in_order)):
+                    continue
+                if not slots and holds_all(self._header, window):
+                    return every, 0, {}
+                streamed = max(_length(self._in_order) - room, 0)
+                found.append((streamed / disk.bandwidth + reading_s(self._header, window, disk), slots, window, room))
+        _, slots, window, room = min(found, key=lambda split: split[0])
+        pinned = _spread_in_turn([self._attention, self._others], room, disk.chunk_bytes) if slots else {}
+        return every | pinned | none, slots, window
 
     def _spread_all(self, left: int, chunk_bytes: int) -> dict[str, int]:
         """Pin in `left` bytes, in the order of what makes the best draft."""
@@ -289,12 +336,19 @@ class Planner:
             phases += [[less_common], *([first] for first, _ in reversed(cut)), [*(last for _, last in cut), rest]]
         else:
             phases.append([*details, rest])
-        pinned = dict.fromkeys((layout.name for layout in self._streamable), 0)
-        for layouts in phases:
-            for name, count in _spread(layouts, left, chunk_bytes).items():
-                pinned[name] += count
-            left -= _length(layouts)
-        return pinned
+        return dict.fromkeys((layout.name for layout in self._streamable), 0) | _spread_in_turn(
+            phases, left, chunk_bytes)
+
+
+def _spread_in_turn(phases: Iterable[Sequence[UnitLayout]], left: int, chunk_bytes: int) -> dict[str, int]:
+    """How many units of each to pin in `left` bytes: those of a phase before those of the next. A layout may be cut
+    among several phases."""
+    pinned: dict[str, int] = {}
+    for layouts in phases:
+        for name, count in _spread(layouts, left, chunk_bytes).items():
+            pinned[name] = pinned.get(name, 0) + count
+        left -= _length(layouts)
+    return pinned
 
 
 def _cut(layout: UnitLayout, count: int) -> tuple[UnitLayout, UnitLayout]:

@@ -15,6 +15,7 @@ from edgert.residency.device import Device
 from edgert.residency.drafting import Drafting
 
 from .plan import Plan
+from .window import expected_bytes
 
 PROMPT = 200
 """Length of the prompt, in tokens, for which the time to the first token is predicted."""
@@ -81,11 +82,11 @@ def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, draft_se
     reading, computing = plan.streamed / disk.bandwidth, row + seconds(1)[0] + head + _AROUND_S
     passes = [plan.chunk] * (prompt // plan.chunk) + ([prompt % plan.chunk] if prompt % plan.chunk else [])
     head_streamed = header.sections[HEAD].length - plan.parts["pinned output head"]
-    prompt_reading = (len(passes) * (plan.streamed - head_streamed) + head_streamed) / disk.bandwidth
+    prompt_reading = (len(passes) * (_read_by_many(header, plan) - head_streamed) + head_streamed) / disk.bandwidth
     prompt_computing = prompt * row + sum(_layers_s(tokens, seconds) for tokens in passes) + head
     plain = 1 / max(reading, computing)
     best = None
-    if Drafting.possible(header, plan.placement):
+    if Drafting.possible(header, plan.placement) and not plan.placement.window:  # what more tokens read is not known
         def verify_s(tokens: int) -> float:
             layers, rows = (_between([(n, seconds(n)[of]) for n in MEASURED], tokens) for of in (0, 1))
             return max(reading, layers + rows + tokens * (row + _AROUND_S))
@@ -94,6 +95,14 @@ def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, draft_se
                                  min(plan.verify_rows, plan.chunk) - 1)
     return Prediction(plain, max(prompt_reading, prompt_computing), "flash" if reading > computing else "computing",
                       best if best is not None and best.decode_tok_s > plain else None)
+
+
+def _read_by_many(header: Header, plan: Plan) -> int:
+    """Bytes read for a pass of many tokens: of a sparse model they need nearly all neurons."""
+    if not plan.placement.window:
+        return plan.streamed
+    return plan.streamed + sum(n.groups * n.group_bytes for n in header.neurons) - expected_bytes(
+        header, plan.placement.window)
 
 
 def tokens_per_pass(agreement: float, guesses: int) -> float:

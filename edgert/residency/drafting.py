@@ -11,6 +11,7 @@ from edgert.kernels.formats import SLAB, TILE
 from edgert.kernels.records import ABSENT, WAIT
 
 from .placement import Placement
+from .source import Asking
 from .weights import Weights
 
 
@@ -20,10 +21,11 @@ class Drafting:
     def __init__(self, weights: Weights, header: Header, placement: Placement) -> None:
         self._weights, self._tiles = weights, placement.pinned[HEAD] * SLAB
         self._vocabulary = header.config.vocab_size
+        self._in_window = {n.section for n in header.neurons} if placement.window else set()
         self._entries = {layout.name: weights.entries(layout.name) for layout in header.streamable()}
         for n in header.neurons:
             for name in (n.section, n.details):
-                if name is not None:
+                if name is not None:  # of a window's groups the table itself says which are there
                     entries = self._entries[name]
                     entries[entries == WAIT] = ABSENT
 
@@ -39,7 +41,7 @@ class Drafting:
         missing = [layout for layout in header.streamable() if placement.pinned[layout.name] < layout.count]
         attention = all(layout.section != RESIDENT for layout in missing)
         return (bool(missing) and attention and placement.pinned[HEAD] > 0
-                and all(placement.pinned[n.section] for n in header.neurons))
+                and (bool(placement.window) or all(placement.pinned[n.section] for n in header.neurons)))
 
     def address(self, name: str) -> int:
         """The address of a tensor of the resident section."""
@@ -51,7 +53,11 @@ class Drafting:
 
     def table(self, name: str) -> tuple[int, int]:
         """The same of a layer's neuron groups, by their section."""
-        return self._entries[name].ctypes.data, 0
+        return self._weights.table(name)[0] if name in self._in_window else self._entries[name].ctypes.data, 0
+
+    def asking(self, name: str) -> Asking:
+        """A draft asks for nothing."""
+        return Asking()
 
     def details(self, name: str | None) -> tuple[int, int]:
         """The same of the groups' detail planes."""

@@ -1,6 +1,7 @@
 """Which weights stay in memory: the memory plan decides it, loading and streaming follow it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 _LOAD_CHUNK, _LOAD_READERS = 1 << 20, 4
 """Used if nothing is streamed: then the disk is not measured."""
@@ -13,7 +14,8 @@ class Placement:
     pinned: of all that can be streamed, in the order of use, by name (header.UnitLayout): how many of its units, the
     first ones, stay in memory. embedding: the same for an embedding that is not also the output head; its other rows
     are read one by one. chunk_bytes: bytes to read at once. readers: number of threads that read. slots, slot_bytes:
-    number and size of the buffers for what is read.
+    number and size of the buffers for what is read. window: where neuron groups are read only when they are needed
+    (window.py), for how many of each size, in bytes, there is room; then none of them is pinned.
     """
 
     pinned: dict[str, int]
@@ -22,3 +24,4 @@ class Placement:
     readers: int = _LOAD_READERS
     slots: int = 0
     slot_bytes: int = 0
+    window: Mapping[int, int] = field(default_factory=dict)

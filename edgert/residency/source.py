@@ -31,6 +31,16 @@ class Read(NamedTuple):
     checked: float
 
 
+class Asking(NamedTuple):
+    """Addresses of what kernels ask for a layer's neuron groups with (kernels/records.py: Choose); 0 where they do not.
+    """
+
+    used: int = 0
+    time: int = 0
+    asked: int = 0
+    semaphore: int = 0
+
+
 ReadHook = Callable[[Read], None]
 
 
@@ -96,6 +106,45 @@ class AllInMemory:
 
     def close(self) -> None:
         pass
+
+
+class Together:
+    """Several sources as one, each of other weights; at most one of them wants to know what is freed."""
+
+    streams = True
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+        self.freed = next((source.freed for source in sources if source.freed), 0)
+
+    @property
+    def reading(self) -> Reading:
+        each = [source.reading for source in self._sources]
+        return Reading(sum(reading.bytes for reading in each), sum(reading.seconds for reading in each))
+
+    def check(self) -> None:
+        for source in self._sources:
+            source.check()
+
+    def expect(self, heads: int) -> None:
+        for source in self._sources:
+            source.expect(heads)
+
+    def restart(self) -> None:
+        for source in self._sources:
+            source.restart()
+
+    def fail(self, error: EdgertError) -> None:
+        for source in self._sources:
+            source.fail(error)
+
+    def trace(self, hook: ReadHook) -> None:
+        for source in self._sources:
+            source.trace(hook)
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
 
 
 def no_answer() -> ModelError:

@@ -17,9 +17,10 @@ from .groups import PinnedGroups, read_units
 from .placement import Placement
 from .region import Allocator, Region
 from .resident import Resident
-from .source import AllInMemory, Source
+from .source import AllInMemory, Asking, Source, Together
 from .stream import Run, Stream, runs_of
 from .table import AddressTable
+from .window import Window
 
 
 class Weights:
@@ -45,6 +46,7 @@ class Weights:
         matrices = {HEAD: pinned[HEAD]} | ({EMBEDDING: placement.embedding} if placement.embedding else {})
         ranges = {name: aligned(*self._part(name, count)) for name, count in matrices.items()}
         places = {name: allocator.reserve(end - start, ALIGNMENT) for name, (start, end) in ranges.items()}
+        self._layers = {n.section: layer for layer, n in enumerate(header.neurons)}
         self._table = AddressTable({layout.name: layout.count for layout in layouts})
         with ExitStack() as made:
             self._region = Region(allocator.size, "the weights", huge=True, filled=True)
@@ -80,7 +82,8 @@ class Weights:
             self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
             self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
             made.callback(self._slab.close)
-            self.source = self._source(stop)
+            self._window: Window | None = None
+            self.source = self._sources(stop, progress)
             made.callback(self.source.close)
             self._closing = made.pop_all()
 
@@ -93,13 +96,31 @@ class Weights:
         """Where the first `count` units of a section begin and end in the file."""
         return self._units[name].start(0), self._units[name].start(count)
 
-    def _source(self, stop: Callable[[], None]) -> Source:
+    def _sources(self, stop: Callable[[], None], progress: Callable[[], None]) -> Source:
         """What fills the table with the weights that do not stay."""
+        made: list[Source] = []
+        try:
+            if self._placement.window:
+                self._window = Window(
+                    self._file, [(self._units[name], self._table.index(name)) for name in self._layers], self._table,
+                    slots=self._placement.window, stop=stop)
+                made.append(self._window)
+                self._window.fill(progress)
+            stream = self._stream(stop)
+            made += [stream] if stream is not None else []
+        except BaseException:
+            for source in made:
+                source.close()
+            raise
+        return Together(*made) if len(made) > 1 else made[0] if made else AllInMemory()
+
+    def _stream(self, stop: Callable[[], None]) -> Stream | None:
+        """What reads weights in order for every pass; None where nothing is read so."""
         placement = self._placement
         runs = {name: runs_of(self._units[name], pinned, self._table.index(name), placement.chunk_bytes)
-                for name, pinned in placement.pinned.items()}
+                for name, pinned in placement.pinned.items() if not placement.window or name not in self._layers}
         if not any(runs.values()):
-            return AllInMemory()
+            return None
         details = {n.section: n.details for n in self._bundle.header.neurons if n.details}
         body: list[Run] = []
         for name, of in runs.items():
@@ -117,10 +138,15 @@ class Weights:
     def table(self, name: str) -> tuple[int, int]:
         """The addresses of the table's entries and counters (table.py) of a layer's neuron groups, by their section.
 
-        If all of them stay in memory, there are no counters, and their address is 0.
+        If none of them has to be given back, there are no counters, and their address is 0.
         """
         entries, counters = self._table.addresses(name)
-        return entries, counters if self._placement.pinned[name] < self._units[name].count else 0
+        streamed = self._window is None or name not in self._layers
+        return entries, counters if streamed and self._placement.pinned[name] < self._units[name].count else 0
+
+    def asking(self, name: str) -> Asking:
+        """What the kernels ask for a layer's neuron groups with, by their section."""
+        return Asking() if self._window is None else self._window.asking(self._layers[name])
 
     def entries(self, name: str) -> np.ndarray:
         """The table's entries of the units of this name that stay in memory; WAIT for the others, whether or not they

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgert.converters.gguf_source import Q4_K
-from edgert.converters.quantizer import LARGEST, _search_affine, packed, quantize
+from edgert.converters.quantizer import LARGEST, _search_affine, packed, packed_rows, quantize
 from edgert.converters.source import Grid
 from edgert.kernels.formats import BLOCK, FORMATS, Activation, pack, unpack
+from edgert.kernels.neuron_rows import unpack_rows
 
 TOPS = {"q4": 15, "q6": 63}
 SHAPE = (64, 256)
@@ -201,3 +202,12 @@ def test_the_largest_weights(name: str) -> None:
     back = restored(name, values)
     assert np.isfinite(back).all()
     assert (np.abs(back - values) <= 0.02 * LARGEST[name]).all()
+
+
+@pytest.mark.parametrize("form", ["q4", "q8", "f16", "f32"])
+def test_rows_of_neurons_come_back(form: str) -> None:
+    """As near as their format holds; what fills them up is exactly 0, but for q4."""
+    values = np.random.default_rng(0).standard_normal((37, 70)).astype(np.float32)
+    back = unpack_rows(form, packed_rows(form, values))
+    assert back.shape == (37, 96) and (form == "q4" or not back[:, 70:].any())
+    assert np.abs(back[:, :70] - values).max() < {"q4": 0.35, "q8": 0.03, "f16": 2e-3, "f32": 1e-30}[form]

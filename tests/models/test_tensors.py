@@ -141,8 +141,11 @@ def test_feed_forward_parts(architecture: str) -> None:
     for part in parts:
         assert isinstance(part, FeedForward)
         assert [spec.role for spec in part.matrices] == [Role.GATE, Role.UP, Role.DOWN][not config.gated:]
-        assert [spec and spec.role for spec in part] == (
+        assert [spec and spec.role for spec in part[:-1]] == (
             [Role.GATE, Role.UP, Role.DOWN, None, None] if config.gated else
             [None, Role.UP, Role.DOWN, Role.UP_BIAS, Role.DOWN_BIAS])
-        assert len({spec.layer for spec in part if spec}) == 1
+        assert len({spec.layer for spec in part[:-1] if spec}) == 1
+        assert part.in_groups == part.by_rows and part.deciding is None
+        sparse = part._replace(sparse=True)
+        assert [sparse.deciding, *sparse.in_groups] == part.by_rows
     assert {spec for part in parts for spec in part.matrices} == {spec for spec in specs if spec.role in FEED_FORWARD}

@@ -21,11 +21,12 @@ from edgert.bundle.contents import contents, table
 from edgert.bundle.header import ALIGNMENT, GROUP_CHECKSUMS, MAX_HEADER_BYTES, PREFIX_BYTES
 from edgert.converters.convert import convert
 from edgert.converters.presets import Preset
-from edgert.converters.quantizer import packed
+from edgert.converters.quantizer import packed, packed_rows
 from edgert.engine.session import Session
 from edgert.errors import BundleError, EdgertError
 from edgert.kernels.formats import FORMATS, unpack
 from edgert.kernels.groups import group_layout
+from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role
 
@@ -116,48 +117,71 @@ def test_planes_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate_
 
 
 @pytest.mark.parametrize(("up", "down"), [("q4", "q6"), ("f16", "q4"), ("f32", "f32")])
-def test_groups_without_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: str, down: str) -> None:
-    """Rows of fc1 and columns of fc2; its biases and the embeddings of positions stand with the norms."""
+@pytest.mark.parametrize("kind", [{"model_type": "opt"}, {"hidden_act": "relu"}], ids=repr)
+def test_neurons_of_a_sparse_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, str], up: str,
+                                   down: str) -> None:
+    """Rows of up and columns of down, neuron by neuron; what decides, biases and positions stand with the norms."""
     from safetensors.numpy import load_file
     monkeypatch.setattr(Preset, "formats", lambda self, source: {
         spec.name: down if spec.role is Role.DOWN else up for spec in source.config.tensors() if spec.is_matrix})
-    folder = write_model(tmp_path / "m", model_type="opt", num_hidden_layers=2, hidden_size=48)
+    folder = write_model(tmp_path / "m", num_hidden_layers=2, hidden_size=48, intermediate_size=500, **kind)
     convert(str(folder), tmp_path / "m.edge", calibrate=False)
-    source, wide, tall = load_file(folder / "model.safetensors"), FORMATS[up], FORMATS[down]
-    layout, prefix = group_layout(48, wide, tall, gated=False), "model.decoder.layers.1."
+    source, wide = load_file(folder / "model.safetensors"), FORMATS[up]
+    gated = "hidden_act" in kind
+    forms = ROW_FORMATS[up], "q8" if down == "q4" else ROW_FORMATS[down]  # 48 columns fill no whole blocks
+    units = neuron_units(48, *forms, gated=gated)
+    prefix, deciding, rows, columns = (("model.layers.1.mlp.", "gate_proj", "up_proj", "down_proj") if gated else
+                                       ("model.decoder.layers.1.", "fc1", "fc1", "fc2"))
     with Bundle(tmp_path / "m.edge") as bundle:
         assert bundle.verify() == []
         n = bundle.header.neurons[1]
-        assert (n.groups, n.group_bytes, n.detail_bytes) == (2, layout.base.length, layout.detail.length)
-        groups = whole_groups(bundle, 1)
+        assert n == Neurons("layers.1.neurons", None, units.count(500), units.unit_bytes, 0, forms[not gated], forms[1])
+        assert bundle.header.activity == [[10000 * (16 - part) // 16 for part in range(16)]] * 2
+        raw = np.frombuffer(bundle.read_section(n.section), np.uint8).reshape(n.groups, -1)
         found = {}
-        for name in (prefix + "fc1.bias", prefix + "fc2.bias", "model.decoder.embed_positions.weight",
-                     "model.layers.1.mlp.down_proj.headers"):
-            if tensor := bundle.header.tensors.get(name):
-                raw = bundle.read_section(tensor.section)[tensor.offset:tensor.offset + tensor.length]
-                assert tensor.section == "resident"
-                found[name] = np.frombuffer(raw, np.uint8)
-        assert "model.decoder.embed_positions.weight" not in {layout.name for layout in bundle.header.streamable()}
-    tiles = groups[:, :2 * wide.tile_bytes(48)].reshape(4, -1)
-    assert np.array_equal(tiles[:3], packed(wide, source[prefix + "fc1.weight"])) and not tiles[3].any()
-    blocks = groups[:, layout.whole.down:layout.whole.down + 3 * tall.block_bytes]
-    blocks = blocks.reshape(2, 3, -1).transpose(1, 0, 2).reshape(3, -1)
-    headers = found.get("model.layers.1.mlp.down_proj.headers", np.empty(0, np.uint8)).reshape(3, -1)
-    assert np.array_equal(np.concatenate([headers, blocks], 1), packed(tall, source[prefix + "fc2.weight"]))
-    for part, size in (("fc1", 40), ("fc2", 48)):
-        vector = found[f"{prefix}{part}.bias"].view("<f4")
-        assert np.array_equal(vector[:size], source[f"{prefix}{part}.bias"]) and not vector[size:].any()
-    positions = unpack(wide, packed(wide, source["model.decoder.embed_positions.weight"]))
-    assert np.array_equal(unpack(wide, found["model.decoder.embed_positions.weight"].reshape(5, -1)), positions)
+        for name, tensor in bundle.header.tensors.items():
+            if tensor.section == "resident":
+                data = bundle.read_section(tensor.section)[tensor.offset:tensor.offset + tensor.length]
+                found[name] = np.frombuffer(data, np.uint8)
+        streamable = [layout.name for layout in bundle.header.streamable()]
+        assert streamable[-3:] == [f"{prefix}{deciding}.weight", "layers.1.neurons", "head"]
+    assert not raw[:, units.neurons * units.neuron_bytes:].any()
+    neurons = raw[:, :units.neurons * units.neuron_bytes].reshape(-1, units.neuron_bytes)
+    assert not neurons[500:].any()
+    if gated:
+        assert np.array_equal(neurons[:500, :units.up_bytes], packed_rows(forms[0], source[f"{prefix}{rows}.weight"]))
+    of_down = np.ascontiguousarray(source[f"{prefix}{columns}.weight"].T)
+    assert np.array_equal(neurons[:500, units.up_bytes:], packed_rows(forms[1], of_down))
+    tiles = found[f"{prefix}{deciding}.weight"].reshape(32, -1)
+    assert np.array_equal(tiles, packed(wide, source[f"{prefix}{deciding}.weight"]))
+    if not gated:
+        for part, size in (("fc1", 500), ("fc2", 48)):
+            vector = found[f"{prefix}{part}.bias"].view("<f4")
+            assert np.array_equal(vector[:size], source[f"{prefix}{part}.bias"]) and not vector[size:].any()
+        positions = "model.decoder.embed_positions.weight"
+        assert positions not in streamable
+        assert np.array_equal(unpack(wide, found[positions].reshape(5, -1)),
+                              unpack(wide, packed(wide, source[positions])))
 
 
 def test_the_activation_is_silu_where_nothing_is_said(tmp_path: Path) -> None:
     """So bundles from when there was no other are as good as before."""
     path = write_bundle(tmp_path / "m.edge")
     assert "hidden_act" not in header_of(path)["config"]
-    for name, act in (("a", "silu"), ("b", "relu"), ("c", "relu2")):
-        with Bundle(change_header(path, tmp_path / name, put("config", "hidden_act", value=act))) as bundle:
-            assert bundle.header.config.hidden_act == act
+    with Bundle(change_header(path, tmp_path / "a", put("config", "hidden_act", value="silu"))) as bundle:
+        assert bundle.header.config.hidden_act == "silu"
+    sparse = write_bundle(tmp_path / "relu.edge", hidden_act="relu")
+    with Bundle(change_header(sparse, tmp_path / "b", put("config", "hidden_act", value="relu2"))) as bundle:
+        assert bundle.header.config.hidden_act == "relu2"
+
+
+@pytest.mark.parametrize("activity", [None, [], [[0] * 15], [[0] * 16] * 2, [[10001] * 16], [[0.5] * 16], [["1"] * 16]])
+def test_the_activity_of_a_sparse_model(tmp_path: Path, activity: Any) -> None:
+    """Its header says how often neurons are active, and nothing else is taken for that."""
+    path = write_bundle(tmp_path / "m.edge", hidden_act="relu")
+    forged = change_header(path, tmp_path / "b", put("quantization", "activity", value=activity))
+    with pytest.raises(BundleError, match="the activity of neurons"):
+        Bundle(forged)
 
 
 def test_units(untied: Path, tmp_path: Path) -> None:

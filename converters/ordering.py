@@ -1,0 +1,74 @@
+"""The order of a sparse layer's neurons: those that are most often not zero come first.
+
+Any order computes the same function. In this one units of neurons at the end of a layer are seldom needed, since how
+often a neuron is active follows a power law (PowerInfer, Song et al. 2023), and those at its beginning are worth
+keeping.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from edgert.models.tensors import FeedForward
+
+from .source import Grid, SourceTensor
+
+
+class Ordered:
+    """A source tensor with its rows, or its columns, in another order. Implements source.SourceTensor.
+
+    order: int64, which row (columns: column) of `tensor` comes in each place.
+    """
+
+    def __init__(self, tensor: SourceTensor, order: np.ndarray, *, columns: bool) -> None:
+        self._tensor, self._order, self._columns = tensor, order, columns
+        self.shape, self.type_name = tensor.shape, tensor.type_name
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if self._columns:
+            return self._tensor.read(start, stop)[:, self._order]
+        rows = np.empty((stop - start, *self.shape[1:]), np.float32)
+        for place, row in enumerate(self._order[start:stop].tolist()):
+            rows[place] = self._tensor.read(row, row + 1)[0]
+        return rows
+
+    def grid(self, start: int, stop: int) -> Grid | None:
+        """A grid stands for 32 neighbours, which are none any more."""
+        return None
+
+
+@dataclass(frozen=True)
+class NeuronOrder:
+    """How the neurons of a layer are ordered, by what was seen of them.
+
+    order: int64, which neuron comes in each place. misses: what units of neurons in that order a token needs and does
+    not find in memory, in parts of the layer's units: float64 of shape (parts,). Of the units those needed last are in
+    memory, 0, 1 ... parts - 1 of so many parts of them.
+    """
+
+    order: np.ndarray
+    misses: np.ndarray
+
+    @classmethod
+    def of(cls, active: np.ndarray, in_unit: int, parts: int) -> Self:
+        """active: bool of shape (tokens, neurons), which neurons are not zero. in_unit: neurons in a unit."""
+        order = np.argsort(-active.sum(0), kind="stable")
+        padded = np.pad(active[:, order], ((0, 0), (0, -active.shape[1] % in_unit)))
+        needed: np.ndarray = np.any(padded.reshape(len(active), -1, in_unit), axis=2)
+        count = needed.shape[1]
+        # Stack distances (Mattson et al. 1970): a unit is in memory if fewer than fit were needed since it was.
+        last, distance, found = -1 - np.arange(count), np.empty(count, np.int64), np.zeros(parts, np.int64)
+        for token in range(len(needed)):
+            distance[np.argsort(-last, kind="stable")] = np.arange(count)
+            found += np.bincount(distance[needed[token]] * parts // count, minlength=parts)
+            last[needed[token]] = token
+        return cls(order, found[::-1].cumsum()[::-1] / needed.size)
+
+    def applied(self, part: FeedForward, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+        """The tensors of the layer that have neurons as rows or columns, in this order, by name."""
+        rows = [spec for spec in (*part.by_rows, part.up_bias) if spec is not None]
+        found: dict[str, SourceTensor] = {spec.name: Ordered(tensors[spec.name], self.order, columns=False)
+                                          for spec in rows}
+        return found | {part.down.name: Ordered(tensors[part.down.name], self.order, columns=True)}

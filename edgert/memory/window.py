@@ -1,0 +1,76 @@
+"""How the plan of a sparse model divides its window of neuron groups, and what it expects of it."""
+
+from collections.abc import Mapping
+
+from edgert.bundle import Header
+from edgert.bundle.header import ACTIVITY_PARTS
+from edgert.residency.device import Device
+from edgert.residency.window import READERS
+
+_STEPS = 32
+"""Into which a budget is divided between a window and what every token needs, to find the best."""
+_LEAST_S = 6e-5
+"""Seconds for each of these reads, measured (docs/notes/sparse.md): they are Python, one at a time."""
+
+
+def least_slots(header: Header) -> dict[int, int]:
+    """For groups of each size, in bytes, the fewest slots: as many as a layer has groups, since new tokens may need all
+    of them at once."""
+    found: dict[int, int] = {}
+    for n in header.neurons:
+        found[n.group_bytes] = max(found.get(n.group_bytes, 0), n.groups)
+    return found
+
+
+def slots_in(header: Header, size: int) -> dict[int, int]:
+    """For groups of each size, in bytes, how many slots to make of `size` bytes: at least the fewest, no more than
+    there are groups, and for layers of each size the same part of their groups."""
+    least, every = least_slots(header), _groups(header)
+    whole = window_bytes(every)
+    slots = {unit: max(min(size * count // whole, count), least[unit]) for unit, count in every.items()}
+    for unit in sorted(slots, key=lambda unit: slots[unit] - least[unit], reverse=True):
+        over = max(window_bytes(slots) - size, 0)
+        slots[unit] = max(slots[unit] - -(-over // unit), least[unit])
+    return slots
+
+
+def candidates(header: Header, most: int) -> list[dict[int, int]]:
+    """Windows of several sizes, from the smallest to one of `most` bytes."""
+    least = window_bytes(least_slots(header))
+    sizes = [least + (most - least) * step // _STEPS for step in range(_STEPS + 1)] if most > least else [least]
+    return [slots_in(header, size) for size in sizes]
+
+
+def window_bytes(slots: Mapping[int, int]) -> int:
+    """What so many slots of each size take."""
+    return sum(unit * count for unit, count in slots.items())
+
+
+def holds_all(header: Header, slots: Mapping[int, int]) -> bool:
+    """Whether there are slots for all groups."""
+    return slots == _groups(header)
+
+
+def expected_bytes(header: Header, slots: Mapping[int, int]) -> int:
+    """Bytes of groups that a token is expected to need and not to find, as was seen while converting."""
+    every, total = _groups(header), 0.0
+    for n, activity in zip(header.neurons, header.activity, strict=True):
+        there = ACTIVITY_PARTS * slots[n.group_bytes] / every[n.group_bytes]
+        before, after = ([*activity, 0, 0][int(there) + i] for i in range(2))
+        total += (before + (after - before) * (there % 1)) / 10000 * n.groups * n.group_bytes
+    return round(total)
+
+
+def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
+    """Seconds that reading the groups takes that a token is expected to need and not to find. They are read one by one,
+    at random places."""
+    unit = max(n.group_bytes for n in header.neurons)
+    each = unit / disk.bandwidth + max(disk.latency_s / READERS, _LEAST_S)
+    return expected_bytes(header, slots) / unit * each
+
+
+def _groups(header: Header) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for n in header.neurons:
+        found[n.group_bytes] = found.get(n.group_bytes, 0) + n.groups
+    return found
