@@ -1,6 +1,6 @@
 """Writes a GGUF file of random weights in the shape of a real model, with the types that a Q4_K_M has.
 
-    python tests/large/make_gguf.py OUT.gguf [--shape 7b|1b|tiny] [--tokenizer-from REFERENCE.gguf] [--seed N]
+    python tests/large/make_gguf.py OUT.gguf [--shape 7b|reglu|1b|tiny] [--tokenizer-from REFERENCE.gguf] [--seed N]
 
 For what needs size and not sense: memory, speed, identity of answers. Tensors are written in pieces: it takes some
 130 MB whatever the shape. The tokenizer is the reference's, its vocabulary filled up with [PADn] to that of the shape.
@@ -42,6 +42,7 @@ class Shape:
 
 SHAPES = {
     "7b": Shape(3584, 18944, 28, 28, 4, 128, 152064),  # Qwen2.5 7B
+    "reglu": Shape(2048, 7168, 32, 16, 4, 128),  # make_sparse.py
     "1b": Shape(2048, 5632, 22, 16, 4, 128),
     "tiny": Shape(256, 768, 4, 4, 2, 64),
 }
