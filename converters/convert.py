@@ -68,7 +68,7 @@ class _Conversion:
         self._tensors = list(source.config.tensors())
         self._importances = (Importances(source, header, texts, lambda n: self._report("calibrating", n)) if calibrate
                              else None)
-        self._packing = Packing(source, header, self._importances.of if self._importances else lambda matrix: None)
+        self._packing = Packing(source, header, self._importances.of if self._importances else lambda name: None)
         self._done = 0
         self._total = sum(map(_weights, self._tensors)) + (self._importances.weights if self._importances else 0)
         self._ends: dict[str, int] = defaultdict(int)

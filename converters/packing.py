@@ -11,7 +11,6 @@ import numpy as np
 from edgert.bundle import Header
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format, planes
-from edgert.kernels.neuron_rows import neuron_units
 from edgert.models.tensors import FeedForward, TensorSpec
 
 from .importance import Importance
@@ -26,12 +25,11 @@ _VALUES_AT_ONCE = 16 << 20
 class Packing:
     """The tensors of a source, packed as `header` says.
 
-    importance_of(spec) gives what is known of a matrix's columns, and is asked once for each, in the order of use.
+    importance_of(name) gives what is known of a matrix's columns, and is asked once for each, in the order of use.
     All methods raise SourceError.
     """
 
-    def __init__(self, source: Source, header: Header,
-                 importance_of: Callable[[TensorSpec], Importance | None]) -> None:
+    def __init__(self, source: Source, header: Header, importance_of: Callable[[str], Importance | None]) -> None:
         self._tensors, self._header, self._importance_of = dict(source.tensors), header, importance_of
 
     def reorder(self, part: FeedForward, order: NeuronOrder) -> None:
@@ -45,7 +43,7 @@ class Packing:
 
     def matrix(self, spec: TensorSpec) -> Iterator[np.ndarray]:
         """A matrix that is not in neuron groups: uint8 of shape (tiles, tile_bytes), some whole slabs at a time."""
-        importance, form = self._importance_of(spec), self._header.tensors[spec.name].format
+        importance, form = self._importance_of(spec.name), self._header.tensors[spec.name].format
         rows, columns = spec.shape
         step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
         for start in range(0, rows, step):
@@ -54,7 +52,7 @@ class Packing:
     def neurons(self, layer: int, part: FeedForward) -> tuple[np.ndarray, Iterator[list[np.ndarray]]]:
         """The tile headers of a layer's down projection, uint8 of shape (tiles, header_bytes); and the layer's neuron
         groups, some at a time: what they have in each of their sections, uint8 of shape (groups, bytes)."""
-        *of_rows, of_down = [self._importance_of(spec) for spec in part.matrices]
+        *of_rows, of_down = [self._importance_of(spec.name) for spec in part.matrices]
         form = FORMATS[self._header.neurons[layer].down]
         rows, columns = part.down.shape
         step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
@@ -67,8 +65,8 @@ class Packing:
     def units(self, layer: int, part: FeedForward) -> Iterator[np.ndarray]:
         """A sparse layer's neurons, some units at a time: uint8 of shape (units, bytes)."""
         config, n = self._header.config, self._header.neurons[layer]
-        units = neuron_units(config.hidden_size, n.gate_up, n.down, gated=config.gated)
-        importances = [self._importance_of(spec) for spec in part.in_groups]
+        units = n.units(config)
+        importances = [self._importance_of(spec.name) for spec in part.in_groups]
         down = self._read(part.down, 0, part.down.shape[0], n.down).T
         at_once = max(_VALUES_AT_ONCE // (2 * config.hidden_size) // units.neurons, 1) * units.neurons
         for first in range(0, config.intermediate_size, at_once):

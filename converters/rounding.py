@@ -8,7 +8,6 @@ import numpy as np
 
 from edgert.bundle import Header
 from edgert.bundle.header import ACTIVITY_PARTS
-from edgert.kernels.neuron_rows import neuron_units
 from edgert.models.tensors import Role, TensorSpec
 
 from .calibration import Calibration
@@ -50,7 +49,6 @@ class Importances:
         windows = windows_of(source, texts) if texts else shipped_windows(source) if wanted else None
         self._calibration = (Calibration(source, windows, self._rounded, progress)
                              if wanted and windows is not None else None)
-        self._order: NeuronOrder | None = None
         self._latest: tuple[np.ndarray, Importance] | None = None
         self.weights = 0 if self._calibration is None else self._calibration.weights
         """How many weights are gone through in all."""
@@ -58,20 +56,17 @@ class Importances:
     def order(self, layer: int) -> NeuronOrder | None:
         """The order of a layer's neurons; None where there are no zeros, or nothing is known. To be asked for once,
         before the importance of the layer's matrices is. Raises SourceError."""
-        if self._calibration is not None and self._header.config.sparse:
-            c, n = self._header.config, self._header.neurons[layer]
-            units = neuron_units(c.hidden_size, n.gate_up, n.down, gated=c.gated)
-            self._order = NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
-        return self._order
-
-    def of(self, matrix: TensorSpec) -> Importance | None:
-        """Of a matrix, its columns in order; None where it is not newly rounded, or nothing is known. To be asked for
-        once, in the order in which the model uses its matrices. Raises SourceError."""
-        if self._calibration is None or matrix.name not in self._rounded:
+        if self._calibration is None or not self._header.config.sparse:
             return None
-        moments = self._calibration.moments(matrix.name)
-        if matrix.role is Role.DOWN and self._order is not None:
-            moments = moments[self._order.order]
+        units = self._header.neurons[layer].units(self._header.config)
+        return NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
+
+    def of(self, name: str) -> Importance | None:
+        """Of a matrix; None where it is not newly rounded, or nothing is known. To be asked for once, in the order in
+        which the model uses its matrices. Raises SourceError."""
+        if self._calibration is None or name not in self._rounded:
+            return None
+        moments = self._calibration.moments(name)
         if self._latest is None or self._latest[0] is not moments:  # q, k and v have the same inputs
             self._latest = moments, Importance(moments)
         return self._latest[1] if self._latest[1].usable else None

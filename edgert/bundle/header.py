@@ -9,7 +9,7 @@ from typing import Any
 from edgert.errors import BundleError
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 from edgert.kernels.groups import group_layout
-from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
+from edgert.kernels.neuron_rows import ROW_FORMATS, NeuronUnits, neuron_units
 from edgert.models.config import Config
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role
@@ -81,6 +81,10 @@ class Neurons:
         """The sections that the groups stand in, each with the bytes of a group in it; the bases' comes first."""
         bases = [(self.section, self.group_bytes)]
         return bases if self.details is None else [*bases, (self.details, self.detail_bytes)]
+
+    def units(self, config: Config) -> NeuronUnits:
+        """How a sparse model's neurons stand in them."""
+        return neuron_units(config.hidden_size, self.gate_up, self.down, gated=config.gated)
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ def _groups(config: Config, n: Neurons) -> tuple[int, int, int]:
     if config.sparse:
         if not {n.gate_up, n.down} <= set(ROW_FORMATS.values()) or (n.down == "q4" and config.hidden_size % BLOCK):
             raise ValueError(f"neurons that are not zero have formats {n.gate_up!r} and {n.down!r}")
-        units = neuron_units(config.hidden_size, n.gate_up, n.down, gated=config.gated)
+        units = n.units(config)
         return units.count(config.intermediate_size), units.unit_bytes, 0
     layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
     return -(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length

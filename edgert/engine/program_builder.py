@@ -12,7 +12,6 @@ from edgert.bundle.header import down_headers
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
 from edgert.kernels.groups import row_tiles_of
-from edgert.kernels.neuron_rows import neuron_units
 from edgert.kernels.records import HIDDEN_ACTS, Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
@@ -185,7 +184,7 @@ class ProgramBuilder:
         assert part.deciding is not None
         self._linear(x, [part.deciding.name.removesuffix(".weight")], b.products, bias=part.up_bias is not None,
                      accumulate=False)
-        units, table = neuron_units(c.hidden_size, n.gate_up, n.down, gated=c.gated), self._weights.table(n.section)[0]
+        units, table = n.units(c), self._weights.table(n.section)[0]
         asking, chosen = self._weights.asking(n.section), b.chosen_buffer.address
         choose = records.Choose(b.products.address, b.products.stride, n.groups, units.neurons, c.intermediate_size,
                                 chosen, table, int(self._kind is Kind.DRAFT), asking.used, asking.time, layer,

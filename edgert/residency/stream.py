@@ -10,8 +10,6 @@ The threads live as long as the stream. If what was expected is not going to be 
 waits for reads that have started: none of them may end up in a slot that was given to another run.
 """
 
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,17 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgert.bundle.reader import Units
-from edgert.errors import EdgertError, ModelError
 from edgert.kernels.records import WAIT
-from edgert.kernels.semaphores import Semaphores
 
 from .file import ALIGNMENT, FlashFile, aligned
+from .readers import Readers, now
 from .region import HUGE_PAGE, Region
-from .source import Read, ReadHook, Reading, no_answer
+from .source import Read, no_answer
 from .table import AddressTable
-
-_LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
-"""Seconds to wait for a read that has started when the readers are to end, before and after a failure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +71,6 @@ def ring_bytes(slots: int, slot_bytes: int) -> int:
     return -(-slots * slot_bytes // HUGE_PAGE) * HUGE_PAGE
 
 
-def _now() -> float:
-    """The time in seconds, of the clock that the kernels use too."""
-    return time.clock_gettime(time.CLOCK_MONOTONIC)
-
-
 RUN_BYTES = 700
 """Bytes that a run takes in this process, besides its slot."""
 
@@ -93,7 +82,7 @@ class _Slot:
     ready: bool = False
 
 
-class Stream:
+class Stream(Readers):
     """A source (source.py) of reader threads that fill slots with weights.
 
     body, head: the runs of the layers, and of the output head, in the order of use. table: where a unit's address is
@@ -107,43 +96,19 @@ class Stream:
 
     def __init__(self, file: FlashFile, body: Sequence[Run], head: Sequence[Run], table: AddressTable, *, slots: int,
                  slot_bytes: int, readers: int, stop: Callable[[], None]) -> None:
-        self._file, self._body, self._head, self._table, self._stop = file, body, head, table, stop
-        self._slot_bytes = slot_bytes
+        self._body, self._head, self._slot_bytes = body, head, slot_bytes
         self._region = Region(ring_bytes(slots, slot_bytes), "reading ahead", huge=True)
+        super().__init__(file, table, [self._region], stop)
         self._left = np.zeros(8 * slots, np.int64)
         """How many units of each slot are still to be used; each counter on its own cache line."""
-        self._semaphores = Semaphores(1)
-        self._lock = threading.Lock()
-        self._quiet = threading.Condition(self._lock)
-        """Notified when the last read that had started is done."""
-        self._under_way = 0
         self._slots = [_Slot() for _ in range(slots)]
         self._queue = deque(body)
-        self._closing = False
-        self._hook: ReadHook | None = None
-        self.error: EdgertError | None = None
-        self.reading = Reading()
-        self._threads: list[threading.Thread] = []
-        try:
-            for number in range(readers):
-                self._threads.append(threading.Thread(target=self._read_runs, args=(number,), daemon=True,
-                                                      name=f"edgert-reader-{number}"))
-                self._threads[-1].start()
-        except BaseException:
-            self.close()
-            raise
-
-    streams = True
+        self._start(readers, "reader")
 
     @property
     def freed(self) -> int:
         """Address of the semaphore to post when a slot's counter has come to zero."""
         return int(self._semaphores.table[0])
-
-    def check(self) -> None:
-        """Raises the error that reading failed with, if it did."""
-        if self.error is not None:
-            raise type(self.error)(str(self.error))  # a new one: a traceback keeps all alive that it came through
 
     def expect(self, heads: int) -> None:
         """Announce what is computed next: the layers, and then the output head `heads` times.
@@ -156,10 +121,6 @@ class Stream:
             self._queue.extend(self._body)
         self._semaphores.post(0)
 
-    def trace(self, hook: ReadHook) -> None:
-        """Call `hook` after every read."""
-        self._hook = hook
-
     def restart(self) -> None:
         """Forget what was expected, and begin with the layers again. Nothing may be computing meanwhile.
 
@@ -167,7 +128,7 @@ class Stream:
         """
         with self._quiet:
             self._queue.clear()  # no reader takes anything now
-            quiet = self._quiet.wait_for(lambda: not self._under_way, self._patience())
+            quiet = self._wait_until_quiet()
             if quiet:
                 for run in (*self._body, *self._head):
                     self._table.entries[run.entries] = WAIT
@@ -180,22 +141,7 @@ class Stream:
         self.check()
         self._semaphores.post(0)
 
-    def close(self) -> None:
-        """End the readers and free the memory, unless a read that has not ended may still write to it."""
-        self._closing = True
-        self._semaphores.post(0)
-        deadline = _now() + self._patience()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(deadline - _now(), 0))
-        if not any(thread.is_alive() for thread in self._threads):
-            self._region.close()
-
-    def _patience(self) -> float:
-        """Seconds to wait for a read: a disk that does not answer blocks its reader for ever."""
-        return _LONGEST_READ_S if self.error is None else _LAST_READ_S
-
-    def _read_runs(self, reader: int) -> None:
+    def _serve(self, reader: int) -> None:
         """A reader's thread. The semaphore says that there may be something to do; `_take` decides.
 
         It is posted for every slot that becomes free, also while all readers are busy. So the first reader to look sets
@@ -203,8 +149,7 @@ class Stream:
         """
         while True:
             self._semaphores.drain(0)
-            if self._closing or self.error is not None:
-                self._semaphores.post(0)
+            if self._ended():
                 return
             with self._lock:
                 taken = self._take()
@@ -214,17 +159,8 @@ class Stream:
             if taken is None:
                 self._semaphores.wait(0)
                 continue
-            try:
+            with self._one_read():
                 self._read(reader, *taken)
-            except EdgertError as error:
-                self.fail(error)
-            except Exception as error:  # whatever it is: the threads that compute must not wait for ever
-                self.fail(ModelError(f"{self._file.path}: reading failed: {error!r}"))
-            finally:
-                with self._quiet:
-                    self._under_way -= 1
-                    if not self._under_way:
-                        self._quiet.notify_all()
 
     def _free(self) -> int | None:
         """The index of a free slot for the next run; None if no slot is free, or nothing is to be read, for now."""
@@ -254,29 +190,21 @@ class Stream:
 
     def _read(self, reader: int, index: int, run: Run) -> None:
         at = index * self._slot_bytes
-        started = checking = _now()
+        started = checking = now()
         data = self._region.view(at, run.length)
 
         def attempt() -> None:
             nonlocal checking
             self._file.read(run.offset, data, int(run.ends[-1]))
-            checking = _now()
+            checking = now()
             for i, (start, end) in enumerate(zip(run.starts.tolist(), run.ends.tolist(), strict=True)):
                 run.units.check(run.first + i, data[start:end])
 
         self._file.twice(attempt)
         if self._hook is not None:
-            self._hook(Read(reader, run.units.name, run.offset, run.length, started, checking, _now()))
+            self._hook(Read(reader, run.units.name, run.offset, run.length, started, checking, now()))
         with self._lock:
             self._slots[index].ready = True
             self.reading.bytes += run.length
             self.reading.seconds += checking - started
         self._table.entries[run.entries] = self._region.address + at + run.starts
-
-    def fail(self, error: EdgertError) -> None:
-        """End all reading. `check` raises `error` from now on, unless something failed before."""
-        with self._lock:
-            if self.error is None:
-                self.error = error
-        self._stop()
-        self._semaphores.post(0)

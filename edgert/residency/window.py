@@ -4,11 +4,9 @@ for.
 "LLM in a flash" (Alizadeh et al. 2023) keeps the neurons of the last few tokens, since most of what the next one needs
 is among them. Here as many groups stay as there are slots, and a group that is needed and not there takes the place of
 the one that was needed longest ago. Which are needed the kernels find out: the products of a matrix that is in memory,
-or streamed, decide it exactly (kernels/chosen.py). So what is in the window decides the speed and nothing else.
+or streamed, decide it exactly (kernels/sparse.py). So what is in the window decides the speed and nothing else.
 """
 
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgert.bundle.reader import Units
-from edgert.errors import EdgertError, ModelError
 from edgert.kernels.records import WAIT
-from edgert.kernels.semaphores import Semaphores
 
 from .file import FlashFile
+from .readers import Readers, now
 from .region import Region
-from .source import Asking, Read, ReadHook, Reading, no_answer
+from .source import Asking, Read, no_answer
 from .table import AddressTable
 
 READERS = 8
 """Threads: a disk does most small reads a second when it has several to do."""
-_LONGEST_READ_S, _LAST_READ_S = 30.0, 1.0
-"""Seconds to wait for a read that has started when the readers are to end, before and after a failure."""
 _PIECE = 1 << 20
 """Bytes to read at once while the window is filled for the first time."""
 _NOBODY = -1
@@ -69,7 +64,7 @@ class _Job:
     slot: int
 
 
-class Window:
+class Window(Readers):
     """A source (source.py) that reads neuron groups when the kernels ask for them.
 
     layers: the groups of each layer, whose lengths and places in the file are whole pages, with the index of their
@@ -78,37 +73,19 @@ class Window:
     when reading failed; `error` then tells why. `fill` must be called once, before anything is computed.
     """
 
-    streams = True
     freed = 0
 
     def __init__(self, file: FlashFile, layers: Sequence[tuple[Units, int]], table: AddressTable, *,
-                 slots: Mapping[int, int], stop: Callable[[], None], readers: int = READERS) -> None:
-        self._file, self._table, self._stop = file, table, stop
+                 slots: Mapping[int, int], stop: Callable[[], None]) -> None:
         self._pools = {size: _Pool(Region(count * size, "neurons", huge=True, filled=True), size)
                        for size, count in slots.items()}
+        super().__init__(file, table, [pool.region for pool in self._pools.values()], stop)
         self._layers = [_Layer(units, first, self._pools[units.unit_bytes]) for units, first in layers]
         self._used = np.zeros_like(table.entries)
         """When each group was needed last, by `_time`."""
         self._time, self._asked = np.ones(1, np.int64), np.full(1, _NOBODY, np.int64)
-        self._semaphores = Semaphores(1)
-        self._lock = threading.Lock()
-        self._quiet = threading.Condition(self._lock)
-        """Notified when the last read that had started is done."""
-        self._under_way = 0
         self._jobs: deque[_Job] = deque()
-        self._closing = False
-        self._hook: ReadHook | None = None
-        self.error: EdgertError | None = None
-        self.reading = Reading()
-        self._threads: list[threading.Thread] = []
-        try:
-            for number in range(readers):
-                self._threads.append(threading.Thread(target=self._serve, args=(number,), daemon=True,
-                                                      name=f"edgert-window-{number}"))
-                self._threads[-1].start()
-        except BaseException:
-            self.close()
-            raise
+        self._start(READERS, "window")
 
     def fill(self, progress: Callable[[], None]) -> None:
         """Read the first groups of every layer, which are needed most often, as many as there is room for. progress:
@@ -132,18 +109,9 @@ class Window:
         return Asking(self._used.ctypes.data + 8 * self._layers[layer].first, self._time.ctypes.data,
                       self._asked.ctypes.data, int(self._semaphores.table[0]))
 
-    def check(self) -> None:
-        """Raises the error that reading failed with, if it did."""
-        if self.error is not None:
-            raise type(self.error)(str(self.error))  # a new one: a traceback keeps all alive that it came through
-
     def expect(self, heads: int) -> None:
         """The next pass: what it needs is needed later than what others did."""
         self._time += 1
-
-    def trace(self, hook: ReadHook) -> None:
-        """Call `hook` after every read."""
-        self._hook = hook
 
     def restart(self) -> None:
         """Read nothing more that was asked for. Nothing may be computing meanwhile.
@@ -155,54 +123,20 @@ class Window:
             for job in self._jobs:
                 job.layer.pool.held[job.slot] = _NOBODY
             self._jobs.clear()
-            quiet = self._quiet.wait_for(lambda: not self._under_way, self._patience())
+            quiet = self._wait_until_quiet()
         if not quiet:
             self.fail(no_answer())
         self.check()
-
-    def close(self) -> None:
-        """End the readers and free the memory, unless a read that has not ended may still write to it."""
-        self._closing = True
-        self._semaphores.post(0)
-        deadline = time.monotonic() + self._patience()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(deadline - time.monotonic(), 0))
-        if not any(thread.is_alive() for thread in self._threads):
-            for pool in self._pools.values():
-                pool.region.close()
-
-    def fail(self, error: EdgertError) -> None:
-        """End all reading. `check` raises `error` from now on, unless something failed before."""
-        with self._lock:
-            if self.error is None:
-                self.error = error
-        self._stop()
-        self._semaphores.post(0)
-
-    def _patience(self) -> float:
-        """Seconds to wait for a read: a disk that does not answer blocks its reader for ever."""
-        return _LONGEST_READ_S if self.error is None else _LAST_READ_S
 
     def _serve(self, reader: int) -> None:
         """A reader's thread: the semaphore says that there may be something to do."""
         while True:
             self._semaphores.wait(0)
-            if self._closing or self.error is not None:
-                self._semaphores.post(0)
+            if self._ended():
                 return
             while (job := self._take()) is not None:
-                try:
+                with self._one_read():
                     self._read(reader, job)
-                except EdgertError as error:
-                    self.fail(error)
-                except Exception as error:  # whatever it is: the threads that compute must not wait for ever
-                    self.fail(ModelError(f"{self._file.path}: reading failed: {error!r}"))
-                finally:
-                    with self._quiet:
-                        self._under_way -= 1
-                        if not self._under_way:
-                            self._quiet.notify_all()
 
     def _take(self) -> _Job | None:
         """The next group to read, if there is one. Others are woken for the rest of what was just asked for."""
@@ -242,7 +176,7 @@ class Window:
         units, pool = job.layer.units, job.layer.pool
         started, checking = self._read_units(job.layer, job.unit, job.unit + 1, job.slot)
         if self._hook is not None:
-            self._hook(Read(reader, units.name, units.start(job.unit), pool.unit_bytes, started, checking, _now()))
+            self._hook(Read(reader, units.name, units.start(job.unit), pool.unit_bytes, started, checking, now()))
         with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
             self.reading.bytes += pool.unit_bytes
             self.reading.seconds += checking - started
@@ -252,20 +186,14 @@ class Window:
         """Read and check neighbouring groups into neighbouring slots. When that began, and when checking did."""
         units, size = layer.units, layer.pool.unit_bytes
         data = layer.pool.region.view(slot * size, (last - first) * size)
-        started = checking = _now()
+        started = checking = now()
 
         def attempt() -> None:
             nonlocal checking
             self._file.read(units.start(first), data, len(data))
-            checking = _now()
+            checking = now()
             for unit in range(first, last):
                 units.check(unit, data[(unit - first) * size:(unit - first + 1) * size])
 
         self._file.twice(attempt)
         return started, checking
-
-
-def _now() -> float:
-    """The time in seconds, of the clock that the kernels use too."""
-    return time.clock_gettime(time.CLOCK_MONOTONIC)
-
