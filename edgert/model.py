@@ -1,6 +1,7 @@
 """The Python API: load a bundle, generate, chat."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import psutil
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .engine.engine import Engine
+from .engine.pool import Pool
+from .engine.prefixes import MORE_POSITIONS, Prefixes
+from .engine.retention import STOP, parse_policy
 from .engine.session import Session, check_session
 from .engine.tracing import Trace
 from .engine.worker import Job, Worker, settle
@@ -40,16 +44,21 @@ CompileProgress = Callable[[int, int, str], None]
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
-         speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
+         kv_policy: str = STOP, speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
-    """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type.
+    """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
+    and where a conversation outgrows its context, on that and kv_policy.
 
     memory: the budget of the whole process, in bytes or as text like "600M" (see `parse_size`). Weights that do not fit
     into it are read from flash for each pass. Default: what fits comfortably in the memory that is free now.
     threads: number of threads that compute. Default: one per physical core that this process may use.
-    context: how many tokens prompt and answers may have together. Default: 4096, or the model's maximum if less.
+    context: how many tokens prompt and answers may have together, or with another kv_policy, how many of them are kept
+    in mind. Default: 4096, or the model's maximum if less.
     prefill_chunk: how many prompt tokens are computed at once, at most.
-    kv_type: element type of the key-value cache, "f16" or "f32". Default: "f16"; "f32" for unquantized bundles.
+    kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for unquantized bundles.
+    kv_policy: what happens when the context is full: "stop" ends the answer; the others let conversations go on without
+    end, and the model forgets: "window" all but the first and the latest tokens, "heavy" what its attention returns to
+    least (engine/retention.py).
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
@@ -60,7 +69,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 speculation=speculation, trace=trace, compile_progress=compile_progress)
+                 kv_policy=kv_policy, speculation=speculation, trace=trace, compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -122,6 +131,7 @@ class _Settings:
     context: int | None
     chunk: int
     kv_type: str | None
+    kv_policy: str
     speculation: str | int
     trace: str | os.PathLike[str] | None
 
@@ -132,8 +142,9 @@ class Model:
     It gives one answer at a time: a new answer ends the one before it, or waits for it to finish (`wait=True`). Any
     thread may use the model. `plan` tells how it uses memory.
 
-    The model keeps the key-value cache of the tokens that it computed last. Of a new prompt it computes only what
-    follows the common prefix: the next turn of a chat costs no more than what is new in it.
+    The model keeps keys and values of the tokens that it computed last, as far as its key-value cache has room: of
+    several conversations in turn. Of a new prompt it computes only what follows the longest beginning that is known:
+    the next turn of a chat costs no more than what is new in it.
 
     Everything is computed in a thread of the model's own (engine/worker.py): Ctrl-C and other exceptions of signal
     handlers end what is being computed, at once, and leave the model as good as before. A model that is
@@ -141,8 +152,8 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
-                 context: int | None, prefill_chunk: int, kv_type: str | None, speculation: str | int,
-                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
+                 context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
+                 speculation: str | int, trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -153,7 +164,7 @@ class Model:
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
         mode = parse(speculation)
-        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, mode, trace)
+        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, mode, trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -161,7 +172,7 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
-        self._bundle, self._text, self.plan, self._file, self._session, self._engine = loaded
+        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded
         self._speculator = Speculator(self._engine, mode)
         self.tokenizer = self._text.tokenizer
 
@@ -217,7 +228,8 @@ class Model:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if not ids:
             raise ModelError("the prompt is empty; give at least one character")
-        room = self._session.context - len(ids) + 1
+        endless = self._engine.policy.goes_at_once(self._session.context) > 0
+        room = sys.maxsize if endless else self._session.context - len(ids) + 1
         if room < 1:
             raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
                              "shorten it or raise the context")
@@ -236,9 +248,14 @@ class Model:
         def work_begin(job: Job[int]) -> int:
             """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            held = self._session.common_prefix(ids[:-1])
-            self._session.truncate(held)
-            return held
+            session, before = self._session, ids[:-1]
+            held = session.common_prefix(before)
+            if session.held == session.length or held < session.shortest:
+                self._prefixes.remember(session)
+                self._prefixes.recall(session, before)
+            else:  # what a policy has changed belongs to this conversation alone
+                session.truncate(held)
+            return session.length
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             def work(job: Job[Step]) -> Step:
@@ -256,7 +273,8 @@ class Model:
 
     def _check_length(self, text: Any) -> None:
         """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
-        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context:
+        endless = self._engine.policy.goes_at_once(self._session.context) > 0
+        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not endless:
             raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
                              f"{self._session.context} tokens; shorten it or raise the context")
 
@@ -342,6 +360,7 @@ class _Loaded(NamedTuple):
     plan: Plan
     file: FlashFile
     session: Session
+    prefixes: Prefixes
     engine: Engine
 
 
@@ -353,16 +372,19 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     job.check()
     header = bundle.header
     context, kv_type = session_settings(header, settings.context, settings.kv_type)
+    policy = parse_policy(settings.kv_policy, context, header.config)
     planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
-                      chunk=settings.chunk, threads=settings.threads, drafting=settings.speculation != OFF)
+                      chunk=settings.chunk, threads=settings.threads, drafting=settings.speculation != OFF,
+                      observes=policy.observes)
     allowed = allowance(settings.memory)
     plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
-    session = Session(header.config, context, kv_type)
-    opened.callback(session.close)
+    pool = Pool(header.config, kv_type, context + MORE_POSITIONS)
+    opened.callback(pool.close)
+    session = Session(header.config, context, kv_type, pool)
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
-                    cache_type=kv_type, logit_rows=plan.verify_rows, progress=job.check)
+                    cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy, progress=job.check)
     opened.callback(engine.close)
     if plan.disk is not None:
         session.touch()
@@ -371,4 +393,4 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return _Loaded(bundle, text, plan, file, session, engine)
+    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine)

@@ -8,12 +8,11 @@ COMBINE after every split was an item of its own ("Flash-Decoding", Dao et al. 2
 same order: the result depends neither on the threads nor on which tokens come together.
 """
 
-from .attention_apart import apart_f16, apart_f32
-from .attention_split import STATE_BYTES, split_f16, split_f32
-from .cache import key_tile, value_row
+from .attention_apart import apart_f16, apart_f32, apart_q4, apart_q8
+from .attention_split import STATE_BYTES, split_f16, split_f32, split_q4, split_q8
 from .combine import add_split, begin, finish, in_parts, most_splits
 from .decorators import kernel
-from .records import ATTENTION, MOST_TOKENS_TOGETHER, POSITIONS, ROWS_TOGETHER, SPLIT, STATE, TOKEN, TOKEN_BYTES
+from .records import ATTENTION, MOST_TOKENS_TOGETHER, ROWS_TOGETHER, SPLIT, STATE, TOKEN, TOKEN_BYTES
 from .simd.memory import load_f32, load_f32x16, load_i64, store_f32, store_f32x16, store_i64
 from .state import take
 
@@ -28,7 +27,7 @@ def _apart(token):
 def _neighbours(first, most):
     """How many tokens from `first` on, at most so many, go together: those of one session; a token apart goes alone."""
     count = 1
-    while (count < most and load_i64(first + count * TOKEN_BYTES + TOKEN.cache) == load_i64(first + TOKEN.cache)
+    while (count < most and load_i64(first + count * TOKEN_BYTES + TOKEN.pages) == load_i64(first + TOKEN.pages)
            and not _apart(first) and not _apart(first + count * TOKEN_BYTES)):
         count += 1
     return count
@@ -43,15 +42,14 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
     heads, kv_heads, head_dim = (load_i64(op + ATTENTION.heads), load_i64(op + ATTENTION.kv_heads),
                                  load_i64(op + ATTENTION.head_dim))
     layer, scale = load_i64(op + ATTENTION.layer), load_f32(op + ATTENTION.scale)
-    element = load_i64(op + ATTENTION.element)
+    cache_type = load_i64(op + ATTENTION.cache_type)
     stride, out_stride = load_i64(op + ATTENTION.qkv_stride), load_i64(op + ATTENTION.out_stride)
-    size = 2 if element == 0 else 4
     group, wide = heads // kv_heads, (head_dim + 15) // 16 * 16
     rows, part = tokens * group, 64 + 4 * wide
     room = (rows + 7) * 4 * wide
     q, sums, totals = scratch, scratch + room, scratch + 2 * room
     states, scores = scratch + 3 * room, scratch + 3 * room + 2 * rows * STATE_BYTES
-    running = states + rows * STATE_BYTES
+    running, scaled = states + rows * STATE_BYTES, scores + (rows + 7) * 4 * SPLIT
     record = load_i64(state + STATE.token_records) + first * TOKEN_BYTES
     length, slot = load_i64(record + TOKEN.position) + 1, load_i64(record + TOKEN.slot)
     own_split = (length - 1) // SPLIT if _apart(record) else -1
@@ -65,21 +63,32 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
     end = min(split + 1 if split >= 0 else splits, (length + tokens - 2) // SPLIT + 1)
     for number in range(lowest, end):
         start = number * SPLIT
-        keys = key_tile(record, layer, kv_head, head_dim, start, size)
-        values = value_row(record, layer, kv_head, kv_heads, head_dim, start, size)
         if number == own_split:
-            own_keys = key_tile(record, layer, kv_head, head_dim, slot, size)
-            own_value = value_row(record, layer, kv_head, kv_heads, head_dim, slot, size)
-            if element == 0:
-                apart_f16(rows, length - 1 - start, keys, values, own_keys, slot % POSITIONS, own_value, head_dim, wide,
-                          scale, q, scores, sums, states)
+            before = length - 1 - start
+            if cache_type == 0:
+                apart_f16(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                          sums, states)
+            elif cache_type == 1:
+                apart_f32(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                          sums, states)
+            elif cache_type == 2:
+                apart_q8(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                         sums, states)
             else:
-                apart_f32(rows, length - 1 - start, keys, values, own_keys, slot % POSITIONS, own_value, head_dim, wide,
-                          scale, q, scores, sums, states)
-        elif element == 0:
-            split_f16(tokens, group, length, start, keys, values, head_dim, wide, scale, q, scores, sums, states)
+                apart_q4(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                         sums, states)
+        elif cache_type == 0:
+            split_f16(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                      sums, states)
+        elif cache_type == 1:
+            split_f32(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                      sums, states)
+        elif cache_type == 2:
+            split_q8(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                     sums, states)
         else:
-            split_f32(tokens, group, length, start, keys, values, head_dim, wide, scale, q, scores, sums, states)
+            split_q4(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
+                     sums, states)
         for row in range(rows):
             token = row // group
             if start >= length + token:

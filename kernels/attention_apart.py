@@ -7,45 +7,56 @@ called from two places is no longer melted into its caller, and cost ordinary to
 
 from typing import Any
 
-from .attention_split import STATE_BYTES, scores_of, softmax, sums_of
-from .cache import LOAD
+from .attention_split import STATE_BYTES, all_sums_kernel, scores_of, softmax
+from .cache import keys_of
 from .decorators import kernel
-from .records import CACHE_ELEMENTS, POSITIONS, SPLIT
+from .pages import CACHE_TYPES, ELEMENT_BYTES, GROUP, PAGE, POSITIONS
+from .records import SPLIT, TOKEN
 from .simd.arithmetic import zero_f32
-from .simd.memory import load_f32, store_f32, store_f32x16
+from .simd.memory import load_f32, load_i64, store_f32, store_f32x16
 
 _ROWS = 6
 """Rows at once, also where there are fewer: the scratch has room for those behind the last."""
+_TILES = PAGE // POSITIONS
 
 
-def _apart_kernel(element: str) -> Any:
+def _apart_kernel(cache_type: str) -> Any:
     """A kernel for the `rows` query heads of one token that sees `before` positions of the split and then itself.
 
-    Its key is lane `lane` of the tile `own_keys`, its value `own_value`; the rest is as for `split`.
+    Its key and value stand at position `slot`; the rest is as for `split`.
     """
-    load, size = LOAD[element], CACHE_ELEMENTS[element]
-    some_scores, some_sums = scores_of(_ROWS, 1, load, size), sums_of(_ROWS, load, size)
+    key_kind, value_kind = CACHE_TYPES[cache_type]
+    some_scores, all_sums, size = scores_of(_ROWS, 1, key_kind), all_sums_kernel(
+        value_kind, sixes=True), ELEMENT_BYTES[key_kind]
 
     @kernel
-    def apart(rows, before, keys, values, own_keys, lane, own_value, head_dim, wide, scale, q, scores, sums, states):
-        tile_bytes, row_bytes, stride = wide * POSITIONS * size, wide * size, 4 * wide
+    def apart(rows, before, start, slot, token, layer, kv_head, head_dim, wide, scale, q, scores, scaled, sums, states):
+        tile_bytes, stride = wide * POSITIONS * size, 4 * wide
+        scale_bytes, key_bytes = (wide + GROUP - 1) // GROUP * POSITIONS * 2, load_i64(token + TOKEN.key_bytes)
+        own = keys_of(token, layer, kv_head, slot)
         for row in range(0, rows, _ROWS):
-            x, weights, out = q + row * stride, scores + row * 4 * SPLIT, sums + row * stride
-            some_scores(x, stride, own_keys, tile_bytes, head_dim, scale, weights)
+            x, weights = q + row * stride, scores + row * 4 * SPLIT
+            tile, lane = slot % PAGE // POSITIONS, slot % POSITIONS
+            some_scores(x, stride, own + tile * tile_bytes, tile_bytes, own + _TILES * tile_bytes + tile * scale_bytes,
+                        head_dim, scale, weights)
             for i in range(row, min(row + _ROWS, rows)):  # a score is the same in every lane
                 store_f32(states + i * STATE_BYTES, load_f32(scores + i * 4 * SPLIT + 4 * lane))
-            for tile in range((before + POSITIONS - 1) // POSITIONS):
-                some_scores(x, stride, keys + tile * tile_bytes, tile_bytes, head_dim, scale, weights + 64 * tile)
+            for at in range(0, before, POSITIONS):
+                keys, tile = keys_of(token, layer, kv_head, start + at), at % PAGE // POSITIONS
+                some_scores(x, stride, keys + tile * tile_bytes, tile_bytes,
+                            keys + _TILES * tile_bytes + tile * scale_bytes, head_dim, scale, weights + 4 * at)
             for i in range(row, min(row + _ROWS, rows)):
                 store_f32(scores + i * 4 * SPLIT + 4 * before, load_f32(states + i * STATE_BYTES))
                 softmax(scores + i * 4 * SPLIT, before + 1, states + i * STATE_BYTES)
-            for i in range(0, _ROWS * stride, 64):
-                store_f32x16(out + i, zero_f32())
-            for column in range(0, wide, 16):
-                some_sums(weights, values + column * size, row_bytes, before, out + 4 * column, stride)
-                some_sums(weights + 4 * before, own_value + column * size, row_bytes, 1, out + 4 * column, stride)
+        for i in range(0, (rows + _ROWS - 1) // _ROWS * _ROWS * stride, 64):
+            store_f32x16(sums + i, zero_f32())
+        for at in range(0, before, PAGE):
+            values = keys_of(token, layer, kv_head, start + at) + key_bytes
+            all_sums(rows, 0, min(before - at, PAGE), values, values, wide, scores + 4 * at, sums, scaled)
+        place, values = slot % PAGE, own + key_bytes
+        all_sums(rows, place, place + 1, values, values, wide, scores + 4 * (before - place), sums, scaled)
 
     return apart
 
 
-apart_f16, apart_f32 = (_apart_kernel(element) for element in CACHE_ELEMENTS)
+apart_f16, apart_f32, apart_q8, apart_q4 = (_apart_kernel(cache_type) for cache_type in CACHE_TYPES)

@@ -12,7 +12,7 @@ from .state import take
 _LOWEST, _ZERO = np.float32(-3.0e38), np.float32(0.0)
 
 @kernel
-def _exp(x):
+def power(x):
     """e**x of one number, as the vectors have it."""
     return reduce_max(exp(splat(x)))
 
@@ -31,7 +31,7 @@ def add_split(state, sums, split_state, split_sums, wide):
     """Add a split to what a row has seen."""
     most, highest = load_f32(state), load_f32(split_state)
     above = max(most, highest)
-    old, new = _exp(most - above), _exp(highest - above)
+    old, new = power(most - above), power(highest - above)
     store_f32(state, above)
     store_f32(state + 4, load_f32(state + 4) * old + load_f32(split_state + 4) * new)
     for i in range(0, 4 * wide, 64):

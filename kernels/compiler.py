@@ -36,6 +36,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
         feed_forward,
         interpreter,
         linear,
+        masses,
         norm,
         one_token,
         planes,
@@ -51,6 +52,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "rotary positions", rope.rope, 2
     yield "attention", attention.attention, 3
     yield "attention, parts", combine.combine, 2
+    yield "attention, masses", masses.masses, 3
     yield "feed-forward, up", feed_forward.up, 3
     yield "feed-forward, down", feed_forward.down, 3
     yield "feed-forward, release", feed_forward.release_groups, 2

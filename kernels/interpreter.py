@@ -7,6 +7,7 @@ from .decorators import kernel
 from .embedding import embedding, positions
 from .feed_forward import down, release_groups, up
 from .linear import linear
+from .masses import masses
 from .norm import layer_norm, norm, quantize
 from .one_token import gather, neurons
 from .planes import join_groups
@@ -24,7 +25,7 @@ _PAUSES = 32
 
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
  _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
- _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN) = (int(code) for code in Code)
+ _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES) = (int(code) for code in Code)
 
 
 @kernel
@@ -78,6 +79,8 @@ def _run(program, count, state, thread):
             sparse.up(op, state, thread)
         elif code == _SPARSE_DOWN:
             sparse.down(op, state, thread)
+        elif code == _MASSES:
+            masses(op, state, thread)
         else:
             join_groups(op, state)
         barrier(state)

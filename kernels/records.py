@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
 from .formats import TILE
+from .pages import PAGE, padded_head_dim
 
 RECORD = 24
 """int64 in a record."""
@@ -60,6 +61,8 @@ class Code(IntEnum):
     SPARSE_UP = 19
     """The same for many tokens: SPARSE_UP, then SPARSE_DOWN with the same record."""
     SPARSE_DOWN = 20
+    MASSES = 21
+    """How much attention the new tokens pay to each position."""
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -385,8 +388,8 @@ QUANTIZE = offsets(Quantize)
 class Rope(NamedTuple):
     """Rotates queries and keys, and puts keys and values into the cache."""
 
-    element: int
-    """Of the cache: its number in CACHE_ELEMENTS."""
+    cache_type: int
+    """Its number in CACHE_TYPES."""
     qkv: int
     """float32, a row for each token: queries, keys, values, head by head."""
     qkv_stride: int
@@ -403,7 +406,7 @@ ROPE = offsets(Rope)
 class Attention(NamedTuple):
     """softmax(q k * scale) v."""
 
-    element: int
+    cache_type: int
     qkv: int
     qkv_stride: int
     heads: int
@@ -426,24 +429,50 @@ class Attention(NamedTuple):
 ATTENTION = offsets(Attention)
 
 
+class Masses(NamedTuple):
+    """Adds the weights of attention of one session's new tokens to what stands in `masses`."""
+
+    cache_type: int
+    qkv: int
+    qkv_stride: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layer: int
+    scale: int
+    """The bits of a float32."""
+    scratch: int
+    scratch_stride: int
+    """attention_scratch_bytes for each thread."""
+    masses: int
+    """float32, a row for each key-value head, room in it for whole pages."""
+    head_stride: int
+
+
+MASSES = offsets(Masses)
+
+
 class Token(NamedTuple):
     """A new token: where it stands, and in which session. TOKEN_BYTES each, one after another.
 
-    Neighbours in one call that have the same cache are of one session, at positions that follow one another, but for
+    Neighbours in one call that have the same pages are of one session, at positions that follow one another, but for
     tokens *apart*: those whose key and value do not stand at their position. Such a token sees the positions before its
     own, and itself; no other sees it.
     """
 
-    cache: int
-    """Address of its session's cache: (layer, key or value, key-value head, position ...), see cache.py."""
-    layer_bytes: int
+    pages: int
+    """Address of its session's table: int64, (layer, `layer_pages`) addresses of pages (pages.py)."""
+    layer_pages: int
     head_bytes: int
-    """A head's keys, or values, in a layer."""
+    """Of a head in a page."""
+    key_bytes: int
+    """Of a head's keys in a page."""
     position: int
+    """How many positions of the session it sees, but itself."""
     angles: int
     """Its position's rotary angles: head_dim / 2 cosines and as many sines, float32."""
     slot: int
-    """Where in the cache its key and value stand: its position, if it is not apart."""
+    """Where among the session's positions its key and value stand: its position, if it is not apart."""
 
 
 TOKEN_BYTES = 64
@@ -512,13 +541,11 @@ UP_ROWS = TOKENS_AT_ONCE * 4 * TILE * 4
 HIDDEN_ACTS = ("silu", "relu", "relu2")
 """What a feed-forward part makes of its gate, or of what has none: named as in Hugging Face's config.json."""
 
-CACHE_ELEMENTS = {"f16": 2, "f32": 4}
-"""Element types of a key-value cache, in the order of their numbers, and their bytes."""
-POSITIONS = 16
-"""Positions in a tile of keys."""
-SPLIT = 256
+SPLIT = 4 * PAGE
 """Positions that attention goes through before it combines: always the same ones, so that the result depends neither
 on the threads nor on how many tokens come at once."""
+VALUE_POSITIONS = 32
+"""Positions whose values attention takes at once: they stay in the first-level cache while all rows use them."""
 ROWS_TOGETHER = 48
 """Query heads times tokens that attention takes through the cache together, as far as there are no more heads."""
 MOST_TOKENS_TOGETHER = 8
@@ -560,11 +587,6 @@ def down_scratch_bytes(groups: int, block_bytes: int) -> int:
     return -(-8 * groups // 64) * 64 + groups * block_bytes
 
 
-def padded_head_dim(head_dim: int) -> int:
-    """Components of a head in the cache."""
-    return -(-head_dim // 16) * 16
-
-
 def tokens_together(group: int) -> int:
     """Tokens that attention takes through the cache together, `group` query heads sharing a key-value head."""
     return min(max(ROWS_TOGETHER // group, 1), MOST_TOKENS_TOGETHER)
@@ -581,7 +603,8 @@ def attention_partial_bytes(heads: int, head_dim: int, tokens: int, context: int
 
 
 def attention_scratch_bytes(head_dim: int, group: int) -> int:
-    """Scratch that a thread needs for attention: for each row its query, its scores in a split, its sums twice, and its
-    running state. A few rows more, as blocks of them are rounded up."""
+    """Scratch that a thread needs for attention: for each row its query, its scores in a split, those of some positions
+    times the scales of their values, its sums twice, and its running state. A few rows more, as blocks of them are
+    rounded up."""
     rows = tokens_together(group) * group + 8
-    return rows * (3 * 4 * padded_head_dim(head_dim) + 4 * SPLIT + 2 * 64)
+    return rows * (3 * 4 * padded_head_dim(head_dim) + 4 * SPLIT + 4 * VALUE_POSITIONS + 2 * 64)

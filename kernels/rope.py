@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from .cache import STORE, key_tile, value_row
+from .cache import key_store, keys_of, value_store
 from .decorators import kernel
-from .records import CACHE_ELEMENTS, POSITIONS, ROPE, STATE, TOKEN, TOKEN_BYTES
+from .pages import CACHE_TYPES, PAGE
+from .records import ROPE, STATE, TOKEN, TOKEN_BYTES
 from .simd.memory import load_f32, load_i64, store_f32
 from .state import share, take
 
@@ -22,30 +23,28 @@ def _rotate(x, angles, head_dim, interleaved):
         store_f32(second, b * cosine + a * sine)
 
 
-def _store_kernel(element: str) -> Any:
-    """A kernel that puts one head's key and value, float32, into the cache: (token, layer, kv_head, kv_heads, head_dim,
-    key, value)."""
-    size, store = CACHE_ELEMENTS[element], STORE[element]
+def _store_kernel(cache_type: str) -> Any:
+    """A kernel that puts one head's key and value, float32, into the cache: (token, layer, kv_head, head_dim, key,
+    value)."""
+    put_key, put_value = key_store(CACHE_TYPES[cache_type][0]), value_store(CACHE_TYPES[cache_type][1])
 
     @kernel
-    def put(token, layer, kv_head, kv_heads, head_dim, key, value):
+    def put(token, layer, kv_head, head_dim, key, value):
         slot = load_i64(token + TOKEN.slot)
-        tile = key_tile(token, layer, kv_head, head_dim, slot, size) + slot % POSITIONS * size
-        values = value_row(token, layer, kv_head, kv_heads, head_dim, slot, size)
-        for i in range(head_dim):
-            store(tile + i * POSITIONS * size, load_f32(key + 4 * i))
-            store(values + i * size, load_f32(value + 4 * i))
+        keys = keys_of(token, layer, kv_head, slot)
+        put_key(keys, slot % PAGE, head_dim, key)
+        put_value(keys + load_i64(token + TOKEN.key_bytes), slot % PAGE, head_dim, value)
 
     return put
 
 
-_put_f16, _put_f32 = (_store_kernel(element) for element in CACHE_ELEMENTS)
+_put_f16, _put_f32, _put_q8, _put_q4 = (_store_kernel(cache_type) for cache_type in CACHE_TYPES)
 
 
 @kernel
 def rope(op, state):
     """Rotate every new token's queries and keys, and put keys and values into its session's cache."""
-    element, qkv, stride = load_i64(op + ROPE.element), load_i64(op + ROPE.qkv), load_i64(op + ROPE.qkv_stride)
+    cache_type, qkv, stride = load_i64(op + ROPE.cache_type), load_i64(op + ROPE.qkv), load_i64(op + ROPE.qkv_stride)
     heads, kv_heads, head_dim = load_i64(op + ROPE.heads), load_i64(op + ROPE.kv_heads), load_i64(op + ROPE.head_dim)
     layer, interleaved = load_i64(op + ROPE.layer), load_i64(op + ROPE.interleaved)
     jobs = heads + kv_heads
@@ -60,8 +59,12 @@ def rope(op, state):
             _rotate(x, load_i64(token + TOKEN.angles), head_dim, interleaved)
             if head >= heads:
                 value = x + kv_heads * head_dim * 4
-                if element == 0:
-                    _put_f16(token, layer, head - heads, kv_heads, head_dim, x, value)
+                if cache_type == 0:
+                    _put_f16(token, layer, head - heads, head_dim, x, value)
+                elif cache_type == 1:
+                    _put_f32(token, layer, head - heads, head_dim, x, value)
+                elif cache_type == 2:
+                    _put_q8(token, layer, head - heads, head_dim, x, value)
                 else:
-                    _put_f32(token, layer, head - heads, kv_heads, head_dim, x, value)
+                    _put_q4(token, layer, head - heads, head_dim, x, value)
         first = take(state, chunk)

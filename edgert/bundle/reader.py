@@ -54,7 +54,8 @@ class Units:
 class Bundle:
     """An open bundle file.
 
-    path: where it is. header: what it holds. Raises BundleError when opened, and when what is read is not what was
+    path: where it is. header: what it holds. digest: the header's checksum, in hexadecimal digits; it covers those of
+    all that the bundle contains. Raises BundleError when opened, and when what is read is not what was
     written.
     """
 
@@ -96,6 +97,7 @@ class Bundle:
         if xxhash.xxh3_64_intdigest(data) != digest:
             raise BundleError(f"{self.path}: the header at offset {PREFIX_BYTES} does not match its checksum; "
                               "the file is damaged, convert the model again")
+        self.digest = f"{digest:016x}"
         try:
             return Header.from_json(data, size)
         except BundleError as error:

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
+from edgert.kernels.pages import CACHE_TYPES
 from edgert.model import DEFAULT_CHUNK, Model, load
 from edgert.terminal import proper_text, show, show_passing
 
@@ -45,10 +47,14 @@ def model_options(command: Command) -> Command:
 
 
 def plan_options(command: Command) -> Command:
-    """Adds --threads, --context, --prefill-chunk, --kv-type."""
+    """Adds --threads, --context, --prefill-chunk, --kv-type, --kv-policy."""
     for option in (
-        click.option("--kv-type", type=click.Choice(["f16", "f32"]),
-                     help="Element type of the key-value cache.  [default: f16; f32 for unquantized bundles]"),
+        click.option("--kv-policy", type=click.Choice(list(POLICIES)), default=STOP, show_default=True,
+                     help="When the context is full: stop, or go on without end and forget: all but the first and the "
+                          "latest tokens (window), or what attention returns to least (heavy)."),
+        click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
+                     help="Type of the key-value cache: q8 takes about half of f16, q4 two fifths.  "
+                          "[default: f16; f32 for unquantized bundles]"),
         click.option("--prefill-chunk", type=click.IntRange(1, 4096), default=DEFAULT_CHUNK, show_default=True,
                      help="Prompt tokens that are computed at once, at most."),
         click.option("-c", "--context", type=click.IntRange(1),

@@ -7,6 +7,7 @@ import numpy as np
 from edgert.bundle import Header
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation
+from edgert.kernels.pages import PAGE
 from edgert.models.config import Config
 from edgert.residency.region import Allocator, Region
 
@@ -52,11 +53,13 @@ class Buffers:
     tokens     (tokens, 8) int64                      records.Token
     selected   (logit_rows,) int64                    whose logits are wanted
     scratch    (threads, bytes)
+    masses     (layers, kv heads, context)            attention paid to positions (kernels/masses.py), where a policy
+                                                      of the cache observes it
     """
 
     def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int,
-                 logit_rows: int = LEAST_ROWS) -> None:
-        room = _Room(config, header, tokens, threads, context, logit_rows)
+                 logit_rows: int = LEAST_ROWS, *, observes: bool = False) -> None:
+        room = _Room(config, header, tokens, threads, context, logit_rows, observes)
         self.logit_rows = logit_rows
         self._region = Region(room.size, "working memory", huge=True)
         self.phases = room.phases
@@ -80,13 +83,16 @@ class Buffers:
         self.tokens = view("tokens", tokens, np.int64)
         self.selected = view("selected", logit_rows, np.int64)[:, 0]
         self.logits = view("logits", logit_rows, np.float32)[:, :config.vocab_size]
+        heads = config.num_hidden_layers * config.num_key_value_heads
+        self.masses = view("masses", heads, np.float32).reshape(
+            config.num_hidden_layers, config.num_key_value_heads, -1)
 
     def touch(self) -> None:
         """Make all of it resident now."""
         self._region.touch()
 
     def close(self) -> None:
-        del self.chosen, self.rows, self.tokens, self.selected, self.logits
+        del self.chosen, self.rows, self.tokens, self.selected, self.logits, self.masses
         self._region.close()
 
 
@@ -94,7 +100,7 @@ class _Room:
     """The layout of the buffers: offset and stride of each, and the size of all."""
 
     def __init__(self, config: Config, header: Header, tokens: int, threads: int, context: int,
-                 logit_rows: int) -> None:
+                 logit_rows: int, observes: bool) -> None:
         allocator = Allocator()
 
         def rows(count: int, row_bytes: int) -> tuple[int, int]:
@@ -129,6 +135,8 @@ class _Room:
             "logits": rows(logit_rows, 4 * -(-config.vocab_size // TILE) * TILE),
             "rows": (allocator.reserve(16 * tokens), 16),
             "tokens": (allocator.reserve(records.TOKEN_BYTES * tokens), records.TOKEN_BYTES),
+            "masses": rows(config.num_hidden_layers * config.num_key_value_heads,
+                           4 * PAGE * -(-context // PAGE) if observes else 0),
             "selected": (allocator.reserve(8 * logit_rows), 8),
         }
         ups, downs = ([FORMATS[getattr(n, part)] for n in header.neurons] for part in ("gate_up", "down"))
@@ -144,9 +152,10 @@ class _Room:
         self.size = allocator.size
 
 
-def buffer_bytes(config: Config, header: Header, tokens: int, threads: int, context: int, logit_rows: int) -> int:
+def buffer_bytes(config: Config, header: Header, tokens: int, threads: int, context: int, logit_rows: int, *,
+                 observes: bool = False) -> int:
     """What `Buffers` will take."""
-    return _Room(config, header, tokens, threads, context, logit_rows).size
+    return _Room(config, header, tokens, threads, context, logit_rows, observes).size
 
 
 def segment_start(groups: int, segment: int) -> int:

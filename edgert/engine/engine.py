@@ -23,6 +23,7 @@ from edgert.residency.weights import Weights
 
 from .buffers import Buffers
 from .program_builder import Kind, Places, ProgramBuilder
+from .retention import OBSERVED, POLICIES, STOP, Policy
 from .session import Session
 from .tracing import Trace
 from .worker import CancelledError
@@ -55,9 +56,11 @@ class NewTokens(NamedTuple):
         wanted = [len(self.tokens) - 1] if self.wanted is None else self.wanted
         return np.array([*wanted, *range(len(self.tokens), self.total)], np.int64)
 
-    def records(self) -> np.ndarray:
-        """What the kernels need to know of all that are computed."""
-        return self.session.records(len(self.tokens), [index for index, _ in self.siblings])
+    def records(self, first: int, last: int) -> np.ndarray:
+        """What the kernels need to know of those with numbers from `first` to `last`, all before them being part of
+        the session."""
+        end = min(last, len(self.tokens))
+        return self.session.records(end - first, [index - first for index, _ in self.siblings[:last - end]])
 
 
 class Programs(NamedTuple):
@@ -78,10 +81,11 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
-                 threads: int, context: int, cache_type: str, logit_rows: int,
+                 threads: int, context: int, cache_type: str, logit_rows: int, policy: Policy = POLICIES[STOP],
                  progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
+        self.policy = policy
         self._trace: Trace | None = None
         self._out_of_step = False
         """Whether what was expected of the source was not computed to its end."""
@@ -91,12 +95,15 @@ class Engine:
             self._weights = Weights(bundle, file, library, placement, stop=lambda: self._team.set(stop=1),
                                     progress=progress)
             made.callback(self._weights.close)
-            self._buffers = Buffers(self.config, header, self.chunk, threads, context, logit_rows)
+            self._buffers = Buffers(self.config, header, self.chunk, threads, context, logit_rows,
+                                    observes=policy.observes)
             made.callback(self._buffers.close)
             embedding = header.embedding
             self._staging = Region(self.chunk * FORMATS[embedding.format].tile_bytes(embedding.columns), "embeddings")
             made.callback(self._staging.close)
             places: dict[Kind, Places] = {Kind.MANY: self._weights, Kind.ONE: self._weights}
+            if policy.observes:
+                places[Kind.OBSERVING] = self._weights
             if Drafting.possible(header, placement):
                 self._drafting = places[Kind.DRAFT] = Drafting(self._weights, header, placement)
             self._programs = {kind: self._build(header, of, cache_type, kind) for kind, of in places.items()}
@@ -157,8 +164,9 @@ class Engine:
         if new.total > min(self.chunk, self.logit_rows):
             return self.forward_all([new], cancel=cancel)[0]
         self._begin([new], cancel)
+        self._make_room([new], cancel)
         everything = np.arange(new.total)
-        self._forward(new.ids(), new.records(), everything, everything, None)
+        self._forward(new.ids(), new.records(0, new.total), everything, everything, None)
         new.session.tokens += [int(token) for token in new.tokens]
         return self._buffers.logits[:new.total]
 
@@ -180,13 +188,13 @@ class Engine:
         cancel: int64 of shape (1,); when somebody sets it to CANCELLED, computing ends. Returns for each session the
         logits that are wanted: float32 of shape (len(wanted), vocab_size).
 
-        Raises ModelError when a context is full, a token is not in the vocabulary, or values are not finite, and what
+        Raises ModelError when a context is full and its policy is to stop, a token is not in the vocabulary, or values are not finite, and what
         Source.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
         sessions are as they were. Raises CancelledError; then they have what was computed until then.
         """
         self._begin(batch, cancel)
         starts = np.cumsum([0, *(new.total for new in batch)]).tolist()
-        ids, records = (np.concatenate(each) for each in zip(*((n.ids(), n.records()) for n in batch), strict=True))
+        ids = np.concatenate([new.ids() for new in batch])
         indices = [start + new.indices() for new, start in zip(batch, starts, strict=False)]
         wanted = np.concatenate(indices)
         logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
@@ -196,7 +204,11 @@ class Engine:
                 if cancel is not None and cancel[0]:
                     raise CancelledError
                 here = np.flatnonzero((wanted >= first) & (wanted < last))
-                self._forward(ids[first:last], records[first:last], here, wanted[here] - first, logits)
+                some = [(new, start) for new, start in zip(batch, starts, strict=False)
+                        if start < last and start + new.total > first]
+                self._make_room([new for new, _ in some], cancel)
+                records = [new.records(max(first - start, 0), min(last - start, new.total)) for new, start in some]
+                self._forward(ids[first:last], np.concatenate(records), here, wanted[here] - first, logits)
                 for new, start in zip(batch, starts, strict=False):
                     new.session.tokens += ids[max(first, start):min(last, start + len(new.tokens))].tolist()
         except CancelledError:
@@ -208,16 +220,45 @@ class Engine:
         return np.split(logits, np.cumsum([len(i) for i in indices])[:-1])
 
     def _borders(self, batch: Sequence[NewTokens]) -> list[int]:
-        """Between what goes at once: `chunk` tokens, fewer where tokens that have siblings would be divided."""
+        """Between what goes at once: `chunk` tokens, fewer where tokens that have siblings would be divided, or where a
+        session is full and its policy makes room."""
         borders, start = [0], 0
         for new in batch:
-            end = start + new.total
+            end, full = start + new.total, start + new.session.room
             if new.siblings and end > borders[-1] + self.chunk:
                 borders.append(start)
-            while end > borders[-1] + self.chunk:
-                borders.append(borders[-1] + self.chunk)
+            while end > (border := min(borders[-1] + self.chunk, max(full, borders[-1]))):
+                if border == full:
+                    full += self.policy.goes_at_once(new.session.context)
+                if border > borders[-1]:
+                    borders.append(border)
             start = end
         return [*borders, start]
+
+    def _make_room(self, batch: Sequence[NewTokens], cancel: np.ndarray | None) -> None:
+        """Let the policy let go of something in sessions that are full."""
+        for new in batch:
+            session = new.session
+            if not session.room:
+                self.policy.make_room(session, lambda session=session: self._observe(session))  # type: ignore[misc]
+
+    def _observe(self, session: Session) -> np.ndarray:
+        """How much attention the last OBSERVED tokens of a session pay to each position: they are computed again.
+        float32 of shape (layers, key-value heads, session.held), valid until the next time."""
+        length = session.length
+        tokens = session.tokens[-OBSERVED:]
+        session.truncate(length - len(tokens))
+        self._buffers.masses[:] = 0
+        try:
+            for start in range(0, len(tokens), self.chunk):
+                some = tokens[start:start + self.chunk]
+                self._set(np.array(some, np.int64), session.records(len(some)))
+                with self._in_step(heads=0):
+                    self._run_exact(self._programs[Kind.OBSERVING].body)
+                session.tokens += some
+        finally:
+            session.tokens += tokens[session.length - length:] if session.length < length else []
+        return self._buffers.masses[..., :session.held]
 
     def _set(self, ids: np.ndarray, records: np.ndarray) -> None:
         """Have these tokens computed next."""
@@ -310,8 +351,8 @@ class Engine:
             if ids.min() < 0 or ids.max() >= self.config.vocab_size:
                 raise ModelError(f"token {ids.min() if ids.min() < 0 else ids.max()} is not in the vocabulary of "
                                  f"{self.config.vocab_size}")
-            if session.length + new.total > session.context:
-                raise ModelError(f"the context is full: {session.length} tokens in use and {len(ids)} new ones, room "
+            if new.total > session.room and not (self.policy.goes_at_once(session.context)):
+                raise ModelError(f"the context is full: {session.held} tokens in use and {len(ids)} new ones, room "
                                  f"for {session.context}; start anew or raise --context")
             if wanted is not None and len(wanted) and (min(wanted) < 0 or max(wanted) >= len(tokens)):
                 wrong = min(wanted) if min(wanted) < 0 else max(wanted)

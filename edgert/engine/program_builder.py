@@ -12,6 +12,7 @@ from edgert.bundle.header import down_headers
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
 from edgert.kernels.groups import row_tiles_of
+from edgert.kernels.pages import CACHE_TYPES
 from edgert.kernels.records import HIDDEN_ACTS, Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
@@ -34,6 +35,8 @@ class Kind(Enum):
     """One new token, with the feed-forward part as it then reads memory best."""
     DRAFT = auto()
     """One new token, with what stays in memory alone."""
+    OBSERVING = auto()
+    """As MANY, and how much attention the tokens pay to each position is added up."""
 
 
 class Places(Protocol):
@@ -75,7 +78,7 @@ class ProgramBuilder:
                  kind: Kind) -> None:
         self._kind = kind
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
-        self._element = list(records.CACHE_ELEMENTS).index(cache_type)
+        self._cache_type = list(CACHE_TYPES).index(cache_type)
         self._feed_forward = feed_forward_parts(config.tensors(), sparse=config.sparse)
         self.body, self.head = Program(), Program()
 
@@ -129,13 +132,18 @@ class ProgramBuilder:
     def attention(self, qkv: Buffer, layer: int) -> Vectors:
         c, b = self._config, self._buffers
         out = b.h[Activation.FLOAT]
-        shape = (self._element, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+        shape = (self._cache_type, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
                  layer)
         self.body.append(Code.ROPE, records.Rope(*shape, int(c.rotates_neighbours)))
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
                                    _float_bits(c.head_dim ** -0.5), b.parts.address, b.parts.stride)
         self.body.append(Code.ATTENTION, record)
         self.body.append(Code.COMBINE, record)
+        if self._kind is Kind.OBSERVING:
+            masses = b.masses[layer]
+            self.body.append(Code.MASSES, records.Masses(
+                *shape, _float_bits(c.head_dim ** -0.5), b.scratch, b.scratch_stride, masses.ctypes.data,
+                masses.strides[0]))
         operation = self.body.append(Code.QUANTIZE, records.Quantize(
             out.address, out.stride, -(-c.query_size // BLOCK),
             0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride))
@@ -155,7 +163,7 @@ class ProgramBuilder:
         row_tiles, act = row_tiles_of(gated=self._config.gated), HIDDEN_ACTS.index(self._config.hidden_act)
         part = self._feed_forward[layer]
         up_bias, down_bias = self._vector(part.up_bias), self._vector(part.down_bias)
-        if self._kind is not Kind.MANY:
+        if self._kind not in (Kind.MANY, Kind.OBSERVING):
             record = records.Neurons(
                 table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code,
                 headers, tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride, details,
@@ -199,7 +207,7 @@ class ProgramBuilder:
             b.products.stride, chosen, source.address, source.stride, HIDDEN_ACTS.index(c.hidden_act), b.scratch,
             b.scratch_stride, -(-c.hidden_size // TILE), b.partial.address, add_to.address, add_to.stride,
             self._vector(part.down_bias))
-        many = self._kind is Kind.MANY
+        many = self._kind in (Kind.MANY, Kind.OBSERVING)
         for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
             self.body.append(code, record)
 

@@ -1,119 +1,270 @@
 """A session: the key-value cache of one conversation, and how much of it is in use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.kernels.records import CACHE_ELEMENTS, POSITIONS, Token, padded_head_dim
+from edgert.kernels.pages import PAGE, POSITIONS
+from edgert.kernels.pages import key_bytes as bytes_of_keys
+from edgert.kernels.records import Token
 from edgert.models.config import Config
-from edgert.residency.region import HUGE_PAGE, Region
 
-_ROPE_ROWS = 512
+from .pool import Pool, blocks_of, checked_type, pool_bytes
+from .rotation import turn_keys
 
 
 class Session:
-    """The key-value cache for `context` tokens, of which the first `length` have been computed; `tokens` are their ids.
+    """The key-value cache of a conversation, of which `length` tokens have been computed; `tokens` are their ids.
 
-    The cache is one allocation of float16 or float32 elements, as cache_type says (kernels/cache.py). positions is
-    `context` rounded up to a multiple of 16; head_dim is rounded up likewise, and padded with zeros.
+    It holds the keys and values of at most `context` tokens, in blocks of a pool (pool.py; by default one of its own),
+    which it takes when they are needed. Truncating a session costs nothing: what lies behind its new length is written
+    over later.
 
-        cache        (layers, 2, key_value_heads, ...)          keys, then values: `layer_bytes` a layer, and of those
-                                                                `head_bytes` for the keys, or the values, of a head
-          keys       (..., positions / 16, head_dim, 16)        in tiles of 16 positions, component by component
-          values     (..., positions, head_dim)                 position by position
-        rope         (context, head_dim)                        float32: for each position head_dim / 2 cosines, then
-                                                                as many sines
-
-    Truncating a session costs nothing: what lies behind its new length is written over later.
+    Where a policy (retention.py) lets go of some, `held` are left, in order; those of a head need not be those of
+    another. A token's rotary position is its number, until the model was not trained for more: then what is held is
+    turned to the positions from 0 on, and the next ones follow.
     """
 
-    def __init__(self, config: Config, context: int, cache_type: str) -> None:
+    def __init__(self, config: Config, context: int, cache_type: str, pool: Pool | None = None) -> None:
         check_session(config, context, cache_type)
         self.config, self.context, self.cache_type = config, context, cache_type
         self.tokens: list[int] = []
-        self.head_bytes, self.layer_bytes, self.bytes = cache_bytes(config, context, cache_type)
-        # Not for shorter ones, whose heads share huge pages: all of a cache would become resident with its first token.
-        self._cache = Region(self.bytes, f"the cache of {context} tokens", huge=self.head_bytes >= HUGE_PAGE)
-        self._rope = np.empty((context, config.head_dim), np.float32)
-        half, frequencies = config.head_dim // 2, config.rope_frequencies()
-        for start in range(0, context, _ROPE_ROWS):  # in float64, a part at a time
-            angles = np.arange(start, min(start + _ROPE_ROWS, context))[:, None] * frequencies
-            self._rope[start:start + _ROPE_ROWS, :half] = np.cos(angles)
-            self._rope[start:start + _ROPE_ROWS, half:] = np.sin(angles)
+        self._own_pool = None if pool else Pool(config, cache_type, context)
+        self.pool = pool or self._own_pool
+        self._blocks: list[int] = []
+        self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
+        self._frequencies = config.rope_frequencies()
+        self._angles = np.empty((0, config.head_dim), np.float32)
+        self._key_bytes = bytes_of_keys(cache_type, config.head_dim)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._let_go, self._unchanged = 0, 0
+        self.ahead = 0
+        """By how much the rotary position of the next token exceeds the number of those that are held."""
+        self._places = np.zeros((1, 1, 0), np.int32)
+        """Rotary positions of what was held when something was let go of the last time: (layers, heads, positions)."""
+        self._importance: np.ndarray | None = None
 
     @property
     def length(self) -> int:
         """Number of tokens that have been computed."""
         return len(self.tokens)
 
+    @property
+    def held(self) -> int:
+        """Of how many of them keys and values are held: so many of each head."""
+        return self.length - self._let_go
+
+    @property
+    def room(self) -> int:
+        """Of how many more there is room for keys and values."""
+        return self.context - self.held
+
+    @property
+    def shortest(self) -> int:
+        """The least length other than 0 that it can be truncated to: since then nothing was let go of."""
+        return self._unchanged
+
     def records(self, count: int, siblings: Sequence[int] = ()) -> np.ndarray:
         """What the kernels need to know of the next `count` tokens (records.Token), then of their siblings: int64, a
-        row for each. siblings: for each the index of the token in whose place it stands. Their keys and values come
-        behind those of the tokens: sibling i's slot is length + count + i."""
-        slots = np.arange(self.length, self.length + count + len(siblings))
-        positions = np.concatenate([slots[:count], self.length + np.asarray(siblings, np.int64)])
-        angles = self._rope.ctypes.data + self._rope.strides[0] * positions
+        row for each, valid until it is called again. siblings: for each the index of the token in whose place it
+        stands. Their keys and values come behind those of the tokens: sibling i's slot is held + count + i.
+
+        Raises ModelError if the pool has no room."""
+        self._reserve(self.held + count + len(siblings))
+        slots = np.arange(self.held, self.held + count + len(siblings))
+        positions = np.concatenate([slots[:count], self.held + np.asarray(siblings, np.int64)])
+        angles = (positions + self.ahead)[:, None] * self._frequencies
+        self._angles = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
         rows = np.empty((len(slots), len(Token._fields)), np.int64)
-        rows[:] = Token(self._cache.address, self.layer_bytes, self.head_bytes, 0, 0, 0)
-        for name, column in (("position", positions), ("angles", angles), ("slot", slots)):
+        rows[:] = Token(self._pages.ctypes.data, self._pages.shape[1], self.pool.head.itemsize, self._key_bytes, 0, 0, 0)
+        for name, column in (("position", positions), ("slot", slots),
+                             ("angles", self._angles.ctypes.data + self._angles.strides[0] * np.arange(len(slots)))):
             rows[:, Token._fields.index(name)] = column
         return rows
 
+    def _reserve(self, positions: int) -> None:
+        """Have blocks for so many positions, and alone those that will be written."""
+        for number in range(self.held // PAGE, blocks_of(positions)):
+            if number == len(self._blocks):
+                self._blocks.append(self.pool.take())
+            elif self.pool.shared(self._blocks[number]):
+                self._blocks[number] = self.pool.alone(self._blocks[number])
+            else:
+                continue
+            self._pages[:, number] = self.pool.pages(self._blocks[number])
+
     def touch(self) -> None:
         """Make all its memory resident now."""
-        self._cache.touch()
+        self.pool.touch()
 
     def truncate(self, length: int) -> None:
-        """Keep the first `length` tokens and forget all after them. Raises ModelError."""
+        """Keep the first `length` tokens and forget all after them; all of them, if the policy has let go of some since
+        then. Raises ModelError."""
         if not 0 <= length <= self.length:
             raise ModelError(f"a session of {self.length} tokens cannot be truncated to {length}")
         del self.tokens[length:]
+        if length < self._unchanged:
+            self.tokens.clear()
+            self._forget()
 
     def adopt(self, slot: int, position: int, token: int) -> None:
-        """Keep the first `position` tokens, and after them `token`, a sibling that was computed for that position; its
-        key and value are in `slot` (records). Raises ModelError."""
+        """Keep the keys and values of the first `position` positions that are held, and after them `token`, a sibling
+        that was computed for that position; its key and value are in `slot` (records). Raises ModelError."""
         if not position <= slot < self.context:
             raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
-        self.truncate(position)
-        keys, values = self._keys_and_values()
-        keys[:, :, position // POSITIONS, :, position % POSITIONS] = keys[:, :, slot // POSITIONS, :, slot % POSITIONS]
-        values[:, :, position] = values[:, :, slot]
+        self.truncate(position + self._let_go)
+        source, to = (self.pool.heads(self._blocks[place // PAGE]) for place in (slot, position))
+        (tile, lane), (to_tile, to_lane) = (divmod(place % PAGE, POSITIONS) for place in (slot, position))
+        for name in ("keys", "key_scales"):
+            to[name][..., to_tile, :, to_lane] = source[name][..., tile, :, lane]
+        to["values"][:, :, position % PAGE] = source["values"][:, :, slot % PAGE]
+        to["value_scales"][..., position % PAGE] = source["value_scales"][..., slot % PAGE]
         self.tokens.append(token)
 
-    def _keys_and_values(self) -> tuple[np.ndarray, np.ndarray]:
-        """The cache, (layers, key_value_heads, ...) each."""
-        layers, heads = self.config.num_hidden_layers, self.config.num_key_value_heads
-        wide, element = padded_head_dim(self.config.head_dim), f"u{CACHE_ELEMENTS[self.cache_type]}"
-        cache = np.frombuffer(self._cache.view(0, self.bytes), element).reshape(layers, 2, heads, -1)
-        return cache[:, 0].reshape(layers, heads, -1, wide, POSITIONS), cache[:, 1].reshape(layers, heads, -1, wide)
+    def importance(self, shape: tuple[int, ...]) -> np.ndarray:
+        """What a policy found important of what is held (`keep`): float32 of a shape (..., held), 0 for what is new."""
+        found = np.zeros(shape, np.float32)
+        if self._importance is not None:
+            found[..., :self._importance.shape[-1]] = self._importance
+        return found
+
+    def drop_block(self, number: int) -> None:
+        """Let go of a whole block."""
+        places = self._rope_places()
+        self.pool.give_back(self._blocks.pop(number))
+        self._pages[:, number:-1] = self._pages[:, number + 1:]
+        self._went(PAGE, np.delete(places, slice(number * PAGE, (number + 1) * PAGE), -1))
+
+    def keep(self, places: np.ndarray, importance: np.ndarray) -> None:
+        """Let go of all positions but some of each head. places: int64 (layers, key-value heads, n), ascending;
+        importance: float32 of that shape, which a policy finds again the next time."""
+        before = np.broadcast_to(self._rope_places(), (*places.shape[:2], self.held))
+        self._reserve_alone()
+        blocks = [self.pool.heads(block) for block in self._blocks[:blocks_of(self.held)]]
+        for layer, heads in enumerate(places):
+            pages = np.stack([block[layer] for block in blocks], 1)
+            for head, some in enumerate(heads):
+                _move(pages[head], some)
+            for number, block in enumerate(blocks):
+                block[layer] = pages[:, number]
+        self._importance = importance
+        self._went(self.held - places.shape[-1], np.take_along_axis(before, places, -1))
+
+    def _reserve_alone(self) -> None:
+        """Have no block with others."""
+        for number, block in enumerate(self._blocks):
+            self._blocks[number] = self.pool.alone(block)
+            self._pages[:, number] = self.pool.pages(self._blocks[number])
+
+    def _rope_places(self) -> np.ndarray:
+        """Rotary positions of all that is held, (layers, heads, held), where they are the same (1, 1, held)."""
+        known = self._places.shape[-1]
+        new = np.arange(known, self.held, dtype=np.int32) + self.ahead
+        return np.concatenate([self._places, np.broadcast_to(new, (*self._places.shape[:2], len(new)))], -1)
+
+    def _went(self, count: int, places: np.ndarray) -> None:
+        """So many positions are held no longer. places: the rotary positions of what is."""
+        self._let_go += count
+        self.ahead += count
+        self._unchanged, self._places = self.length, places.astype(np.int32)
+        if self.ahead + self.context > self.config.max_position_embeddings:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Turn what is held to the rotary positions from 0 on."""
+        self._reserve_alone()
+        turns = np.arange(self.held) - self._places
+        for layer in range(self.config.num_hidden_layers):
+            pages = np.stack([self.pool.heads(block)[layer] for block in self._blocks[:blocks_of(self.held)]], 1)
+            for head in range(len(pages)):
+                turn_keys(pages[head], turns[layer % len(turns), head % turns.shape[1]], self._frequencies,
+                          neighbours=self.config.rotates_neighbours)
+            for number in range(pages.shape[1]):
+                self.pool.heads(self._blocks[number])[layer] = pages[:, number]
+        self.ahead, self._places = 0, np.arange(self.held, dtype=np.int32)[None, None]
 
     def common_prefix(self, tokens: Sequence[int]) -> int:
         """The length of the longest common prefix of the session's tokens and `tokens`."""
-        pairs = enumerate(zip(self.tokens, tokens, strict=False))
-        return next((i for i, (old, new) in pairs if old != new), min(len(self.tokens), len(tokens)))
+        return common_length(self.tokens, tokens)
+
+    def release(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Let go of all blocks that hold tokens: each, whoever called this holds it now, and its tokens, in order; of
+        none, where a policy has let go of some positions. The session is empty then, and other blocks are given back."""
+        used = blocks_of(self.length) if not self._let_go else 0
+        released = [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(used)]
+        for block in self._blocks[used:]:
+            self.pool.give_back(block)
+        self._blocks, self.tokens = [], []
+        self._forget()
+        return released
+
+    def state(self) -> tuple[list[int], np.ndarray, np.ndarray | None]:
+        """What `restore` wants: the blocks that hold tokens, rotary positions, and what a policy found important."""
+        return self._blocks[:blocks_of(self.held)], self._places, self._importance
+
+    def restore(self, tokens: Sequence[int], held: int, ahead: int, unchanged: int, blocks: Iterable[int],
+                more: tuple[np.ndarray, np.ndarray | None]) -> None:
+        """Become, when empty, what another session was. blocks: those of `state`, which it holds from now on."""
+        self.release_all()
+        for block in blocks:
+            self.append_block(block, [])
+        self.tokens, self.ahead, self._unchanged = list(tokens), ahead, unchanged
+        self._let_go = len(tokens) - held
+        self._places, self._importance = more
+
+    def release_all(self) -> None:
+        """Give all blocks back, and be empty."""
+        while self._blocks:
+            self.pool.give_back(self._blocks.pop())
+        self.tokens = []
+        self._forget()
+
+    def append_block(self, block: int, tokens: Sequence[int]) -> None:
+        """Go on with a block that the session holds from now on, in which the keys and values of `tokens` stand. The
+        session is as long as whole blocks."""
+        self._pages[:, len(self._blocks)] = self.pool.pages(block)
+        self._blocks.append(block)
+        self.tokens += tokens
 
     def close(self) -> None:
-        self._cache.close()
+        """Give its blocks back."""
+        self.release_all()
+        if self._own_pool:
+            self._own_pool.close()
+
+
+def _move(pages: np.ndarray, places: np.ndarray) -> None:
+    """Move some positions of a head's pages, in order, to their start."""
+    to = np.arange(len(places))
+    for name, tiled in (("keys", True), ("key_scales", True), ("values", False), ("value_scales", False)):
+        part = pages[name]
+        if tiled:
+            lanes = part.transpose(0, 1, 3, 2)  # (page, tile, lane, ...)
+            index = [np.unravel_index(n, lanes.shape[:3]) for n in (to, places)]
+        else:
+            lanes = part.transpose(0, 2, 1) if name == "value_scales" else part
+            index = [np.unravel_index(n, lanes.shape[:2]) for n in (to, places)]
+        if part.size:
+            lanes[index[0]] = lanes[index[1]]
+
+
+def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    pairs = enumerate(zip(tokens, others, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(tokens), len(others)))
 
 
 def check_session(config: Config, context: int, cache_type: str) -> None:
     """Raises ModelError for settings that no session can have."""
-    if cache_type not in CACHE_ELEMENTS:
-        raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_ELEMENTS)}")
+    checked_type(cache_type)
     if not 1 <= context <= config.max_position_embeddings:
         raise ModelError(f"a context of {context} tokens was asked for; this model takes 1 to "
                          f"{config.max_position_embeddings}")
 
 
 def session_bytes(config: Config, context: int, cache_type: str) -> int:
-    """Bytes that a session takes: cache and rotary angles."""
-    return cache_bytes(config, context, cache_type)[2] + 4 * context * config.head_dim
-
-
-def cache_bytes(config: Config, context: int, cache_type: str) -> tuple[int, int, int]:
-    """Bytes of a key-value cache: of a head's keys in one layer, of a layer, of all layers."""
-    positions = -(-context // POSITIONS) * POSITIONS
-    head = positions * padded_head_dim(config.head_dim) * CACHE_ELEMENTS[cache_type]
-    layer = 2 * config.num_key_value_heads * head
-    return head, layer, config.num_hidden_layers * layer
+    """Bytes of the cache of a session with a pool of its own, and of its table of pages."""
+    return pool_bytes(config, context, cache_type) + 8 * config.num_hidden_layers * blocks_of(context)

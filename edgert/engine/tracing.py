@@ -22,7 +22,7 @@ _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm
           Code.RELEASE: "release", Code.LAYER_NORM: "norm", Code.LEARNED_POSITIONS: "positions",
           Code.CHOOSE: "choosing neurons", Code.ASK: "asking for neurons",
           Code.SPARSE_ONE: "feed-forward", Code.SPARSE_GATHER: "feed-forward, sums", Code.SPARSE_UP: "up",
-          Code.SPARSE_DOWN: "down"}
+          Code.SPARSE_DOWN: "down", Code.MASSES: "attention paid"}
 _OF_SELECTED = records.LINEAR.of_selected // 8
 _LAYER = records.ROPE.layer // 8
 _RESIDENT = records.CHOOSE.resident // 8

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from edgert.bundle import Header
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, UnitLayout
 from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS, buffer_bytes, phases, segment_start
+from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.engine.session import session_bytes
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS, SLAB, TILE
@@ -42,6 +43,8 @@ _MARGIN = 2 << 20
 """Added to a budget that is told to the user: the process is not always of the same size when the plan is made."""
 _UNIT_BYTES = 64
 """Bytes of the checksum and the table entry of a unit."""
+_ANGLE_BYTES = 16
+"""Bytes for each component of a head and each new token, while rotary angles are computed."""
 _LOGITS_COPIES = 6
 """Rows of logits that are in memory at once: those of a token, and the copies that sampling makes of them."""
 _SHARE_OF_CHUNK = 12
@@ -101,14 +104,16 @@ class Planner:
     """Makes plans for one bundle and its settings.
 
     process: bytes that the process uses before anything is loaded. drafting: whether what is pinned shall make a draft.
+    observes: whether the cache's policy looks at attention (engine/retention.py).
     """
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
-                 threads: int, drafting: bool = True) -> None:
+                 threads: int, drafting: bool = True, observes: bool = False) -> None:
         self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
         self._chunk, self._context = min(chunk, context), context
         config = header.config
-        self._session = session_bytes(config, context, cache_type)
+        self._session = session_bytes(config, context + MORE_POSITIONS, cache_type)
+        self._observes = observes
         self._tokens = _TOKEN_BYTES * context
         self._logits = 4 * config.vocab_size
         self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
@@ -138,8 +143,9 @@ class Planner:
             + page_table_bytes(norms) + _UNIT_BYTES * sum(s.count for s in self._streamable),
             "norms and biases": norms,
             "key-value cache": self._session,
-            "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context, rows)
-            + chunk * tile + SLAB * tile + 2 * ALIGNMENT,
+            "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context, rows,
+                                           observes=self._observes)
+            + chunk * (tile + _ANGLE_BYTES * config.head_dim) + SLAB * tile + 2 * ALIGNMENT,
         }
 
     def plan(self, budget: int | None, device: Callable[[], Device], *, most: int = 0,

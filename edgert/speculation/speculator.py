@@ -115,12 +115,12 @@ class Speculator:
     def _limit(self, session: Session, most: int) -> int:
         """How many tokens may be guessed."""
         wanted = self._mode if isinstance(self._mode, int) else min(MOST, self._engine.logit_rows - 1)
-        return min(wanted, self._engine.chunk - 1, most - 1, session.context - session.length - 1)
+        return min(wanted, self._engine.chunk - 1, most - 1, session.room - 1)
 
     def _guesses(self, session: Session, last: int, choosing: Choosing, limit: int,
                  cancel: np.ndarray | None) -> _Guesses:
         """Guess what follows `last`. The session may be longer afterwards."""
-        guesses, before, length = _Guesses(), [*session.tokens, last], session.length
+        guesses, before, room = _Guesses(), [*session.tokens, last], session.room
         forced = isinstance(self._mode, int) and self._engine.drafts
         if limit < 1 or not (forced or self._costs.known):
             return guesses
@@ -136,7 +136,7 @@ class Speculator:
             guesses.add(_Guess(token, choice.margin, self._draft_odds, choice.second))
         if not forced:
             self._look_up(guesses, before, limit)
-        self._add_siblings(guesses, min(session.context - length, self._engine.chunk, self._engine.logit_rows))
+        self._add_siblings(guesses, min(room, self._engine.chunk, self._engine.logit_rows))
         return guesses
 
     def _pays(self, guesses: _Guesses, before: list[int]) -> bool:
@@ -185,7 +185,7 @@ class Speculator:
     def _check(self, session: Session, last: int, guesses: _Guesses, choosing: Choosing,
                cancel: np.ndarray | None) -> Step:
         """The exact model's choice after `last`, and after each guess as long as they are right."""
-        tokens, length = guesses.tokens, session.length
+        tokens, length, held = guesses.tokens, session.length, session.held
         siblings = [(number + 1, guesses.all[number].second) for number in guesses.siblings]
         step = Step([], guessed=len(tokens))
         every = self._engine.verify(NewTokens(session, [last, *tokens], siblings=siblings), cancel=cancel)
@@ -200,7 +200,7 @@ class Speculator:
                     self._sibling_odds.learn(guess.sure, guess.second == chosen.token)
                 if guess.second == chosen.token and number in guesses.siblings:
                     at = len(tokens) + 1 + guesses.siblings.index(number)
-                    session.adopt(length + at, length + 1 + number, chosen.token)
+                    session.adopt(held + at, held + 1 + number, chosen.token)
                     step.siblings = 1
                     step.chosen.append(choosing.exact(every[at], [*tokens[:number], chosen.token]))
                 break

@@ -75,6 +75,12 @@ def store_i32(b, at, value):
     _store(b, at, b.trunc(value, I32))
 
 
+@operation(types.void, address, types.int64)
+def store_i8(b, at, value):
+    """The low byte of an integer to an address."""
+    _store(b, at, b.trunc(value, I8))
+
+
 @operation(types.void, address, types.float32)
 def store_f32(b, at, value):
     """float32 to an address."""
@@ -123,6 +129,12 @@ def load_bf16x16(b, at):
 def load_u8x16(b, at):
     """16 uint8 as float32."""
     return _to_floats(b, _load(b, at, _BYTES16))
+
+
+@operation(f32x16, address)
+def load_i8x16(b, at):
+    """16 int8 as float32."""
+    return b.sitofp(b.sext(_load(b, at, _BYTES16), _WORDS16), VF)
 
 
 @operation(f32x16, address)

@@ -167,7 +167,7 @@ def test_closing_from_another_thread_ends_the_answer(smollm2: Path) -> None:
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"threads": 0}, "threads"), ({"prefill_chunk": 0}, "prefill_chunk"), ({"context": 0}, "context"),
-    ({"context": 1 << 20}, "context"), ({"kv_type": "q4"}, "cache type")])
+    ({"context": 1 << 20}, "context"), ({"kv_type": "q5"}, "cache type")])
 def test_settings_out_of_range_are_refused(smollm2: Path, settings: dict[str, int], message: str) -> None:
     with pytest.raises(edgert.ModelError, match=message):
         edgert.load(smollm2, **settings)

@@ -8,10 +8,12 @@ import rig
 from guarded import Buffer, floats
 
 from edgert.kernels import records
+from edgert.kernels.pages import CACHE_TYPES, PAGE, head_layout, key_bytes, padded_head_dim
 from edgert.kernels.records import Code
 from edgert.kernels.team import Team
 
-CACHE_KINDS: dict[str, tuple[int, type]] = {"f16": (0, np.float16), "f32": (1, np.float32)}
+CACHE_KINDS = list(CACHE_TYPES)
+FLOATS = ["f16", "f32"]
 
 
 class Shape(NamedTuple):
@@ -31,34 +33,48 @@ class Shape(NamedTuple):
 
 
 class Cache:
-    """One buffer row for each layer; not a number wherever nothing was stored. table: rope_table."""
+    """Pages in any order, one buffer row each; not a number wherever nothing was stored. table: rope_table."""
 
     def __init__(self, shape: Shape, table: np.ndarray, *, gap: int = 64) -> None:
-        self.shape = shape
-        self.code, self.element = CACHE_KINDS[shape.kind]
-        self.wide = records.padded_head_dim(shape.head_dim)
-        self.head_bytes = shape.positions * self.wide * np.dtype(self.element).itemsize
-        self.memory = Buffer(shape.layers, 2 * shape.kv_heads * self.head_bytes, gap=gap, shift=32)
+        self.shape, self.code = shape, CACHE_KINDS.index(shape.kind)
+        self.head = head_layout(shape.kind, shape.head_dim)
+        self.wide = padded_head_dim(shape.head_dim)
+        self.pages = -(-shape.positions // PAGE)
+        self.memory = Buffer(shape.layers * self.pages, shape.kv_heads * self.head.itemsize, gap=gap, shift=32)
+        self.order = np.random.default_rng(self.pages).permutation(shape.layers * self.pages).reshape(shape.layers, -1)
+        self.addresses = self.memory.address + self.memory.stride * self.order
         self.table = floats(table, gap=0)
 
     def token(self, position: int, slot: int) -> records.Token:
         """The record of a new token."""
-        return records.Token(self.memory.address, self.memory.stride, self.head_bytes, position,
+        return records.Token(self.addresses.ctypes.data, self.pages, self.head.itemsize,
+                             key_bytes(self.shape.kind, self.shape.head_dim), position,
                              self.table.address + position * self.table.stride, slot)
+
+    def heads(self, layer: int, kv_head: int) -> np.ndarray:
+        """A head's pages in order, whatever was stored."""
+        return self.memory.bytes[self.order[layer]].view(self.head)[:, kv_head]
 
     def keys(self, layer: int, kv_head: int) -> np.ndarray:
         """(positions, padded head_dim), whatever was stored."""
-        tiles = self._part(layer, kv_head).reshape(-1, self.wide, records.POSITIONS)
-        return tiles.transpose(0, 2, 1).reshape(-1, self.wide)
+        heads = self.heads(layer, kv_head)
+        keys = heads["keys"].transpose(0, 1, 3, 2).reshape(-1, self.wide)
+        if not heads["key_scales"].size:
+            return keys
+        scales = heads["key_scales"].transpose(0, 1, 3, 2).reshape(len(keys), -1)
+        return keys.astype(np.float32) * scales.astype(np.float32).repeat(32, 1)[:, :self.wide]
 
     def values(self, layer: int, kv_head: int) -> np.ndarray:
         """(positions, padded head_dim), whatever was stored."""
-        return self._part(layer, self.shape.kv_heads + kv_head).reshape(-1, self.wide)
-
-    def _part(self, layer: int, part: int) -> np.ndarray:
-        row = self.memory.view(self.element)[layer]
-        each = self.shape.positions * self.wide
-        return row[part * each:(part + 1) * each]
+        heads = self.heads(layer, kv_head)
+        values = heads["values"]
+        if values.dtype == np.uint8:
+            values = np.concatenate([values & 15, values >> 4], -1).astype(np.int8) - 8
+        values = values.reshape(self.pages * PAGE, -1)[:, :self.wide]
+        if not heads["value_scales"].size:
+            return values
+        scales = heads["value_scales"].transpose(0, 2, 1).reshape(len(values), -1)
+        return values.astype(np.float32) * scales.astype(np.float32).repeat(32, 1)[:, :self.wide]
 
 
 class New(NamedTuple):
@@ -88,6 +104,19 @@ def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
     half = shape.head_dim // 2
     angles = np.outer(np.arange(shape.positions), theta ** (-np.arange(half) / max(half, 1)))
     return np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
+def nearest(parts: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Keys or values (..., head_dim) as elements of a kind hold them, and how far those may be from it: codes are
+    rounded to nearest, and scales to float16; q4 cuts off what lies opposite of a group's largest element."""
+    if kind in FLOATS:
+        return parts.astype({"f16": np.float16, "f32": np.float32}[kind]).astype(np.float32), np.zeros(parts.shape)
+    steps = np.zeros(parts.shape)
+    for first in range(0, parts.shape[-1], 32):
+        most = np.abs(parts[..., first:first + 32]).max(-1, keepdims=True)
+        steps[..., first:first + 32] = most / {"q8": 127, "q4": 8}[kind]
+    codes = {"q8": 127, "q4": 8}[kind]
+    return parts, steps * ({"q8": 0.5, "q4": 1.0}[kind] + 2**-11 * codes) + 2**-25 * codes
 
 
 def set_tokens(team: Team, batch: Sequence[New]) -> tuple[Buffer, Buffer]:

@@ -112,7 +112,7 @@ def test_sessions_are_independent(bundle: Bundle, engine: Engine) -> None:
 @pytest.mark.parametrize(("make", "message"), [
     (lambda c: Session(c, 65, "f16"), "a context of 65 tokens was asked for; this model takes 1 to 64"),
     (lambda c: Session(c, 0, "f16"), "a context of 0 tokens"),
-    (lambda c: Session(c, 16, "q8"), "cache type 'q8' is not known; known: f16, f32"),
+    (lambda c: Session(c, 16, "q5"), "cache type 'q5' is not known; known: f16, f32, q8, q4"),
     (lambda c: Session(c, 16, "f32").truncate(1), "a session of 0 tokens cannot be truncated to 1"),
     (lambda c: Session(c, 16, "f32").truncate(-1), "cannot be truncated to -1"),
 ])

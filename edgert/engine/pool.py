@@ -1,0 +1,109 @@
+"""The memory that key-value caches are made of: blocks of PAGE positions of all layers, fixed in number."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgert.errors import ModelError
+from edgert.kernels.pages import CACHE_TYPES, PAGE, head_layout, page_bytes
+from edgert.models.config import Config
+from edgert.residency.region import HUGE_PAGE, Region
+
+
+class Pool:
+    """Blocks for `positions` positions, rounded up; sessions take them, share them, and give them back.
+
+    A block is PAGE positions of every layer: (layers, key-value heads) of what kernels/pages.py calls a head of a page.
+    Who uses one holds it, with others or alone; what several hold is only read. reclaim: called where none is free;
+    whether it has let go of one. Raises ModelError for a type that is not known.
+    """
+
+    def __init__(self, config: Config, cache_type: str, positions: int) -> None:
+        self.layers, self.cache_type = config.num_hidden_layers, cache_type
+        self.head = head_layout(checked_type(cache_type), config.head_dim)
+        self.page_bytes = page_bytes(cache_type, config.num_key_value_heads, config.head_dim)
+        self.block_bytes, self.count = self.layers * self.page_bytes, blocks_of(positions)
+        self.reclaim: Callable[[], bool] = lambda: False
+        # Of huge pages, if a block is no smaller: all of one becomes resident with its first token.
+        self._region = Region(self.count * self.block_bytes, f"the cache of {positions} tokens",
+                              huge=self.block_bytes >= HUGE_PAGE // 2)
+        self._holders = [0] * self.count
+        self._free = list(reversed(range(self.count)))
+
+    def take(self) -> int:
+        """A block that nobody holds, whatever it contains. Raises ModelError where there is none."""
+        if not self._free and not self.reclaim():
+            raise ModelError(f"the key-value cache is full: all {self.count} blocks of {PAGE} tokens are in use")
+        block = self._free.pop()
+        self._holders[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """Hold a block that somebody holds."""
+        self._holders[block] += 1
+
+    def shared(self, block: int) -> bool:
+        """Whether several hold it."""
+        return self._holders[block] > 1
+
+    def alone(self, block: int) -> int:
+        """A block with the same contents that nobody else holds, in the place of one that is held; the same, if
+        nobody does. Raises ModelError."""
+        if not self.shared(block):
+            return block
+        made = self.take()
+        self.copy(block, made)
+        self.give_back(block)
+        return made
+
+    def give_back(self, block: int) -> None:
+        """Hold a block no more."""
+        self._holders[block] -= 1
+        if not self._holders[block]:
+            self._free.append(block)
+
+    @property
+    def free(self) -> int:
+        """How many blocks nobody holds."""
+        return len(self._free)
+
+    def pages(self, block: int) -> np.ndarray:
+        """Addresses of a block's pages, one for each layer: int64."""
+        return self._region.address + block * self.block_bytes + self.page_bytes * np.arange(self.layers)
+
+    def view(self, block: int) -> memoryview:
+        """A block's bytes."""
+        return self._region.view(block * self.block_bytes, self.block_bytes)
+
+    def heads(self, block: int) -> np.ndarray:
+        """What a block contains: an array (layers, key-value heads) of kernels.pages.head_layout."""
+        return np.frombuffer(self.view(block), self.head).reshape(self.layers, -1)
+
+    def copy(self, block: int, to: int) -> None:
+        """Copy what a block contains."""
+        self.heads(to)[:] = self.heads(block)
+
+    def touch(self) -> None:
+        """Make all of it resident now; what it contains is lost."""
+        self._region.touch()
+
+    def close(self) -> None:
+        self._region.close()
+
+
+def blocks_of(positions: int) -> int:
+    """How many blocks so many positions take."""
+    return -(-positions // PAGE)
+
+
+def checked_type(cache_type: str) -> str:
+    """Raises ModelError for a type that no cache has."""
+    if cache_type not in CACHE_TYPES:
+        raise ModelError(f"cache type {cache_type!r} is not known; known: {', '.join(CACHE_TYPES)}")
+    return cache_type
+
+
+def pool_bytes(config: Config, positions: int, cache_type: str) -> int:
+    """Bytes of a pool for so many positions."""
+    return (blocks_of(positions) * config.num_hidden_layers
+            * page_bytes(cache_type, config.num_key_value_heads, config.head_dim))

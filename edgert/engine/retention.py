@@ -1,0 +1,108 @@
+"""What a full key-value cache lets go of, so that a conversation can go on: policies.
+
+Where a policy lets go of positions, an answer depends on it and on the size of the cache, but on nothing else: it does
+so whenever the cache is exactly full, whatever comes together.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from edgert.errors import ModelError
+from edgert.kernels.pages import PAGE
+from edgert.models.config import Config
+
+from .session import Session
+
+Observe = Callable[[], np.ndarray]
+"""How much attention the last tokens pay to each position: float32 of shape (layers, key-value heads, positions)."""
+
+
+class Policy(Protocol):
+    """least: the smallest context, in tokens, for which it makes sense. observes: whether it looks at attention."""
+
+    least: int
+    observes: bool
+
+    def goes_at_once(self, context: int) -> int:
+        """How many positions of a full cache for so many tokens it lets go of; 0 for none: the conversation ends."""
+        ...
+
+    def make_room(self, session: Session, observe: Observe) -> None:
+        """Let go of so many positions of a full session."""
+        ...
+
+
+class Stop:
+    """Nothing is let go of, and every answer is exact. A full context is an error."""
+
+    least, observes = 1, False
+
+    def goes_at_once(self, context: int) -> int:
+        return 0
+
+    def make_room(self, session: Session, observe: Observe) -> None:
+        raise ModelError(f"the context is full: room for {session.context} tokens; start anew, raise --context, or let "
+                         "--kv-policy decide what to forget")
+
+
+class Window:
+    """The first page stays, as attention sinks, and the latest positions: the oldest page after the first goes (Xiao
+    et al. 2023, "Efficient Streaming Language Models with Attention Sinks"; Han et al. 2023, "LM-Infinite")."""
+
+    least, observes = 3 * PAGE, False
+
+    def goes_at_once(self, context: int) -> int:
+        return PAGE
+
+    def make_room(self, session: Session, observe: Observe) -> None:
+        session.drop_block(1)
+
+
+class Heavy:
+    """Of each key-value head the positions stay that attention returns to, the first few, and the latest (Zhang et al.
+    2023, "H2O"; Liu et al. 2023, "Scissorhands"; what counts is the attention of the last OBSERVED tokens, as in "SnapKV",
+    Li et al. 2024, and half of what counted the last time)."""
+
+    least, observes = 8 * PAGE, True
+    sinks, latest = 4, PAGE
+    spread = 3
+    """Positions next to one that attention returns to count as much: what belongs together stays together."""
+
+    def goes_at_once(self, context: int) -> int:
+        return max(context // (8 * PAGE), 1) * PAGE
+
+    def make_room(self, session: Session, observe: Observe) -> None:
+        masses = observe()
+        masses += 0.5 * session.importance(masses.shape)
+        counted = masses.copy()
+        for shift in range(1, self.spread + 1):
+            np.maximum(counted[..., shift:], masses[..., :-shift], out=counted[..., shift:])
+            np.maximum(counted[..., :-shift], masses[..., shift:], out=counted[..., :-shift])
+        counted[..., :self.sinks] = counted[..., session.held - self.latest:] = np.inf
+        kept = session.held - self.goes_at_once(session.context)
+        # Stable: of equal ones the latest stay, on every machine.
+        places = np.argsort(counted, -1, kind="stable")[..., session.held - kept:]
+        places.sort(-1)
+        session.keep(places, np.take_along_axis(masses, places, -1))
+
+
+OBSERVED = 32
+"""Tokens whose attention is looked at."""
+STOP = "stop"
+POLICIES: dict[str, Policy] = {STOP: Stop(), "window": Window(), "heavy": Heavy()}
+"""By the names that a user gives."""
+
+
+def parse_policy(name: str, context: int, config: Config) -> Policy:
+    """The policy of a name, for a model, and a cache of so many tokens. Raises ModelError."""
+    policy = POLICIES.get(name)
+    if policy is None:
+        raise ModelError(f"the cache policy {name!r} is not known; known: {', '.join(POLICIES)}")
+    if context < policy.least:
+        raise ModelError(f"the cache policy {name} needs a context of at least {policy.least} tokens, not {context}")
+    if name != STOP and not config.rope_frequencies().any():
+        raise ModelError(f"the cache policy {name} needs rotary positions, and this model has learned ones, which end; "
+                         f"use {STOP}")
+    return policy

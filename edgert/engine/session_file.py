@@ -1,0 +1,195 @@
+"""A session in a file: what a conversation has computed, so that it goes on later as if it had never been closed.
+
+    offset 0       MAGIC, then uint32 version, uint32 0, uint64 length and uint64 xxh3_64 of the header
+    offset 32      the header: JSON (`Saved`, and a checksum of every block and of `more`)
+    then           from a multiple of 4096 on: blocks of the key-value cache (pool.py), one after another; then `more`,
+                   what a policy of the cache knows (Session.state)
+
+All numbers are little-endian. A file is written beside its place, synced, and renamed: there is always a whole one, of
+the last turn that was saved. Nothing in it is executed.
+"""
+
+import contextlib
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from edgert.errors import SessionError
+
+from .session import Session
+
+MAGIC, VERSION = b"EDGESESS", 1
+_PREFIX = struct.Struct("<8sIIQQ")
+_ALIGNMENT = 4096
+_MOST_HEADER = 64 << 20
+
+
+class Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The header of a session's file.
+
+    bundle: checksum of the header of the bundle that it belongs to. context, policy: what the session had. tokens: ids
+    of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each. places, importance: shapes of the
+    arrays in `more`, int32 and float32. talk: what the program that saved it wants to know again.
+    """
+
+    bundle: str
+    cache_type: str
+    context: int
+    policy: str
+    tokens: list[int]
+    held: int
+    ahead: int
+    unchanged: int
+    block_bytes: int
+    blocks: list[int]
+    places: list[int]
+    importance: list[int]
+    more: int
+    talk: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SessionFile:
+    """A file that was opened: its header, and where its blocks begin."""
+
+    path: Path
+    saved: Saved
+    start: int
+
+    def check(self, bundle: str, session: Session) -> None:
+        """Raises SessionError where this session cannot go on with what was saved."""
+        saved = self.saved
+        if saved.bundle != bundle:
+            raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open that, or "
+                               "begin a new session")
+        if saved.cache_type != session.cache_type:
+            raise SessionError(f"{self.path}: has a cache of type {saved.cache_type}, not {session.cache_type}; open it "
+                               f"with --kv-type {saved.cache_type}")
+        if saved.held > session.context:
+            raise SessionError(f"{self.path}: holds {saved.held} tokens, the context has room for {session.context}; open "
+                               f"it with --context {max(saved.held, saved.context)}")
+
+    def read_into(self, session: Session) -> None:
+        """Give an empty session of the same kind what was saved. Raises SessionError; then the session is empty."""
+        saved = self.saved
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                session.restore(saved.tokens, saved.held, saved.ahead, saved.unchanged,
+                                self._blocks(file, session), self._more(file))
+                _uncache(file.fileno())
+        except BaseException as error:
+            session.release_all()
+            if isinstance(error, OSError):
+                raise SessionError(f"{self.path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+            raise
+
+    def _blocks(self, file: Any, session: Session) -> Any:
+        """Read block after block into blocks of the session's pool."""
+        file.seek(self.start)
+        for number, checksum in enumerate(self.saved.blocks):
+            block = session.pool.take()
+            view = session.pool.view(block)
+            done = 0
+            while done < len(view) and (count := file.readinto(view[done:])):
+                done += count
+            if done < len(view) or xxhash.xxh3_64_intdigest(view) != checksum:
+                session.pool.give_back(block)
+                raise self._damaged(f"block {number}", self.start + number * len(view))
+            yield block
+
+    def _more(self, file: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        saved = self.saved
+        start = self.start + len(saved.blocks) * saved.block_bytes
+        file.seek(start)
+        places, importance = (4 * int(np.prod(shape)) if shape else 0 for shape in (saved.places, saved.importance))
+        data = file.read(places + importance)
+        if len(data) != places + importance or xxhash.xxh3_64_intdigest(data) != saved.more:
+            raise self._damaged("what its policy knows", start)
+        return (np.frombuffer(data[:places], np.int32).reshape(saved.places),
+                np.frombuffer(data[places:], np.float32).reshape(saved.importance) if importance else None)
+
+    def _damaged(self, what: str, offset: int) -> SessionError:
+        return SessionError(f"{self.path}: {what} at offset {offset} does not match its checksum; the file is damaged: "
+                            "remove the session, and begin a new one")
+
+
+def open_session(path: Path) -> SessionFile:
+    """Open a session's file and check its header. Raises SessionError."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(_PREFIX.size)
+            if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+                raise SessionError(f"{path}: is not a session of edgert")
+            _, version, zero, length, digest = _PREFIX.unpack(prefix)
+            if version != VERSION:
+                raise SessionError(f"{path}: is a session of version {version}, this edgert reads version {VERSION}; "
+                                   f"{'update edgert' if version > VERSION else 'begin a new one'}")
+            header = file.read(length) if length <= _MOST_HEADER else b""
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise SessionError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if zero or len(header) != length or xxhash.xxh3_64_intdigest(header) != digest:
+        raise SessionError(f"{path}: the header at offset 0 does not match its checksum; the file is damaged: remove the "
+                           "session, and begin a new one")
+    try:
+        saved = msgspec.json.decode(header, type=Saved)
+    except msgspec.DecodeError as error:
+        raise SessionError(f"{path}: the header is not that of a session ({error}); remove it, and begin a new one") from None
+    start = _aligned(_PREFIX.size + length)
+    if size < start + len(saved.blocks) * saved.block_bytes:
+        raise SessionError(f"{path}: ends at byte {size}, before all of its blocks; the file is damaged: remove the "
+                           "session, and begin a new one")
+    return SessionFile(path, saved, start)
+
+
+def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any]) -> None:
+    """Write a session to its file, which is replaced as a whole or not at all. Raises SessionError."""
+    blocks, places, importance = session.state()
+    views = [session.pool.view(block) for block in blocks]
+    more = places.tobytes() + (b"" if importance is None else importance.tobytes())
+    header = msgspec.json.encode(Saved(
+        bundle, session.cache_type, session.context, policy, session.tokens, session.held, session.ahead,
+        session.shortest, session.pool.block_bytes, [xxhash.xxh3_64_intdigest(view) for view in views],
+        list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk))
+    prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), xxhash.xxh3_64_intdigest(header))
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb", buffering=0) as file:
+            _write(file, (prefix + header).ljust(_aligned(len(prefix) + len(header)), b"\0"))
+            for view in views:
+                _write(file, view)
+            _write(file, more)
+            os.fsync(file.fileno())
+            _uncache(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise SessionError(f"{path}: the session cannot be saved: {(error.strerror or str(error)).lower()}; what was saved "
+                           "before is still there") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _write(file: Any, data: Any) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view):]
+
+
+def _uncache(descriptor: int) -> None:
+    """The pages of a large file are of no more use, and count toward a limit."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
