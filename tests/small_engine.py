@@ -6,6 +6,7 @@ from edgert.bundle import Bundle
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine
+from edgert.engine.retention import POLICIES, STOP, Policy
 from edgert.kernels import native
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.window import slots_in, window_bytes
@@ -53,7 +54,8 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,
                 chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0, attention: float | None = None,
                 details: float | None = None, head: float | None = None, slots: int | None = None,
-                rows: int = LEAST_ROWS, context: int = 64, file: FlashFile | None = None) -> Engine:
+                rows: int = LEAST_ROWS, context: int = 64, file: FlashFile | None = None,
+                policy: Policy = POLICIES[STOP]) -> Engine:
     """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned."""
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
                 readers=readers, embedding=embedding, attention=attention, details=details, head=head,
@@ -61,4 +63,4 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
     if slots is not None:
         made = replace(made, placement=replace(made.placement, slots=slots))
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
-                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows)
+                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows, policy=policy)
