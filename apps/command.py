@@ -1,5 +1,6 @@
 """`edgert chat`: chat with a model in the terminal."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from edgert.commands.loading import TEXT, load_model, model_options, sampling_op
 from edgert.download import WAITING, models_folder
 from edgert.errors import DownloadError
 from edgert.locking import making
+from edgert.sessions import list_sessions, using_session
 from edgert.terminal import show
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -18,10 +20,12 @@ DEFAULT_MODEL = "smollm2-135m"
 @click.command("chat")
 @click.argument("bundle", required=False)
 @click.option("--system", type=TEXT, help="System message: what the model is told before the conversation.")
+@click.option("--session", metavar="NAME",
+              help="Keep the conversation under this name, and go on with it: nothing is computed again.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit each answer to this many tokens.")
 @sampling_options(temperature=0.8)
 @model_options
-def command(bundle: str | None, system: str | None, max_tokens: int | None, temperature: float, top_k: int,
+def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None, temperature: float, top_k: int,
             top_p: float, min_p: float, repetition_penalty: float, seed: int | None, **model_settings: Any) -> None:
     """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, which is downloaded and converted if need be.
 
@@ -38,7 +42,23 @@ def command(bundle: str | None, system: str | None, max_tokens: int | None, temp
             return load_model(path, **model_settings)
         return load_model(path, **{**model_settings, "context": context, "trace": None})  # what was traced stays
 
-    chat(open_model, system, settings)
+    if session is None:
+        chat(open_model, system, settings)
+        return
+    with using_session(session) as file:
+        _as_it_was(session, model_settings)
+        if seed is None:
+            settings["seed"] = secrets.randbits(32)
+        chat(open_model, system, settings, file)
+
+
+def _as_it_was(name: str, settings: dict[str, Any]) -> None:
+    """Where the command line does not say otherwise, a session that is kept goes on with the cache that it had."""
+    kept = {info.name: info.saved for info in list_sessions()}.get(name)
+    if kept is not None:
+        for setting, value in (("kv_type", kept.cache_type), ("kv_policy", kept.policy), ("context", kept.context)):
+            if settings[setting] is None:
+                settings[setting] = value
 
 
 def default_bundle() -> Path:

@@ -5,8 +5,10 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgert import EdgertError
 
@@ -54,6 +56,21 @@ class Conversation:
         if later:
             self.left_out = later[0]
         return bool(later)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` makes it of again."""
+        return {"messages": self._after_system(self.turns), "left_out": self.left_out}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Conversation":
+        """A conversation that was kept. Raises EdgertError."""
+        messages, left_out = values.get("messages"), values.get("left_out")
+        if not (isinstance(messages, list) and isinstance(left_out, int) and all(
+                isinstance(m, dict) and m.keys() == {"role", "content"} and all(isinstance(v, str) for v in m.values())
+                for m in messages)):
+            raise EdgertError("the session was not kept by a chat, or is damaged; remove it, and begin a new one")
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        return cls(system, messages[system is not None:], left_out)
 
     def save(self, path: str) -> None:
         """Write all messages as JSON. An existing file is replaced as a whole or not at all. Raises EdgertError."""

@@ -4,9 +4,10 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from edgert import EdgertError, Generation, Model
+from edgert import EdgertError, Generation, Model, SessionError
 from edgert.terminal import read_standard_input, show, write_answer
 
 from .conversation import Conversation
@@ -36,10 +37,14 @@ class Chat:
     conversation: Conversation
     settings: dict[str, Any]
     """Passed on to `Model.generate`."""
+    keep: Path | None = None
+    """The file that the conversation is kept in."""
     last: Generation | None = None
 
     def __post_init__(self) -> None:
         self.model = self.open_model(None)
+        if self.keep is not None and self.keep.exists():
+            self._go_on(self.keep)
         self._warned = False  # that the context is filling up
         self._commands: dict[str, Callable[[str], None]] = {
             "/system": self._system, "/reset": self._reset, "/drop": self._drop, "/context": self._context,
@@ -89,14 +94,39 @@ class Chat:
         show()
         self.last = generation or self.last
         self.conversation.answer("".join(said))
+        self._keep()
+
+    def _go_on(self, path: Path) -> None:
+        """Go on with a conversation that was kept. Raises EdgertError."""
+        try:
+            talk = self.model.open_session(path)
+            kept = Conversation.from_json(talk)
+            if self.conversation.system not in (None, kept.system):
+                raise SessionError(f"{path.stem}: the session has another system message already; leave --system away, or "
+                                   "take another name")
+        except BaseException:
+            self.model.close()
+            raise
+        self.conversation, self.settings["seed"] = kept, talk.get("seed")
+        if not isinstance(self.settings["seed"], int | None):
+            self.settings["seed"] = None
+
+    def _keep(self) -> None:
+        """Have the conversation written to its file, if it has one, while the user reads the answer."""
+        if self.keep is not None:
+            self.model.save_session(self.keep, {**self.conversation.to_json(), "seed": self.settings.get("seed")},
+                                    wait=False)
 
     def _answer_if_it_fits(self) -> None:
         """Answer the last question. If the context has no room for it, keep it and tell the user what can be done."""
         needed = self._tokens()
-        if needed > self.model.context:
+        if needed > self.model.context and not self.model.endless:
             self._offer(needed)
             return
         self.answer()
+        if self.model.endless:
+            self._say_that_it_forgets()
+            return
         used = self._used()
         if used > self.model.context:
             show("(the context is full, so the answer ends here: "
@@ -104,6 +134,12 @@ class Chat:
         elif used > 3 * self.model.context // 4 and not self._warned:
             show(f"(context: {used} of {self.model.context} tokens used; before it is full: "
                  "/drop leaves out the oldest turns, /context N makes it larger, /reset starts anew)")
+            self._warned = True
+
+    def _say_that_it_forgets(self) -> None:
+        if self._used() > self.model.context and not self._warned:
+            show(f"(the conversation is longer than the context of {self.model.context} tokens: from here on the model "
+                 "forgets a part of what came before)")
             self._warned = True
 
     def _tokens(self) -> int:
@@ -219,20 +255,25 @@ class Chat:
         yield f"threads: {self.model.threads}"
 
 
-def chat(open_model: OpenModel, system: str | None, settings: dict[str, Any]) -> None:
-    """Chat on the terminal, or answer standard input where it is not one. Raises EdgertError."""
+def chat(open_model: OpenModel, system: str | None, settings: dict[str, Any], keep: Path | None = None) -> None:
+    """Chat on the terminal, or answer standard input where it is not one. keep: the file of a conversation that goes on,
+    or begins to be kept. Raises EdgertError."""
     question = None if sys.stdin.isatty() else read_standard_input().strip()
     if question == "":
         raise EdgertError("standard input is empty; write the question there, or call this on a terminal")
-    session = Chat(open_model, Conversation(system=system), settings)
+    session = Chat(open_model, Conversation(system=system), settings, keep)
     try:
         if question is not None:
             session.conversation.ask(question)
             session.answer()
+            session.model.wait_for_session()
             return
         if session.model.plan.disk is None:
             show(f"memory: {session.model.plan.summary}")
         show("Ask something; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.")
+        if turns := session.conversation.turns:
+            show(f"(going on with {keep.stem if keep else ''}: {len(turns)} messages so far)")
         session.run()
+        session.model.wait_for_session()
     finally:
         session.model.close()

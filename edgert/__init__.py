@@ -14,6 +14,7 @@ from .errors import (
     EdgertError,
     ModelError,
     PeerError,
+    SessionError,
     SourceError,
     TemplateError,
 )
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError", "PeerError", "Piece",
-           "SourceError", "Statistics", "TemplateError", "convert", "load", "pull"]
+           "SessionError", "SourceError", "Statistics", "TemplateError", "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",

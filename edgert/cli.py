@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("edgert.commands.inspect", "Show what a bundle contains."),
     "verify": ("edgert.commands.verify", "Check every checksum of a bundle."),
     "chat": ("edgert.apps.command", "Chat with a model in the terminal."),
+    "sessions": ("edgert.commands.sessions", "List, show or remove conversations that are kept."),
     "run": ("edgert.commands.run", "Generate text from one prompt."),
     "plan": ("edgert.commands.plan", "Show where memory goes, and predict the speed."),
     "bench": ("edgert.commands.bench", "Measure speed, also against llama.cpp."),

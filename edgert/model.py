@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from .engine.pool import Pool
 from .engine.prefixes import MORE_POSITIONS, Prefixes
 from .engine.retention import STOP, parse_policy
 from .engine.session import Session, check_session
+from .engine.session_file import open_session, save_session
 from .engine.tracing import Trace
 from .engine.worker import Job, Worker, settle
 from .errors import BundleError, EdgertError, ModelError
@@ -44,7 +46,7 @@ CompileProgress = Callable[[int, int, str], None]
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
-         kv_policy: str = STOP, speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
+         kv_policy: str | None = None, speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
     and where a conversation outgrows its context, on that and kv_policy.
@@ -56,7 +58,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     in mind. Default: 4096, or the model's maximum if less.
     prefill_chunk: how many prompt tokens are computed at once, at most.
     kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for unquantized bundles.
-    kv_policy: what happens when the context is full: "stop" ends the answer; the others let conversations go on without
+    kv_policy: what happens when the context is full: "stop", the default, ends the answer; the others let conversations go on without
     end, and the model forgets: "window" all but the first and the latest tokens, "heavy" what its attention returns to
     least (engine/retention.py).
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
@@ -69,7 +71,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 kv_policy=kv_policy, speculation=speculation, trace=trace, compile_progress=compile_progress)
+                 kv_policy=kv_policy or STOP, speculation=speculation, trace=trace, compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -174,6 +176,8 @@ class Model:
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
         self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded
         self._speculator = Speculator(self._engine, mode)
+        self._kv_policy = kv_policy
+        self._saving: Job[None] | None = None
         self.tokenizer = self._text.tokenizer
 
     @property
@@ -195,6 +199,11 @@ class Model:
     def context(self) -> int:
         """How many tokens prompt and answers may have together."""
         return self._session.context
+
+    @property
+    def endless(self) -> bool:
+        """Whether conversations may go on when the context is full: the model then forgets, as its kv_policy says."""
+        return self._engine.policy.goes_at_once(self.context) > 0
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
@@ -228,8 +237,7 @@ class Model:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if not ids:
             raise ModelError("the prompt is empty; give at least one character")
-        endless = self._engine.policy.goes_at_once(self._session.context) > 0
-        room = sys.maxsize if endless else self._session.context - len(ids) + 1
+        room = sys.maxsize if self.endless else self._session.context - len(ids) + 1
         if room < 1:
             raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
                              "shorten it or raise the context")
@@ -273,8 +281,7 @@ class Model:
 
     def _check_length(self, text: Any) -> None:
         """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
-        endless = self._engine.policy.goes_at_once(self._session.context) > 0
-        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not endless:
+        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not self.endless:
             raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
                              f"{self._session.context} tokens; shorten it or raise the context")
 
@@ -341,6 +348,49 @@ class Model:
             self._session.truncate(keep)
 
         self._worker.run(work)
+
+    def save_session(self, path: str | os.PathLike[str], talk: Mapping[str, Any] | None = None, *,
+                     wait: bool = True) -> None:
+        """Write what was computed last, its tokens with their keys and values, into a file (engine/session_file.py).
+
+        The file is replaced as a whole, or not at all. talk: JSON values that `open_session` shall return. wait: False
+        to have it written while the caller goes on; what is computed next waits for it. Raises SessionError, also for
+        what was written before without waiting and could not be.
+        """
+        self.wait_for_session()
+        session, digest, policy = self._session, self._bundle.digest, self._kv_policy
+        kept = dict(talk or {})
+
+        def work(job: Job[None]) -> None:
+            save_session(Path(path), session, digest, policy, kept)
+
+        if wait:
+            self._worker.run(work)
+        else:
+            self._saving = self._worker.post(work)
+
+    def wait_for_session(self) -> None:
+        """Wait until what `save_session` writes is written. Raises SessionError if it cannot be."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.done.wait()
+            saving.result()
+
+    def open_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Go on with a session that `save_session` has written: nothing of it is computed again. Ends the current
+        answer. Returns its `talk`. Raises SessionError for a file that is damaged, or does not go with this model and its
+        settings; then nothing has changed.
+        """
+        file = open_session(Path(path))
+
+        def work(job: Job[None]) -> None:
+            file.check(self._bundle.digest, self._session)
+            self._turns.end()
+            self._prefixes.remember(self._session)
+            file.read_into(self._session)
+
+        self._worker.run(work)
+        return file.saved.talk
 
     def close(self) -> None:
         """End the threads and free the memory. Waits for what another thread is computing."""

@@ -398,6 +398,8 @@ class Rope(NamedTuple):
     head_dim: int
     layer: int
     interleaved: int
+    centers: int
+    """float32 (kv_heads, head_dim), subtracted from keys that are quantized; 0 for none."""
 
 
 ROPE = offsets(Rope)

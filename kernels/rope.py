@@ -43,10 +43,12 @@ _put_f16, _put_f32, _put_q8, _put_q4 = (_store_kernel(cache_type) for cache_type
 
 @kernel
 def rope(op, state):
-    """Rotate every new token's queries and keys, and put keys and values into its session's cache."""
+    """Rotate every new token's queries and keys, and put keys and values into its session's cache. Keys in `qkv` are
+    what is put there, before it is rounded."""
     cache_type, qkv, stride = load_i64(op + ROPE.cache_type), load_i64(op + ROPE.qkv), load_i64(op + ROPE.qkv_stride)
     heads, kv_heads, head_dim = load_i64(op + ROPE.heads), load_i64(op + ROPE.kv_heads), load_i64(op + ROPE.head_dim)
     layer, interleaved = load_i64(op + ROPE.layer), load_i64(op + ROPE.interleaved)
+    centers = load_i64(op + ROPE.centers)
     jobs = heads + kv_heads
     items = load_i64(state + STATE.tokens) * jobs
     chunk = share(state, items, 4)
@@ -59,6 +61,10 @@ def rope(op, state):
             _rotate(x, load_i64(token + TOKEN.angles), head_dim, interleaved)
             if head >= heads:
                 value = x + kv_heads * head_dim * 4
+                if centers and cache_type >= 2:
+                    for i in range(head_dim):
+                        center = load_f32(centers + 4 * ((head - heads) * head_dim + i))
+                        store_f32(x + 4 * i, load_f32(x + 4 * i) - center)
                 if cache_type == 0:
                     _put_f16(token, layer, head - heads, head_dim, x, value)
                 elif cache_type == 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgert.engine.retention import POLICIES, STOP
+from edgert.engine.retention import POLICIES
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.model import DEFAULT_CHUNK, Model, load
@@ -49,9 +49,9 @@ def model_options(command: Command) -> Command:
 def plan_options(command: Command) -> Command:
     """Adds --threads, --context, --prefill-chunk, --kv-type, --kv-policy."""
     for option in (
-        click.option("--kv-policy", type=click.Choice(list(POLICIES)), default=STOP, show_default=True,
+        click.option("--kv-policy", type=click.Choice(list(POLICIES)), 
                      help="When the context is full: stop, or go on without end and forget: all but the first and the "
-                          "latest tokens (window), or what attention returns to least (heavy)."),
+                          "latest tokens (window), or what attention returns to least (heavy).  [default: stop]"),
         click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
                      help="Type of the key-value cache: q8 takes about half of f16, q4 two fifths.  "
                           "[default: f16; f32 for unquantized bundles]"),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgert.bundle import Bundle, Header
-from edgert.engine.retention import parse_policy
+from edgert.engine.retention import STOP, parse_policy
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import process_cost
 from edgert.memory.budget import parse_size
@@ -75,7 +75,7 @@ class _Measured:
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
-            kv_type: str | None, kv_policy: str, png: str | None, as_json: bool) -> None:
+            kv_type: str | None, kv_policy: str | None, png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
@@ -105,7 +105,7 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
 
 @contextmanager
 def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: int | None, chunk: int,
-              kv_type: str | None, kv_policy: str) -> Iterator[_Measured]:
+              kv_type: str | None, kv_policy: str | None) -> Iterator[_Measured]:
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
@@ -116,7 +116,7 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
     with _saying("measuring the disk ..."):
         disk = device_of(bundle.path)
     planner = Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
-                      observes=parse_policy(kv_policy, context, header.config).observes)
+                      observes=parse_policy(kv_policy or STOP, context, header.config).observes)
     planner.plan(budget, lambda: disk)
     with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:
         with _saying("measuring the processor ..."):

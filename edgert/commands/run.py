@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from edgert.bundle import Bundle
+from edgert.engine.retention import STOP
 from edgert.measuring.process import peak_rss_bytes
 from edgert.model import DEFAULT_CONTEXT
 from edgert.terminal import read_standard_input, show, show_json, write_answer
@@ -44,8 +46,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
     if system is not None and not chat:
         raise click.UsageError("--system goes with --chat")
     started = time.perf_counter()
-    if model_settings["context"] is None and max_tokens is not None:
-        model_settings["context"] = _enough_context(text, max_tokens)
+    if model_settings["context"] is None and max_tokens is not None and model_settings["kv_policy"] in (None, STOP):
+        model_settings["context"] = _enough_context(bundle, text, max_tokens)
     with load_model(bundle, **model_settings) as model:
         loaded = time.perf_counter()
         settings: dict[str, Any] = {
@@ -83,12 +85,14 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
         show_json(result)
 
 
-def _enough_context(text: str, max_tokens: int) -> int | None:
+def _enough_context(bundle: str, text: str, max_tokens: int) -> int | None:
     """A context just long enough for this prompt and answer, None if that is not less than the default. Memory that it
     does not take is used for weights."""
     room = len(text.encode()) + _TEMPLATE_TOKENS + max_tokens  # a token is a byte at least
     room = -(-room // _CONTEXT_STEP) * _CONTEXT_STEP
-    return room if room < DEFAULT_CONTEXT else None
+    with Bundle(bundle) as opened:
+        most = opened.header.config.max_position_embeddings
+    return room if room < min(DEFAULT_CONTEXT, most) else None
 
 
 def _prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -22,6 +22,7 @@ from edgert.residency.source import Source, no_answer
 from edgert.residency.weights import Weights
 
 from .buffers import Buffers
+from .key_centers import key_centers
 from .program_builder import Kind, Places, ProgramBuilder
 from .retention import OBSERVED, POLICIES, STOP, Policy
 from .session import Session
@@ -106,13 +107,14 @@ class Engine:
                 places[Kind.OBSERVING] = self._weights
             if Drafting.possible(header, placement):
                 self._drafting = places[Kind.DRAFT] = Drafting(self._weights, header, placement)
+            self._centers = key_centers(header, self._weights)
             self._programs = {kind: self._build(header, of, cache_type, kind) for kind, of in places.items()}
             self._team.set(selected_rows=self._buffers.selected_buffer.address,
                            token_records=self._buffers.tokens_buffer.address, freed=self.source.freed)
             self._closing = made.pop_all()
 
     def _build(self, header: Header, places: Places, cache_type: str, kind: Kind) -> Programs:
-        network = ProgramBuilder(self.config, header, places, self._buffers, cache_type, kind)
+        network = ProgramBuilder(self.config, header, places, self._buffers, cache_type, kind, self._centers)
         FAMILIES[self.config.architecture].wire(self.config, network)
         body, head = network.body.array, network.head.array
         return Programs(body, head, np.concatenate([body, head]))
@@ -241,6 +243,8 @@ class Engine:
             session = new.session
             if not session.room:
                 self.policy.make_room(session, lambda session=session: self._observe(session))  # type: ignore[misc]
+                if session.ahead + session.context > self.config.max_position_embeddings:
+                    session.turn(self._centers)
 
     def _observe(self, session: Session) -> np.ndarray:
         """How much attention the last OBSERVED tokens of a session pay to each position: they are computed again.

@@ -72,11 +72,11 @@ class Vectors:
 
 
 class ProgramBuilder:
-    """Implements models.network.Network: appends to `body`, and for the output head to `head`."""
+    """Implements models.network.Network: appends to `body`, and for the output head to `head`. centers: key_centers."""
 
     def __init__(self, config: Config, header: Header, weights: Places, buffers: Buffers, cache_type: str,
-                 kind: Kind) -> None:
-        self._kind = kind
+                 kind: Kind, centers: np.ndarray | None = None) -> None:
+        self._kind, self._centers = kind, centers
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
         self._cache_type = list(CACHE_TYPES).index(cache_type)
         self._feed_forward = feed_forward_parts(config.tensors(), sparse=config.sparse)
@@ -134,7 +134,8 @@ class ProgramBuilder:
         out = b.h[Activation.FLOAT]
         shape = (self._cache_type, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
                  layer)
-        self.body.append(Code.ROPE, records.Rope(*shape, int(c.rotates_neighbours)))
+        self.body.append(Code.ROPE, records.Rope(
+            *shape, int(c.rotates_neighbours), 0 if self._centers is None else self._centers[layer].ctypes.data))
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
                                    _float_bits(c.head_dim ** -0.5), b.parts.address, b.parts.stride)
         self.body.append(Code.ATTENTION, record)

@@ -5,12 +5,15 @@ import numpy as np
 
 from edgert.kernels.pages import GROUP
 
+from .key_centers import halves
 
-def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, *, neighbours: bool) -> None:
+
+def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, center: np.ndarray | None, *,
+              neighbours: bool) -> None:
     """Turn keys in place.
 
     pages: a head's pages in order (pages.head_layout). turns: by how many positions, (positions,). frequencies: radians
-    a position of each pair of components, (head_dim / 2,). neighbours: whether pairs are of neighbours. Quantized keys
+    a position of each pair of components, (head_dim / 2,). center: what was subtracted from quantized keys. neighbours: whether pairs are of neighbours. Quantized keys
     are quantized anew, as kernels/cache.py does.
     """
     half, wide = len(frequencies), pages["keys"].shape[-2]
@@ -18,12 +21,15 @@ def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, *, 
     quantized = pages["key_scales"].size > 0
     if quantized:
         keys *= _by_position(pages["key_scales"]).astype(np.float64)[:len(turns)].repeat(GROUP, 1)[:, :wide]
-    first, second = ((slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if neighbours
-                     else (slice(half), slice(half, 2 * half)))
+        if center is not None:
+            keys[:, :2 * half] += center
+    first, second = halves(2 * half, neighbours=neighbours)
     turned = (keys[:, first] + 1j * keys[:, second]) * np.exp(1j * turns[:, None] * frequencies)
     keys[:, first], keys[:, second] = turned.real, turned.imag
     if quantized:
         keys[:, 2 * half:] = 0
+        if center is not None:
+            keys[:, :2 * half] -= center
         padded = np.pad(keys, ((0, 0), (0, -wide % GROUP))).reshape(len(keys), -1, GROUP)
         steps = np.abs(padded).max(-1) / 127
         codes = np.rint(padded / np.where(steps, steps, 1)[..., None]).reshape(len(keys), -1)[:, :wide]

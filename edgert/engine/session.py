@@ -170,17 +170,17 @@ class Session:
         self._let_go += count
         self.ahead += count
         self._unchanged, self._places = self.length, places.astype(np.int32)
-        if self.ahead + self.context > self.config.max_position_embeddings:
-            self._turn()
 
-    def _turn(self) -> None:
-        """Turn what is held to the rotary positions from 0 on."""
+    def turn(self, centers: np.ndarray | None) -> None:
+        """Turn what is held to the rotary positions from 0 on, just after something was let go of. centers: as of
+        key_centers."""
         self._reserve_alone()
         turns = np.arange(self.held) - self._places
         for layer in range(self.config.num_hidden_layers):
             pages = np.stack([self.pool.heads(block)[layer] for block in self._blocks[:blocks_of(self.held)]], 1)
             for head in range(len(pages)):
                 turn_keys(pages[head], turns[layer % len(turns), head % turns.shape[1]], self._frequencies,
+                          None if centers is None else centers[layer, head],
                           neighbours=self.config.rotates_neighbours)
             for number in range(pages.shape[1]):
                 self.pool.heads(self._blocks[number])[layer] = pages[:, number]

@@ -167,6 +167,14 @@ class Worker:
             raise
         return job.result()
 
+    def post(self, work: Callable[[Job[T]], T]) -> Job[T]:
+        """Have a job run in the thread, after those that are in the queue, and do not wait for it. Raises what `check`
+        raises."""
+        self.check()
+        job = Job(work)
+        self._life.jobs.put(job)
+        return job
+
     def close(self) -> None:
         """Close what jobs have opened and end the thread, after the jobs that are in the queue now.
 

@@ -143,7 +143,7 @@ def rope_all(team: Team, batch: Sequence[New], layer: int) -> list[np.ndarray]:
     (fields, rows), shape = set_tokens(team, batch), batch[0].cache.shape
     assert rig.run(team, (Code.ROPE, records.Rope(
         batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
-        int(shape.interleaved))))
+        int(shape.interleaved), 0)))
     check(batch, fields, rows)
     return split_rows(batch, rows.view(np.float32))
 
