@@ -25,8 +25,9 @@ DEFAULT_MODEL = "smollm2-135m"
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit each answer to this many tokens.")
 @sampling_options(temperature=0.8)
 @model_options
-def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None, temperature: float, top_k: int,
-            top_p: float, min_p: float, repetition_penalty: float, seed: int | None, **model_settings: Any) -> None:
+def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None, temperature: float,
+            top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None,
+            **model_settings: Any) -> None:
     """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, which is downloaded and converted if need be.
 
     If standard input is not a terminal, it is read as one question, and answered.

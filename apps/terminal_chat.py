@@ -102,8 +102,8 @@ class Chat:
             talk = self.model.open_session(path)
             kept = Conversation.from_json(talk)
             if self.conversation.system not in (None, kept.system):
-                raise SessionError(f"{path.stem}: the session has another system message already; leave --system away, or "
-                                   "take another name")
+                raise SessionError(f"{path.stem}: the session has another system message already; leave --system "
+                                   "away, or take another name")
         except BaseException:
             self.model.close()
             raise
@@ -256,8 +256,8 @@ class Chat:
 
 
 def chat(open_model: OpenModel, system: str | None, settings: dict[str, Any], keep: Path | None = None) -> None:
-    """Chat on the terminal, or answer standard input where it is not one. keep: the file of a conversation that goes on,
-    or begins to be kept. Raises EdgertError."""
+    """Chat on the terminal, or answer standard input where it is not one. keep: the file of a conversation that goes
+    on, or begins to be kept. Raises EdgertError."""
     question = None if sys.stdin.isatty() else read_standard_input().strip()
     if question == "":
         raise EdgertError("standard input is empty; write the question there, or call this on a terminal")

@@ -57,10 +57,11 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     context: how many tokens prompt and answers may have together, or with another kv_policy, how many of them are kept
     in mind. Default: 4096, or the model's maximum if less.
     prefill_chunk: how many prompt tokens are computed at once, at most.
-    kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for unquantized bundles.
-    kv_policy: what happens when the context is full: "stop", the default, ends the answer; the others let conversations go on without
-    end, and the model forgets: "window" all but the first and the latest tokens, "heavy" what its attention returns to
-    least (engine/retention.py).
+    kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for
+    unquantized bundles.
+    kv_policy: what happens when the context is full: "stop", the default, ends the answer; the others let conversations
+    go on without end, and the model forgets: "window" all but the first and the latest tokens, "heavy" what its
+    attention returns to least (engine/retention.py).
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
@@ -154,8 +155,8 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
-                 context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
-                 speculation: str | int, trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
+                 context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str, speculation: str | int,
+                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -378,8 +379,8 @@ class Model:
 
     def open_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on with a session that `save_session` has written: nothing of it is computed again. Ends the current
-        answer. Returns its `talk`. Raises SessionError for a file that is damaged, or does not go with this model and its
-        settings; then nothing has changed.
+        answer. Returns its `talk`. Raises SessionError for a file that is damaged, or does not go with this model and
+        its settings.
         """
         file = open_session(Path(path))
 

@@ -69,7 +69,8 @@ def _info(path: Path) -> SessionInfo:
         saved = open_session(path).saved
     except SessionError:
         saved = None
-    return SessionInfo(path.name.removesuffix(_SUFFIX), path, stat.st_size, datetime.fromtimestamp(stat.st_mtime), saved)
+    changed = datetime.fromtimestamp(stat.st_mtime)
+    return SessionInfo(path.name.removesuffix(_SUFFIX), path, stat.st_size, changed, saved)
 
 
 def remove_session(name: str) -> None:
@@ -92,10 +93,11 @@ def using_session(name: str) -> Iterator[Path]:
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         lock.acquire(blocking=False)
     except Timeout:
-        raise SessionError(f"the session {name} is in use by another program; end that first, or take another name") from None
+        raise SessionError(f"the session {name} is in use by another program; end that first, or take another "
+                           "name") from None
     except OSError as error:
-        raise SessionError(f"{path.parent}: sessions cannot be kept there: {(error.strerror or str(error)).lower()}; set "
-                           "EDGERT_SESSIONS to another folder") from None
+        raise SessionError(f"{path.parent}: sessions cannot be kept there: {(error.strerror or str(error)).lower()}; "
+                           "set EDGERT_SESSIONS to another folder") from None
     try:
         yield path
     finally:

@@ -1,4 +1,4 @@
-"""How much attention new tokens pay to each position: what policies of a full cache go by (edgert/engine/retention.py)."""
+"""How much attention new tokens pay to each position, which policies of a full cache go by."""
 
 from typing import Any
 

@@ -49,7 +49,7 @@ def head_layout(cache_type: str, head_dim: int) -> np.dtype:
         ("values", elements[value_kind], (PAGE, groups, 16) if value_kind == "q4" else (PAGE, wide)),
         ("value_scales", np.float16, (groups if value_kind in ("q8", "q4") else 0, PAGE)),
     ]
-    return np.dtype(fields)  # type: ignore[arg-type]
+    return np.dtype(fields)
 
 
 def key_bytes(cache_type: str, head_dim: int) -> int:

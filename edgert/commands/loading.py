@@ -49,7 +49,7 @@ def model_options(command: Command) -> Command:
 def plan_options(command: Command) -> Command:
     """Adds --threads, --context, --prefill-chunk, --kv-type, --kv-policy."""
     for option in (
-        click.option("--kv-policy", type=click.Choice(list(POLICIES)), 
+        click.option("--kv-policy", type=click.Choice(list(POLICIES)),
                      help="When the context is full: stop, or go on without end and forget: all but the first and the "
                           "latest tokens (window), or what attention returns to least (heavy).  [default: stop]"),
         click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
@@ -112,6 +112,6 @@ def compile_progress(number: int, count: int, name: str) -> None:
     """Show on standard error which kernel is being compiled; on a terminal in one line that is rewritten."""
     if not sys.stderr.isatty():
         if number == 1:
-            show(f"compiling {count} kernels for this processor, this once (about half a minute)", err=True)
+            show(f"compiling {count} kernels for this processor, this once (about a minute)", err=True)
         return
     show_passing(f"compiling for this processor, this once: {number}/{count} {name}" if number < count else "")

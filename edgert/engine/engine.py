@@ -190,9 +190,10 @@ class Engine:
         cancel: int64 of shape (1,); when somebody sets it to CANCELLED, computing ends. Returns for each session the
         logits that are wanted: float32 of shape (len(wanted), vocab_size).
 
-        Raises ModelError when a context is full and its policy is to stop, a token is not in the vocabulary, or values are not finite, and what
-        Source.check raises when weights cannot be read, after which nothing can be computed any more; in all cases the
-        sessions are as they were. Raises CancelledError; then they have what was computed until then.
+        Raises ModelError when a context is full and its policy is to stop, a token is not in the vocabulary, or values
+        are not finite, and what Source.check raises when weights cannot be read, after which nothing can be computed
+        any more; in all cases the sessions are as they were, or empty if a policy has let go of something since. Raises
+        CancelledError; then they have what was computed until then.
         """
         self._begin(batch, cancel)
         starts = np.cumsum([0, *(new.total for new in batch)]).tolist()

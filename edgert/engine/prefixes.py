@@ -16,7 +16,6 @@ from edgert.kernels.pages import PAGE
 from .pool import Pool
 from .session import Session, common_length
 
-
 MORE_POSITIONS = PAGE
 """What a pool needs beyond the longest session: for a block that is held here and begun anew there."""
 

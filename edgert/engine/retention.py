@@ -62,8 +62,8 @@ class Window:
 
 class Heavy:
     """Of each key-value head the positions stay that attention returns to, the first few, and the latest (Zhang et al.
-    2023, "H2O"; Liu et al. 2023, "Scissorhands"; what counts is the attention of the last OBSERVED tokens, as in "SnapKV",
-    Li et al. 2024, and half of what counted the last time)."""
+    2023, "H2O"; Liu et al. 2023, "Scissorhands"). What counts is the attention of the last OBSERVED tokens, as in
+    "SnapKV" (Li et al. 2024), now or whenever something was let go of before."""
 
     least, observes = 8 * PAGE, True
     sinks, latest = 4, PAGE
@@ -75,7 +75,7 @@ class Heavy:
 
     def make_room(self, session: Session, observe: Observe) -> None:
         masses = observe()
-        masses += 0.5 * session.importance(masses.shape)
+        np.maximum(masses, session.importance(masses.shape), out=masses)
         counted = masses.copy()
         for shift in range(1, self.spread + 1):
             np.maximum(counted[..., shift:], masses[..., :-shift], out=counted[..., shift:])

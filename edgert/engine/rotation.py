@@ -13,8 +13,9 @@ def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, cen
     """Turn keys in place.
 
     pages: a head's pages in order (pages.head_layout). turns: by how many positions, (positions,). frequencies: radians
-    a position of each pair of components, (head_dim / 2,). center: what was subtracted from quantized keys. neighbours: whether pairs are of neighbours. Quantized keys
-    are quantized anew, as kernels/cache.py does.
+    a position of each pair of components, (head_dim / 2,). center: what was subtracted from quantized keys
+    (key_centers). neighbours: whether pairs are of neighbours. Quantized keys are quantized anew, as kernels/cache.py
+    does.
     """
     half, wide = len(frequencies), pages["keys"].shape[-2]
     keys = _by_position(pages["keys"])[:len(turns)].astype(np.float64)

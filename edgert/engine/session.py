@@ -30,8 +30,8 @@ class Session:
         check_session(config, context, cache_type)
         self.config, self.context, self.cache_type = config, context, cache_type
         self.tokens: list[int] = []
-        self._own_pool = None if pool else Pool(config, cache_type, context)
-        self.pool = pool or self._own_pool
+        self._owns_pool = pool is None
+        self.pool = Pool(config, cache_type, context) if pool is None else pool
         self._blocks: list[int] = []
         self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
         self._frequencies = config.rope_frequencies()
@@ -79,7 +79,8 @@ class Session:
         angles = (positions + self.ahead)[:, None] * self._frequencies
         self._angles = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
         rows = np.empty((len(slots), len(Token._fields)), np.int64)
-        rows[:] = Token(self._pages.ctypes.data, self._pages.shape[1], self.pool.head.itemsize, self._key_bytes, 0, 0, 0)
+        rows[:] = Token(self._pages.ctypes.data, self._pages.shape[1], self.pool.head.itemsize, self._key_bytes,
+                        0, 0, 0)
         for name, column in (("position", positions), ("slot", slots),
                              ("angles", self._angles.ctypes.data + self._angles.strides[0] * np.arange(len(slots)))):
             rows[:, Token._fields.index(name)] = column
@@ -109,19 +110,23 @@ class Session:
         if length < self._unchanged:
             self.tokens.clear()
             self._forget()
+        while len(self._blocks) > blocks_of(self.held):
+            self.pool.give_back(self._blocks.pop())
 
     def adopt(self, slot: int, position: int, token: int) -> None:
         """Keep the keys and values of the first `position` positions that are held, and after them `token`, a sibling
         that was computed for that position; its key and value are in `slot` (records). Raises ModelError."""
         if not position <= slot < self.context:
             raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
-        self.truncate(position + self._let_go)
+        if position > self.held:
+            raise ModelError(f"a session that holds {self.held} tokens has no position {position}")
         source, to = (self.pool.heads(self._blocks[place // PAGE]) for place in (slot, position))
         (tile, lane), (to_tile, to_lane) = (divmod(place % PAGE, POSITIONS) for place in (slot, position))
         for name in ("keys", "key_scales"):
             to[name][..., to_tile, :, to_lane] = source[name][..., tile, :, lane]
         to["values"][:, :, position % PAGE] = source["values"][:, :, slot % PAGE]
         to["value_scales"][..., position % PAGE] = source["value_scales"][..., slot % PAGE]
+        self.truncate(position + self._let_go)
         self.tokens.append(token)
 
     def importance(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -192,7 +197,7 @@ class Session:
 
     def release(self) -> list[tuple[int, tuple[int, ...]]]:
         """Let go of all blocks that hold tokens: each, whoever called this holds it now, and its tokens, in order; of
-        none, where a policy has let go of some positions. The session is empty then, and other blocks are given back."""
+        none, where a policy has let go of some positions. The session is empty then; other blocks are given back."""
         used = blocks_of(self.length) if not self._let_go else 0
         released = [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(used)]
         for block in self._blocks[used:]:
@@ -232,8 +237,8 @@ class Session:
     def close(self) -> None:
         """Give its blocks back."""
         self.release_all()
-        if self._own_pool:
-            self._own_pool.close()
+        if self._owns_pool:
+            self.pool.close()
 
 
 def _move(pages: np.ndarray, places: np.ndarray) -> None:

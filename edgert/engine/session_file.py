@@ -67,14 +67,14 @@ class SessionFile:
         """Raises SessionError where this session cannot go on with what was saved."""
         saved = self.saved
         if saved.bundle != bundle:
-            raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open that, or "
-                               "begin a new session")
+            raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open "
+                               "that, or begin a new session")
         if saved.cache_type != session.cache_type:
-            raise SessionError(f"{self.path}: has a cache of type {saved.cache_type}, not {session.cache_type}; open it "
-                               f"with --kv-type {saved.cache_type}")
+            raise SessionError(f"{self.path}: has a cache of type {saved.cache_type}, not {session.cache_type}; open "
+                               f"it with --kv-type {saved.cache_type}")
         if saved.held > session.context:
-            raise SessionError(f"{self.path}: holds {saved.held} tokens, the context has room for {session.context}; open "
-                               f"it with --context {max(saved.held, saved.context)}")
+            raise SessionError(f"{self.path}: holds {saved.held} tokens, the context has room for {session.context}; "
+                               f"open it with --context {max(saved.held, saved.context)}")
 
     def read_into(self, session: Session) -> None:
         """Give an empty session of the same kind what was saved. Raises SessionError; then the session is empty."""
@@ -136,12 +136,13 @@ def open_session(path: Path) -> SessionFile:
     except OSError as error:
         raise SessionError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if zero or len(header) != length or xxhash.xxh3_64_intdigest(header) != digest:
-        raise SessionError(f"{path}: the header at offset 0 does not match its checksum; the file is damaged: remove the "
-                           "session, and begin a new one")
+        raise SessionError(f"{path}: the header at offset 0 does not match its checksum; the file is damaged: remove "
+                           "the session, and begin a new one")
     try:
         saved = msgspec.json.decode(header, type=Saved)
     except msgspec.DecodeError as error:
-        raise SessionError(f"{path}: the header is not that of a session ({error}); remove it, and begin a new one") from None
+        raise SessionError(f"{path}: the header is not that of a session ({error}); remove it, and begin a new "
+                           "one") from None
     start = _aligned(_PREFIX.size + length)
     if size < start + len(saved.blocks) * saved.block_bytes:
         raise SessionError(f"{path}: ends at byte {size}, before all of its blocks; the file is damaged: remove the "
@@ -171,8 +172,8 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
             _uncache(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise SessionError(f"{path}: the session cannot be saved: {(error.strerror or str(error)).lower()}; what was saved "
-                           "before is still there") from None
+        raise SessionError(f"{path}: the session cannot be saved: {(error.strerror or str(error)).lower()}; what was "
+                           "saved before is still there") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

@@ -115,6 +115,19 @@ def test_the_oldest_goes_first_and_a_conversation_may_take_all(engine: Engine) -
     conversations.close()
 
 
+def test_a_session_that_begins_anew_leaves_what_was_shared(engine: Engine) -> None:
+    """Its blocks are held with others, who may let go of them then."""
+    conversations = Conversations(engine)
+    for tokens in ([1, 2] * (CONTEXT // 2), [1, 2] * (CONTEXT // 2 - 1) + [3]):
+        conversations.ask(tokens)
+        conversations.ask(tokens)
+    conversations.session.truncate(0)
+    tokens = [4] * CONTEXT
+    assert np.array_equal(engine.forward(conversations.session, tokens)[0], alone(engine, tokens))
+    conversations.check()
+    conversations.close()
+
+
 def test_a_pool_that_is_full(engine: Engine) -> None:
     pool = Pool(engine.config, "f16", PAGE)
     first, second = (Session(engine.config, PAGE, "f16", pool) for _ in range(2))

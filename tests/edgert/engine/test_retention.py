@@ -13,7 +13,7 @@ from edgert.engine.engine import Engine
 from edgert.engine.retention import OBSERVED, POLICIES, Heavy, parse_policy
 from edgert.engine.session import Session
 from edgert.errors import ModelError
-from edgert.kernels.pages import CACHE_TYPES, PAGE, POSITIONS
+from edgert.kernels.pages import CACHE_TYPES, PAGE
 
 CONTEXT, MOST, VOCABULARY = 8 * PAGE, 40 * PAGE, 300
 SHAPE = {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": VOCABULARY, "num_attention_heads": 6,
@@ -134,7 +134,8 @@ def test_beyond_the_positions_that_the_model_knows(tmp_path: Path, policy: str, 
         if policy == "window" and cache_type in ("f16", "f32"):
             # One layer: keys are functions of tokens and positions alone.
             session.truncate(session.shortest)
-            places, tokens = session._rope_places()[0, 0], [*TOKENS[:PAGE], *TOKENS[:session.length][PAGE - session.held:]]
+            places = session._rope_places()[0, 0]
+            tokens = [*TOKENS[:PAGE], *TOKENS[:session.length][PAGE - session.held:]]
             fresh = session_of(engine, cache_type)
             engine.forward(fresh, tokens)
             shift = places - np.arange(len(places))
