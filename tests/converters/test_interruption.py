@@ -137,7 +137,8 @@ def test_a_terminal_that_is_closed(source: Path, tmp_path: Path) -> None:
                 "class Slow(module._Conversion):\n"
                 "    def run(self):\n"
                 "        print('writing', flush=True)\n"
-                "        time.sleep(60)\n"
+                "        for _ in range(600):\n"  # a signal that comes just before does not end a sleep
+                "            time.sleep(0.1)\n"
                 "module._Conversion = Slow\n"
                 "main()\n")
         os.execv(sys.executable, [sys.executable, "-c", code, "convert", str(source), str(tmp_path / "m.edge")])

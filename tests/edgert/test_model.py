@@ -184,3 +184,31 @@ def test_threads_end_with_the_model(smollm2: Path) -> None:
     with edgert.load(smollm2, threads=3, context=64):
         assert threading.active_count() == before + 3, "one that has the model, two that help it"
     assert threading.active_count() == before
+
+
+def test_conversations_in_turn_compute_only_what_is_new(model: edgert.Model) -> None:
+    """Also where another was asked in between."""
+    system = {"role": "system", "content": "You know a lot about the sea, and answer in a few words. " * 8}
+    talks = [[system, {"role": "user", "content": f"What is a {thing}?"}] for thing in ("reef", "tide", "gull")]
+    for turn in range(3):
+        for talk in talks:
+            answer = model.chat(talk, max_tokens=6)
+            text = answer.text()
+            new = len(model.render(talk)) - answer.statistics.prompt_computed
+            before = len(model.render(talk[:-1])) if turn else 60
+            assert new >= min(before, 60), "the system prompt, or all that came before, is known"
+            talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "Go on."}]
+
+
+@pytest.mark.parametrize("policy", ["window", "heavy"])
+def test_an_answer_longer_than_the_context(smollm2: Path, policy: str) -> None:
+    """The same with guesses and without, in chunks of any size; a prompt may be longer, too."""
+    answers = []
+    for settings in ({"speculation": "off"}, {"speculation": 4, "threads": 1}, {"prefill_chunk": 50}):
+        with edgert.load(smollm2, context=512, kv_policy=policy, **settings) as loaded:
+            assert loaded.endless
+            answer = loaded.generate("One, two, three, " * 150, max_tokens=400, ignore_eos=True)
+            answer.text()
+            assert len(answer.token_ids) == 400
+            answers.append(answer.token_ids)
+    assert answers[1:] == answers[:1] * 2

@@ -1,6 +1,6 @@
 """What types and policies of the key-value cache cost on long texts: perplexity, and needles that are found again.
 
-    python tests/large/long_context.py BUNDLE TEXT [--tokens 6144] [--texts 5] [--out FILE] [--only A;B]
+    python tests/large/long_context.py BUNDLE TEXT [--tokens 6144] [--texts 5] [--out FILE]
 
 perplexity: of the second half of the first `tokens` tokens, one after another in one session. needles: 20 sentences with
 a number each, spread over that many tokens of the text in as many arrangements as --texts says; after all of it, each
