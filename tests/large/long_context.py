@@ -2,7 +2,7 @@
 
     python tests/large/long_context.py BUNDLE TEXT [--tokens 6144] [--texts 5] [--out FILE]
 
-perplexity: of the second half of the first `tokens` tokens, one after another in one session. needles: 20 sentences with
+perplexity: of the second half of the first `tokens` tokens, one by one in a session. needles: 20 sentences with
 a number each, spread over that many tokens of the text in as many arrangements as --texts says; after all of it, each
 number is asked for. Shares are of a float16 cache for all tokens. A table in Markdown goes to --out, progress to
 standard error.
