@@ -190,25 +190,24 @@ def test_conversations_in_turn_compute_only_what_is_new(model: edgert.Model) -> 
     """Also where another was asked in between."""
     system = {"role": "system", "content": "You know a lot about the sea, and answer in a few words. " * 8}
     talks = [[system, {"role": "user", "content": f"What is a {thing}?"}] for thing in ("reef", "tide", "gull")]
-    for turn in range(3):
+    known = 0
+    for _ in range(3):
         for talk in talks:
             answer = model.chat(talk, max_tokens=6)
-            text = answer.text()
-            new = len(model.render(talk)) - answer.statistics.prompt_computed
-            before = len(model.render(talk[:-1])) if turn else 60
-            assert new >= min(before, 60), "the system prompt, or all that came before, is known"
+            text, prompt = answer.text(), len(model.render(talk))
+            assert prompt - answer.statistics.prompt_computed >= (known if len(talk) == 2 else prompt - 30)
+            known = 80  # of the system prompt
             talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "Go on."}]
 
 
-@pytest.mark.parametrize("policy", ["window", "heavy"])
-def test_an_answer_longer_than_the_context(smollm2: Path, policy: str) -> None:
+def test_an_answer_longer_than_the_context(smollm2: Path) -> None:
     """The same with guesses and without, in chunks of any size; a prompt may be longer, too."""
     answers = []
-    for settings in ({"speculation": "off"}, {"speculation": 4, "threads": 1}, {"prefill_chunk": 50}):
-        with edgert.load(smollm2, context=512, kv_policy=policy, **settings) as loaded:
+    for settings in ({"speculation": "off", "prefill_chunk": 50}, {"speculation": 4}):
+        with edgert.load(smollm2, context=192, kv_policy="window", **settings) as loaded:
             assert loaded.endless
-            answer = loaded.generate("One, two, three, " * 150, max_tokens=400, ignore_eos=True)
+            answer = loaded.generate("One, two, three, " * 40, max_tokens=160, ignore_eos=True)
             answer.text()
-            assert len(answer.token_ids) == 400
+            assert len(answer.token_ids) == 160
             answers.append(answer.token_ids)
-    assert answers[1:] == answers[:1] * 2
+    assert answers[0] == answers[1]

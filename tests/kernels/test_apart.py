@@ -25,7 +25,8 @@ from weights_for import seeds, values
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.kernels.records import ROWS_TOGETHER, SPLIT
 
-kinds = pytest.mark.parametrize("kind", CACHE_KINDS)
+kinds = pytest.mark.parametrize("kind", [*FLOATS, "q4"])  # which is int8 and int4
+all_kinds = pytest.mark.parametrize("kind", CACHE_KINDS)
 groups = st.sampled_from([1, 2, 5, 6, 7, 8, 13, ROWS_TOGETHER + 1])
 some_siblings = st.lists(st.integers(0, 11), min_size=1, max_size=9)
 SCALE = 0.2
@@ -78,7 +79,7 @@ def check_same(target: str, batch: list[New], expected: list[tuple[np.ndarray, n
             assert all(same(rows, out) for rows, (_, out) in zip(got, expected, strict=True)), (threads, room)
 
 
-@kinds
+@all_kinds
 @rig.examples(12)
 @given(seed=seeds, head_dim=st.sampled_from([2, 20, 64, 128]), kv_heads=st.integers(1, 3), group=groups,
        length=st.integers(0, 60), chain=st.integers(1, 12), siblings=some_siblings)

@@ -5,6 +5,7 @@ import pytest
 import rig
 from cache import (
     CACHE_KINDS,
+    FLOATS,
     Cache,
     New,
     Shape,
@@ -23,7 +24,8 @@ from weights_for import seeds, values
 from edgert.kernels.records import ROWS_TOGETHER, SPLIT
 
 HEAD_DIMS = [2, 6, 20, 64, 80, 128]
-kinds = pytest.mark.parametrize("kind", CACHE_KINDS)
+kinds = pytest.mark.parametrize("kind", [*FLOATS, "q4"])  # which is int8 and int4
+all_kinds = pytest.mark.parametrize("kind", CACHE_KINDS)
 head_dims = st.sampled_from(HEAD_DIMS)
 
 
@@ -32,7 +34,7 @@ def fill(target: str, cache: Cache, qkv: np.ndarray, layer: int = 1) -> np.ndarr
     return rope(rig.team(target), cache, qkv, 0, layer)
 
 
-@kinds
+@all_kinds
 @rig.examples(15)
 @given(seed=seeds, head_dim=head_dims, kv_heads=st.integers(1, 3), group=st.integers(1, 8),
        length=st.integers(1, 100), tokens=st.integers(1, 9))
