@@ -11,7 +11,7 @@ from edgert.commands.loading import TEXT, load_model, model_options, sampling_op
 from edgert.download import WAITING, models_folder
 from edgert.errors import DownloadError
 from edgert.locking import making
-from edgert.sessions import list_sessions, using_session
+from edgert.sessions import session_info, using_session
 from edgert.terminal import show
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -47,7 +47,8 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
         chat(open_model, system, settings)
         return
     with using_session(session) as file:
-        _as_it_was(session, model_settings)
+        if file.exists():
+            _as_it_was(session, model_settings)
         if seed is None:
             settings["seed"] = secrets.randbits(32)
         chat(open_model, system, settings, file)
@@ -55,8 +56,7 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
 
 def _as_it_was(name: str, settings: dict[str, Any]) -> None:
     """Where the command line does not say otherwise, a session that is kept goes on with the cache that it had."""
-    kept = {info.name: info.saved for info in list_sessions()}.get(name)
-    if kept is not None:
+    if (kept := session_info(name).saved) is not None:
         for setting, value in (("kv_type", kept.cache_type), ("kv_policy", kept.policy), ("context", kept.context)):
             if settings[setting] is None:
                 settings[setting] = value
