@@ -15,11 +15,13 @@ import psutil
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .engine.engine import Engine
-from .engine.pool import Pool
+from .engine.page_stream import PageStream
+from .engine.pool import Pool, block_bytes
 from .engine.prefixes import MORE_POSITIONS, Prefixes
-from .engine.retention import STOP, parse_policy
+from .engine.retention import FLASH, STOP, parse_policy
 from .engine.session import Session, check_session
 from .engine.session_file import open_session, save_session
+from .engine.swap_file import SwapFile
 from .engine.tracing import Trace
 from .engine.worker import Job, Worker, settle
 from .errors import BundleError, EdgertError, ModelError
@@ -28,7 +30,10 @@ from .generation.sampling import Sampling
 from .generation.steps import Choosing, Step
 from .generation.turns import Turn, Turns
 from .kernels import native
+from .kernels.native import cache_folder
+from .kernels.pages import PAGE
 from .memory.budget import allowance, parse_size, process_bytes, size_text
+from .memory.cache_room import CacheRoom, cache_room
 from .memory.plan import Plan, Planner
 from .residency.device import device_of
 from .residency.file import FlashFile
@@ -46,7 +51,8 @@ CompileProgress = Callable[[int, int, str], None]
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
-         kv_policy: str | None = None, speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
+         kv_policy: str | None = None, kv_memory: int | str | None = None, speculation: str | int = AUTO,
+         trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
     and where a conversation outgrows its context, on that and kv_policy.
@@ -59,9 +65,12 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     prefill_chunk: how many prompt tokens are computed at once, at most.
     kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for
     unquantized bundles.
-    kv_policy: what happens when the context is full: "stop", the default, ends the answer; the others let conversations
-    go on without end, and the model forgets: "window" all but the first and the latest tokens, "heavy" what its
-    attention returns to least (engine/retention.py).
+    kv_policy: what happens when the context is full: "stop", the default, ends the answer, and so does "flash", with
+    which a context may be larger than memory: the answers are the same, and what has no room is read from flash for
+    each pass. The others let conversations go on without end, and the model forgets: "window" all but the first and the
+    latest tokens, "heavy" what its attention returns to least (engine/retention.py).
+    kv_memory: bytes that the key-value cache takes of the budget, or a text like "100M". Default: what the context
+    needs; with "flash" what weights leave.
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
@@ -72,7 +81,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 kv_policy=kv_policy or STOP, speculation=speculation, trace=trace, compile_progress=compile_progress)
+                 kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, trace=trace,
+                 compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -84,11 +94,15 @@ def default_threads() -> int:
     return max(min(psutil.cpu_count(logical=False) or allowed, allowed), 1)
 
 
-def session_settings(header: Header, context: int | None, kv_type: str | None) -> tuple[int, str]:
+def session_settings(header: Header, context: int | None, kv_type: str | None, kv_memory: int | None = None,
+                     kv_policy: str | None = None) -> tuple[int, str]:
     """The context length and the cache's element type, with defaults in place of None. Raises ModelError."""
     quantized = header.quantization.get("preset") != "f32"
-    kv_type = kv_type or ("f16" if quantized else "f32")
-    context = min(DEFAULT_CONTEXT, header.config.max_position_embeddings) if context is None else context
+    kv_type, most = kv_type or ("f16" if quantized else "f32"), header.config.max_position_embeddings
+    if context is None and kv_memory is not None and kv_policy != FLASH:
+        context = max(min(kv_memory // block_bytes(header.config, kv_type) * PAGE - MORE_POSITIONS, most), 1)
+    elif context is None:
+        context = min(DEFAULT_CONTEXT, most)
     check_session(header.config, context, kv_type)
     return context, kv_type
 
@@ -127,7 +141,7 @@ def _template_text(bundle: Bundle) -> str | None:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The arguments of `load`. memory: bytes. context, kv_type: None for the default."""
+    """The arguments of `load`. memory, kv_memory: bytes. context, kv_type: None for the default."""
 
     memory: int | None
     threads: int
@@ -135,8 +149,17 @@ class _Settings:
     chunk: int
     kv_type: str | None
     kv_policy: str
+    kv_memory: int | None
     speculation: str | int
     trace: str | os.PathLike[str] | None
+
+
+def _bytes(name: str, size: int | str | None) -> int | None:
+    """A setting that is bytes, or a text. Raises ModelError."""
+    size = parse_size(size) if isinstance(size, str) else size
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
+        raise ModelError(f"{name} is {size!r}; give bytes, or a text like 600M")
+    return size
 
 
 class Model:
@@ -155,19 +178,18 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
-                 context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str, speculation: str | int,
-                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
+                 context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
+                 kv_memory: int | str | None, speculation: str | int, trace: str | os.PathLike[str] | None,
+                 compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
                 raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
         self.threads = threads
         self._turns = Turns()
-        budget = parse_size(memory) if isinstance(memory, str) else memory
-        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
-            raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
+        budget, of_cache = _bytes("memory", memory), _bytes("kv_memory", kv_memory)
         mode = parse(speculation)
-        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, mode, trace)
+        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -262,6 +284,7 @@ class Model:
             if session.held == session.length or held < session.shortest:
                 self._prefixes.remember(session)
                 self._prefixes.recall(session, before)
+                session.settle()
             else:  # what a policy has changed belongs to this conversation alone
                 session.truncate(held)
             return session.length
@@ -287,7 +310,7 @@ class Model:
                              f"{self._session.context} tokens; shorten it or raise the context")
 
     def _flash(self) -> tuple[int, float]:
-        return self._engine.source.reading.bytes, self._engine.waited_s
+        return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
         """Answer a conversation. messages: dicts with `role` (system, user, assistant) and `content`.
@@ -422,24 +445,43 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     text = read_text(bundle)
     job.check()
     header = bundle.header
-    context, kv_type = session_settings(header, settings.context, settings.kv_type)
+    context, kv_type = session_settings(header, settings.context, settings.kv_type, settings.kv_memory,
+                                        settings.kv_policy)
     policy = parse_policy(settings.kv_policy, context, header.config)
-    planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
-                      chunk=settings.chunk, threads=settings.threads, drafting=settings.speculation != OFF,
-                      observes=policy.observes)
+    process = process_bytes() + Region.promised
+
+    def planner(room: CacheRoom) -> Planner:
+        return Planner(header, process=process, context=context, cache_type=kv_type, chunk=settings.chunk,
+                       threads=settings.threads, drafting=settings.speculation != OFF, observes=policy.observes,
+                       room=room)
+
     allowed = allowance(settings.memory)
-    plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
+    room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,
+                      allowed.comfortable, planner)
+    plan = planner(room).plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
-    pool = Pool(header.config, kv_type, context + MORE_POSITIONS)
+    pool = Pool(header.config, kv_type, room.positions)
     opened.callback(pool.close)
-    session = Session(header.config, context, kv_type, pool)
+    stream = None
+    try:
+        pool.have_swap(SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots))
+    except ModelError:
+        if room.flash:
+            raise
+    if room.flash:
+        assert pool.swap is not None
+        stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes)
+        opened.callback(stream.close)
+    session = Session(header.config, context, kv_type, pool, stream)
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
                     cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy, progress=job.check)
     opened.callback(engine.close)
     if plan.disk is not None:
         session.touch()
         engine.touch()
+        if stream is not None:
+            stream.touch()
     if settings.trace is not None:
         trace = Trace(settings.trace)
         opened.callback(trace.close)

@@ -47,11 +47,15 @@ def model_options(command: Command) -> Command:
 
 
 def plan_options(command: Command) -> Command:
-    """Adds --threads, --context, --prefill-chunk, --kv-type, --kv-policy."""
+    """Adds --threads, --context, --prefill-chunk, --kv-type, --kv-memory, --kv-policy."""
     for option in (
         click.option("--kv-policy", type=click.Choice(list(POLICIES)),
-                     help="When the context is full: stop, or go on without end and forget: all but the first and the "
+                     help="When the context is full: stop, also with a context that is larger than memory, the rest "
+                          "being read from flash (flash); or go on without end and forget: all but the first and the "
                           "latest tokens (window), or what attention returns to least (heavy).  [default: stop]"),
+        click.option("--kv-memory", metavar="SIZE",
+                     help="Memory that the key-value cache takes, like 100M.  [default: what the context needs; with "
+                          "--kv-policy flash what weights leave]"),
         click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
                      help="Type of the key-value cache: q8 takes about half of f16, q4 two fifths.  "
                           "[default: f16; f32 for unquantized bundles]"),

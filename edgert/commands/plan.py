@@ -12,6 +12,7 @@ from edgert.engine.retention import STOP, parse_policy
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import process_cost
 from edgert.memory.budget import parse_size
+from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
 from edgert.model import default_threads, load_library, session_settings
@@ -56,8 +57,9 @@ class Planned:
 class _Measured:
     """A bundle's planner, and what was measured for its plans and predictions."""
 
-    def __init__(self, header: Header, planner: Planner, disk: Device, rehearsal: Rehearsal) -> None:
-        self._header, self._planner, self._rehearsal, self.disk = header, planner, rehearsal, disk
+    def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal) -> None:
+        self._header, self._planner, self._rehearsal = header, planner, rehearsal
+        self.room, self.disk = room, disk
         self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
 
     def planned(self, budget: int) -> Planned:
@@ -75,7 +77,7 @@ class _Measured:
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
-            kv_type: str | None, kv_policy: str | None, png: str | None, as_json: bool) -> None:
+            kv_type: str | None, kv_memory: str | None, kv_policy: str | None, png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
@@ -84,7 +86,8 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
     if png:
         require_matplotlib()
     budget = None if memory is None else parse_size(memory)
-    with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk, kv_type,
+    of_cache = None if kv_memory is None else parse_size(kv_memory)
+    with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk, kv_type, of_cache,
                                              kv_policy) as measured:
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
@@ -105,25 +108,32 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
 
 @contextmanager
 def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: int | None, chunk: int,
-              kv_type: str | None, kv_policy: str | None) -> Iterator[_Measured]:
+              kv_type: str | None, kv_memory: int | None, kv_policy: str | None) -> Iterator[_Measured]:
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
-    context, kv_type = session_settings(header, context, kv_type)
+    context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy)
+    policy = parse_policy(kv_policy or STOP, context, header.config)
     library = load_library(compile_progress)
     with _saying("measuring the process ..."):
         process = process_cost(bundle.path)
     with _saying("measuring the disk ..."):
         disk = device_of(bundle.path)
-    planner = Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
-                      observes=parse_policy(kv_policy or STOP, context, header.config).observes)
+
+    def planner_for(room: CacheRoom) -> Planner:
+        return Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
+                       observes=policy.observes, room=room)
+
+    # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
+    room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for)
+    planner = planner_for(room)
     planner.plan(budget, lambda: disk)
     with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:
         with _saying("measuring the processor ..."):
             for tokens in MEASURED:
                 rehearsal.seconds(tokens)
             rehearsal.draft_seconds  # noqa: B018
-        yield _Measured(header, planner, disk, rehearsal)
+        yield _Measured(header, planner, room, disk, rehearsal)
 
 
 @contextmanager
@@ -159,6 +169,8 @@ def _show(planned: Planned, measured: _Measured) -> None:
     rows = [("smallest budget", f"{measured.smallest // MIB} MiB"),
             ("nothing is read", f"from {measured.whole // MIB} MiB on"),
             ("read for a pass", read),
+            *([("and of the cache", f"up to {measured.room.on_flash / MIB:.0f} MiB, when the context of "
+                                    f"{measured.room.context} tokens is full")] if measured.room.flash else []),
             ("stay in memory", f"{100 * plan.pinned_share:.0f} % of the weights"),
             ("prompt at once", f"{plan.chunk} tokens"),
             ("disk", f"{measured.disk.name}, {measured.disk.bandwidth / 1e9:.2f} GB/s when it was measured"),

@@ -1,5 +1,6 @@
 """The engine: one call computes n >= 1 new tokens of a session and returns logits for any of them."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -11,7 +12,7 @@ from edgert.bundle import Bundle, Header
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS
 from edgert.kernels.native import Library
-from edgert.kernels.records import CANCELLED
+from edgert.kernels.records import CANCELLED, Code
 from edgert.kernels.team import Team
 from edgert.models.families import FAMILIES
 from edgert.residency.drafting import Drafting
@@ -23,6 +24,7 @@ from edgert.residency.weights import Weights
 
 from .buffers import Buffers
 from .key_centers import key_centers
+from .page_stream import PageStream
 from .program_builder import Kind, Places, ProgramBuilder
 from .retention import OBSERVED, POLICIES, STOP, Policy
 from .session import Session
@@ -88,6 +90,8 @@ class Engine:
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self.policy = policy
         self._trace: Trace | None = None
+        self._cancel: np.ndarray | None = None
+        self._waited_for_pages_s = 0.0
         self._out_of_step = False
         """Whether what was expected of the source was not computed to its end."""
         with ExitStack() as made:
@@ -126,8 +130,8 @@ class Engine:
 
     @property
     def waited_s(self) -> float:
-        """Seconds that computing has waited for weights from flash."""
-        return self._team.waited_s
+        """Seconds that computing has waited for what comes from flash."""
+        return self._team.waited_s + self._waited_for_pages_s
 
     @property
     def logit_rows(self) -> int:
@@ -147,7 +151,7 @@ class Engine:
         until something else is computed; NaN where they are not finite. cancel, and what is raised: as of `forward`.
         """
         self._begin([NewTokens(session, [token])], cancel)
-        self._set(np.array([token], np.int64), session.records(1))
+        self._set(np.array([token], np.int64), session.record_in_memory())
         self._buffers.selected[0] = 0
         self._team.set(selected=1)
         logits = self._buffers.logits[0, :self._drafting.rows]
@@ -168,13 +172,14 @@ class Engine:
         self._begin([new], cancel)
         self._make_room([new], cancel)
         everything = np.arange(new.total)
-        self._forward(new.ids(), new.records(0, new.total), everything, everything, None)
+        self._forward([new.session], new.ids(), new.records(0, new.total), everything, everything, None)
         new.session.tokens += [int(token) for token in new.tokens]
         return self._buffers.logits[:new.total]
 
     def _begin(self, batch: Sequence[NewTokens], cancel: np.ndarray | None) -> None:
         """Check what is to be computed, and have `cancel` end that. Raises ModelError, CancelledError."""
         self._check(batch)
+        self._cancel = cancel
         self._team.cancellable(cancel)
         if cancel is not None and cancel[0]:
             raise CancelledError
@@ -211,7 +216,8 @@ class Engine:
                         if start < last and start + new.total > first]
                 self._make_room([new for new, _ in some], cancel)
                 records = [new.records(max(first - start, 0), min(last - start, new.total)) for new, start in some]
-                self._forward(ids[first:last], np.concatenate(records), here, wanted[here] - first, logits)
+                self._forward([new.session for new, _ in some], ids[first:last], np.concatenate(records), here,
+                              wanted[here] - first, logits)
                 for new, start in zip(batch, starts, strict=False):
                     new.session.tokens += ids[max(first, start):min(last, start + len(new.tokens))].tolist()
         except CancelledError:
@@ -272,23 +278,25 @@ class Engine:
         self._buffers.tokens[:count, :records.shape[1]] = records
         self._team.set(tokens=count)
 
-    def _forward(self, ids: np.ndarray, records: np.ndarray, here: np.ndarray, rows: np.ndarray,
-                 logits: np.ndarray | None) -> None:
-        """Compute tokens, at most as many as go at once, and logits[here] of those at `rows`; None: they stay in the
-        buffer."""
+    def _forward(self, sessions: Sequence[Session], ids: np.ndarray, records: np.ndarray, here: np.ndarray,
+                 rows: np.ndarray, logits: np.ndarray | None) -> None:
+        """Compute tokens of these sessions, at most as many as go at once, and logits[here] of those at `rows`; None:
+        they stay in the buffer."""
         self._set(ids, records)
+        streams = [stream for session in sessions if (stream := session.start_reading()) is not None]
         with self._in_step(heads=-(-len(here) // self.logit_rows)):
-            self._compute(self._programs[Kind.ONE if len(ids) == 1 else Kind.MANY], here, rows, logits)
+            self._compute(self._programs[Kind.ONE if len(ids) == 1 else Kind.MANY], streams, here, rows, logits)
 
-    def _compute(self, programs: Programs, here: np.ndarray, rows: np.ndarray, logits: np.ndarray | None) -> None:
+    def _compute(self, programs: Programs, streams: Sequence[PageStream], here: np.ndarray, rows: np.ndarray,
+                 logits: np.ndarray | None) -> None:
         """Compute the tokens that were set, and logits[here] of those at `rows`."""
         if not len(here):
-            self._run_exact(programs.body)
+            self._run_exact(programs.body, streams)
         for at in range(0, len(here), self.logit_rows):
             some = rows[at:at + self.logit_rows]
             self._buffers.selected[:len(some)] = some
             self._team.set(selected=len(some))
-            self._run_exact(programs.head if at else programs.whole)
+            self._run_exact(programs.head if at else programs.whole, () if at else streams)
             if logits is not None:
                 logits[here[at:at + self.logit_rows]] = self._buffers.logits[:len(some)]
 
@@ -313,10 +321,29 @@ class Engine:
         self._trace = trace
         self.source.trace(trace.read)
 
-    def _run_exact(self, program: np.ndarray) -> None:
-        if not self._run(program):
+    def _run_exact(self, program: np.ndarray, streams: Sequence[PageStream] = ()) -> None:
+        """Run a program. streams: of what its attention needs from flash. Raises ModelError, CancelledError."""
+        if not (self._run_by_layers(program, streams) if streams else self._run(program)):
             raise ModelError("the model computed values that are not finite; its weights or the cache type f16 "
                              "do not hold them, try --kv-type f32")
+
+    def _run_by_layers(self, program: np.ndarray, streams: Sequence[PageStream]) -> bool:
+        """Run a program in parts, each up to the next layer's attention, when its pages are there."""
+        finite, start = True, 0
+        for layer, attention in enumerate(np.flatnonzero(program[:, 0] == Code.ATTENTION).tolist()):
+            finite &= self._run(program[start:attention])
+            started = time.perf_counter()
+            for stream in streams:
+                if layer:
+                    stream.done(layer - 1)
+                stream.wait(layer, self._check_cancelled)
+            self._waited_for_pages_s += time.perf_counter() - started
+            start = attention
+        return finite & self._run(program[start:])
+
+    def _check_cancelled(self) -> None:
+        if self._cancel is not None and self._cancel[0] == CANCELLED:
+            raise CancelledError
 
     def _run(self, program: np.ndarray) -> bool:
         """Whether all values stayed finite."""

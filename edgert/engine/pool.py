@@ -1,4 +1,5 @@
-"""The memory that key-value caches are made of: blocks of PAGE positions of all layers, fixed in number."""
+"""The memory that key-value caches are made of: blocks of PAGE positions of all layers, fixed in number; and those that
+have no room there, on flash."""
 
 from collections.abc import Callable
 
@@ -9,13 +10,17 @@ from edgert.kernels.pages import CACHE_TYPES, PAGE, head_layout, page_bytes
 from edgert.models.config import Config
 from edgert.residency.region import HUGE_PAGE, Region
 
+from .swap_file import SwapFile
+
 
 class Pool:
     """Blocks for `positions` positions, rounded up; sessions take them, share them, and give them back.
 
     A block is PAGE positions of every layer: (layers, key-value heads) of what kernels/pages.py calls a head of a page.
-    Who uses one holds it, with others or alone; what several hold is only read. reclaim: called where none is free;
-    whether it has let go of one. Raises ModelError for a type that is not known.
+    Who uses one holds it, with others or alone; what several hold is only read. swap: where blocks can be moved out of
+    memory to (`have_swap`); what is there has a number from `count` on, and can be held like others. reclaim,
+    reclaim_out: called where no block is free, in memory or on flash; whether one has been let go of. Raises ModelError
+    for a type that is not known.
     """
 
     def __init__(self, config: Config, cache_type: str, positions: int) -> None:
@@ -24,15 +29,26 @@ class Pool:
         self.page_bytes = page_bytes(cache_type, config.num_key_value_heads, config.head_dim)
         self.block_bytes, self.count = self.layers * self.page_bytes, blocks_of(positions)
         self.reclaim: Callable[[], bool] = lambda: False
+        self.reclaim_out: Callable[[], bool] = lambda: False
         # Of huge pages, if a block is no smaller: all of one becomes resident with its first token.
         self._region = Region(self.count * self.block_bytes, f"the cache of {positions} tokens",
                               huge=self.block_bytes >= HUGE_PAGE // 2)
+        self.swap: SwapFile | None = None
         self._holders = [0] * self.count
         self._free = list(reversed(range(self.count)))
 
+    def have_swap(self, swap: SwapFile) -> None:
+        """Have a file that blocks can be moved to, and close it together with the pool."""
+        self.swap = swap
+        self._holders += [0] * swap.slots
+
+    def ready(self) -> bool:
+        """Whether there is a block that nobody holds."""
+        return bool(self._free) or self.reclaim()
+
     def take(self) -> int:
         """A block that nobody holds, whatever it contains. Raises ModelError where there is none."""
-        if not self._free and not self.reclaim():
+        if not self.ready():
             raise ModelError(f"the key-value cache is full: all {self.count} blocks of {PAGE} tokens are in use")
         block = self._free.pop()
         self._holders[block] = 1
@@ -60,7 +76,53 @@ class Pool:
         """Hold a block no more."""
         self._holders[block] -= 1
         if not self._holders[block]:
-            self._free.append(block)
+            if self.is_out(block):
+                assert self.swap is not None
+                self.swap.free(self.slot(block))
+            else:
+                self._free.append(block)
+
+    def is_out(self, block: int) -> bool:
+        """Whether it is on flash, not in memory."""
+        return block >= self.count
+
+    def slot(self, block: int) -> int:
+        """Where in `swap` a block is that is on flash."""
+        return block - self.count
+
+    def move_out(self, block: int) -> int:
+        """A block on flash with the same contents, in the place of one that is held. Raises ModelError."""
+        assert self.swap is not None
+        if not self.swap.room:
+            self.reclaim_out()
+        made = self.count + self.swap.put(self.bytes_of(block))
+        self._holders[made] = 1
+        self.give_back(block)
+        return made
+
+    def move_in(self, block: int) -> int:
+        """A block in memory with the same contents, in the place of one that is held. Raises ModelError."""
+        if not self.is_out(block):
+            return block
+        assert self.swap is not None
+        made = self.take()
+        try:
+            self.swap.take_back(self.slot(block), self.bytes_of(made))
+        except BaseException:
+            self.give_back(made)
+            raise
+        self.give_back(block)
+        return made
+
+    def bytes_of(self, block: int) -> np.ndarray:
+        """What a block contains, wherever it is: uint8 of shape (layers, page_bytes); a copy if it is on flash. Raises
+        ModelError."""
+        if not self.is_out(block):
+            return np.frombuffer(self.view(block), np.uint8).reshape(self.layers, -1)
+        assert self.swap is not None
+        contents = np.empty((self.layers, self.page_bytes), np.uint8)
+        self.swap.take_back(self.slot(block), contents)
+        return contents
 
     @property
     def free(self) -> int:
@@ -88,6 +150,8 @@ class Pool:
         self._region.touch()
 
     def close(self) -> None:
+        if self.swap is not None:
+            self.swap.close()
         self._region.close()
 
 
@@ -105,5 +169,9 @@ def checked_type(cache_type: str) -> str:
 
 def pool_bytes(config: Config, positions: int, cache_type: str) -> int:
     """Bytes of a pool for so many positions."""
-    return (blocks_of(positions) * config.num_hidden_layers
-            * page_bytes(cache_type, config.num_key_value_heads, config.head_dim))
+    return blocks_of(positions) * block_bytes(config, cache_type)
+
+
+def block_bytes(config: Config, cache_type: str) -> int:
+    """Bytes of a block."""
+    return config.num_hidden_layers * page_bytes(cache_type, config.num_key_value_heads, config.head_dim)

@@ -3,14 +3,17 @@
 Blocks are found along a chain: each is known by its tokens and by all that come before them, so that a system prompt,
 earlier turns, or a document that two conversations share is computed once ("automatic prefix caching" of vLLM, Kwon et
 al. 2023; the tree of SGLang, Zheng et al. 2024). The pool takes blocks from here when it has no others, those that were
-needed longest ago first, and of a conversation its end before its beginning.
+needed longest ago first, and of a conversation its end before its beginning. Where it has a file for them they wait
+there, and come back when they are needed: reading them takes far less time than computing them.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Self
 
+from edgert.errors import ModelError
 from edgert.kernels.pages import PAGE
 
 from .pool import Pool
@@ -22,13 +25,18 @@ MORE_POSITIONS = PAGE
 
 @dataclass(eq=False)
 class _Node:
-    """A block and the tokens in it, at most PAGE. used: when it was needed last."""
+    """A block and the tokens in it, at most PAGE. depth: how many come before it. used: when it was needed last."""
 
     block: int
     tokens: tuple[int, ...]
     before: "_Node | None"
+    depth: int = 0
     used: int = 0
     after: list[Self] = field(default_factory=list)
+
+    def need(self) -> tuple[int, int]:
+        """The less, the sooner it goes."""
+        return self.used, -self.depth
 
 
 class Prefixes:
@@ -39,6 +47,7 @@ class Prefixes:
         self._root = _Node(-1, (), None)
         self._nodes: list[_Node] = []
         pool.reclaim = self._let_go
+        pool.reclaim_out = lambda: self._drop_until(lambda node: pool.is_out(node.block))
 
     def remember(self, session: Session) -> None:
         """Keep what a session has computed, and leave it empty. What its policy let go of is not to be found again."""
@@ -46,10 +55,12 @@ class Prefixes:
         for block, tokens in session.release():
             known = next((n for n in node.after if n.tokens[:len(tokens)] == tokens), None)
             if known is not None:
+                if self._pool.is_out(known.block) and not self._pool.is_out(block) and known.tokens == tokens:
+                    known.block, block = block, known.block
                 self._pool.give_back(block)
                 node = known
             else:
-                made = _Node(block, tokens, node)
+                made = _Node(block, tokens, node, node.depth + 1)
                 node.after.append(made)
                 self._nodes.append(made)
                 node = made
@@ -65,6 +76,12 @@ class Prefixes:
             if best is None or not same:
                 return
             best.used = now
+            if not session.reads_flash:
+                try:
+                    self._bring_in(best)
+                except ModelError:  # it is computed again
+                    self._forget_from(best)
+                    return
             session.append_block(best.block, rest[:same])
             if same == len(best.tokens) < PAGE:
                 self._forget(best)  # the session writes on in it
@@ -75,15 +92,44 @@ class Prefixes:
                 return
             node = best
 
+    def _bring_in(self, node: _Node) -> None:
+        """Have a node's block in memory. Raises ModelError."""
+        out = node.block
+        self._pool.share(out)  # the room that it needs is not to be made by forgetting it
+        try:
+            node.block = self._pool.move_in(out)
+        finally:
+            self._pool.give_back(out)
+
     def _let_go(self) -> bool:
         """Give the pool the block that was needed longest ago, if there is any that only this holds."""
-        ends = [n for n in self._nodes if not n.after and not self._pool.shared(n.block)]
-        if not ends:
-            return False
-        oldest = min(ends, key=lambda n: n.used)
-        self._forget(oldest)
-        self._pool.give_back(oldest.block)
-        return True
+        here = [n for n in self._nodes if not self._pool.is_out(n.block) and not self._pool.shared(n.block)]
+        if here and self._pool.swap is not None:
+            oldest = min(here, key=_Node.need)
+            with contextlib.suppress(ModelError):
+                oldest.block = self._pool.move_out(oldest.block)
+                return True
+        return self._drop_until(lambda node: not self._pool.is_out(node.block))
+
+    def _drop_until(self, enough: Callable[[_Node], bool]) -> bool:
+        """Forget what was needed longest ago, block after block, up to one that is enough; whether there was one."""
+        while ends := [n for n in self._nodes if not n.after and not self._pool.shared(n.block)]:
+            oldest = min(ends, key=_Node.need)
+            found = enough(oldest)
+            self._drop(oldest)
+            if found:
+                return True
+        return False
+
+    def _forget_from(self, node: _Node) -> None:
+        """Let go of a block and of all that follow it."""
+        while node.after:
+            self._forget_from(node.after[0])
+        self._drop(node)
+
+    def _drop(self, node: _Node) -> None:
+        self._forget(node)
+        self._pool.give_back(node.block)
 
     def _forget(self, node: _Node) -> None:
         assert node.before is not None

@@ -20,10 +20,12 @@ Observe = Callable[[], np.ndarray]
 
 
 class Policy(Protocol):
-    """least: the smallest context, in tokens, for which it makes sense. observes: whether it looks at attention."""
+    """least: the smallest context, in tokens, for which it makes sense. observes: whether it looks at attention. flash:
+    whether the cache may be larger than its part of memory."""
 
     least: int
     observes: bool
+    flash: bool
 
     def goes_at_once(self, context: int) -> int:
         """How many positions of a full cache for so many tokens it lets go of; 0 for none: the conversation ends."""
@@ -37,7 +39,7 @@ class Policy(Protocol):
 class Stop:
     """Nothing is let go of, and every answer is exact. A full context is an error."""
 
-    least, observes = 1, False
+    least, observes, flash = 1, False, False
 
     def goes_at_once(self, context: int) -> int:
         return 0
@@ -47,11 +49,18 @@ class Stop:
                          "--kv-policy decide what to forget")
 
 
+class Flash(Stop):
+    """Nothing is let go of, and every answer is exact. What has no room in memory is on flash, and is read for each
+    pass, just ahead of the layer that needs it (page_stream.py)."""
+
+    least, flash = 4 * PAGE, True
+
+
 class Window:
     """The first page stays, as attention sinks, and the latest positions: the oldest page after the first goes (Xiao
     et al. 2023, "Efficient Streaming Language Models with Attention Sinks"; Han et al. 2023, "LM-Infinite")."""
 
-    least, observes = 3 * PAGE, False
+    least, observes, flash = 3 * PAGE, False, False
 
     def goes_at_once(self, context: int) -> int:
         return PAGE
@@ -65,7 +74,7 @@ class Heavy:
     2023, "H2O"; Liu et al. 2023, "Scissorhands"). What counts is the attention of the last OBSERVED tokens, as in
     "SnapKV" (Li et al. 2024), now or whenever something was let go of before."""
 
-    least, observes = 8 * PAGE, True
+    least, observes, flash = 8 * PAGE, True, False
     sinks, latest = 4, PAGE
     spread = 3
     """Positions next to one that attention returns to count as much: what belongs together stays together."""
@@ -90,8 +99,8 @@ class Heavy:
 
 OBSERVED = 32
 """Tokens whose attention is looked at."""
-STOP = "stop"
-POLICIES: dict[str, Policy] = {STOP: Stop(), "window": Window(), "heavy": Heavy()}
+STOP, FLASH = "stop", "flash"
+POLICIES: dict[str, Policy] = {STOP: Stop(), FLASH: Flash(), "window": Window(), "heavy": Heavy()}
 """By the names that a user gives."""
 
 
@@ -102,7 +111,7 @@ def parse_policy(name: str, context: int, config: Config) -> Policy:
         raise ModelError(f"the cache policy {name!r} is not known; known: {', '.join(POLICIES)}")
     if context < policy.least:
         raise ModelError(f"the cache policy {name} needs a context of at least {policy.least} tokens, not {context}")
-    if name != STOP and not config.rope_frequencies().any():
+    if not isinstance(policy, Stop) and not config.rope_frequencies().any():
         raise ModelError(f"the cache policy {name} needs rotary positions, and this model has learned ones, which end; "
                          f"use {STOP}")
     return policy

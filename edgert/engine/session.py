@@ -10,6 +10,7 @@ from edgert.kernels.pages import key_bytes as bytes_of_keys
 from edgert.kernels.records import Token
 from edgert.models.config import Config
 
+from .page_stream import PageStream
 from .pool import Pool, blocks_of, checked_type, pool_bytes
 from .rotation import turn_keys
 
@@ -24,15 +25,21 @@ class Session:
     Where a policy (retention.py) lets go of some, `held` are left, in order; those of a head need not be those of
     another. A token's rotary position is its number, until the model was not trained for more: then what is held is
     turned to the positions from 0 on, and the next ones follow.
+
+    stream: where the session may have blocks on flash, because the pool has room for only some: it reads them for each
+    layer. The first block and the latest ones stay in memory.
     """
 
-    def __init__(self, config: Config, context: int, cache_type: str, pool: Pool | None = None) -> None:
+    def __init__(self, config: Config, context: int, cache_type: str, pool: Pool | None = None,
+                 stream: PageStream | None = None) -> None:
         check_session(config, context, cache_type)
         self.config, self.context, self.cache_type = config, context, cache_type
         self.tokens: list[int] = []
         self._owns_pool = pool is None
         self.pool = Pool(config, cache_type, context) if pool is None else pool
         self._blocks: list[int] = []
+        self._stream = stream
+        self._resident = np.zeros((config.num_hidden_layers, 0), np.int64)
         self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
         self._frequencies = config.rope_frequencies()
         self._angles = np.empty((0, config.head_dim), np.float32)
@@ -67,6 +74,36 @@ class Session:
         """The least length other than 0 that it can be truncated to: since then nothing was let go of."""
         return self._unchanged
 
+    @property
+    def reads_flash(self) -> bool:
+        """Whether it may have blocks on flash."""
+        return self._stream is not None
+
+    @property
+    def bytes_from_flash(self) -> int:
+        """Of keys and values that were read for computing."""
+        return 0 if self._stream is None else self._stream.bytes
+
+    def start_reading(self) -> PageStream | None:
+        """Have what is on flash of it read for a pass, layer after layer; None if nothing is."""
+        slots = [self.pool.slot(block) for block in self._blocks if self.pool.is_out(block)]
+        if self._stream is None or not slots:
+            return None
+        self._stream.begin(slots)
+        return self._stream
+
+    def record_in_memory(self) -> np.ndarray:
+        """As `records` of one token that sees only what is held in memory."""
+        row = self.records(1)
+        out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
+        if out:
+            self._resident = np.ascontiguousarray(np.delete(self._pages, out, 1))
+            for name, value in (("pages", self._resident.ctypes.data), ("layer_pages", self._resident.shape[1])):
+                row[:, Token._fields.index(name)] = value
+            for name in ("position", "slot"):
+                row[:, Token._fields.index(name)] -= PAGE * len(out)
+        return row
+
     def records(self, count: int, siblings: Sequence[int] = ()) -> np.ndarray:
         """What the kernels need to know of the next `count` tokens (records.Token), then of their siblings: int64, a
         row for each, valid until it is called again. siblings: for each the index of the token in whose place it
@@ -90,12 +127,51 @@ class Session:
         """Have blocks for so many positions, and alone those that will be written."""
         for number in range(self.held // PAGE, blocks_of(positions)):
             if number == len(self._blocks):
-                self._blocks.append(self.pool.take())
+                self._blocks.append(self.take())
             elif self.pool.shared(self._blocks[number]):
+                self._make_ready()
                 self._blocks[number] = self.pool.alone(self._blocks[number])
             else:
                 continue
             self._pages[:, number] = self.pool.pages(self._blocks[number])
+
+    def take(self) -> int:
+        """A block of the pool; for it one of the session's may go to flash. Raises ModelError."""
+        self._make_ready()
+        return self.pool.take()
+
+    def _make_ready(self) -> None:
+        """Have a block in the pool that nobody holds, if the session can do something for that. Raises ModelError."""
+        while self._stream is not None and not self.pool.ready():
+            here = [number for number in range(1, self.held // PAGE) if not self.pool.is_out(self._blocks[number])]
+            if not here:
+                return
+            self._blocks[here[0]] = self.pool.move_out(self._blocks[here[0]])
+            self._place_pages()
+
+    def settle(self) -> None:
+        """After blocks were appended or let go of: have in memory what will be written, and of the latest what there is
+        room for. Raises ModelError."""
+        if self._stream is None:
+            return
+        needed = self.held // PAGE if self.held % PAGE else -1
+        for number in range(blocks_of(self.held) - 1, -1, -1):
+            if self.pool.is_out(self._blocks[number]):
+                if number == needed:
+                    self._make_ready()
+                elif not self.pool.free:
+                    continue
+                self._blocks[number] = self.pool.move_in(self._blocks[number])
+        self._place_pages()
+
+    def _place_pages(self) -> None:
+        """Tell the kernels where blocks are that were moved."""
+        assert self._stream is not None
+        for number, block in enumerate(self._blocks):
+            if not self.pool.is_out(block):
+                self._pages[:, number] = self.pool.pages(block)
+        out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
+        self._pages[:, out] = self._stream.addresses(len(out))
 
     def touch(self) -> None:
         """Make all its memory resident now."""
@@ -112,6 +188,8 @@ class Session:
             self._forget()
         while len(self._blocks) > blocks_of(self.held):
             self.pool.give_back(self._blocks.pop())
+        if any(map(self.pool.is_out, self._blocks[self.held // PAGE:])):
+            self.settle()
 
     def adopt(self, slot: int, position: int, token: int) -> None:
         """Keep the keys and values of the first `position` positions that are held, and after them `token`, a sibling
@@ -214,10 +292,10 @@ class Session:
                 more: tuple[np.ndarray, np.ndarray | None]) -> None:
         """Become, when empty, what another session was. blocks: those of `state`, which it holds from now on."""
         self.release_all()
-        for block in blocks:
-            self.append_block(block, [])
         self.tokens, self.ahead, self._unchanged = list(tokens), ahead, unchanged
         self._let_go = len(tokens) - held
+        for block in blocks:
+            self.append_block(block, [])
         self._places, self._importance = more
 
     def release_all(self) -> None:
@@ -229,8 +307,9 @@ class Session:
 
     def append_block(self, block: int, tokens: Sequence[int]) -> None:
         """Go on with a block that the session holds from now on, in which the keys and values of `tokens` stand. The
-        session is as long as whole blocks."""
-        self._pages[:, len(self._blocks)] = self.pool.pages(block)
+        session is as long as whole blocks. After the last one of those that may be on flash: `settle`."""
+        if not self.pool.is_out(block):  # others get their places from `settle`
+            self._pages[:, len(self._blocks)] = self.pool.pages(block)
         self._blocks.append(block)
         self.tokens += tokens
 

@@ -94,7 +94,7 @@ class SessionFile:
         """Read block after block into blocks of the session's pool."""
         file.seek(self.start)
         for number, checksum in enumerate(self.saved.blocks):
-            block = session.pool.take()
+            block = session.take()
             view = session.pool.view(block)
             done = 0
             while done < len(view) and (count := file.readinto(view[done:])):
@@ -153,11 +153,11 @@ def open_session(path: Path) -> SessionFile:
 def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any]) -> None:
     """Write a session to its file, which is replaced as a whole or not at all. Raises SessionError."""
     blocks, places, importance = session.state()
-    views = [session.pool.view(block) for block in blocks]
+    contents = session.pool.bytes_of
     more = places.tobytes() + (b"" if importance is None else importance.tobytes())
     header = msgspec.json.encode(Saved(
         bundle, session.cache_type, session.context, policy, session.tokens, session.held, session.ahead,
-        session.shortest, session.pool.block_bytes, [xxhash.xxh3_64_intdigest(view) for view in views],
+        session.shortest, session.pool.block_bytes, [xxhash.xxh3_64_intdigest(contents(block)) for block in blocks],
         list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk))
     prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), xxhash.xxh3_64_intdigest(header))
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
@@ -165,8 +165,8 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb", buffering=0) as file:
             _write(file, (prefix + header).ljust(_aligned(len(prefix) + len(header)), b"\0"))
-            for view in views:
-                _write(file, view)
+            for block in blocks:
+                _write(file, contents(block).data)
             _write(file, more)
             os.fsync(file.fileno())
             _uncache(file.fileno())
@@ -180,7 +180,7 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
 
 
 def _write(file: Any, data: Any) -> None:
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     while view:
         view = view[file.write(view):]
 

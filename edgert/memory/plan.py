@@ -18,7 +18,6 @@ from edgert.bundle import Header
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, UnitLayout
 from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS, buffer_bytes, phases, segment_start
 from edgert.engine.prefixes import MORE_POSITIONS
-from edgert.engine.session import session_bytes
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.records import SEGMENTS
@@ -30,6 +29,7 @@ from edgert.residency.placement import Placement
 from edgert.residency.window import READERS
 
 from .budget import page_table_bytes, size_text
+from .cache_room import CacheRoom
 from .window import candidates, expected_bytes, holds_all, least_slots, reading_s, window_bytes
 
 _GROWTH = 8 << 20
@@ -104,15 +104,16 @@ class Planner:
     """Makes plans for one bundle and its settings.
 
     process: bytes that the process uses before anything is loaded. drafting: whether what is pinned shall make a draft.
-    observes: whether the cache's policy looks at attention (engine/retention.py).
+    observes: whether the cache's policy looks at attention (engine/retention.py). room: of the cache; by default all of
+    it is in memory.
     """
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
-                 threads: int, drafting: bool = True, observes: bool = False) -> None:
+                 threads: int, drafting: bool = True, observes: bool = False, room: CacheRoom | None = None) -> None:
         self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
         self._chunk, self._context = min(chunk, context), context
         config = header.config
-        self._session = session_bytes(config, context + MORE_POSITIONS, cache_type)
+        self._room = room or CacheRoom(config, cache_type, context, context + MORE_POSITIONS)
         self._observes = observes
         self._tokens = _TOKEN_BYTES * context
         self._logits = 4 * config.vocab_size
@@ -140,9 +141,10 @@ class Planner:
         return {
             "process": self._process,
             "growth": _GROWTH + self._logits * _LOGITS_COPIES + self._tokens + _THREAD_BYTES * self._threads
-            + page_table_bytes(norms) + _UNIT_BYTES * sum(s.count for s in self._streamable),
+            + self._room.swap_bytes + page_table_bytes(norms) + _UNIT_BYTES * sum(s.count for s in self._streamable),
             "norms and biases": norms,
-            "key-value cache": self._session,
+            "key-value cache": self._room.bytes,
+            **({"cache read ahead": self._room.read_ahead_bytes} if self._room.flash else {}),
             "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context, rows,
                                            observes=self._observes)
             + chunk * (tile + _ANGLE_BYTES * config.head_dim) + SLAB * tile + 2 * ALIGNMENT,

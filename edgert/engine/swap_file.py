@@ -1,0 +1,137 @@
+"""Blocks of the key-value cache that have no room in memory: a file on flash, which nobody else sees.
+
+    page of layer l in slot s    at (l * slots + s) * stride bytes; stride is a page's size, rounded up to 4096
+
+So a layer's pages in neighbouring slots are one read. The file has no name from the start: it ends with the process.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from edgert.errors import BundleError, ModelError
+from edgert.residency.file import ALIGNMENT, FlashFile
+from edgert.residency.region import Region
+
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class SwapFile:
+    """Room for `slots` blocks of `layers` pages. It takes room on the disk as it is used.
+
+    Writes and reads bypass the page cache where the file system allows that. Each page is checked when it comes back.
+    Raises ModelError if the file cannot be made.
+    """
+
+    def __init__(self, folder: Path, layers: int, page_bytes: int, slots: int) -> None:
+        self.layers, self.slots, self.folder = layers, slots, folder
+        self.page_bytes, self.stride = page_bytes, stride_of(page_bytes)
+        self._free = list(reversed(range(slots)))
+        self._checksums = np.zeros((layers, slots), np.uint64)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".cache-", dir=folder)
+            try:
+                os.ftruncate(handle, layers * slots * self.stride)
+                self._file = FlashFile(name)
+                self._written, self._direct = _open_to_write(name)
+            finally:
+                os.close(handle)
+                os.unlink(name)  # noqa: PTH108
+        except (OSError, BundleError) as error:
+            raise ModelError(f"{folder}: the part of the key-value cache that has no room in memory cannot be put "
+                             f"there: {error}") from None
+        self._bounce = Region(self.stride, "a page of the cache")
+
+    @property
+    def room(self) -> int:
+        """How many blocks it has room for."""
+        return len(self._free)
+
+    def put(self, block: np.ndarray) -> int:
+        """Write a block, uint8 of shape (layers, page_bytes); the slot that it is in. Raises ModelError."""
+        if not self._free:
+            raise ModelError(f"the key-value cache has room for {self.slots} blocks on flash, and all are in use")
+        slot, view = self._free.pop(), self._bounce.view()
+        try:
+            for layer, page in enumerate(block):
+                view[:self.page_bytes] = page.data
+                self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(page)
+                self._write(view, self._offset(layer, slot))
+            if not self._direct and hasattr(os, "posix_fadvise"):
+                os.fdatasync(self._written)
+                os.posix_fadvise(self._written, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            self._free.append(slot)
+            raise ModelError(f"{self.folder}: the key-value cache needs more room there, and writing failed: "
+                             f"{(error.strerror or str(error)).lower()}; free some, or take a smaller "
+                             "--context") from None
+        return slot
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        while view:
+            try:
+                done = os.pwrite(self._written, view, offset)
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._direct = False  # the file system took the flag, and does not write that way
+                flags = fcntl.fcntl(self._written, fcntl.F_GETFL)
+                fcntl.fcntl(self._written, fcntl.F_SETFL, flags & ~_O_DIRECT)
+                continue
+            view, offset = view[done:], offset + done
+
+    def read(self, layer: int, slots: Sequence[int], into: memoryview) -> None:
+        """Read a layer's pages in slots that follow one another, each `stride` bytes. Raises ModelError."""
+        def attempt() -> None:
+            self._file.read(self._offset(layer, slots[0]), into, len(slots) * self.stride)
+            for number, slot in enumerate(slots):
+                page = into[number * self.stride:number * self.stride + self.page_bytes]
+                if xxhash.xxh3_64_intdigest(page) != self._checksums[layer, slot]:
+                    raise BundleError("a page does not match its checksum")
+
+        try:
+            self._file.twice(attempt)
+        except BundleError as error:
+            raise ModelError(f"{self.folder}: a page of the key-value cache cannot be read back ({error}); begin the "
+                             "conversation anew, and check the disk") from None
+
+    def take_back(self, slot: int, into: np.ndarray) -> None:
+        """Read a block, as it was given to `put`. Raises ModelError."""
+        view = self._bounce.view()
+        for layer in range(self.layers):
+            self.read(layer, [slot], view)
+            into[layer] = np.frombuffer(view, np.uint8, self.page_bytes)
+
+    def free(self, slot: int) -> None:
+        """Have a slot no more."""
+        self._free.append(slot)
+
+    def _offset(self, layer: int, slot: int) -> int:
+        return (layer * self.slots + slot) * self.stride
+
+    def close(self) -> None:
+        """End the file. Nothing may be reading from it."""
+        self._file.close()
+        with contextlib.suppress(OSError):
+            os.close(self._written)
+        self._bounce.close()
+
+
+def stride_of(page_bytes: int) -> int:
+    """Bytes that a page takes in the file, and where pages are read to."""
+    return -(-page_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _open_to_write(name: str) -> tuple[int, bool]:
+    if _O_DIRECT:
+        with contextlib.suppress(OSError):
+            return os.open(name, os.O_WRONLY | os.O_CLOEXEC | _O_DIRECT), True
+    return os.open(name, os.O_WRONLY | os.O_CLOEXEC), False

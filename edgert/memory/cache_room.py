@@ -1,0 +1,109 @@
+"""How much of the key-value cache stays in memory, and what goes to flash.
+
+Of a cache that may be larger than memory each byte that is not there is read once for each pass, and so is each byte of
+weights. But weights are needed from the first token on, the cache only as far as the conversation has come: of a byte
+of memory the weights have more. So the cache gets little as long as weights are streamed, enough for drafts to see the
+latest positions, and all that is left when none are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgert.engine.page_stream import stream_bytes
+from edgert.engine.pool import block_bytes, blocks_of, pool_bytes
+from edgert.engine.prefixes import MORE_POSITIONS
+from edgert.engine.retention import Policy
+from edgert.engine.session import session_bytes
+from edgert.engine.swap_file import stride_of
+from edgert.errors import ModelError
+from edgert.kernels.pages import PAGE, page_bytes
+from edgert.models.config import Config
+
+from .budget import size_text
+
+_LATEST = 1024
+"""Positions that stay in memory at least."""
+_SWAPPED = 4
+"""The file for what has no room has room for so many contexts."""
+_OVER = 4
+"""Blocks that may be on flash for a moment although there is room for them in memory."""
+
+
+class _Planner(Protocol):
+    @property
+    def whole(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class CacheRoom:
+    """Where the cache of `context` positions is. positions: that the pool has room for in memory, of all conversations
+    together. flash: whether a conversation may have a part on flash while it is computed."""
+
+    config: Config
+    cache_type: str
+    context: int
+    positions: int
+    flash: bool = False
+
+    @property
+    def most_on_flash(self) -> int:
+        """How many blocks of a conversation may be on flash while it is computed."""
+        if not self.flash:
+            return 0
+        return max(blocks_of(self.context) - blocks_of(self.positions) + _OVER, _OVER)
+
+    @property
+    def bytes(self) -> int:
+        """Of the pool, and of a session's table of pages."""
+        return (session_bytes(self.config, self.context, self.cache_type)
+                + pool_bytes(self.config, self.positions, self.cache_type)
+                - pool_bytes(self.config, self.context, self.cache_type))
+
+    @property
+    def read_ahead_bytes(self) -> int:
+        """Of memory that pages on flash are read to."""
+        return stream_bytes(self.most_on_flash, self._page_bytes)
+
+    @property
+    def swap_bytes(self) -> int:
+        """Of memory that goes with the file."""
+        return stride_of(self._page_bytes) + 8 * self.slots * (self.config.num_hidden_layers + 2)
+
+    @property
+    def slots(self) -> int:
+        """Blocks that the file has room for."""
+        return _SWAPPED * (blocks_of(self.context) + 1)
+
+    @property
+    def on_flash(self) -> int:
+        """Bytes that are read for each pass when a conversation has come to its end."""
+        blocks = blocks_of(self.context) - blocks_of(self.positions)
+        return max(blocks, 0) * self.config.num_hidden_layers * stride_of(self._page_bytes) if self.flash else 0
+
+    @property
+    def _page_bytes(self) -> int:
+        return page_bytes(self.cache_type, self.config.num_key_value_heads, self.config.head_dim)
+
+
+def cache_room(config: Config, cache_type: str, context: int, policy: Policy, chunk: int, memory: int | None,
+               budget: int | None, planner: Callable[[CacheRoom], _Planner]) -> CacheRoom:
+    """The room for a cache. memory: bytes that it shall take, None for what is best. budget: of the whole process, None
+    for as much as it takes. planner: makes a memory plan for a room. Raises ModelError for bytes that are too few."""
+    everything = CacheRoom(config, cache_type, context, context + MORE_POSITIONS, policy.flash)
+    least = min(max(_LATEST, chunk + 3 * PAGE), everything.positions) if policy.flash else everything.positions
+    size = block_bytes(config, cache_type)
+    if memory is not None:
+        positions = memory // size * PAGE
+        if positions < least:
+            raise ModelError(f"{size_text(memory)} for the key-value cache hold {positions} tokens, and it needs room "
+                             f"for {least}: {size_text(size * blocks_of(least))}"
+                             + ("" if policy.flash else "; a smaller --context takes less, and --kv-policy flash keeps "
+                                                        "on flash what has no room"))
+        return CacheRoom(config, cache_type, context, positions, policy.flash and positions < everything.positions)
+    if not policy.flash or budget is None or planner(everything).whole <= budget:
+        return CacheRoom(config, cache_type, context, everything.positions)
+    smallest = CacheRoom(config, cache_type, context, least, least < everything.positions)
+    left = max(budget - planner(smallest).whole, 0)
+    positions = least + left // (size + size // 16) * PAGE
+    return CacheRoom(config, cache_type, context, min(positions, everything.positions - PAGE), True)
