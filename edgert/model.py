@@ -18,7 +18,7 @@ from .engine.engine import Engine
 from .engine.page_stream import PageStream
 from .engine.pool import Pool, block_bytes
 from .engine.prefixes import MORE_POSITIONS, Prefixes
-from .engine.retention import FLASH, STOP, parse_policy
+from .engine.retention import FLASH, MIXED, STOP, parse_policy
 from .engine.session import Session, check_session
 from .engine.session_file import open_session, save_session
 from .engine.swap_file import SwapFile
@@ -64,11 +64,12 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     in mind. Default: 4096, or the model's maximum if less.
     prefill_chunk: how many prompt tokens are computed at once, at most.
     kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for
-    unquantized bundles.
+    unquantized bundles; "q8" with the policy "mixed", which has no other.
     kv_policy: what happens when the context is full: "stop", the default, ends the answer, and so does "flash", with
     which a context may be larger than memory: the answers are the same, and what has no room is read from flash for
     each pass. The others let conversations go on without end, and the model forgets: "window" all but the first and the
-    latest tokens, "heavy" what its attention returns to least (engine/retention.py).
+    latest tokens, "heavy" what its attention returns to least; "mixed" keeps all but the first and the latest tokens at
+    3 bits an element, and forgets the oldest of them at last (engine/retention.py).
     kv_memory: bytes that the key-value cache takes of the budget, or a text like "100M". Default: what the context
     needs; with "flash" what weights leave.
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
@@ -98,8 +99,11 @@ def session_settings(header: Header, context: int | None, kv_type: str | None, k
                      kv_policy: str | None = None) -> tuple[int, str]:
     """The context length and the cache's element type, with defaults in place of None. Raises ModelError."""
     quantized = header.quantization.get("preset") != "f32"
-    kv_type, most = kv_type or ("f16" if quantized else "f32"), header.config.max_position_embeddings
-    if context is None and kv_memory is not None and kv_policy != FLASH:
+    if kv_policy == MIXED and kv_type not in (None, "q8"):
+        raise ModelError(f"the cache policy {MIXED} goes with --kv-type q8, not {kv_type}")
+    usual = "q8" if kv_policy == MIXED else "f16" if quantized else "f32"
+    kv_type, most = kv_type or usual, header.config.max_position_embeddings
+    if context is None and kv_memory is not None and kv_policy not in (FLASH, MIXED):
         context = max(min(kv_memory // block_bytes(header.config, kv_type) * PAGE - MORE_POSITIONS, most), 1)
     elif context is None:
         context = min(DEFAULT_CONTEXT, most)
@@ -281,7 +285,7 @@ class Model:
             self._check_turn(turn)
             session, before = self._session, ids[:-1]
             held = session.common_prefix(before)
-            if session.held == session.length or held < session.shortest:
+            if not session.shortest or held < session.shortest:
                 self._prefixes.remember(session)
                 self._prefixes.recall(session, before)
                 session.settle()
@@ -458,11 +462,14 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     allowed = allowance(settings.memory)
     room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,
                       allowed.comfortable, planner)
+    context = room.context
     plan = planner(room).plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
     pool = Pool(header.config, kv_type, room.positions)
     opened.callback(pool.close)
+    if room.low:
+        pool.have_low(room.low)
     stream = None
     try:
         pool.have_swap(SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots))
@@ -473,7 +480,7 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
         assert pool.swap is not None
         stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes)
         opened.callback(stream.close)
-    session = Session(header.config, context, kv_type, pool, stream)
+    session = Session(header.config, context, kv_type, pool, stream, low=room.low)
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
                     cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy, progress=job.check)
     opened.callback(engine.close)

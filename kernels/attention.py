@@ -9,12 +9,16 @@ same order: the result depends neither on the threads nor on which tokens come t
 """
 
 from .attention_apart import apart_f16, apart_f32, apart_q4, apart_q8
-from .attention_split import STATE_BYTES, split_f16, split_f32, split_q4, split_q8
+from .attention_low import low_scores, low_sums
+from .attention_split import STATE_BYTES, split_kernel
 from .combine import add_split, begin, finish, in_parts, most_splits
 from .decorators import kernel
-from .records import ATTENTION, MOST_TOKENS_TOGETHER, ROWS_TOGETHER, SPLIT, STATE, TOKEN, TOKEN_BYTES
+from .records import ATTENTION, MOST_TOKENS_TOGETHER, ROWS_TOGETHER, SPLIT, STATE, TOKEN, TOKEN_BYTES, VALUE_POSITIONS
 from .simd.memory import load_f32, load_f32x16, load_i64, store_f32, store_f32x16, store_i64
 from .state import take
+
+split_f16, split_f32, split_q4 = (split_kernel(cache_type) for cache_type in ("f16", "f32", "q4"))
+split_q8 = split_kernel("q8", low_scores, low_sums)
 
 
 @kernel
@@ -50,6 +54,7 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
     q, sums, totals = scratch, scratch + room, scratch + 2 * room
     states, scores = scratch + 3 * room, scratch + 3 * room + 2 * rows * STATE_BYTES
     running, scaled = states + rows * STATE_BYTES, scores + (rows + 7) * 4 * SPLIT
+    low = scaled + (rows + 7) * 4 * VALUE_POSITIONS
     record = load_i64(state + STATE.token_records) + first * TOKEN_BYTES
     length, slot = load_i64(record + TOKEN.position) + 1, load_i64(record + TOKEN.slot)
     own_split = (length - 1) // SPLIT if _apart(record) else -1
@@ -79,16 +84,16 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
                          sums, states)
         elif cache_type == 0:
             split_f16(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                      sums, states)
+                      sums, states, low)
         elif cache_type == 1:
             split_f32(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                      sums, states)
+                      sums, states, low)
         elif cache_type == 2:
             split_q8(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                     sums, states)
+                     sums, states, low)
         else:
             split_q4(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                     sums, states)
+                     sums, states, low)
         for row in range(rows):
             token = row // group
             if start >= length + token:

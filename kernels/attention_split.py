@@ -278,26 +278,43 @@ def all_sums_kernel(kind: str, *, sixes: bool = False) -> Any:
     return all_sums_scaled
 
 
-def _split_kernel(cache_type: str) -> Any:
-    """A kernel for one split (`split` below).
+@inlined
+def _no_low_scores(rows, token, layer, kv_head, position, head_dim, wide, scale, q, scores, scratch):
+    pass
+
+
+@inlined
+def _no_low_sums(rows, token, layer, kv_head, position, wide, weights, sums, scratch):
+    pass
+
+
+def split_kernel(cache_type: str, low_scores: Any = _no_low_scores, low_sums: Any = _no_low_sums) -> Any:
+    """A kernel for one split (`split` below). low_scores, low_sums: for a type that may have low pages
+    (attention_low.py).
 
     Rows are tokens times `group` heads. token: the first one's record. length: positions that it sees, itself among
     them; each sees one more than the one before. start: the split's first position. q, sums: float32 (rows, wide);
-    scores: float32 (rows, SPLIT); scaled: float32 (rows, VALUE_POSITIONS), working memory. What comes out: each row's
+    scores: float32 (rows, SPLIT); scaled: float32 (rows, VALUE_POSITIONS); scratch: low_scratch_bytes, working memory.
+    What comes out: each row's
     sum of weighted values in `sums`, and in `states` its largest score and the sum of its weights. Rows that see
     nothing of the split are left as they are.
     """
     all_scores, all_sums = _all_scores_kernel(CACHE_TYPES[cache_type][0]), all_sums_kernel(CACHE_TYPES[cache_type][1])
+    mixes = low_scores is not _no_low_scores
 
     @kernel
     def split(tokens, group, length, start, token, layer, kv_head, head_dim, wide, scale, q, scores, scaled, sums,
-              states):
+              states, scratch):
         rows, key_bytes = tokens * group, load_i64(token + TOKEN.key_bytes)
         most = min(length + tokens - 1 - start, SPLIT)
         keys = keys_of(token, layer, kv_head, start)
         for page in range(0, most, PAGE):
             following = keys_of(token, layer, kv_head, start + page + PAGE) if page + PAGE < most else keys
-            all_scores(rows, min(most - page, PAGE), keys, following, head_dim, wide, scale, q, scores + 4 * page)
+            if mixes and start + page < load_i64(token + TOKEN.low):
+                low_scores(rows, token, layer, kv_head, start + page, head_dim, wide, scale, q, scores + 4 * page,
+                           scratch)
+            else:
+                all_scores(rows, min(most - page, PAGE), keys, following, head_dim, wide, scale, q, scores + 4 * page)
             keys = following
         # What all rows see goes at once, the few positions at the end that only later tokens see row by row.
         common = min(max(length - start, 0), SPLIT)
@@ -314,7 +331,9 @@ def _split_kernel(cache_type: str) -> Any:
             if page + PAGE < most:
                 following = keys_of(token, layer, kv_head, start + page + PAGE) + key_bytes
             weights = scores + 4 * page
-            if page < common:
+            if mixes and start + page < load_i64(token + TOKEN.low):
+                low_sums(rows, token, layer, kv_head, start + page, wide, weights, sums, scratch)
+            elif page < common:
                 all_sums(rows, 0, min(common - page, PAGE), values, following, wide, weights, sums, scaled)
             for number in range(tokens):
                 count = min(length + number - start, SPLIT)
@@ -325,5 +344,3 @@ def _split_kernel(cache_type: str) -> Any:
 
     return split
 
-
-split_f16, split_f32, split_q8, split_q4 = (_split_kernel(cache_type) for cache_type in CACHE_TYPES)

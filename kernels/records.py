@@ -475,6 +475,8 @@ class Token(NamedTuple):
     """Its position's rotary angles: head_dim / 2 cosines and as many sines, float32."""
     slot: int
     """Where among the session's positions its key and value stand: its position, if it is not apart."""
+    low: int = 0
+    """How many positions, the first ones, are in low pages (low_pages.py)."""
 
 
 TOKEN_BYTES = 64
@@ -609,4 +611,10 @@ def attention_scratch_bytes(head_dim: int, group: int) -> int:
     times the scales of their values, its sums twice, and its running state. A few rows more, as blocks of them are
     rounded up."""
     rows = tokens_together(group) * group + 8
-    return rows * (3 * 4 * padded_head_dim(head_dim) + 4 * SPLIT + 4 * VALUE_POSITIONS + 2 * 64)
+    return rows * (3 * 4 * padded_head_dim(head_dim) + 4 * SPLIT + 4 * VALUE_POSITIONS + 2 * 64) + low_scratch_bytes(
+        head_dim)
+
+
+def low_scratch_bytes(head_dim: int) -> int:
+    """Part of it: a widened low page (attention_low.py), behind 16 scales and as many offsets."""
+    return 2 * 64 + 4 * PAGE * padded_head_dim(head_dim)

@@ -52,7 +52,8 @@ def plan_options(command: Command) -> Command:
         click.option("--kv-policy", type=click.Choice(list(POLICIES)),
                      help="When the context is full: stop, also with a context that is larger than memory, the rest "
                           "being read from flash (flash); or go on without end and forget: all but the first and the "
-                          "latest tokens (window), or what attention returns to least (heavy).  [default: stop]"),
+                          "latest tokens (window), or what attention returns to least (heavy), or keep it at 3 bits an "
+                          "element as long as there is room for that (mixed).  [default: stop]"),
         click.option("--kv-memory", metavar="SIZE",
                      help="Memory that the key-value cache takes, like 100M.  [default: what the context needs; with "
                           "--kv-policy flash what weights leave]"),

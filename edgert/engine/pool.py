@@ -6,10 +6,12 @@ from collections.abc import Callable
 import numpy as np
 
 from edgert.errors import ModelError
+from edgert.kernels.low_pages import pack
 from edgert.kernels.pages import CACHE_TYPES, PAGE, head_layout, page_bytes
 from edgert.models.config import Config
 from edgert.residency.region import HUGE_PAGE, Region
 
+from .low_blocks import LOW, LowBlocks
 from .swap_file import SwapFile
 
 
@@ -24,7 +26,7 @@ class Pool:
     """
 
     def __init__(self, config: Config, cache_type: str, positions: int) -> None:
-        self.layers, self.cache_type = config.num_hidden_layers, cache_type
+        self._config, self.layers, self.cache_type = config, config.num_hidden_layers, cache_type
         self.head = head_layout(checked_type(cache_type), config.head_dim)
         self.page_bytes = page_bytes(cache_type, config.num_key_value_heads, config.head_dim)
         self.block_bytes, self.count = self.layers * self.page_bytes, blocks_of(positions)
@@ -34,6 +36,7 @@ class Pool:
         self._region = Region(self.count * self.block_bytes, f"the cache of {positions} tokens",
                               huge=self.block_bytes >= HUGE_PAGE // 2)
         self.swap: SwapFile | None = None
+        self._low: LowBlocks | None = None
         self._holders = [0] * self.count
         self._free = list(reversed(range(self.count)))
 
@@ -41,6 +44,27 @@ class Pool:
         """Have a file that blocks can be moved to, and close it together with the pool."""
         self.swap = swap
         self._holders += [0] * swap.slots
+
+    def have_low(self, count: int) -> None:
+        """Have room for so many low blocks."""
+        self._low = LowBlocks(self.layers, self._config, count)
+
+    @property
+    def low(self) -> LowBlocks:
+        """What low blocks are in."""
+        assert self._low is not None
+        return self._low
+
+    def is_low(self, block: int) -> bool:
+        """Whether it is a low block (low_blocks.py)."""
+        return block >= LOW
+
+    def lower(self, block: int) -> int:
+        """A low block made of one that is held, in its place."""
+        made = self.low.take()
+        self.low.heads(made)[:] = pack(self.heads(block), self._config.head_dim)
+        self.give_back(block)
+        return made
 
     def ready(self) -> bool:
         """Whether there is a block that nobody holds."""
@@ -59,8 +83,8 @@ class Pool:
         self._holders[block] += 1
 
     def shared(self, block: int) -> bool:
-        """Whether several hold it."""
-        return self._holders[block] > 1
+        """Whether several hold it. A low block belongs to one session."""
+        return not self.is_low(block) and self._holders[block] > 1
 
     def alone(self, block: int) -> int:
         """A block with the same contents that nobody else holds, in the place of one that is held; the same, if
@@ -74,6 +98,9 @@ class Pool:
 
     def give_back(self, block: int) -> None:
         """Hold a block no more."""
+        if self.is_low(block):
+            self.low.give_back(block)
+            return
         self._holders[block] -= 1
         if not self._holders[block]:
             if self.is_out(block):
@@ -84,7 +111,7 @@ class Pool:
 
     def is_out(self, block: int) -> bool:
         """Whether it is on flash, not in memory."""
-        return block >= self.count
+        return self.count <= block < LOW
 
     def slot(self, block: int) -> int:
         """Where in `swap` a block is that is on flash."""
@@ -131,10 +158,14 @@ class Pool:
 
     def pages(self, block: int) -> np.ndarray:
         """Addresses of a block's pages, one for each layer: int64."""
+        if self.is_low(block):
+            return self.low.pages(block)
         return self._region.address + block * self.block_bytes + self.page_bytes * np.arange(self.layers)
 
     def view(self, block: int) -> memoryview:
         """A block's bytes."""
+        if self.is_low(block):
+            return self.low.view(block)
         return self._region.view(block * self.block_bytes, self.block_bytes)
 
     def heads(self, block: int) -> np.ndarray:
@@ -148,10 +179,14 @@ class Pool:
     def touch(self) -> None:
         """Make all of it resident now; what it contains is lost."""
         self._region.touch()
+        if self._low is not None:
+            self._low.region.touch()
 
     def close(self) -> None:
         if self.swap is not None:
             self.swap.close()
+        if self._low is not None:
+            self._low.region.close()
         self._region.close()
 
 

@@ -69,6 +69,22 @@ class Window:
         session.drop_block(1)
 
 
+class Mixed:
+    """What would go is kept at 3 bits an element, all but the first page and the latest positions; when there is no
+    room for more of that either, the oldest of it goes (Yang et al. 2024, "No Token Left Behind", MiKV; Kang et al.
+    2024, "GEAR"). Keys are quantized by channel, values by position, as in KIVI (Liu et al. 2024)."""
+
+    least, observes, flash = 12 * PAGE, False, False
+
+    def goes_at_once(self, context: int) -> int:
+        return PAGE
+
+    def make_room(self, session: Session, observe: Observe) -> None:
+        if session.low == session.most_low:
+            session.drop_block(0)
+        session.lower_block(session.low + 1)  # the first exact block has the attention sinks
+
+
 class Heavy:
     """Of each key-value head the positions stay that attention returns to, the first few, and the latest (Zhang et al.
     2023, "H2O"; Liu et al. 2023, "Scissorhands"). What counts is the attention of the last OBSERVED tokens, as in
@@ -99,8 +115,8 @@ class Heavy:
 
 OBSERVED = 32
 """Tokens whose attention is looked at."""
-STOP, FLASH = "stop", "flash"
-POLICIES: dict[str, Policy] = {STOP: Stop(), FLASH: Flash(), "window": Window(), "heavy": Heavy()}
+STOP, FLASH, MIXED = "stop", "flash", "mixed"
+POLICIES: dict[str, Policy] = {STOP: Stop(), FLASH: Flash(), "window": Window(), "heavy": Heavy(), MIXED: Mixed()}
 """By the names that a user gives."""
 
 

@@ -3,6 +3,7 @@ model was trained for."""
 
 import numpy as np
 
+from edgert.kernels.low_pages import pack_elements, unpack
 from edgert.kernels.pages import GROUP
 
 from .key_centers import halves
@@ -17,26 +18,43 @@ def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, cen
     (key_centers). neighbours: whether pairs are of neighbours. Quantized keys are quantized anew, as kernels/cache.py
     does.
     """
-    half, wide = len(frequencies), pages["keys"].shape[-2]
+    dim, wide = 2 * len(frequencies), pages["keys"].shape[-2]
     keys = _by_position(pages["keys"])[:len(turns)].astype(np.float64)
     quantized = pages["key_scales"].size > 0
     if quantized:
         keys *= _by_position(pages["key_scales"]).astype(np.float64)[:len(turns)].repeat(GROUP, 1)[:, :wide]
-        if center is not None:
-            keys[:, :2 * half] += center
-    first, second = halves(2 * half, neighbours=neighbours)
-    turned = (keys[:, first] + 1j * keys[:, second]) * np.exp(1j * turns[:, None] * frequencies)
-    keys[:, first], keys[:, second] = turned.real, turned.imag
+    _turn(keys, turns, frequencies, center if quantized else None, neighbours=neighbours)
     if quantized:
-        keys[:, 2 * half:] = 0
-        if center is not None:
-            keys[:, :2 * half] -= center
+        keys[:, dim:] = 0
         padded = np.pad(keys, ((0, 0), (0, -wide % GROUP))).reshape(len(keys), -1, GROUP)
         steps = np.abs(padded).max(-1) / 127
         codes = np.rint(padded / np.where(steps, steps, 1)[..., None]).reshape(len(keys), -1)[:, :wide]
         _put(pages["key_scales"], steps)
         keys = codes
     _put(pages["keys"], keys)
+
+
+def turned_low(page: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, center: np.ndarray | None, *,
+               neighbours: bool) -> np.ndarray:
+    """A head of a low page (kernels/low_pages.py) with its keys turned, and quantized anew; the rest as above."""
+    dim = 2 * len(frequencies)
+    keys, values = unpack(page, dim)
+    rows = keys.T.astype(np.float64)
+    _turn(rows, turns, frequencies, center, neighbours=neighbours)
+    return pack_elements(rows.T.astype(np.float32), values, dim)
+
+
+def _turn(keys: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, center: np.ndarray | None, *,
+          neighbours: bool) -> None:
+    """Turn keys, float64 (positions, components), from which `center` was subtracted, in place."""
+    dim = 2 * len(frequencies)
+    if center is not None:
+        keys[:, :dim] += center
+    first, second = halves(dim, neighbours=neighbours)
+    turned = (keys[:, first] + 1j * keys[:, second]) * np.exp(1j * turns[:, None] * frequencies)
+    keys[:, first], keys[:, second] = turned.real, turned.imag
+    if center is not None:
+        keys[:, :dim] -= center
 
 
 def _by_position(tiles: np.ndarray) -> np.ndarray:

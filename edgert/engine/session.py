@@ -12,7 +12,7 @@ from edgert.models.config import Config
 
 from .page_stream import PageStream
 from .pool import Pool, blocks_of, checked_type, pool_bytes
-from .rotation import turn_keys
+from .rotation import turn_keys, turned_low
 
 
 class Session:
@@ -28,17 +28,20 @@ class Session:
 
     stream: where the session may have blocks on flash, because the pool has room for only some: it reads them for each
     layer. The first block and the latest ones stay in memory.
+
+    low: how many blocks at most may be low ones (low_blocks.py). They come first among those that are held, whatever
+    their positions are: attention does not ask for the order. The pool has them.
     """
 
     def __init__(self, config: Config, context: int, cache_type: str, pool: Pool | None = None,
-                 stream: PageStream | None = None) -> None:
+                 stream: PageStream | None = None, *, low: int = 0) -> None:
         check_session(config, context, cache_type)
         self.config, self.context, self.cache_type = config, context, cache_type
         self.tokens: list[int] = []
         self._owns_pool = pool is None
-        self.pool = Pool(config, cache_type, context) if pool is None else pool
+        self.pool = _own_pool(config, context, cache_type, low) if pool is None else pool
         self._blocks: list[int] = []
-        self._stream = stream
+        self._stream, self.most_low = stream, low
         self._resident = np.zeros((config.num_hidden_layers, 0), np.int64)
         self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
         self._frequencies = config.rope_frequencies()
@@ -66,8 +69,13 @@ class Session:
 
     @property
     def room(self) -> int:
-        """Of how many more there is room for keys and values."""
-        return self.context - self.held
+        """Of how many more there is room for keys and values, before a policy makes room."""
+        return self.context - PAGE * (self.most_low - self.low) - self.held
+
+    @property
+    def low(self) -> int:
+        """How many blocks are low ones."""
+        return sum(map(self.pool.is_low, self._blocks)) if self.most_low else 0
 
     @property
     def shortest(self) -> int:
@@ -117,7 +125,7 @@ class Session:
         self._angles = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
         rows = np.empty((len(slots), len(Token._fields)), np.int64)
         rows[:] = Token(self._pages.ctypes.data, self._pages.shape[1], self.pool.head.itemsize, self._key_bytes,
-                        0, 0, 0)
+                        0, 0, 0, PAGE * self.low)
         for name, column in (("position", positions), ("slot", slots),
                              ("angles", self._angles.ctypes.data + self._angles.strides[0] * np.arange(len(slots)))):
             rows[:, Token._fields.index(name)] = column
@@ -221,6 +229,17 @@ class Session:
         self._pages[:, number:-1] = self._pages[:, number + 1:]
         self._went(PAGE, np.delete(places, slice(number * PAGE, (number + 1) * PAGE), -1))
 
+    def lower_block(self, number: int) -> None:
+        """Make a low block of a whole block, the last of those."""
+        low, places, pages = self.low, self._rope_places(), self._pages
+        block = self.pool.lower(self._blocks.pop(number))
+        self._blocks.insert(low, block)
+        pages[:, low + 1:number + 1] = pages[:, low:number].copy()
+        pages[:, low] = self.pool.pages(block)
+        moved = places[..., number * PAGE:(number + 1) * PAGE]
+        rest = np.delete(places, slice(number * PAGE, (number + 1) * PAGE), -1)
+        self._went(0, np.concatenate([rest[..., :low * PAGE], moved, rest[..., low * PAGE:]], -1))
+
     def keep(self, places: np.ndarray, importance: np.ndarray) -> None:
         """Let go of all positions but some of each head. places: int64 (layers, key-value heads, n), ascending;
         importance: float32 of that shape, which a policy finds again the next time."""
@@ -258,16 +277,25 @@ class Session:
         """Turn what is held to the rotary positions from 0 on, just after something was let go of. centers: as of
         key_centers."""
         self._reserve_alone()
-        turns = np.arange(self.held) - self._places
+        order, low = np.arange(self.held)[None, None], self.low
+        if low:  # they come first, whatever their positions are
+            order = np.argsort(np.argsort(self._places, -1, kind="stable"), -1)
+        turns = order - self._places
         for layer in range(self.config.num_hidden_layers):
-            pages = np.stack([self.pool.heads(block)[layer] for block in self._blocks[:blocks_of(self.held)]], 1)
+            exact = self._blocks[low:blocks_of(self.held)]
+            pages = np.stack([self.pool.heads(block)[layer] for block in exact], 1)
+            lows = [self.pool.low.heads(block)[layer] for block in self._blocks[:low]]
             for head in range(len(pages)):
-                turn_keys(pages[head], turns[layer % len(turns), head % turns.shape[1]], self._frequencies,
-                          None if centers is None else centers[layer, head],
+                by, center = turns[layer % len(turns), head % turns.shape[1]], (
+                    None if centers is None else centers[layer, head])
+                turn_keys(pages[head], by[low * PAGE:], self._frequencies, center,
                           neighbours=self.config.rotates_neighbours)
-            for number in range(pages.shape[1]):
-                self.pool.heads(self._blocks[number])[layer] = pages[:, number]
-        self.ahead, self._places = 0, np.arange(self.held, dtype=np.int32)[None, None]
+                for number, page in enumerate(lows):
+                    page[head] = turned_low(page[head], by[number * PAGE:(number + 1) * PAGE], self._frequencies,
+                                            center, neighbours=self.config.rotates_neighbours)
+            for number, block in enumerate(exact):
+                self.pool.heads(block)[layer] = pages[:, number]
+        self.ahead, self._places = 0, order.astype(np.int32)
 
     def common_prefix(self, tokens: Sequence[int]) -> int:
         """The length of the longest common prefix of the session's tokens and `tokens`."""
@@ -276,7 +304,7 @@ class Session:
     def release(self) -> list[tuple[int, tuple[int, ...]]]:
         """Let go of all blocks that hold tokens: each, whoever called this holds it now, and its tokens, in order; of
         none, where a policy has let go of some positions. The session is empty then; other blocks are given back."""
-        used = blocks_of(self.length) if not self._let_go else 0
+        used = blocks_of(self.length) if not self._unchanged else 0
         released = [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(used)]
         for block in self._blocks[used:]:
             self.pool.give_back(block)
@@ -318,6 +346,13 @@ class Session:
         self.release_all()
         if self._owns_pool:
             self.pool.close()
+
+
+def _own_pool(config: Config, context: int, cache_type: str, low: int) -> Pool:
+    pool = Pool(config, cache_type, context - low * PAGE)
+    if low:
+        pool.have_low(low)
+    return pool
 
 
 def _move(pages: np.ndarray, places: np.ndarray) -> None:

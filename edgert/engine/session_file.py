@@ -22,10 +22,12 @@ import numpy as np
 import xxhash
 
 from edgert.errors import SessionError
+from edgert.kernels.pages import PAGE
 
+from .low_blocks import low_block_bytes
 from .session import Session
 
-MAGIC, VERSION = b"EDGESESS", 1
+MAGIC, VERSION = b"EDGESESS", 2
 _PREFIX = struct.Struct("<8sIIQQ")
 _ALIGNMENT = 4096
 _MOST_HEADER = 64 << 20
@@ -35,8 +37,9 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True):
     """The header of a session's file.
 
     bundle: checksum of the header of the bundle that it belongs to. context, policy: what the session had. tokens: ids
-    of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each. places, importance: shapes of the
-    arrays in `more`, int32 and float32. talk: what the program that saved it wants to know again.
+    of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each; the first `low` are low ones.
+    places, importance: shapes of the arrays in `more`, int32 and float32. talk: what the program that saved it wants to
+    know again.
     """
 
     bundle: str
@@ -48,11 +51,17 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True):
     ahead: int
     unchanged: int
     block_bytes: int
+    low_block_bytes: int
     blocks: list[int]
+    low: int
     places: list[int]
     importance: list[int]
     more: int
     talk: dict[str, Any]
+
+    def start_of(self, block: int) -> int:
+        """Where a block begins, from the first one's beginning on; for len(blocks) where `more` does."""
+        return self.low_block_bytes * min(block, self.low) + self.block_bytes * max(block - self.low, 0)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,11 @@ class SessionFile:
         if saved.cache_type != session.cache_type:
             raise SessionError(f"{self.path}: has a cache of type {saved.cache_type}, not {session.cache_type}; open "
                                f"it with --kv-type {saved.cache_type}")
+        exact = session.context - PAGE * session.most_low
+        if saved.low > session.most_low or (session.most_low and saved.held - PAGE * saved.low > exact):
+            raise SessionError(f"{self.path}: was kept with --kv-policy {saved.policy} and a cache of another size; "
+                               f"open it with --kv-policy {saved.policy} --context {saved.context}, and the "
+                               "--kv-memory that it had")
         if saved.held > session.context:
             raise SessionError(f"{self.path}: holds {saved.held} tokens, the context has room for {session.context}; "
                                f"open it with --context {max(saved.held, saved.context)}")
@@ -94,19 +108,19 @@ class SessionFile:
         """Read block after block into blocks of the session's pool."""
         file.seek(self.start)
         for number, checksum in enumerate(self.saved.blocks):
-            block = session.take()
+            block = session.pool.low.take() if number < self.saved.low else session.take()
             view = session.pool.view(block)
             done = 0
             while done < len(view) and (count := file.readinto(view[done:])):
                 done += count
             if done < len(view) or xxhash.xxh3_64_intdigest(view) != checksum:
                 session.pool.give_back(block)
-                raise self._damaged(f"block {number}", self.start + number * len(view))
+                raise self._damaged(f"block {number}", self.start + self.saved.start_of(number))
             yield block
 
     def _more(self, file: Any) -> tuple[np.ndarray, np.ndarray | None]:
         saved = self.saved
-        start = self.start + len(saved.blocks) * saved.block_bytes
+        start = self.start + saved.start_of(len(saved.blocks))
         file.seek(start)
         places, importance = (4 * int(np.prod(shape)) if shape else 0 for shape in (saved.places, saved.importance))
         data = file.read(places + importance)
@@ -144,7 +158,7 @@ def open_session(path: Path) -> SessionFile:
         raise SessionError(f"{path}: the header is not that of a session ({error}); remove it, and begin a new "
                            "one") from None
     start = _aligned(_PREFIX.size + length)
-    if size < start + len(saved.blocks) * saved.block_bytes:
+    if size < start + saved.start_of(len(saved.blocks)):
         raise SessionError(f"{path}: ends at byte {size}, before all of its blocks; the file is damaged: remove the "
                            "session, and begin a new one")
     return SessionFile(path, saved, start)
@@ -157,7 +171,8 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
     more = places.tobytes() + (b"" if importance is None else importance.tobytes())
     header = msgspec.json.encode(Saved(
         bundle, session.cache_type, session.context, policy, session.tokens, session.held, session.ahead,
-        session.shortest, session.pool.block_bytes, [xxhash.xxh3_64_intdigest(contents(block)) for block in blocks],
+        session.shortest, session.pool.block_bytes, low_block_bytes(session.config),
+        [xxhash.xxh3_64_intdigest(contents(block)) for block in blocks], session.low,
         list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk))
     prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), xxhash.xxh3_64_intdigest(header))
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")

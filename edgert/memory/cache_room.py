@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgert.engine.low_blocks import low_block_bytes
 from edgert.engine.page_stream import stream_bytes
 from edgert.engine.pool import block_bytes, blocks_of, pool_bytes
 from edgert.engine.prefixes import MORE_POSITIONS
-from edgert.engine.retention import Policy
+from edgert.engine.retention import MIXED, POLICIES, Policy
 from edgert.engine.session import session_bytes
 from edgert.engine.swap_file import stride_of
 from edgert.errors import ModelError
@@ -26,6 +27,8 @@ _LATEST = 1024
 """Positions that stay in memory at least."""
 _SWAPPED = 4
 """The file for what has no room has room for so many contexts."""
+_EXACT = 8
+"""Blocks that are not low ones, at least: with attention sinks, and the latest positions."""
 _OVER = 4
 """Blocks that may be on flash for a moment although there is room for them in memory."""
 
@@ -38,13 +41,15 @@ class _Planner(Protocol):
 @dataclass(frozen=True)
 class CacheRoom:
     """Where the cache of `context` positions is. positions: that the pool has room for in memory, of all conversations
-    together. flash: whether a conversation may have a part on flash while it is computed."""
+    together. flash: whether a conversation may have a part on flash while it is computed. low: how many of its blocks
+    may be low ones (engine/low_blocks.py)."""
 
     config: Config
     cache_type: str
     context: int
     positions: int
     flash: bool = False
+    low: int = 0
 
     @property
     def most_on_flash(self) -> int:
@@ -58,7 +63,7 @@ class CacheRoom:
         """Of the pool, and of a session's table of pages."""
         return (session_bytes(self.config, self.context, self.cache_type)
                 + pool_bytes(self.config, self.positions, self.cache_type)
-                - pool_bytes(self.config, self.context, self.cache_type))
+                - pool_bytes(self.config, self.context, self.cache_type) + self.low * low_block_bytes(self.config))
 
     @property
     def read_ahead_bytes(self) -> int:
@@ -93,6 +98,8 @@ def cache_room(config: Config, cache_type: str, context: int, policy: Policy, ch
     everything = CacheRoom(config, cache_type, context, context + MORE_POSITIONS, policy.flash)
     least = min(max(_LATEST, chunk + 3 * PAGE), everything.positions) if policy.flash else everything.positions
     size = block_bytes(config, cache_type)
+    if policy is POLICIES[MIXED]:
+        return _mixed_room(config, cache_type, context, memory)
     if memory is not None:
         positions = memory // size * PAGE
         if positions < least:
@@ -107,3 +114,20 @@ def cache_room(config: Config, cache_type: str, context: int, policy: Policy, ch
     left = max(budget - planner(smallest).whole, 0)
     positions = least + left // (size + size // 16) * PAGE
     return CacheRoom(config, cache_type, context, min(positions, everything.positions - PAGE), True)
+
+
+def _mixed_room(config: Config, cache_type: str, context: int, memory: int | None) -> CacheRoom:
+    """Where blocks may become low ones: as few as bytes allow; and if there are too few of them for that too, for as
+    long a context as there is room for. Raises ModelError."""
+    size, low_size, blocks = block_bytes(config, cache_type), low_block_bytes(config), context // PAGE
+    low = blocks - _EXACT
+    if memory is not None:
+        more = memory - MORE_POSITIONS // PAGE * size
+        low = min(low, max(-(-(blocks * size - more) // (size - low_size)), 0))
+        blocks = min(blocks, _EXACT + (more - _EXACT * size) // low_size)
+        low = min(low, blocks - _EXACT)
+        if blocks < POLICIES[MIXED].least // PAGE:
+            least = (_EXACT + MORE_POSITIONS // PAGE) * size + (POLICIES[MIXED].least // PAGE - _EXACT) * low_size
+            raise ModelError(f"{size_text(memory)} for the key-value cache are too few for the policy {MIXED}; it "
+                             f"needs {size_text(least)}")
+    return CacheRoom(config, cache_type, PAGE * blocks, PAGE * (blocks - low) + MORE_POSITIONS, low=low)

@@ -136,7 +136,8 @@ class Speculator:
             guesses.add(_Guess(token, choice.margin, self._draft_odds, choice.second))
         if not forced:
             self._look_up(guesses, before, limit)
-        self._add_siblings(guesses, min(room, self._engine.chunk, self._engine.logit_rows))
+        if not session.low:  # attention over low blocks knows no siblings
+            self._add_siblings(guesses, min(room, self._engine.chunk, self._engine.logit_rows))
         return guesses
 
     def _pays(self, guesses: _Guesses, before: list[int]) -> bool:

@@ -4,7 +4,24 @@ from llvmlite import ir
 from numba import types
 
 from .convert import from_half, to_half
-from .vector import F32, I8, I16, I32, I64, V8, VF, address, call, constant, f32x16, i8x64, i32x16, operation, splat
+from .vector import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    V8,
+    V32,
+    VF,
+    address,
+    call,
+    constant,
+    f32x16,
+    i8x64,
+    i32x16,
+    operation,
+    splat,
+)
 
 _BYTES16 = ir.VectorType(I8, 16)
 _SHORTS16 = ir.VectorType(I16, 16)
@@ -147,6 +164,15 @@ def load_low_nibbles(b, at):
 def load_high_nibbles(b, at):
     """The high 4 bits of 16 bytes, as float32."""
     return _to_floats(b, b.lshr(_load(b, at, _BYTES16), constant(_BYTES16, 4)))
+
+
+@operation(f32x16, address, address, types.int64, types.int64)
+def load_three_bits(b, codes, bits, first, third):
+    """From 16 bytes each the two bits from number `first` on, and below them in worth bit number `third`: numbers from
+    0 to 7, as float32."""
+    low, high = (b.and_(b.lshr(b.zext(_load(b, at, _BYTES16), _WORDS16), splat(b, V32, b.trunc(shift, I32))),
+                        constant(_WORDS16, mask)) for at, shift, mask in ((codes, first, 3), (bits, third, 1)))
+    return b.sitofp(b.or_(low, b.shl(high, constant(_WORDS16, 2))), VF)
 
 
 @operation(f32x16, address)

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import edgert
+from edgert.bundle import Bundle
+from edgert.engine.pool import block_bytes
 from edgert.generation.sampling import log_sum_exp
 from edgert.kernels.pages import PAGE
 
@@ -34,14 +36,21 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [Setting(f"all, {kind}", kind, "stop", 1.0) for kind in ("f16", "q8", "q4")] + [
-    Setting(f"{policy}, {share:.3g}", "f16", policy, share) for policy in ("window", "heavy")
-    for share in (0.5, 0.25, 0.125)]
+    Setting(f"{policy}, {share:.3g}", "q8" if policy == "mixed" else "f16", policy, share)
+    for policy in ("window", "heavy", "mixed") for share in (0.5, 0.25, 0.125)] + [
+    Setting("flash, 0.25", "f16", "flash", 0.25)]
 
 
 def loaded(bundle: str, setting: Setting, tokens: int) -> edgert.Model:
-    """A model whose context is that share of `tokens`, and of a few more."""
+    """A model whose cache takes that share of what float16 takes for `tokens`, and for a few more where all stay."""
     room = tokens + 2 * PAGE if setting.policy == "stop" else int(setting.share * tokens) // PAGE * PAGE
-    return edgert.load(bundle, context=room, kv_type=setting.kv_type, kv_policy=setting.policy, speculation="off")
+    memory = None
+    if setting.policy in ("mixed", "flash"):
+        with Bundle(bundle) as opened:
+            memory = room // PAGE * block_bytes(opened.header.config, "f16")
+        room = tokens + 2 * PAGE
+    return edgert.load(bundle, context=room, kv_type=setting.kv_type, kv_policy=setting.policy, kv_memory=memory,
+                       speculation="off")
 
 
 def perplexity(model: edgert.Model, ids: list[int]) -> float:
