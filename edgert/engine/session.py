@@ -151,7 +151,8 @@ class Session:
     def _make_ready(self) -> None:
         """Have a block in the pool that nobody holds, if the session can do something for that. Raises ModelError."""
         while self._stream is not None and not self.pool.ready():
-            here = [number for number in range(1, self.held // PAGE) if not self.pool.is_out(self._blocks[number])]
+            whole = min(self.held // PAGE, len(self._blocks))
+            here = [number for number in range(1, whole) if not self.pool.is_out(self._blocks[number])]
             if not here:
                 return
             self._blocks[here[0]] = self.pool.move_out(self._blocks[here[0]])
