@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .engine.tracing import Trace
 from .engine.worker import Job, Worker, settle
 from .errors import BundleError, EdgertError, ModelError
 from .generation.generation import Answer, Computing, Generation
+from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammar, Grammars, Schema
 from .generation.sampling import Sampling
 from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
@@ -51,7 +53,8 @@ CompileProgress = Callable[[int, int, str], None]
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
-         kv_policy: str | None = None, speculation: str | int = AUTO, trace: str | os.PathLike[str] | None = None,
+         kv_policy: str | None = None, speculation: str | int = AUTO, structured: bool = False,
+         trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
     and where a conversation outgrows its context, on that and kv_policy.
@@ -69,6 +72,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     attention returns to least (engine/retention.py).
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
+    structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
+    for them: 30 to 50 MB. Without it such answers are given only where the budget has that much to spare.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
     first start.
@@ -77,7 +82,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 kv_policy=kv_policy or STOP, speculation=speculation, trace=trace, compile_progress=compile_progress)
+                 kv_policy=kv_policy or STOP, speculation=speculation, structured=structured, trace=trace,
+                 compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -141,6 +147,7 @@ class _Settings:
     kv_type: str | None
     kv_policy: str
     speculation: str | int
+    structured: bool
     trace: str | os.PathLike[str] | None
 
 
@@ -161,7 +168,7 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
                  context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str, speculation: str | int,
-                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
+                 structured: bool, trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -172,7 +179,8 @@ class Model:
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise ModelError(f"memory is {memory!r}; give bytes, or a text like 600M")
         mode = parse(speculation)
-        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, mode, trace)
+        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, mode, structured,
+                             trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -180,7 +188,8 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
-        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded
+        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded[:-1]
+        self._grammars, self._grammars_lock = loaded.grammars, threading.Lock()
         self._speculator = Speculator(self._engine, mode)
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
@@ -214,8 +223,10 @@ class Model:
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
                  presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
-                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
-                 ignore_eos: bool = False, wait: bool = False) -> Generation:
+                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
+                 stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
+                 schema: Schema | None = None, regex: str | None = None, grammar: str | None = None,
+                 wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
         Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
@@ -227,6 +238,11 @@ class Model:
         sampling settings are explained in `Sampling`. stop: texts that end the answer and are not part of it.
         logprobs: also give each token's log-probability, and those of this many most likely tokens. ignore_eos: do not
         stop at the model's end-of-text token.
+
+        The answer follows one of these, if given, and ends where nothing more is allowed; with finish_reason "length"
+        it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
+        value. regex: a regular expression (of Rust's kind) for the whole answer. grammar: one in llguidance's variant
+        of Lark. (generation/grammar.py)
 
         Raises ModelError for settings that are out of range and for a prompt that does not fit into the context.
         """
@@ -253,9 +269,25 @@ class Model:
         if room < 1:
             raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
                              "shorten it or raise the context")
+        followed = Grammar.of(schema, regex, grammar)
+        if followed is not None and ignore_eos:
+            raise ModelError("ignore_eos does not go with a schema or grammar, whose end is the answer's")
+        constraint = self._loaded_grammars().constraint(followed) if followed is not None else None
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
-            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint))
+
+    def _loaded_grammars(self) -> Grammars:
+        """What makes grammars, prepared now if it was not by `load`. Raises ModelError if the budget has no room."""
+        with self._grammars_lock:
+            if self._grammars is None:
+                vocab_size = self.header.config.vocab_size
+                needed = PARSER_BYTES + TABLE_BYTES * vocab_size
+                if (spare := self.plan.budget - sum(self.plan.parts.values())) < needed:
+                    raise ModelError(f"answers that follow a grammar take {size_text(needed)}, and the memory "
+                                     f"budget {size_text(spare)} to spare; load the model with structured=True")
+                self._grammars = Grammars(self.tokenizer, vocab_size)
+            return self._grammars
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
@@ -471,6 +503,8 @@ class Model:
 
 
 class _Loaded(NamedTuple):
+    """grammars: last; None unless structured output was asked for."""
+
     bundle: Bundle
     text: Text
     plan: Plan
@@ -478,6 +512,7 @@ class _Loaded(NamedTuple):
     session: Session
     prefixes: Prefixes
     engine: Engine
+    grammars: Grammars | None
 
 
 def _open(path: str | os.PathLike[str], library: native.Library, settings: _Settings, opened: ExitStack,
@@ -489,7 +524,9 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     header = bundle.header
     context, kv_type = session_settings(header, settings.context, settings.kv_type)
     policy = parse_policy(settings.kv_policy, context, header.config)
-    planner = Planner(header, process=process_bytes() + Region.promised, context=context, cache_type=kv_type,
+    grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
+    process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)
+    planner = Planner(header, process=process, context=context, cache_type=kv_type,
                       chunk=settings.chunk, threads=settings.threads, drafting=settings.speculation != OFF,
                       observes=policy.observes)
     allowed = allowance(settings.memory)
@@ -509,4 +546,4 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine)
+    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine, grammars)

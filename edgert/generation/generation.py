@@ -12,6 +12,7 @@ import numpy as np
 from edgert.text.stopping import StopStrings
 from edgert.text.tokenizer import Tokenizer
 
+from .grammar import Constraint
 from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
 from .steps import Choosing, Chosen, Step
 
@@ -145,7 +146,7 @@ class Answer:
 
     def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
-                 ignore_eos: bool) -> None:
+                 ignore_eos: bool, constraint: Constraint | None) -> None:
         self.computing = computing
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
@@ -155,6 +156,7 @@ class Answer:
         self._sampler = Sampler(sampling)
         self._stops = StopStrings(stop)
         self._logprobs = logprobs
+        self._constraint = constraint
         self._ends = () if ignore_eos else tokenizer.eos_token_ids
 
     def pieces(self) -> Generator[Piece, None, None]:
@@ -168,17 +170,12 @@ class Answer:
         reason: Literal["stop", "length"] = "length"
         held = self.computing.begin()
         self.statistics.prompt_computed -= held
-        start = last = time.perf_counter()
+        last = time.perf_counter()
         flash = self.computing.flash()
-        new: Sequence[int] = self.prompt_ids[held:]
+        computed, came = held, list[Chosen]()
         choosing = Choosing(self._exact, self._guess)
-        while len(self.token_ids) < self._limit and reason == "length":
-            step = self.computing.step(new, choosing, self._limit - len(self.token_ids))
-            now = time.perf_counter()
-            before, flash = flash, self.computing.flash()
-            self._count(step, now - (last if self.token_ids else start), flash[0] - before[0], flash[1] - before[1])
-            last = now
-            for chosen in step.chosen:
+        while reason == "length":
+            for chosen in self._and_forced(came):
                 if chosen.ends:
                     reason = "stop"
                     break
@@ -189,15 +186,38 @@ class Answer:
                 if self._stops.found:
                     reason = "stop"
                     break
-            new = [step.chosen[-1].token]
+            if reason == "stop" or len(self.token_ids) >= self._limit:
+                break
+            if self._constraint is not None and self._constraint.complete(self.token_ids):
+                reason = "stop"
+                break
+            step = self.computing.step(self._from(computed), choosing, self._limit - len(self.token_ids))
+            now = time.perf_counter()
+            before, flash = flash, self.computing.flash()
+            self._count(step, now - last, flash[0] - before[0], flash[1] - before[1], first=not came)
+            last, came = now, step.chosen
+            computed = len(self.prompt_ids) + len(self.token_ids) + len(came) - 1
         self.computing.end()  # before the last piece: after it nobody asks for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
         yield Piece(rest, finish_reason=reason)
 
-    def _count(self, step: Step, seconds: float, read: int, waited: float) -> None:
+    def _and_forced(self, chosen: Sequence[Chosen]) -> Iterator[Chosen]:
+        """Tokens that were chosen, and those that must follow when they have become part of the answer: these are not
+        computed one by one, unless their probabilities are wanted."""
+        yield from chosen
+        if self._constraint is not None and self._logprobs is None:
+            for token in self._constraint.forced(self.token_ids)[:self._limit - len(self.token_ids)]:
+                yield Chosen(token)
+
+    def _from(self, start: int) -> list[int]:
+        """Prompt and answer from a position on."""
+        prompt = len(self.prompt_ids)
+        return [*self.prompt_ids[start:], *self.token_ids[max(start - prompt, 0):]]
+
+    def _count(self, step: Step, seconds: float, read: int, waited: float, *, first: bool) -> None:
         """Add a step to the statistics. seconds: since the one before; read, waited: of flash."""
         s = self.statistics
-        if not self.token_ids:
+        if first:
             s.first_token_s, s.flash_bytes_prompt, s.flash_wait_prompt_s = seconds, read, waited
             return
         s.decode_s += seconds
@@ -224,5 +244,8 @@ class Answer:
 
     def _choose(self, logits: np.ndarray, after: Sequence[int], *, want_margin: bool = False) -> Choice:
         answer = [*self.token_ids, *after]
+        allowed = self._constraint.allowed(answer) if self._constraint is not None else None
+        if allowed is not None and not allowed[:len(logits)].any():
+            allowed = None  # a draft's logits reach none of them: whatever it guesses is wrong
         return self._sampler.choose(logits, [*self.prompt_ids[-64:], *answer], len(self.prompt_ids) + len(answer),
-                                    answer=answer, want_margin=want_margin)
+                                    answer=answer, allowed=allowed, want_margin=want_margin)

@@ -87,15 +87,18 @@ class Sampler:
         self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
     def choose(self, logits: np.ndarray, recent: Sequence[int], position: int, *, answer: Sequence[int] = (),
-               want_margin: bool = False) -> Choice:
+               allowed: np.ndarray | None = None, want_margin: bool = False) -> Choice:
         """Choose a token; of equal scores, the lowest id.
 
         logits: float32 of shape (vocab_size,), or of the first tokens of the vocabulary only; not changed. recent: all
         tokens before it, or the latest of them. position: how many tokens come before it, in prompt and answer. answer:
-        those of them that are the answer's. want_margin: False leaves the margin nan.
+        those of them that are the answer's. allowed: the tokens that may be chosen, bool of shape (vocab_size,); one at
+        least is among those of the logits. want_margin: False leaves the margin nan.
         """
         s = self._sampling
         logits = self._adjusted(logits, recent[-s.repetition_window:] if s.repetition_window else [], answer)
+        if allowed is not None:
+            logits = np.where(allowed[:len(logits)], logits, np.float32(-np.inf))
         if s.temperature == 0:
             token = int(logits.argmax())
             if not want_margin:

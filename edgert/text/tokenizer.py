@@ -136,6 +136,14 @@ class Tokenizer:
             ids.insert(0, self.bos_token_id)
         return ids
 
+    def encode_within(self, text: str) -> list[int]:
+        """The token ids of a part of a text that does not begin it: no BOS, no space in front, no special tokens.
+
+        Raises what `encode` raises for texts that cannot be tokenized."""
+        check_unicode(text, "The text cannot be tokenized")
+        with self._lock, _library("The text cannot be tokenized"):
+            return self._encode_plain(text, first=False)
+
     def _encode(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and where the names of special tokens are in the text (none without `special`)."""
         self._tokenizer.encode_special_tokens = not special
