@@ -23,12 +23,14 @@ from .engine.session import Session, check_session
 from .engine.session_file import open_session, save_session
 from .engine.tracing import Trace
 from .engine.worker import Job, Worker, settle
-from .errors import BundleError, EdgertError, ModelError
+from .errors import BundleError, EdgertError, ModelError, TemplateError
 from .generation.generation import Answer, Computing, Generation
 from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammar, Grammars, Schema
 from .generation.sampling import Sampling
 from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
+from .generation.tool_calls import MARKS, CallReader
+from .generation.tools import Choice, Tools, with_arguments_read
 from .generation.turns import Turn, Turns
 from .kernels import native
 from .memory.budget import allowance, parse_size, process_bytes, size_text
@@ -226,7 +228,7 @@ class Model:
                  logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
                  stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
                  schema: Schema | None = None, regex: str | None = None, grammar: str | None = None,
-                 wait: bool = False) -> Generation:
+                 calls: CallReader | None = None, wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
         Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
@@ -242,7 +244,8 @@ class Model:
         The answer follows one of these, if given, and ends where nothing more is allowed; with finish_reason "length"
         it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
         value. regex: a regular expression (of Rust's kind) for the whole answer. grammar: one in llguidance's variant
-        of Lark. (generation/grammar.py)
+        of Lark. (generation/grammar.py) calls: reads function calls out of the answer (generation/tool_calls.py);
+        `chat` has tools for that.
 
         Raises ModelError for settings that are out of range and for a prompt that does not fit into the context.
         """
@@ -275,7 +278,7 @@ class Model:
         constraint = self._loaded_grammars().constraint(followed) if followed is not None else None
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
-            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint))
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls))
 
     def _loaded_grammars(self) -> Grammars:
         """What makes grammars, prepared now if it was not by `load`. Raises ModelError if the budget has no room."""
@@ -336,22 +339,41 @@ class Model:
     def _flash(self) -> tuple[int, float]:
         return self._engine.source.reading.bytes, self._engine.waited_s
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """Answer a conversation. messages: dicts with `role` (system, user, assistant) and `content`.
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+             tool_choice: Choice = "auto", **settings: Any) -> Generation:
+        """Answer a conversation. messages: dicts with `role` (system, user, assistant, tool) and `content`.
+
+        tools: functions that the model may call, as OpenAI's API has them: {"type": "function", "function": {"name",
+        "description", "parameters": a JSON schema}}. Its calls are `Generation.tool_calls`, and come in pieces as
+        `Piece.calls`; go on with a message of role assistant that has them as `tool_calls`, and one of role tool for
+        each result. tool_choice: "none", "auto", "required" (the answer is calls), or the name of a function, as a text
+        or as {"type": "function", "function": {"name": ...}} (one call of it).
 
         Takes the settings of `generate`, and returns what it returns. Raises what `generate` raises, and TemplateError
-        if the model has no chat template or the template refuses the messages.
+        if the model has no chat template, if it refuses the messages, or has no place for tools.
         """
-        return self.generate(self.render(messages), **settings)
+        ids = self.render(messages, tools=tools if tool_choice != "none" else None)
+        if not tools or tool_choice == "none":
+            return self.generate(ids, **settings)
+        offered = Tools.of(tools)
+        grammar = offered.grammar(tool_choice, self._template.text, self.tokenizer.ids_of(MARKS))
+        for name in ("schema", "regex", "grammar"):
+            if settings.pop(name, None) is not None:
+                raise ModelError(f"tools and {name} were given; an answer that follows the {name} calls nothing")
+        return self.generate(ids, calls=CallReader(offered.parameters), grammar=grammar, **settings)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def render(self, messages: Sequence[Mapping[str, Any]], *,
+               tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The token ids of a conversation, written with the model's chat template up to where the answer starts.
 
         Only the template can make special tokens: their names in messages are plain text. Raises TemplateError.
         """
         for message in messages:
             self._check_length(message.get("content"))
-        text, given = self._template.render(messages)
+        template = self._template
+        if tools and "tools" not in template.text:
+            raise TemplateError("The model's chat template has no place for tools; use a model that was made for them.")
+        text, given = template.render(with_arguments_read(messages), tools=Tools.of(tools).given if tools else None)
         self._check_length(text)
         bos = self._token_name(self.tokenizer.bos_token_id)
         begun = bos and text.startswith(bos) and not any(given[:len(bos)])

@@ -15,6 +15,7 @@ from edgert.text.tokenizer import Tokenizer
 from .grammar import Constraint
 from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
 from .steps import Choosing, Chosen, Step
+from .tool_calls import MARKS, CallDelta, CallReader, Read, ToolCall
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,17 @@ class Piece:
     text: new text; empty while a character or a stop string may still be incomplete. token_id: the token; None in the
     last piece, which has the rest of the text. logprob: the token's natural log-probability under the model, before
     any sampling setting. top_logprobs: (token id, log-probability) of the most likely tokens; both only if asked for.
-    finish_reason: only in the last piece: "stop" (the model or a stop string ended the answer) or "length".
+    finish_reason: only in the last piece: "stop" (the model or a stop string ended the answer), "length", or
+    "tool_calls", which is "stop" for an answer that calls functions. calls: what the token, or those before it, add to
+    such calls, which are not part of the text.
     """
 
     text: str
     token_id: int | None = None
     logprob: float | None = None
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    calls: list[CallDelta] = field(default_factory=list)
 
 
 @dataclass
@@ -110,14 +114,15 @@ class Computing(NamedTuple):
 
 
 class Generation:
-    """An answer while it is generated: an iterator of `Piece`s. `token_ids` and `statistics` grow with it.
+    """An answer while it is generated: an iterator of `Piece`s.
 
-    It has the model from its first piece to its last, or until it is closed or garbage-collected. An answer that is
-    never asked for a piece never has the model.
+    `token_ids`, `tool_calls` and `statistics` grow with it. It has the model from its first piece to its last, or until
+    it is closed or garbage-collected. An answer that is never asked for a piece never has the model.
     """
 
     def __init__(self, answer: "Answer") -> None:
         self.prompt_ids, self.token_ids, self.statistics = answer.prompt_ids, answer.token_ids, answer.statistics
+        self.tool_calls: list[ToolCall] = answer.calls.calls if answer.calls is not None else []
         # What makes the pieces has no reference to this object: so both end when this object's last reference goes, not
         # at the next collection of cyclic garbage.
         self._pieces = answer.pieces()
@@ -146,7 +151,7 @@ class Answer:
 
     def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
-                 ignore_eos: bool, constraint: Constraint | None) -> None:
+                 ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None) -> None:
         self.computing = computing
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
@@ -157,6 +162,7 @@ class Answer:
         self._stops = StopStrings(stop)
         self._logprobs = logprobs
         self._constraint = constraint
+        self.calls = calls
         self._ends = () if ignore_eos else tokenizer.eos_token_ids
 
     def pieces(self) -> Generator[Piece, None, None]:
@@ -166,7 +172,8 @@ class Answer:
             self.computing.end()
 
     def _pieces_of_tokens(self) -> Generator[Piece, None, None]:
-        decoder = self._tokenizer.stream_decoder(skip_special=True)
+        decoder = self._tokenizer.stream_decoder(
+            skip_special=True, shown=self._tokenizer.ids_of(MARKS).values() if self.calls is not None else ())
         reason: Literal["stop", "length"] = "length"
         held = self.computing.begin()
         self.statistics.prompt_computed -= held
@@ -181,8 +188,8 @@ class Answer:
                     break
                 self.token_ids.append(chosen.token)
                 self.statistics.generated_tokens += 1
-                text = self._stops.push(decoder.push(chosen.token))
-                yield Piece(text, chosen.token, chosen.logprob, list(chosen.top))
+                read = self._read(self._stops.push(decoder.push(chosen.token)))
+                yield Piece(read.text, chosen.token, chosen.logprob, list(chosen.top), calls=read.calls)
                 if self._stops.found:
                     reason = "stop"
                     break
@@ -199,7 +206,18 @@ class Answer:
             computed = len(self.prompt_ids) + len(self.token_ids) + len(came) - 1
         self.computing.end()  # before the last piece: after it nobody asks for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
-        yield Piece(rest, finish_reason=reason)
+        read = self._read(rest, last=True)
+        called = self.calls is not None and self.calls.calls
+        yield Piece(read.text, finish_reason="tool_calls" if called and reason == "stop" else reason, calls=read.calls)
+
+    def _read(self, text: str, *, last: bool = False) -> Read:
+        """The part of a text that is no call, and what it adds to calls."""
+        if self.calls is None:
+            return Read(text)
+        read = self.calls.push(text)
+        if last:
+            read.text += self.calls.flush().text
+        return read
 
     def _and_forced(self, chosen: Sequence[Chosen]) -> Iterator[Chosen]:
         """Tokens that were chosen, and those that must follow when they have become part of the answer: these are not

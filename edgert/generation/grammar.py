@@ -24,7 +24,7 @@ _LEXER_STATES = 8_000
 """Each takes one or two kilobytes; common schemas have hundreds."""
 _GRAMMAR_SIZE = 100_000
 """Symbols in a grammar."""
-_JSON = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+COMPACT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """As Python's json.dumps writes it, and so most of what models have read. Where white space is free, weak models write
 nothing else."""
 
@@ -87,7 +87,7 @@ class Grammars:
         from llguidance import LLMatcher, LLParserLimits
 
         if grammar.kind == "json":
-            text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON)  # type: ignore[arg-type]
+            text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=COMPACT)  # type: ignore[arg-type]
         elif grammar.kind == "regex":
             text = LLMatcher.grammar_from_regex(grammar.text)
         else:

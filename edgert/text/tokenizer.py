@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
@@ -243,8 +243,13 @@ class Tokenizer:
                 return token.encode()
         return token.replace("▁", " ").encode()
 
-    def stream_decoder(self, *, skip_special: bool = False) -> "StreamDecoder":
-        return StreamDecoder(self, skip_special=skip_special)
+    def ids_of(self, names: Collection[str]) -> dict[str, int]:
+        """Those of these names that are special tokens, with their ids."""
+        return {name: index for index in self.special_ids if (name := self._added[index].decode()) in names}
+
+    def stream_decoder(self, *, skip_special: bool = False, shown: Collection[int] = ()) -> "StreamDecoder":
+        """shown: special tokens that are not skipped."""
+        return StreamDecoder(self, self.special_ids.difference(shown) if skip_special else frozenset())
 
 
 class StreamDecoder:
@@ -253,9 +258,9 @@ class StreamDecoder:
     A piece never ends within a character: up to three bytes are held back until the character is complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int] = frozenset()) -> None:
+        """skipped: tokens that add no text."""
+        self._tokenizer, self._skipped = tokenizer, skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_next = tokenizer._strips_space
 
