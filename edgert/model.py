@@ -75,7 +75,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
     structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
-    for them: 30 to 50 MB. Without it such answers are given only where the budget has that much to spare.
+    for them: 30 to 45 MB. Without it such answers are given only where the budget has that much to spare.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
     first start.
@@ -353,6 +353,8 @@ class Model:
         if the model has no chat template, if it refuses the messages, or has no place for tools.
         """
         ids = self.render(messages, tools=tools if tool_choice != "none" else None)
+        if not tools and tool_choice not in ("none", "auto"):
+            raise ModelError(f"tool_choice is {tool_choice!r}, but there are no tools; give tools too")
         if not tools or tool_choice == "none":
             return self.generate(ids, **settings)
         offered = Tools.of(tools)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.text.tokenizer import Tokenizer
+from edgert.text.tokenizer import Tokenizer, return_freed_memory
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -80,7 +80,10 @@ class Grammars:
         self._ends = tokenizer.eos_token_ids
         self._special = tokenizer.special_ids
         self._vocab_size = vocab_size
-        self._tokenizer = LLTokenizer(_Vocabulary(tokenizer, vocab_size), vocab_size, list(self._ends), slices=[])  # type: ignore[arg-type]
+        vocabulary = _Vocabulary(tokenizer, vocab_size)
+        self._tokenizer = LLTokenizer(vocabulary, vocab_size, list(self._ends), slices=[])  # type: ignore[arg-type]
+        vocabulary.tokens.clear()  # they were copied
+        return_freed_memory()
 
     def constraint(self, grammar: Grammar) -> "Constraint":
         """Raises ModelError for a grammar that is wrong, or not supported."""

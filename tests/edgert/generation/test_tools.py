@@ -70,6 +70,7 @@ def test_calls_and_results_reach_the_template(caller: edgert.Model) -> None:
     ({"tools": [{"function": {"name": "add", "parameters": [1]}}]}, r"the parameters of tools\[0\], add, are no"),
     ({"tools": TOOLS, "tool_choice": "multiply"}, "tool_choice names multiply, which is none of the tools"),
     ({"tools": TOOLS, "tool_choice": 3}, "tool_choice is 3"),
+    ({"tool_choice": "required"}, "tool_choice is 'required', but there are no tools"),
     ({"tools": TOOLS, "schema": True}, "tools and schema were given"),
 ])
 def test_what_is_refused(caller: edgert.Model, settings: dict[str, Any], message: str) -> None:
