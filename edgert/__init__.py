@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     from .converters.convert import convert
     from .download import pull
     from .generation.generation import Generation, Piece, Statistics
+    from .generation.scoring import Scores
+    from .generation.tool_calls import CallDelta, ToolCall
     from .model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError", "PeerError", "Piece",
-           "SessionError", "SourceError", "Statistics", "TemplateError", "convert", "load", "pull"]
+__all__ = ["BundleError", "CallDelta", "DownloadError", "EdgertError", "Generation", "Model", "ModelError",
+           "PeerError", "Piece", "Scores", "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall",
+           "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
-         "Statistics": "generation.generation"}
+         "Statistics": "generation.generation", "Scores": "generation.scoring",
+         "CallDelta": "generation.tool_calls", "ToolCall": "generation.tool_calls"}
 
 
 def __getattr__(name: str) -> Any:

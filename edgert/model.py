@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,10 +25,14 @@ from .engine.session_file import open_session, save_session
 from .engine.swap_file import SwapFile
 from .engine.tracing import Trace
 from .engine.worker import Job, Worker, settle
-from .errors import BundleError, EdgertError, ModelError
+from .errors import BundleError, EdgertError, ModelError, TemplateError
 from .generation.generation import Answer, Computing, Generation
+from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammar, Grammars, Schema
 from .generation.sampling import Sampling
+from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
+from .generation.tool_calls import MARKS, CallReader
+from .generation.tools import Choice, Tools, with_arguments_read
 from .generation.turns import Turn, Turns
 from .kernels import native
 from .kernels.native import cache_folder
@@ -44,6 +49,10 @@ from .text.tokenizer import Tokenizer, check_unicode
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
+MOST_LOGPROBS = 1000
+"""Most likely tokens whose log-probabilities may be asked for."""
+_SCORING_ROWS = 2
+"""Rows of logits that scoring needs beside those it scores."""
 _LONGEST_TOKEN = 128
 """In characters; the longest tokens of known vocabularies are runs of spaces."""
 CompileProgress = Callable[[int, int, str], None]
@@ -52,6 +61,7 @@ CompileProgress = Callable[[int, int, str], None]
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
          kv_policy: str | None = None, kv_memory: int | str | None = None, speculation: str | int = AUTO,
+         structured: bool = False,
          trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
@@ -74,6 +84,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     needs; with "flash" what weights leave.
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
+    structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
+    for them: 30 to 45 MB. Without it such answers are given only where the budget has that much to spare.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
     first start.
@@ -82,8 +94,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, trace=trace,
-                 compile_progress=compile_progress)
+                 kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, structured=structured,
+                 trace=trace, compile_progress=compile_progress)
 
 
 def default_threads() -> int:
@@ -155,6 +167,7 @@ class _Settings:
     kv_policy: str
     kv_memory: int | None
     speculation: str | int
+    structured: bool
     trace: str | os.PathLike[str] | None
 
 
@@ -183,8 +196,8 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
                  context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
-                 kv_memory: int | str | None, speculation: str | int, trace: str | os.PathLike[str] | None,
-                 compile_progress: CompileProgress) -> None:
+                 kv_memory: int | str | None, speculation: str | int, structured: bool,
+                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -193,7 +206,8 @@ class Model:
         self._turns = Turns()
         budget, of_cache = _bytes("memory", memory), _bytes("kv_memory", kv_memory)
         mode = parse(speculation)
-        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, trace)
+        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, structured,
+                             trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -201,7 +215,8 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
-        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded
+        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded[:-1]
+        self._grammars, self._grammars_lock = loaded.grammars, threading.Lock()
         self._speculator = Speculator(self._engine, mode)
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
@@ -234,8 +249,11 @@ class Model:
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
-                 seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
-                 ignore_eos: bool = False, wait: bool = False) -> Generation:
+                 presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
+                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
+                 stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
+                 schema: Schema | None = None, regex: str | None = None, grammar: str | None = None,
+                 calls: CallReader | None = None, wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
         Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
@@ -248,14 +266,25 @@ class Model:
         logprobs: also give each token's log-probability, and those of this many most likely tokens. ignore_eos: do not
         stop at the model's end-of-text token.
 
+        The answer follows one of these, if given, and ends where nothing more is allowed; with finish_reason "length"
+        it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
+        value. regex: a regular expression (of Rust's kind) for the whole answer. grammar: one in llguidance's variant
+        of Lark. (generation/grammar.py) calls: reads function calls out of the answer (generation/tool_calls.py);
+        `chat` has tools for that.
+
         Raises ModelError for settings that are out of range and for a prompt that does not fit into the context.
         """
         self._worker.check()
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed,
+                            presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+                            logit_bias=dict(logit_bias or {}))
+        if (token := max(sampling.logit_bias, default=0)) >= self.header.config.vocab_size:
+            raise ModelError(f"logit_bias names token {token}, which is not in the vocabulary of "
+                             f"{self.header.config.vocab_size}")
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
-        if logprobs is not None and not 0 <= logprobs <= 1000:
-            raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
+            raise ModelError(f"logprobs is {logprobs}; it goes from 0 to {MOST_LOGPROBS}")
         stop = [stop] if isinstance(stop, str) else list(stop)
         for text in stop:
             check_unicode(text, "A stop string cannot be used")
@@ -268,9 +297,25 @@ class Model:
         if room < 1:
             raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
                              "shorten it or raise the context")
+        followed = Grammar.of(schema, regex, grammar)
+        if followed is not None and ignore_eos:
+            raise ModelError("ignore_eos does not go with a schema or grammar, whose end is the answer's")
+        constraint = self._loaded_grammars().constraint(followed) if followed is not None else None
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
-            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls))
+
+    def _loaded_grammars(self) -> Grammars:
+        """What makes grammars, prepared now if it was not by `load`. Raises ModelError if the budget has no room."""
+        with self._grammars_lock:
+            if self._grammars is None:
+                vocab_size = self.header.config.vocab_size
+                needed = PARSER_BYTES + TABLE_BYTES * vocab_size
+                if (spare := self.plan.budget - sum(self.plan.parts.values())) < needed:
+                    raise ModelError(f"answers that follow a grammar take {size_text(needed)}, and the memory "
+                                     f"budget {size_text(spare)} to spare; load the model with structured=True")
+                self._grammars = Grammars(self.tokenizer, vocab_size)
+            return self._grammars
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
@@ -283,15 +328,7 @@ class Model:
         def work_begin(job: Job[int]) -> int:
             """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            session, before = self._session, ids[:-1]
-            held = session.common_prefix(before)
-            if not session.shortest or held < session.shortest:
-                self._prefixes.remember(session)
-                self._prefixes.recall(session, before)
-                session.settle()
-            else:  # what a policy has changed belongs to this conversation alone
-                session.truncate(held)
-            return session.length
+            return self._recall(ids[:-1])
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             def work(job: Job[Step]) -> Step:
@@ -301,6 +338,18 @@ class Model:
             return self._worker.run(work)
 
         return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
+
+    def _recall(self, tokens: Sequence[int]) -> int:
+        """Have the session begin as these tokens do, as far as that is known. Returns how many of them it has."""
+        session = self._session
+        held = session.common_prefix(tokens)
+        if not session.shortest or held < session.shortest:
+            self._prefixes.remember(session)
+            self._prefixes.recall(session, tokens)
+            session.settle()
+        else:  # what a policy has changed belongs to this conversation alone
+            session.truncate(held)
+        return session.length
 
     def _check_turn(self, turn: Turn) -> None:
         if not self._turns.holds(turn):
@@ -316,22 +365,43 @@ class Model:
     def _flash(self) -> tuple[int, float]:
         return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """Answer a conversation. messages: dicts with `role` (system, user, assistant) and `content`.
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+             tool_choice: Choice = "auto", **settings: Any) -> Generation:
+        """Answer a conversation. messages: dicts with `role` (system, user, assistant, tool) and `content`.
+
+        tools: functions that the model may call, as OpenAI's API has them: {"type": "function", "function": {"name",
+        "description", "parameters": a JSON schema}}. Its calls are `Generation.tool_calls`, and come in pieces as
+        `Piece.calls`; go on with a message of role assistant that has them as `tool_calls`, and one of role tool for
+        each result. tool_choice: "none", "auto", "required" (the answer is calls), or the name of a function, as a text
+        or as {"type": "function", "function": {"name": ...}} (one call of it).
 
         Takes the settings of `generate`, and returns what it returns. Raises what `generate` raises, and TemplateError
-        if the model has no chat template or the template refuses the messages.
+        if the model has no chat template, if it refuses the messages, or has no place for tools.
         """
-        return self.generate(self.render(messages), **settings)
+        ids = self.render(messages, tools=tools if tool_choice != "none" else None)
+        if not tools and tool_choice not in ("none", "auto"):
+            raise ModelError(f"tool_choice is {tool_choice!r}, but there are no tools; give tools too")
+        if not tools or tool_choice == "none":
+            return self.generate(ids, **settings)
+        offered = Tools.of(tools)
+        grammar = offered.grammar(tool_choice, self._template.text, self.tokenizer.ids_of(MARKS))
+        for name in ("schema", "regex", "grammar"):
+            if settings.pop(name, None) is not None:
+                raise ModelError(f"tools and {name} were given; an answer that follows the {name} calls nothing")
+        return self.generate(ids, calls=CallReader(offered.parameters), grammar=grammar, **settings)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def render(self, messages: Sequence[Mapping[str, Any]], *,
+               tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The token ids of a conversation, written with the model's chat template up to where the answer starts.
 
         Only the template can make special tokens: their names in messages are plain text. Raises TemplateError.
         """
         for message in messages:
             self._check_length(message.get("content"))
-        text, given = self._template.render(messages)
+        template = self._template
+        if tools and "tools" not in template.text:
+            raise TemplateError("The model's chat template has no place for tools; use a model that was made for them.")
+        text, given = template.render(with_arguments_read(messages), tools=Tools.of(tools).given if tools else None)
         self._check_length(text)
         bos = self._token_name(self.tokenizer.bos_token_id)
         begun = bos and text.startswith(bos) and not any(given[:len(bos)])
@@ -346,6 +416,56 @@ class Model:
 
     def _token_name(self, index: int | None) -> str:
         return "" if index is None else self.tokenizer.id_to_token(index) or ""
+
+    def score(self, tokens: Sequence[int], *, top: int = 0, start: int = 1, wait: bool = False,
+              progress: Callable[[int, int], None] = lambda done, count: None) -> Scores:
+        """How likely the model finds each token of a text, given those before it.
+
+        It has the model as an answer has it, from its beginning to its end: a newer answer ends it, and `wait` waits
+        for the current one. Of positions whose logits are wanted nothing is taken from the key-value cache, but what is
+        computed stays there for others. No more logits are in memory at once than the budget has room for.
+
+        top: also give so many most likely tokens of each position. start: score the tokens from this one on, and take
+        what comes before `start - 1` from the cache if it is there; 1 for all that have tokens before them.
+        progress(done, count): called after each pass over the weights, in the calling thread; what it raises ends this.
+
+        Raises ModelError for a text without tokens or longer than the context, settings that are out of range, and a
+        newer answer.
+        """
+        self._worker.check()
+        ids = [int(token) for token in tokens]
+        if not ids:
+            raise ModelError("there are no tokens to score; give at least one")
+        if len(ids) > self.context:
+            raise ModelError(f"the text has {len(ids)} tokens, the context room for {self.context}; "
+                             "shorten it or raise the context")
+        if not 0 <= top <= MOST_LOGPROBS:
+            raise ModelError(f"top is {top}; it goes from 0 to {MOST_LOGPROBS}")
+        if not 1 <= start <= len(ids):
+            raise ModelError(f"start is {start}; for a text of {len(ids)} tokens it goes from 1 to {len(ids)}")
+        scoring, turn = Scoring(ids, top, start), Turn()
+        rows = min(max(self.plan.logit_rows - _SCORING_ROWS, 1), self.plan.chunk)
+
+        def begin(job: Job[None]) -> None:
+            self._check_turn(turn)
+            held = self._recall(ids[:start - 1])
+            if held < start - 1:
+                self._engine.forward(self._session, ids[held:start - 1], [], cancel=job.cancel)
+
+        def work(job: Job[None]) -> None:
+            self._check_turn(turn)
+            some = ids[self._session.length:][:rows]
+            scoring.add(self._engine.forward(self._session, some, range(len(some)), cancel=job.cancel))
+
+        self._turns.take(turn, wait=wait)
+        try:
+            self._worker.run(begin)
+            for first in range(start - 1, len(ids), rows):
+                self._worker.run(work)
+                progress(min(first + rows, len(ids)), len(ids))
+        finally:
+            self._turns.give_back(turn)
+        return scoring.scores()
 
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute tokens after those computed since the last `reset`, without sampling. Ends the current answer.
@@ -433,6 +553,8 @@ class Model:
 
 
 class _Loaded(NamedTuple):
+    """grammars: last; None unless structured output was asked for."""
+
     bundle: Bundle
     text: Text
     plan: Plan
@@ -440,6 +562,7 @@ class _Loaded(NamedTuple):
     session: Session
     prefixes: Prefixes
     engine: Engine
+    grammars: Grammars | None
 
 
 def _open(path: str | os.PathLike[str], library: native.Library, settings: _Settings, opened: ExitStack,
@@ -452,7 +575,8 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     context, kv_type = session_settings(header, settings.context, settings.kv_type, settings.kv_memory,
                                         settings.kv_policy)
     policy = parse_policy(settings.kv_policy, context, header.config)
-    process = process_bytes() + Region.promised
+    grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
+    process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)
 
     def planner(room: CacheRoom) -> Planner:
         return Planner(header, process=process, context=context, cache_type=kv_type, chunk=settings.chunk,
@@ -493,4 +617,4 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine)
+    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine, grammars)

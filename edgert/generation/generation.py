@@ -12,8 +12,10 @@ import numpy as np
 from edgert.text.stopping import StopStrings
 from edgert.text.tokenizer import Tokenizer
 
+from .grammar import Constraint
 from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
 from .steps import Choosing, Chosen, Step
+from .tool_calls import MARKS, CallDelta, CallReader, Read, ToolCall
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,17 @@ class Piece:
     text: new text; empty while a character or a stop string may still be incomplete. token_id: the token; None in the
     last piece, which has the rest of the text. logprob: the token's natural log-probability under the model, before
     any sampling setting. top_logprobs: (token id, log-probability) of the most likely tokens; both only if asked for.
-    finish_reason: only in the last piece: "stop" (the model or a stop string ended the answer) or "length".
+    finish_reason: only in the last piece: "stop" (the model or a stop string ended the answer), "length", or
+    "tool_calls", which is "stop" for an answer that calls functions. calls: what the token, or those before it, add to
+    such calls, which are not part of the text.
     """
 
     text: str
     token_id: int | None = None
     logprob: float | None = None
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    calls: list[CallDelta] = field(default_factory=list)
 
 
 @dataclass
@@ -109,14 +114,15 @@ class Computing(NamedTuple):
 
 
 class Generation:
-    """An answer while it is generated: an iterator of `Piece`s. `token_ids` and `statistics` grow with it.
+    """An answer while it is generated: an iterator of `Piece`s.
 
-    It has the model from its first piece to its last, or until it is closed or garbage-collected. An answer that is
-    never asked for a piece never has the model.
+    `token_ids`, `tool_calls` and `statistics` grow with it. It has the model from its first piece to its last, or until
+    it is closed or garbage-collected. An answer that is never asked for a piece never has the model.
     """
 
     def __init__(self, answer: "Answer") -> None:
         self.prompt_ids, self.token_ids, self.statistics = answer.prompt_ids, answer.token_ids, answer.statistics
+        self.tool_calls: list[ToolCall] = answer.calls.calls if answer.calls is not None else []
         # What makes the pieces has no reference to this object: so both end when this object's last reference goes, not
         # at the next collection of cyclic garbage.
         self._pieces = answer.pieces()
@@ -145,7 +151,7 @@ class Answer:
 
     def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
-                 ignore_eos: bool) -> None:
+                 ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None) -> None:
         self.computing = computing
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
@@ -155,6 +161,8 @@ class Answer:
         self._sampler = Sampler(sampling)
         self._stops = StopStrings(stop)
         self._logprobs = logprobs
+        self._constraint = constraint
+        self.calls = calls
         self._ends = () if ignore_eos else tokenizer.eos_token_ids
 
     def pieces(self) -> Generator[Piece, None, None]:
@@ -164,40 +172,70 @@ class Answer:
             self.computing.end()
 
     def _pieces_of_tokens(self) -> Generator[Piece, None, None]:
-        decoder = self._tokenizer.stream_decoder(skip_special=True)
+        decoder = self._tokenizer.stream_decoder(
+            skip_special=True, shown=self._tokenizer.ids_of(MARKS).values() if self.calls is not None else ())
         reason: Literal["stop", "length"] = "length"
         held = self.computing.begin()
         self.statistics.prompt_computed -= held
-        start = last = time.perf_counter()
+        last = time.perf_counter()
         flash = self.computing.flash()
-        new: Sequence[int] = self.prompt_ids[held:]
+        computed, came = held, list[Chosen]()
         choosing = Choosing(self._exact, self._guess)
-        while len(self.token_ids) < self._limit and reason == "length":
-            step = self.computing.step(new, choosing, self._limit - len(self.token_ids))
-            now = time.perf_counter()
-            before, flash = flash, self.computing.flash()
-            self._count(step, now - (last if self.token_ids else start), flash[0] - before[0], flash[1] - before[1])
-            last = now
-            for chosen in step.chosen:
+        while reason == "length":
+            for chosen in self._and_forced(came):
                 if chosen.ends:
                     reason = "stop"
                     break
                 self.token_ids.append(chosen.token)
                 self.statistics.generated_tokens += 1
-                text = self._stops.push(decoder.push(chosen.token))
-                yield Piece(text, chosen.token, chosen.logprob, list(chosen.top))
+                read = self._read(self._stops.push(decoder.push(chosen.token)))
+                yield Piece(read.text, chosen.token, chosen.logprob, list(chosen.top), calls=read.calls)
                 if self._stops.found:
                     reason = "stop"
                     break
-            new = [step.chosen[-1].token]
+            if reason == "stop" or len(self.token_ids) >= self._limit:
+                break
+            if self._constraint is not None and self._constraint.complete(self.token_ids):
+                reason = "stop"
+                break
+            step = self.computing.step(self._from(computed), choosing, self._limit - len(self.token_ids))
+            now = time.perf_counter()
+            before, flash = flash, self.computing.flash()
+            self._count(step, now - last, flash[0] - before[0], flash[1] - before[1], first=not came)
+            last, came = now, step.chosen
+            computed = len(self.prompt_ids) + len(self.token_ids) + len(came) - 1
         self.computing.end()  # before the last piece: after it nobody asks for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
-        yield Piece(rest, finish_reason=reason)
+        read = self._read(rest, last=True)
+        called = self.calls is not None and self.calls.calls
+        yield Piece(read.text, finish_reason="tool_calls" if called and reason == "stop" else reason, calls=read.calls)
 
-    def _count(self, step: Step, seconds: float, read: int, waited: float) -> None:
+    def _read(self, text: str, *, last: bool = False) -> Read:
+        """The part of a text that is no call, and what it adds to calls."""
+        if self.calls is None:
+            return Read(text)
+        read = self.calls.push(text)
+        if last:
+            read.text += self.calls.flush().text
+        return read
+
+    def _and_forced(self, chosen: Sequence[Chosen]) -> Iterator[Chosen]:
+        """Tokens that were chosen, and those that must follow when they have become part of the answer: these are not
+        computed one by one, unless their probabilities are wanted."""
+        yield from chosen
+        if self._constraint is not None and self._logprobs is None:
+            for token in self._constraint.forced(self.token_ids)[:self._limit - len(self.token_ids)]:
+                yield Chosen(token)
+
+    def _from(self, start: int) -> list[int]:
+        """Prompt and answer from a position on."""
+        prompt = len(self.prompt_ids)
+        return [*self.prompt_ids[start:], *self.token_ids[max(start - prompt, 0):]]
+
+    def _count(self, step: Step, seconds: float, read: int, waited: float, *, first: bool) -> None:
         """Add a step to the statistics. seconds: since the one before; read, waited: of flash."""
         s = self.statistics
-        if not self.token_ids:
+        if first:
             s.first_token_s, s.flash_bytes_prompt, s.flash_wait_prompt_s = seconds, read, waited
             return
         s.decode_s += seconds
@@ -223,6 +261,9 @@ class Answer:
         return self._choose(logits, after, want_margin=True)
 
     def _choose(self, logits: np.ndarray, after: Sequence[int], *, want_margin: bool = False) -> Choice:
-        recent = [*self.prompt_ids[-64:], *self.token_ids, *after]
-        position = len(self.prompt_ids) + len(self.token_ids) + len(after)
-        return self._sampler.choose(logits, recent, position, want_margin=want_margin)
+        answer = [*self.token_ids, *after]
+        allowed = self._constraint.allowed(answer) if self._constraint is not None else None
+        if allowed is not None and not allowed[:len(logits)].any():
+            allowed = None  # a draft's logits reach none of them: whatever it guesses is wrong
+        return self._sampler.choose(logits, [*self.prompt_ids[-64:], *answer], len(self.prompt_ids) + len(answer),
+                                    answer=answer, allowed=allowed, want_margin=want_margin)

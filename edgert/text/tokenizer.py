@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
@@ -102,7 +102,7 @@ class Tokenizer:
             front, tables = read if read is not None else (data, None)
             tokenizer = tokenizers.Tokenizer.from_buffer(front)
         del data, read, front
-        _return_freed_memory()
+        return_freed_memory()
         return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token, tables)
 
     def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
@@ -129,12 +129,20 @@ class Tokenizer:
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
         if len(text) > PART:  # the library takes 100 bytes per character, for a moment
-            _return_freed_memory()
+            return_freed_memory()
         if self.add_bos_token if add_bos is None else add_bos:
             if self.bos_token_id is None:
                 raise ModelError("The model has no BOS token to add; encode without it.")
             ids.insert(0, self.bos_token_id)
         return ids
+
+    def encode_within(self, text: str) -> list[int]:
+        """The token ids of a part of a text that does not begin it: no BOS, no space in front, no special tokens.
+
+        Raises what `encode` raises for texts that cannot be tokenized."""
+        check_unicode(text, "The text cannot be tokenized")
+        with self._lock, _library("The text cannot be tokenized"):
+            return self._encode_plain(text, first=False)
 
     def _encode(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and where the names of special tokens are in the text (none without `special`)."""
@@ -235,8 +243,13 @@ class Tokenizer:
                 return token.encode()
         return token.replace("▁", " ").encode()
 
-    def stream_decoder(self, *, skip_special: bool = False) -> "StreamDecoder":
-        return StreamDecoder(self, skip_special=skip_special)
+    def ids_of(self, names: Collection[str]) -> dict[str, int]:
+        """Those of these names that are special tokens, with their ids."""
+        return {name: index for index in self.special_ids if (name := self._added[index].decode()) in names}
+
+    def stream_decoder(self, *, skip_special: bool = False, shown: Collection[int] = ()) -> "StreamDecoder":
+        """shown: special tokens that are not skipped."""
+        return StreamDecoder(self, self.special_ids.difference(shown) if skip_special else frozenset())
 
 
 class StreamDecoder:
@@ -245,9 +258,9 @@ class StreamDecoder:
     A piece never ends within a character: up to three bytes are held back until the character is complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int] = frozenset()) -> None:
+        """skipped: tokens that add no text."""
+        self._tokenizer, self._skipped = tokenizer, skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_next = tokenizer._strips_space
 
@@ -271,7 +284,7 @@ class StreamDecoder:
         return text
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Return freed memory to the system: parsing a vocabulary frees as much as it keeps, and glibc holds on to it."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none

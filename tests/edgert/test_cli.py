@@ -275,3 +275,14 @@ def test_a_reader_that_leaves_is_no_error_worth_words(smollm2: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_run_with_a_schema(smollm2: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"], '
+                      '"additionalProperties": false}')
+    done = edgert("run", smollm2, "--chat", "-p", "What is the capital of Italy?", "--schema", schema)
+    assert done.stdout == '{"city": "Rome"}\n', done
+    schema.write_text('{"type": "thing"}')
+    assert "the schema cannot be used: " in refused("run", smollm2, "-p", "x", "--schema", schema)
+    assert "schema.jsn: no such file" in refused("run", smollm2, "-p", "x", "--schema", tmp_path / "schema.jsn")

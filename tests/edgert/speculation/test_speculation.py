@@ -33,11 +33,19 @@ PLACEMENTS: dict[str, dict[str, float]] = {
     "no draft": {"keep": 0.2, "attention": 0.5},
     "nothing": {"keep": 0.0},
 }
+FOLLOWED = r'\{"a": [0-9]{2,5}, "words": ("none"|"[a-f]{3,9}")\}'
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 0.9, "seed": 11, "top_k": 0},
     "penalty": {"repetition_penalty": 1.4},
     "sampled, with a penalty": {"temperature": 1.3, "seed": 5, "repetition_penalty": 1.2},
+    "penalties of the answer": {"presence_penalty": 0.8, "frequency_penalty": 0.3, "logit_bias": {40: 1.5, 70: -9}},
+    "sampled, with those": {"temperature": 0.8, "seed": 3, "presence_penalty": 0.5, "frequency_penalty": 0.5,
+                            "logit_bias": {40: 1.5}},
+    "followed": {"ignore_eos": False, "max_tokens": 40, "regex": FOLLOWED},
+    "followed, forced tokens at once": {"ignore_eos": False, "max_tokens": 40, "regex": FOLLOWED, "logprobs": None},
+    "followed and sampled": {"temperature": 1.1, "seed": 9, "ignore_eos": False, "max_tokens": 40, "regex": FOLLOWED,
+                             "top_k": 0, "frequency_penalty": 0.5, "logprobs": None},
 }
 
 
@@ -69,7 +77,7 @@ def load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
                                              **PLACEMENTS[placement])
 
         monkeypatch.setattr(model_module, "Planner", Planner)
-        return edgert.load(bundle, threads=2, context=context, speculation=mode)
+        return edgert.load(bundle, threads=2, context=context, speculation=mode, structured=True)
 
     return made
 

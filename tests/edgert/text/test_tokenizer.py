@@ -57,7 +57,7 @@ mixed_text = st.lists(valid_text | st.sampled_from(["<|end|>", "<é>", "ab", " a
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], **options: bool) -> list[str]:
-    decoder = StreamDecoder(tokenizer, **options)
+    decoder = tokenizer.stream_decoder(**options)
     return [*(decoder.push(index) for index in ids), decoder.flush()]
 
 
