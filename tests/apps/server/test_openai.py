@@ -135,14 +135,15 @@ def test_parts_of_a_message(server: Server, said: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_long_a_prompt(server: Server, *, stream: bool) -> None:
-    with pytest.raises(openai.BadRequestError, match="has 20.. tokens, the context room for 1024") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"has 20\d\d tokens, the context room for 1024") as caught:
         server.client().chat.completions.create(model="any", stream=stream, messages=[
             {"role": "user", "content": "word " * 2000}])
     assert caught.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(("extra", "param"), [
-    ({"functions": [{"name": "f"}]}, "functions"), ({"temperature": 1000}, None), ({"temperature": "hot"}, "temperature"),
+    ({"functions": [{"name": "f"}]}, "functions"), ({"temperature": 1000}, None),
+    ({"temperature": "hot"}, "temperature"),
     ({"n": 0}, "n"), ({"max_tokens": -1}, "max_tokens"), ({"top_logprobs": 3}, "top_logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options"), ({"modalities": ["audio"]}, "modalities"),
     ({"messages": []}, "messages"), ({"messages": [{"content": "x"}]}, "messages[0]"),
