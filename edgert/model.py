@@ -247,7 +247,8 @@ class Model:
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
-                 seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
+                 presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
+                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
                  ignore_eos: bool = False, wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
@@ -265,7 +266,12 @@ class Model:
         the context.
         """
         self._worker.check()
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed,
+                            presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+                            logit_bias=dict(logit_bias or {}))
+        if (token := max(sampling.logit_bias, default=0)) >= self.header.config.vocab_size:
+            raise ModelError(f"logit_bias names token {token}, which is not in the vocabulary of "
+                             f"{self.header.config.vocab_size}")
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
         if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
