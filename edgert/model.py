@@ -248,8 +248,9 @@ class Model:
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
                  presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
-                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
-                 ignore_eos: bool = False, wait: bool = False) -> Generation:
+                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
+                 stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
+                 wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
         Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not

@@ -1,5 +1,6 @@
 """What a loaded model is doing, for a dashboard: what memory is used for, what is read. Nothing here waits for it."""
 
+import ctypes
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from .model import Model
 from .residency.source import Read
 from .text.tokenizer import return_freed_memory
 
+_M_MMAP_THRESHOLD = -3
 _OWN_GROUP = Path("/sys/fs/cgroup")
 
 
@@ -80,6 +82,16 @@ def _pinned_shares(model: Model) -> list[float]:
         room = sum(size * count for size, count in placement.window.items()) / len(total)
         pinned = [min(here + int(room), whole) for here, whole in zip(pinned, total, strict=True)]
     return [round(here / whole, 4) if whole else 1.0 for here, whole in zip(pinned, total, strict=True)]
+
+
+def map_large_blocks() -> None:
+    """Have blocks of 1 MiB and more be mapped and unmapped one by one, in this process from now on.
+
+    By itself glibc takes ever larger blocks out of its heaps, and gives the top of a thread's heap never back: after
+    the logits of one scored text 28 MiB that the next model of this process cannot have.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def give_memory_back() -> None:

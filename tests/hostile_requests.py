@@ -36,10 +36,11 @@ class Asked:
 
 
 class Hostile:
-    """Makes requests, the same for the same seed."""
+    """Makes requests, the same for the same seed. budgets: also for other budgets of memory."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, budgets: bool = True) -> None:
         self._random = random.Random(seed)
+        self._paths = [path for path in PATHS if budgets or path != "/edgert/budget"]
 
     def value(self, depth: int = 0) -> Any:
         kind = self._random.randrange(8 if depth < 4 else 5)
@@ -74,7 +75,7 @@ class Hostile:
 
     def request(self) -> Asked:
         random = self._random
-        path, method = random.choice(PATHS if random.random() < 0.4 else list(RIGHT)), random.choice(METHODS)
+        path, method = random.choice(self._paths if random.random() < 0.4 else list(RIGHT)), random.choice(METHODS)
         body = self._body(path)
         lines = [f"{method} {path} HTTP/{random.choice(('1.1', '1.1', '1.1', '1.1', '1.0'))}".encode()]
         if random.random() < 0.97:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,17 @@ from openai import OpenAI
 
 
 class Server:
-    """`edgert serve` on a free port, and what it says."""
+    """`edgert serve` on a free port, and what it says. before: a program that runs it, with its arguments."""
 
-    def __init__(self, bundle: Path, *options: str, errors: Path) -> None:
+    def __init__(self, bundle: Path, *options: str, errors: Path, before: Sequence[str] = ()) -> None:
         self.errors = errors
         with errors.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edgert", "serve", str(bundle), "--port", "0", "-t", "2", *options],
+                [*before, sys.executable, "-m", "edgert", "serve", str(bundle), "--port", "0", "-t", "2", *options],
                 stderr=file, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None)
-        self.url = self._said(r"listening at (http://\S+)")[1]
+        self.url = self.wait_for(r"listening at (http://\S+)")[1]
 
-    def _said(self, pattern: str, seconds: float = 60) -> "re.Match[str]":
+    def wait_for(self, pattern: str, seconds: float = 60) -> "re.Match[str]":
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.said)):
             assert self.process.poll() is None and time.monotonic() < end, self.said
@@ -34,7 +35,7 @@ class Server:
         return found
 
     def until_ready(self) -> "Server":
-        self._said("^ready$|\nready$")
+        self.wait_for("^ready$|\nready$")
         return self
 
     @property

@@ -13,6 +13,7 @@ import uvicorn
 
 from edgert.errors import EdgertError
 from edgert.terminal import show
+from edgert.watching import map_large_blocks
 
 from .access import LOOPBACK, Access
 from .application import Application
@@ -32,6 +33,7 @@ def serve(open_model: OpenModel, bundle: Path, *, host: str, port: int, keys: Se
     """
     if host not in LOOPBACK and not keys:
         raise EdgertError(f"--host {host} lets other machines in; give them a key with --api-key-file")
+    map_large_blocks()
     service = EngineService(open_model, queue, follow_reads)
     application = Application(service, bundle.stem, int(bundle.stat().st_mtime), defaults)
     app = Access(application.asgi(), keys=keys, any_host=host not in LOOPBACK)

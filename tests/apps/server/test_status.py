@@ -68,6 +68,18 @@ def test_another_budget_and_the_same_answer(own: Server) -> None:
     assert answer(own) == whole
 
 
+def test_budgets_do_not_add_up(own: Server) -> None:
+    """However often the model is loaded anew, and after large logits too, the process begins with as little."""
+    taken = []
+    for memory in range(400, 405):
+        taken.append(own.ask("/edgert/budget", {"memory": f"{memory}M"}).json()["parts"]["process"])
+        assert own.ask("/v1/completions", {"prompt": "Once upon a time " * 100, "echo": True, "logprobs": 1,
+                                           "max_tokens": 1}).status_code == 200
+        answer(own)
+    assert max(taken[1:]) - taken[0] < 12 << 20, taken
+    assert own.ask("/edgert/budget", {"memory": "400M"}).status_code == 200
+
+
 @pytest.mark.parametrize(("memory", "said"), [("20M", "too small"), ("much", "is not a size"), (0, "memory: "),
                                               ("9" * 30 + "T", "more memory than any machine has")])
 def test_a_budget_that_cannot_be(own: Server, memory: object, said: str) -> None:
