@@ -22,8 +22,17 @@ _HEADERS = {
 async def page(request: Request) -> Response:
     """A file of the page; without a path its first."""
     name = request.path_params.get("path", "index.html")
-    path = (FOLDER / name).resolve()
-    kind = _TYPES.get(path.suffix)
-    if kind is None or not path.is_relative_to(FOLDER.resolve()) or not path.is_file():
+    kind = _TYPES.get(Path(name).suffix)
+    content = None if kind is None else _content(name)
+    if content is None:
         raise ApiError(404, "there is no such file", code="not_found")
-    return Response(path.read_bytes(), headers=_HEADERS, media_type=kind)
+    return Response(content, headers=_HEADERS, media_type=kind)
+
+
+def _content(name: str) -> bytes | None:
+    """What a file of the page holds; None where there is none of that name."""
+    try:
+        path = (FOLDER / name).resolve()
+        return path.read_bytes() if path.is_relative_to(FOLDER.resolve()) else None
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return None
