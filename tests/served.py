@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from openai import OpenAI
+
+_TOOL = Path(os.environ.get("EDGERT_TOOLS") or Path(__file__).resolve().parents[2] / "shared/tools") / "limit-memory"
+
+
+def limited(size: str) -> list[str]:
+    """A program, with its argument, that has the kernel keep what it runs within `size`; none where there is none."""
+    usable = os.geteuid() == 0 and _TOOL.exists() and not subprocess.run(
+        [_TOOL, "100M", "true"], capture_output=True, check=False).returncode
+    return [str(_TOOL), size] if usable else []
 
 
 class Server:
@@ -39,6 +49,12 @@ class Server:
         return self
 
     @property
+    def serving(self) -> psutil.Process:
+        """The program that serves, also where another one runs it."""
+        process = psutil.Process(self.process.pid)
+        return next((child for child in process.children(recursive=True) if "edgert" in child.cmdline()), process)
+
+    @property
     def said(self) -> str:
         return self.errors.read_text()
 
@@ -55,6 +71,6 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **options})
 
     def end(self, by: int = signal.SIGTERM) -> int:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, by)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.serving.send_signal(by)
         return self.process.wait(20)

@@ -47,7 +47,7 @@ def main() -> int:
         said = server.said
         status = server.end()
     print(json.dumps({"requests": arguments.requests, "statuses": dict(sorted(statuses.items())), "wrong": wrong,
-                      "rss_before": before, "rss_peak": peak, "traceback": "Traceback" in said, "exit": status}))
+                      "rss_before": before, "rss_peak": peak, "traceback": said[said.find("Traceback"):][:3000] if "Traceback" in said else None, "exit": status}))
     return int(bool(wrong) or "Traceback" in said or not answered or status != 0)
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from edgert.memory.budget import parse_size
 
@@ -107,18 +106,12 @@ class Soak:
         return answer.status_code == 200
 
     def watch(self) -> None:
-        process = _server_process(self.server)
+        process = self.server.serving
         while time.monotonic() < self.until and process.is_running():
             rss = process.memory_info().rss
             self.peak = max(self.peak, rss)
             self.samples.append(rss)
             time.sleep(0.2)
-
-
-def _server_process(server: Server) -> psutil.Process:
-    """The program that serves, also where another one limits it."""
-    process = psutil.Process(server.process.pid)
-    return next((child for child in process.children(recursive=True) if "edgert" in child.cmdline()), process)
 
 
 def main() -> int:

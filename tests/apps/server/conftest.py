@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import Server
+from served import Server, limited
 from tiny_model import give_tokenizer, write_model
 
 from edgert.converters.convert import convert
@@ -26,8 +26,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """SmolLM2; answers are greedy where requests do not say otherwise."""
-    made = Server(smollm2, "-c", "1024", "--temperature", "0", errors=tmp_path_factory.mktemp("server") / "errors")
+    """SmolLM2, in a budget that the kernel keeps, if it can; greedy where requests do not say otherwise."""
+    made = Server(smollm2, "-c", "1024", "--temperature", "0", "-m", "220M", before=limited("220M"),
+                  errors=tmp_path_factory.mktemp("server") / "errors")
     yield made.until_ready()
     assert made.end() == 0 and "Traceback" not in made.said, made.said
 
