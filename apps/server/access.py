@@ -9,6 +9,7 @@ import hmac
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,7 +54,11 @@ class Access:
                 MutableHeaders(scope=message).update(_for_origin(origin))
             await send(message)
 
-        await self._app(scope, receive, send_to_origin)
+        try:
+            await self._app(scope, receive, send_to_origin)
+        except LocalProtocolError:  # the body is not as HTTP has it: uvicorn has said so, and ended the connection
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
     def _check_names(self, headers: Headers, origin: str | None) -> None:
         host = headers.get("host", "")

@@ -44,11 +44,11 @@ def main() -> int:
         while server.status()["state"] == "loading":
             time.sleep(0.1)
         answered = server.client(timeout=60).completions.create(model="any", prompt="a", max_tokens=1).choices
-        said = server.said
         status = server.end()
+        said = server.said[server.said.find("Traceback"):] if "Traceback" in server.said else ""
     print(json.dumps({"requests": arguments.requests, "statuses": dict(sorted(statuses.items())), "wrong": wrong,
-                      "rss_before": before, "rss_peak": peak, "traceback": said[said.find("Traceback"):][:3000] if "Traceback" in said else None, "exit": status}))
-    return int(bool(wrong) or "Traceback" in said or not answered or status != 0)
+                      "rss_before": before, "rss_peak": peak, "traceback": said[:3000], "exit": status}))
+    return int(bool(wrong or said) or not answered or status != 0)
 
 
 if __name__ == "__main__":

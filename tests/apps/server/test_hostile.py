@@ -2,6 +2,7 @@
 
 import collections
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -54,3 +55,17 @@ def test_broken_bodies(tiny_server: Server, body: bytes, said: str) -> None:
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["message"].startswith(said) and error["type"] == "invalid_request_error", error
+
+
+def test_a_body_that_is_not_as_http_has_it(tiny_server: Server) -> None:
+    """uvicorn answers and ends the connection while the request is looked at; nobody is to blame but the client."""
+    for path in ("/v1/completions", "/nothing"):
+        with socket.create_connection(("127.0.0.1", int(tiny_server.url.rpartition(":")[2]))) as connection:
+            connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+                               "no chunk\r\n\r\n".encode())
+            answer = b""
+            while part := connection.recv(4096):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 400 ")
+    assert tiny_server.client().completions.create(model="any", prompt="a", max_tokens=1).choices
+    assert "Traceback" not in tiny_server.said and "ERROR" not in tiny_server.said, tiny_server.said
