@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     BundleError,
+    ContextLengthError,
     DownloadError,
     EdgertError,
     ModelError,
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from .model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["BundleError", "CallDelta", "DownloadError", "EdgertError", "Generation", "Model", "ModelError",
-           "PeerError", "Piece", "Scores", "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall",
-           "convert", "load", "pull"]
+__all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Generation", "Model",
+           "ModelError", "PeerError", "Piece", "Scores", "SessionError", "SourceError", "Statistics", "TemplateError",
+           "ToolCall", "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",

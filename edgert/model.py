@@ -24,8 +24,8 @@ from .engine.session import Session, check_session
 from .engine.session_file import open_session, save_session
 from .engine.swap_file import SwapFile
 from .engine.tracing import Trace
-from .engine.worker import Job, Worker, settle
-from .errors import BundleError, EdgertError, ModelError, TemplateError
+from .engine.worker import CancelledError, Job, Worker, settle
+from .errors import BundleError, ContextLengthError, EdgertError, ModelError, TemplateError
 from .generation.generation import Answer, Computing, Generation
 from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammar, Grammars, Schema
 from .generation.sampling import Sampling
@@ -37,12 +37,14 @@ from .generation.turns import Turn, Turns
 from .kernels import native
 from .kernels.native import cache_folder
 from .kernels.pages import PAGE
+from .kernels.records import CANCELLED
 from .memory.budget import allowance, parse_size, process_bytes, size_text
 from .memory.cache_room import CacheRoom, cache_room
 from .memory.plan import Plan, Planner
 from .residency.device import device_of
 from .residency.file import FlashFile
 from .residency.region import Region
+from .residency.source import ReadHook
 from .speculation.speculator import AUTO, OFF, Speculator, parse
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer, check_unicode
@@ -215,8 +217,9 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
-        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded[:-1]
-        self._grammars, self._grammars_lock = loaded.grammars, threading.Lock()
+        (self._bundle, self._text, self._planner, self.plan, self._file, self._session, self._prefixes, self._engine,
+         self._grammars) = loaded
+        self._grammars_lock = threading.Lock()
         self._speculator = Speculator(self._engine, mode)
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
@@ -236,6 +239,37 @@ class Model:
     def read_again(self) -> int:
         """How many reads failed, or brought damaged data, and were repeated."""
         return self._file.read_again
+
+    @property
+    def digest(self) -> str:
+        """The checksum of all that the bundle holds, in hexadecimal digits."""
+        return self._bundle.digest
+
+    @property
+    def chat_template(self) -> str | None:
+        """The bundle's chat template, None if it has none."""
+        return self._text.template
+
+    @property
+    def computed(self) -> int:
+        """How many tokens of the current conversation have been computed: during prefill, how far it has come."""
+        return self._session.length
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes have been read from flash since the model was loaded."""
+        return self._engine.source.reading.bytes
+
+    def follow_reads(self, hook: ReadHook) -> None:
+        """Call `hook` after every read from flash, from the thread that read. It takes the place of a trace's."""
+        self._engine.source.trace(hook)
+
+    def budgets(self) -> tuple[int, int]:
+        """The smallest budget that works with these settings and the smallest with which nothing is read from flash, in
+        bytes, as they are told to users. Measures the disk (three seconds) if it never was."""
+        planner = self._planner
+        disk = self.plan.disk or device_of(self._bundle.path)
+        return planner.named(planner.smallest(disk)), planner.named(planner.whole)
 
     @property
     def context(self) -> int:
@@ -272,7 +306,8 @@ class Model:
         of Lark. (generation/grammar.py) calls: reads function calls out of the answer (generation/tool_calls.py);
         `chat` has tools for that.
 
-        Raises ModelError for settings that are out of range and for a prompt that does not fit into the context.
+        Raises ModelError for settings that are out of range, and ContextLengthError for a prompt that does not fit into
+        the context.
         """
         self._worker.check()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed,
@@ -295,8 +330,8 @@ class Model:
             raise ModelError("the prompt is empty; give at least one character")
         room = sys.maxsize if self.endless else self._session.context - len(ids) + 1
         if room < 1:
-            raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
-                             "shorten it or raise the context")
+            raise ContextLengthError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
+                                     "shorten it or raise the context")
         followed = Grammar.of(schema, regex, grammar)
         if followed is not None and ignore_eos:
             raise ModelError("ignore_eos does not go with a schema or grammar, whose end is the answer's")
@@ -320,6 +355,7 @@ class Model:
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
         turn = Turn()
+        running: list[Job[Step]] = []
 
         def begin() -> int:
             self._turns.take(turn, wait=wait)
@@ -332,12 +368,25 @@ class Model:
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             def work(job: Job[Step]) -> Step:
+                running.append(job)  # before the turn is looked at: whoever ends it meanwhile finds one or the other
+                try:
+                    self._check_turn(turn)
+                    return self._speculator.step(self._session, new, choosing, most, job.cancel)
+                finally:
+                    running.clear()
+
+            try:
+                return self._worker.run(work)
+            except CancelledError:
                 self._check_turn(turn)
-                return self._speculator.step(self._session, new, choosing, most, job.cancel)
+                raise
 
-            return self._worker.run(work)
+        def end() -> None:
+            self._turns.give_back(turn)
+            for job in running[:]:  # another thread waits for what nobody wants any more
+                job.cancel[0] = CANCELLED
 
-        return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
+        return Computing(begin, step, end, self._flash)
 
     def _recall(self, tokens: Sequence[int]) -> int:
         """Have the session begin as these tokens do, as far as that is known. Returns how many of them it has."""
@@ -359,8 +408,8 @@ class Model:
     def _check_length(self, text: Any) -> None:
         """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
         if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not self.endless:
-            raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
-                             f"{self._session.context} tokens; shorten it or raise the context")
+            raise ContextLengthError(f"the prompt has {len(text)} characters, far more than fit in a context of "
+                                     f"{self._session.context} tokens; shorten it or raise the context")
 
     def _flash(self) -> tuple[int, float]:
         return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s
@@ -557,6 +606,7 @@ class _Loaded(NamedTuple):
 
     bundle: Bundle
     text: Text
+    planner: Planner
     plan: Plan
     file: FlashFile
     session: Session
@@ -587,7 +637,8 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
     room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,
                       allowed.comfortable, planner)
     context = room.context
-    plan = planner(room).plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
+    chosen = planner(room)
+    plan = chosen.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
     pool = Pool(header.config, kv_type, room.positions)
@@ -617,4 +668,4 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine, grammars)
+    return _Loaded(bundle, text, chosen, plan, file, session, Prefixes(pool), engine, grammars)
