@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     BundleError,
+    ContextLengthError,
     DownloadError,
     EdgertError,
     ModelError,
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from .model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["BundleError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError", "PeerError", "Piece",
-           "SessionError", "SourceError", "Statistics", "TemplateError", "convert", "load", "pull"]
+__all__ = ["BundleError", "ContextLengthError", "DownloadError", "EdgertError", "Generation", "Model",
+           "ModelError", "PeerError", "Piece", "SessionError", "SourceError", "Statistics", "TemplateError", "convert",
+           "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",

@@ -18,6 +18,8 @@ COMMANDS = {
     "inspect": ("edgert.commands.inspect", "Show what a bundle contains."),
     "verify": ("edgert.commands.verify", "Check every checksum of a bundle."),
     "chat": ("edgert.apps.command", "Chat with a model in the terminal."),
+    "serve": ("edgert.apps.server.command", "Answer over HTTP, for clients of OpenAI's interface."),
+    "web": ("edgert.apps.server.web", "Chat with a model in the browser."),
     "sessions": ("edgert.commands.sessions", "List, show or remove conversations that are kept."),
     "run": ("edgert.commands.run", "Generate text from one prompt."),
     "plan": ("edgert.commands.plan", "Show where memory goes, and predict the speed."),

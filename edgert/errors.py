@@ -27,6 +27,10 @@ class ModelError(EdgertError):
     """A model cannot run as asked: a setting is out of range, the context is full, the model was closed, ..."""
 
 
+class ContextLengthError(ModelError):
+    """A prompt does not fit into the context."""
+
+
 class SessionError(EdgertError):
     """A saved session cannot be opened or saved: it is damaged, of another model, in use by another program, ..."""
 

@@ -21,18 +21,20 @@ from .engine.retention import STOP, parse_policy
 from .engine.session import Session, check_session
 from .engine.session_file import open_session, save_session
 from .engine.tracing import Trace
-from .engine.worker import Job, Worker, settle
-from .errors import BundleError, EdgertError, ModelError
+from .engine.worker import CancelledError, Job, Worker, settle
+from .errors import BundleError, ContextLengthError, EdgertError, ModelError
 from .generation.generation import Answer, Computing, Generation
 from .generation.sampling import Sampling
 from .generation.steps import Choosing, Step
 from .generation.turns import Turn, Turns
 from .kernels import native
+from .kernels.records import CANCELLED
 from .memory.budget import allowance, parse_size, process_bytes, size_text
 from .memory.plan import Plan, Planner
 from .residency.device import device_of
 from .residency.file import FlashFile
 from .residency.region import Region
+from .residency.source import ReadHook
 from .speculation.speculator import AUTO, OFF, Speculator, parse
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer, check_unicode
@@ -175,7 +177,8 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
-        self._bundle, self._text, self.plan, self._file, self._session, self._prefixes, self._engine = loaded
+        (self._bundle, self._text, self._planner, self.plan, self._file, self._session, self._prefixes,
+         self._engine) = loaded
         self._speculator = Speculator(self._engine, mode)
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
@@ -195,6 +198,37 @@ class Model:
     def read_again(self) -> int:
         """How many reads failed, or brought damaged data, and were repeated."""
         return self._file.read_again
+
+    @property
+    def digest(self) -> str:
+        """The checksum of all that the bundle holds, in hexadecimal digits."""
+        return self._bundle.digest
+
+    @property
+    def chat_template(self) -> str | None:
+        """The bundle's chat template, None if it has none."""
+        return self._text.template
+
+    @property
+    def computed(self) -> int:
+        """How many tokens of the current conversation have been computed: during prefill, how far it has come."""
+        return self._session.length
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes have been read from flash since the model was loaded."""
+        return self._engine.source.reading.bytes
+
+    def follow_reads(self, hook: ReadHook) -> None:
+        """Call `hook` after every read from flash, from the thread that read. It takes the place of a trace's."""
+        self._engine.source.trace(hook)
+
+    def budgets(self) -> tuple[int, int]:
+        """The smallest budget that works with these settings and the smallest with which nothing is read from flash, in
+        bytes, as they are told to users. Measures the disk (three seconds) if it never was."""
+        planner = self._planner
+        disk = self.plan.disk or device_of(self._bundle.path)
+        return planner.named(planner.smallest(disk)), planner.named(planner.whole)
 
     @property
     def context(self) -> int:
@@ -222,7 +256,8 @@ class Model:
         logprobs: also give each token's log-probability, and those of this many most likely tokens. ignore_eos: do not
         stop at the model's end-of-text token.
 
-        Raises ModelError for settings that are out of range and for a prompt that does not fit into the context.
+        Raises ModelError for settings that are out of range, and ContextLengthError for a prompt that does not fit into
+        the context.
         """
         self._worker.check()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
@@ -240,8 +275,8 @@ class Model:
             raise ModelError("the prompt is empty; give at least one character")
         room = sys.maxsize if self.endless else self._session.context - len(ids) + 1
         if room < 1:
-            raise ModelError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
-                             "shorten it or raise the context")
+            raise ContextLengthError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
+                                     "shorten it or raise the context")
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
             stop=stop, logprobs=logprobs, ignore_eos=ignore_eos))
@@ -249,6 +284,7 @@ class Model:
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
         turn = Turn()
+        running: list[Job[Step]] = []
 
         def begin() -> int:
             self._turns.take(turn, wait=wait)
@@ -268,12 +304,25 @@ class Model:
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             def work(job: Job[Step]) -> Step:
+                running.append(job)  # before the turn is looked at: whoever ends it meanwhile finds one or the other
+                try:
+                    self._check_turn(turn)
+                    return self._speculator.step(self._session, new, choosing, most, job.cancel)
+                finally:
+                    running.clear()
+
+            try:
+                return self._worker.run(work)
+            except CancelledError:
                 self._check_turn(turn)
-                return self._speculator.step(self._session, new, choosing, most, job.cancel)
+                raise
 
-            return self._worker.run(work)
+        def end() -> None:
+            self._turns.give_back(turn)
+            for job in running[:]:  # another thread waits for what nobody wants any more
+                job.cancel[0] = CANCELLED
 
-        return Computing(begin, step, lambda: self._turns.give_back(turn), self._flash)
+        return Computing(begin, step, end, self._flash)
 
     def _check_turn(self, turn: Turn) -> None:
         if not self._turns.holds(turn):
@@ -283,8 +332,8 @@ class Model:
     def _check_length(self, text: Any) -> None:
         """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
         if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not self.endless:
-            raise ModelError(f"the prompt has {len(text)} characters, far more than fit in a context of "
-                             f"{self._session.context} tokens; shorten it or raise the context")
+            raise ContextLengthError(f"the prompt has {len(text)} characters, far more than fit in a context of "
+                                     f"{self._session.context} tokens; shorten it or raise the context")
 
     def _flash(self) -> tuple[int, float]:
         return self._engine.source.reading.bytes, self._engine.waited_s
@@ -408,6 +457,7 @@ class Model:
 class _Loaded(NamedTuple):
     bundle: Bundle
     text: Text
+    planner: Planner
     plan: Plan
     file: FlashFile
     session: Session
@@ -444,4 +494,4 @@ def _open(path: str | os.PathLike[str], library: native.Library, settings: _Sett
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return _Loaded(bundle, text, plan, file, session, Prefixes(pool), engine)
+    return _Loaded(bundle, text, planner, plan, file, session, Prefixes(pool), engine)

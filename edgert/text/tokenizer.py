@@ -102,7 +102,7 @@ class Tokenizer:
             front, tables = read if read is not None else (data, None)
             tokenizer = tokenizers.Tokenizer.from_buffer(front)
         del data, read, front
-        _return_freed_memory()
+        return_freed_memory()
         return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token, tables)
 
     def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
@@ -129,7 +129,7 @@ class Tokenizer:
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
         if len(text) > PART:  # the library takes 100 bytes per character, for a moment
-            _return_freed_memory()
+            return_freed_memory()
         if self.add_bos_token if add_bos is None else add_bos:
             if self.bos_token_id is None:
                 raise ModelError("The model has no BOS token to add; encode without it.")
@@ -271,7 +271,7 @@ class StreamDecoder:
         return text
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Return freed memory to the system: parsing a vocabulary frees as much as it keeps, and glibc holds on to it."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none

@@ -1,0 +1,1 @@
+"""An HTTP server with the interface of OpenAI's, for clients that know that one (docs/server.md)."""

@@ -1,0 +1,165 @@
+"""The routes: each reads a request, has it answered by the engine service, and writes what came of it."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from edgert import Model
+
+from . import page_files, tokenizing
+from .bodies import Bodies
+from .chat import Chat
+from .completions import Completions
+from .errors import ApiError, failed
+from .metrics import CONTENT_TYPE, Metrics
+from .requests import BudgetRequest, ChatRequest, CompletionRequest, Sampled
+from .responses import error_response, json_response
+from .service import EngineService, Work
+from .status import status
+from .streams import EventStream, results
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+_STARTING_CONTEXT = 4096
+"""Tokens that bodies are bounded for while there is no model that says how many it holds."""
+
+
+@dataclass
+class Application:
+    """The server's routes. name: of the model. created: when it was made, in seconds since 1970. defaults: settings of
+    `Model.generate` for requests that do not say otherwise."""
+
+    service: EngineService
+    name: str
+    created: int
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._bodies = Bodies()
+        self._metrics = Metrics(self.service)
+
+    def asgi(self) -> Starlette:
+        """The application, as servers want it."""
+        routes: list[BaseRoute] = [
+            Route("/", page_files.page), Route("/page/{path:path}", page_files.page),
+            Route("/metrics", self._counted("/metrics", self._metrics_text)),
+            Route("/edgert/status", self._status),
+            Route("/edgert/budget", self._counted("/edgert/budget", self._budget), methods=["POST"])]
+        for path, endpoint, method in (
+                ("/models", self._models, "GET"), ("/models/{name:path}", self._one_model, "GET"),
+                ("/health", self._health, "GET"), ("/tokenizer_info", self._tokenizer_info, "GET"),
+                ("/tokenize", self._tokenize, "POST"), ("/detokenize", self._detokenize, "POST"),
+                ("/chat/completions", self._chat, "POST"), ("/completions", self._completions, "POST")):
+            for prefix in ("/v1", ""):
+                routes.append(Route(prefix + path, self._counted(path, endpoint), methods=[method]))
+        return Starlette(routes=routes, exception_handlers={
+            ApiError: _api_error, HTTPException: _http_error, Exception: _internal_error})
+
+    def _counted(self, path: str, endpoint: Endpoint) -> Endpoint:
+        """An endpoint whose requests are counted, also those that are refused."""
+        async def counted(request: Request) -> Response:
+            code = 500
+            try:
+                response = await endpoint(request)
+                code = response.status_code
+                return response
+            except ApiError as error:
+                code = error.status
+                raise
+            finally:
+                self._metrics.requests.labels(path, str(code)).inc()
+
+        return counted
+
+    async def _chat(self, request: Request) -> Response:
+        asked = await self._read(request, ChatRequest)
+        return await self._answer(request, asked, lambda model: Chat(asked, model, self.name, self.defaults))
+
+    async def _completions(self, request: Request) -> Response:
+        asked = await self._read(request, CompletionRequest)
+        return await self._answer(request, asked, lambda model: Completions(asked, model, self.name, self.defaults))
+
+    async def _read(self, request: Request, kind: type[Any]) -> Any:
+        watch = self.service.watch
+        return await self._bodies.read(request, kind, _STARTING_CONTEXT if watch is None else watch.context)
+
+    async def _answer(self, request: Request, asked: Sampled,
+                      make: Callable[[Model], Chat | Completions]) -> Response:
+        """Everything is checked before a stream opens: a refusal has a status of its own."""
+        asked.check()
+        started = time.monotonic()
+        made: list[Chat | Completions] = []
+
+        def works(model: Model) -> Sequence[Work]:
+            made.append(make(model))
+            return made[0].works
+
+        ticket = self.service.enter()
+        await self.service.submit(ticket, works)
+        if asked.stream:
+            return EventStream(ticket, made[0])
+        whole = json_response(made[0].whole([result async for result in results(request, ticket)]))
+        self._metrics.seconds.observe(time.monotonic() - started)
+        return whole
+
+    async def _models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def _one_model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.name:
+            raise ApiError(404, f"there is no such model here, only {self.name}", param="model",
+                           code="model_not_found")
+        return json_response(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        watch = self.service.watch
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "edgert",
+                **({} if watch is None else {"max_model_len": watch.context})}
+
+    async def _health(self, request: Request) -> Response:
+        state = self.service.state
+        return json_response({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
+
+    async def _metrics_text(self, request: Request) -> Response:
+        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def _status(self, request: Request) -> Response:
+        return json_response(status(self.service, self.name))
+
+    async def _budget(self, request: Request) -> Response:
+        asked = await self._read(request, BudgetRequest)
+        await self.service.reload(asked.memory)
+        return json_response(status(self.service, self.name))
+
+    async def _tokenize(self, request: Request) -> Response:
+        asked = await self._read(request, tokenizing.TokenizeRequest)
+        return json_response(await self.service.prepare(lambda model: tokenizing.tokenized(model, asked)))
+
+    async def _detokenize(self, request: Request) -> Response:
+        asked = await self._read(request, tokenizing.DetokenizeRequest)
+        return json_response(await self.service.prepare(lambda model: tokenizing.detokenized(model, asked)))
+
+    async def _tokenizer_info(self, request: Request) -> Response:
+        return json_response(await self.service.prepare(tokenizing.information))
+
+
+async def _api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What Starlette refuses: paths and methods that there are not."""
+    assert isinstance(error, HTTPException)
+    what = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
+    return error_response(ApiError(error.status_code, what.get(error.status_code, error.detail)))
+
+
+async def _internal_error(_request: Request, error: Exception) -> Response:
+    return error_response(failed(error))

@@ -1,0 +1,68 @@
+"""`edgert serve`: answers over HTTP."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgert.commands.loading import load_model, model_options, read_text, sampling_options
+from edgert.errors import ModelError
+from edgert.model import Model
+from edgert.terminal import show
+
+from ..command import default_bundle
+
+_LEAST_KEY = 8
+
+
+@click.command("serve")
+@click.argument("bundle", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen at. Any other than this machine's own needs --api-key-file.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True,
+              help="Port to listen at; 0 for a free one.")
+@click.option("--api-key-file", type=click.Path(), metavar="FILE",
+              help="Answer only requests that come with a key of this file, which has one in each line.")
+@click.option("--queue", type=click.IntRange(0, 1000), default=8, show_default=True,
+              help="How many requests may wait for the one that is answered.")
+@sampling_options(temperature=0.8)
+@model_options
+def command(bundle: str | None, host: str, port: int, api_key_file: str | None, queue: int, temperature: float,
+            top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None,
+            **model_settings: Any) -> None:
+    """Answer over HTTP with the model in BUNDLE, as OpenAI's interface has it; without BUNDLE with SmolLM2 135M.
+
+    Clients take http://127.0.0.1:8080/v1 as their base URL. The settings of sampling are for requests that do not say
+    otherwise.
+    """
+    defaults = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+                "repetition_penalty": repetition_penalty, "seed": seed}
+    serve_bundle(bundle, model_settings, host=host, port=port, keys=_keys(api_key_file), queue=queue, defaults=defaults,
+                 when_open=lambda url: show(f"listening at {url}", err=True))
+
+
+def serve_bundle(bundle: str | None, model_settings: dict[str, Any], **settings: Any) -> None:
+    """Serve a bundle until a signal ends it; without one the default model's. model_settings: of `load_model`.
+    settings: of `running.serve`. Raises EdgertError."""
+    from .running import serve
+
+    path = bundle or str(default_bundle())
+
+    def open_model(memory: int | str | None) -> Model:
+        return load_model(path, **(model_settings if memory is None else {**model_settings, "memory": memory}))
+
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: there is no such file")
+    serve(open_model, Path(path), follow_reads=model_settings["trace"] is None, **settings)
+
+
+def _keys(file: str | None) -> list[str]:
+    """The keys in a file. Raises ModelError where there are none, or one could be guessed."""
+    if file is None:
+        return []
+    keys = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not keys:
+        raise ModelError(f"{file}: has no key; write one into it")
+    if any(len(key) < _LEAST_KEY or not key.isascii() for key in keys):
+        raise ModelError(f"{file}: a key has at least {_LEAST_KEY} characters, all of them ASCII")
+    return keys

@@ -1,0 +1,209 @@
+"""What clients may ask for: the bodies of requests as structs, checked as far as that goes without the model.
+
+Fields that OpenAI's interface has and this server does not support are `Raw`: with a value that asks for something they
+are refused by name; other unknown fields are ignored.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from .errors import ApiError
+
+Count = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Texts = str | Annotated[list[str], Meta(max_length=16)]
+Answers = Annotated[int, Meta(ge=1, le=16)]
+_MOST_CHOICES = 128
+_MOST_LOGPROBS = 20
+_NOTHING = frozenset([b"null", b"[]", b"{}", b"false", b"0", b"0.0", b'"none"', b'""'])
+"""Values with which a field asks for nothing."""
+Unsupported = Raw | UnsetType
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = False
+
+
+class Part(Struct):
+    """A part of a message."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Struct):
+    role: str
+    content: str | list[Part] | None = None
+    tool_calls: Unsupported = UNSET
+    function_call: Unsupported = UNSET
+
+
+class Sampled(Struct, kw_only=True):
+    """What all requests for answers have in common. None stands for the server's default."""
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Count | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Texts | None = None
+    n: Answers | None = None
+    logit_bias: Unsupported = UNSET
+    presence_penalty: Unsupported = UNSET
+    frequency_penalty: Unsupported = UNSET
+
+    def check(self) -> None:
+        """Raises ApiError for what cannot be had."""
+        refuse(self, ("logit_bias", "presence_penalty", "frequency_penalty"))
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options goes with stream", param="stream_options")
+
+    @property
+    def count(self) -> int:
+        return self.n or 1
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with what was used."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def settings(self, defaults: dict[str, Any], number: int) -> dict[str, Any]:
+        """The settings of `Model.generate`, for the answer with this number."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        settings = {**defaults, **given}
+        if settings.get("seed") is not None:
+            settings["seed"] = (settings["seed"] + number) % (1 << 64)
+        return {**settings, "stop": [self.stop] if isinstance(self.stop, str) else self.stop or []}
+
+
+class ChatRequest(Sampled, kw_only=True):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=_MOST_LOGPROBS)] | None = None
+    response_format: Unsupported = UNSET
+    tools: Unsupported = UNSET
+    tool_choice: Unsupported = UNSET
+    functions: Unsupported = UNSET
+    function_call: Unsupported = UNSET
+    audio: Unsupported = UNSET
+    modalities: list[str] | None = None
+    prediction: Unsupported = UNSET
+    web_search_options: Unsupported = UNSET
+
+    def check(self) -> None:
+        super().check()
+        refuse(self, ("tools", "functions", "audio", "prediction", "web_search_options"))
+        for name in ("tool_choice", "function_call"):
+            refuse(self, (name,), besides=(b'"auto"',))
+        if isinstance(self.response_format, Raw):
+            _check_format(self.response_format)
+        if self.modalities not in (None, [], ["text"]):
+            raise ApiError(400, "modalities: only text is supported", param="modalities", code="unsupported")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs goes with logprobs", param="top_logprobs")
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer, at most."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Of how many most likely tokens log-probabilities are asked for; None if of none, nor of the token itself."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The messages as the model's chat template takes them. Raises ApiError."""
+        return turns_of(self.messages)
+
+
+class _Format(Struct):
+    type: str
+
+
+def _check_format(raw: Raw) -> None:
+    try:
+        asked = msgspec.json.decode(raw, type=_Format | None)
+    except msgspec.MsgspecError as error:
+        raise ApiError(400, f"response_format: {error}", param="response_format") from None
+    if asked is not None and asked.type != "text":
+        raise ApiError(400, f"response_format: the type {asked.type} is not supported", param="response_format",
+                       code="unsupported")
+
+
+def turns_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as a chat template takes them. Raises ApiError."""
+    return [_turn(message, number) for number, message in enumerate(messages)]
+
+
+def _turn(message: Message, number: int) -> dict[str, Any]:
+    name = f"messages[{number}]"
+    refuse(message, ("tool_calls", "function_call"), within=f"{name}.")
+    content = message.content or ""
+    if not isinstance(content, str):
+        for part in content:
+            if part.type != "text" or part.text is None:
+                raise ApiError(400, f"{name}.content has a part of type {part.type}; only text is supported",
+                               param=f"{name}.content", code="unsupported")
+        content = "".join(part.text or "" for part in content)
+    # The newer name of a role that templates know under its older one.
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+class BudgetRequest(Struct):
+    """The body of /edgert/budget. memory: bytes, or a text like "600M"."""
+
+    memory: Annotated[int, Meta(gt=0, le=(1 << 62))] | Annotated[str, Meta(max_length=40)]
+
+
+class CompletionRequest(Sampled, kw_only=True):
+    """The body of /v1/completions. prompt: a text, the token ids of one, or a list of either."""
+
+    prompt: str | list[str | Token | list[Token]]
+    echo: bool | None = False
+    logprobs: Annotated[int, Meta(ge=0, le=_MOST_LOGPROBS)] | None = None
+    best_of: int | None = None
+    suffix: Unsupported = UNSET
+
+    def check(self) -> None:
+        super().check()
+        refuse(self, ("suffix",))
+        if self.best_of is not None and self.best_of != self.count:
+            raise ApiError(400, "best_of: only as many as n are supported", param="best_of", code="unsupported")
+        prompts = self.prompts()
+        if not prompts:
+            raise ApiError(400, "prompt is an empty list; give at least one", param="prompt")
+        if len(prompts) * self.count > _MOST_CHOICES:
+            raise ApiError(400, f"prompt: {len(prompts) * self.count} answers are asked for, at most {_MOST_CHOICES} "
+                           "are given at once", param="prompt")
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts. Raises ApiError where texts and ids are mixed."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        kinds = {type(entry) for entry in self.prompt}
+        if kinds == {int}:
+            return [self.prompt]  # type: ignore[list-item]
+        if len(kinds) > 1:
+            raise ApiError(400, "prompt: give a text, token ids, or a list of either", param="prompt")
+        return self.prompt  # type: ignore[return-value]
+
+
+def refuse(asked: Struct, names: Sequence[str], *, besides: Sequence[bytes] = (), within: str = "") -> None:
+    """Raises ApiError if one of these fields asks for something. besides: other values that do not."""
+    for name in names:
+        value = getattr(asked, name)
+        if isinstance(value, Raw) and bytes(value) not in _NOTHING and bytes(value) not in besides:
+            raise ApiError(400, f"{within}{name} is not supported", param=f"{within}{name}", code="unsupported")

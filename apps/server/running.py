@@ -1,0 +1,89 @@
+"""Running the server: a socket that is open before the model is loaded, and an end that leaves nothing behind."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from edgert.errors import EdgertError
+from edgert.terminal import show
+
+from .access import LOOPBACK, Access
+from .application import Application
+from .service import EngineService, OpenModel
+
+_CONNECTIONS = 128
+"""Connections at once, at most; each takes memory."""
+_ENDING_S = 3
+"""Seconds that connections have to end when the server does."""
+
+
+def serve(open_model: OpenModel, bundle: Path, *, host: str, port: int, keys: Sequence[str], queue: int,
+          defaults: dict[str, Any], follow_reads: bool, when_open: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until a signal ends it. when_open: called with the server's address when it can be asked.
+
+    Raises EdgertError where the address cannot be had, or the model not be loaded.
+    """
+    if host not in LOOPBACK and not keys:
+        raise EdgertError(f"--host {host} lets other machines in; give them a key with --api-key-file")
+    service = EngineService(open_model, queue, follow_reads)
+    application = Application(service, bundle.stem, int(bundle.stat().st_mtime), defaults)
+    app = Access(application.asgi(), keys=keys, any_host=host not in LOOPBACK)
+    config = uvicorn.Config(app, http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None,
+                            access_log=False, server_header=False, limit_concurrency=_CONNECTIONS,
+                            timeout_graceful_shutdown=_ENDING_S)
+    with _listening(host, port) as listener:
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        server = _Server(config, service, lambda: when_open(address))
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a server is ended
+            server.run(sockets=[listener])
+        service.stop()
+    if service.error is not None:
+        raise service.error
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises EdgertError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+    except OSError as error:
+        raise EdgertError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}; choose another"
+                          ) from None
+
+
+class _Server(uvicorn.Server):
+    """Loads the model when the socket is open, and ends answers when it is asked to end."""
+
+    def __init__(self, config: uvicorn.Config, service: EngineService, when_open: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._when_open = service, when_open
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        self._service.on_settled = partial(loop.call_soon_threadsafe, self._settled)
+        self._service.start()  # all that the server needs is in memory now: the memory plan counts it
+        self._when_open()
+
+    def _settled(self) -> None:
+        if self._service.state == "failed":
+            self.should_exit = True
+        else:
+            show("ready", err=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.end_all()
+        await super().shutdown(sockets)
