@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,7 @@ def serve(open_model: OpenModel, bundle: Path, *, host: str, port: int, keys: Se
     with _listening(host, port) as listener:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         server = _Server(config, service, lambda: when_open(address))
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a server is ended
-            server.run(sockets=[listener])
+        server.run(sockets=[listener])
         service.stop()
     if service.error is not None:
         raise service.error
@@ -83,6 +83,16 @@ class _Server(uvicorn.Server):
             self.should_exit = True
         else:
             show("ready", err=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The signals that end a server end it in order: uvicorn would send itself the signal once more at the end."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.end_all()

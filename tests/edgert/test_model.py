@@ -1,6 +1,7 @@
 """The Python API on a real model."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,32 @@ def test_closing_from_another_thread_ends_the_answer(smollm2: Path) -> None:
     loaded.close()
     with pytest.raises(edgert.ModelError, match="closed"):
         loaded.generate(PROMPT)
+
+
+def test_closing_an_answer_from_another_thread_ends_its_prefill(smollm2: Path) -> None:
+    """At the next chunk of the prompt; what was computed until then need not be computed again."""
+    with edgert.load(smollm2, threads=2, context=4096, prefill_chunk=16) as loaded:
+        prompt = list(range(100, 4000))
+        generation, errors = loaded.generate(prompt), []
+
+        def work() -> None:
+            try:
+                next(generation)
+            except edgert.ModelError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not loaded.computed:
+            time.sleep(0.001)
+        generation.close()
+        thread.join(20)
+        assert not thread.is_alive() and "was closed" in errors[0]
+        computed = loaded.computed
+        assert 0 < computed < len(prompt)
+        again = loaded.generate(prompt[:computed + 1], max_tokens=1)
+        again.text()
+        assert again.statistics.prompt_computed == 1
 
 
 @pytest.mark.parametrize(("settings", "message"), [
