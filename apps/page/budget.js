@@ -3,17 +3,19 @@
 import { fromMib, percent, rate, wholeMib } from "./format.js";
 import { html, useState, useStores } from "./html.js";
 
-const STEP = 1;
+const GROWN = 8;
+/** MiB by which a process that has answered was seen to be larger than the one that `smallest` was reckoned for. */
 
 export function Budget({ conversations, asking, instrument }) {
   useStores(conversations, asking, instrument);
   const [chosen, setChosen] = useState(null);
   const [again, setAgain] = useState(true);
   const { status } = instrument;
-  if (!status?.budget) return html`<section class="panel budget"><h2>Budget</h2><p class="reading"><b>–</b> MiB</p></section>`;
+  if (!status?.budget) return null;
   const conversation = conversations.current, message = asking.last(conversation);
-  const low = Math.ceil(status.smallest / fromMib(1)), high = Math.max(Math.ceil(status.whole / fromMib(1)), low);
-  const current = Math.min(Math.max(wholeMib(status.budget), low), high);
+  const low = Math.ceil(status.smallest / fromMib(1)) + GROWN;
+  const high = Math.max(Math.ceil(status.whole / fromMib(1)), low);
+  const current = wholeMib(status.budget); // it may be more than the model needs
   const shown = chosen ?? current;
   const busy = status.state === "loading";
   const set = async (count) => {
@@ -27,10 +29,11 @@ export function Budget({ conversations, asking, instrument }) {
   return html`<section class="panel budget" aria-labelledby="budget-title" aria-busy=${busy}>
     <h2 id="budget-title">Memory budget</h2>
     <p class="reading large"><b>${shown}</b> MiB
-      <span class="of">${busy ? "loading" : shown === current ? position(shown, low, high) : `now ${current}`}</span></p>
-    <input type="range" min=${low} max=${high} step=${STEP} value=${shown} disabled=${busy}
+      <span class="of">${busy ? "loading"
+        : shown === current ? position(shown, low, high) : `now ${current}`}</span></p>
+    <input type="range" min=${low} max=${high} step="1" value=${shown} disabled=${busy}
       aria-label="Memory budget in MiB" aria-valuetext=${`${shown} MiB`}
-      style=${{ "--share": `${high > low ? 100 * (shown - low) / (high - low) : 100}%` }}
+      style=${{ "--share": `${high > low ? 100 * Math.min((shown - low) / (high - low), 1) : 100}%` }}
       onInput=${(event) => setChosen(Number(event.target.value))}
       onChange=${(event) => set(Number(event.target.value))} />
     <div class="ends" aria-hidden="true"><span>${low}<small>smallest</small></span>
@@ -40,7 +43,8 @@ export function Budget({ conversations, asking, instrument }) {
       ?? "The model could not be loaded with this budget; choose another."}</p>`}
     <label class="again"><input type="checkbox" checked=${again} onChange=${(event) => setAgain(event.target.checked)} />
       ask the last question again</label>
-    ${message && (message.runs || message.speed) && html`<${Runs} message=${message} running=${asking.running}
+    ${message && (message.runs || message.speed)
+      && html`<${Runs} message=${message} running=${asking.running}
       instrument=${instrument} />`}
   </section>`;
 }

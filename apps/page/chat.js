@@ -36,7 +36,8 @@ export function Chat({ conversations, asking, instrument }) {
   </main>`;
 }
 
-const STARTS = ["Explain how a tide comes about, in five sentences.", "Write a Python function that merges two sorted lists.",
+const STARTS = ["Explain how a tide comes about, in five sentences.",
+  "Write a Python function that merges two sorted lists.",
   "Name three rivers, and the seas that they reach."];
 
 function Empty({ asking, conversation, instrument }) {

@@ -122,5 +122,7 @@ export class Conversations extends Store {
   }
 }
 
-export const title = (conversation) =>
-  conversation.messages.find((m) => m.role === "user")?.content.trim().split("\n")[0].slice(0, 80) || "New conversation";
+export function title(conversation) {
+  const first = conversation.messages.find((message) => message.role === "user");
+  return first?.content.trim().split("\n")[0].slice(0, 80) || "New conversation";
+}

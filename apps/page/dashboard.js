@@ -17,7 +17,7 @@ export function Dashboard({ conversations, asking, instrument }) {
         <section class="panel" aria-labelledby="flash-title">
           <h2 id="flash-title">Flash</h2>
           <p class="reading"><b>${gigabytes(now.reading)}</b> GB/s</p>
-          <${Plot} instrument=${instrument} label="Flash, GB/s, the last minute" scale=${1e9}
+          <${Plot} instrument=${instrument} label="Flash, GB/s, the last half minute" scale=${1e9}
             value=${(sample) => sample.reading} limit=${status.streaming.bandwidth} />
           <p class="note">${status.streaming.bandwidth
             ? html`<i class="dashed"></i>the disk: ${gigabytes(status.streaming.bandwidth)}` : "all is in memory"}</p>
@@ -25,7 +25,7 @@ export function Dashboard({ conversations, asking, instrument }) {
         <section class="panel" aria-labelledby="speed-title">
           <h2 id="speed-title">Speed</h2>
           <p class="reading"><b>${rate(now.speed)}</b> tokens/s</p>
-          <${Plot} instrument=${instrument} label="Tokens a second, the last minute" scale=${1}
+          <${Plot} instrument=${instrument} label="Tokens a second, the last half minute" scale=${1}
             value=${(sample) => sample.speed} />
           <p class="note">${status.drafted > 0
             ? html`drafts accepted: <b>${percent(status.accepted / status.drafted)}</b>` : "no drafts so far"}</p>

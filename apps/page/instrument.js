@@ -1,8 +1,8 @@
-// What the server says of itself, four times a second, and the last minute of it.
+// What the server says of itself, four times a second, and the last half minute of it.
 import { ApiError, setBudget, status } from "./api.js";
 import { Store } from "./html.js";
 
-const EVERY_MS = 250, KEPT = 240;
+const EVERY_MS = 250, KEPT = 128;
 const SPAN = 6;
 /** Samples that a rate is taken over: a second and a half, so that passes that bring several tokens do not jump. */
 

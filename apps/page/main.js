@@ -36,7 +36,8 @@ function Page({ conversations, asking, instrument }) {
   }, [drawer]);
   const shared = { conversations, asking, instrument };
   return html`<div class="page" data-drawer=${drawer}>
-    <${Header} instrument=${instrument} drawer=${drawer} setDrawer=${setDrawer} openSettings=${() => setSettings(true)} />
+    <${Header} instrument=${instrument} drawer=${drawer} setDrawer=${setDrawer}
+      openSettings=${() => setSettings(true)} />
     <${Sidebar} ...${shared} begin=${begin} close=${() => setDrawer("")} />
     <div class="middle"><${Chat} ...${shared} /><${Composer} ...${shared} field=${field} /></div>
     <${Dashboard} ...${shared} />

@@ -9,11 +9,13 @@ export function Memory({ status }) {
   const parts = Object.entries(status.parts).filter(([, bytes]) => bytes > 0).sort(([a], [b]) => place(a) - place(b));
   const fixed = parts.filter(([name]) => !weights(name)), pinned = parts.filter(([name]) => weights(name));
   const sum = parts.reduce((total, [, bytes]) => total + bytes, 0);
-  const scale = 1.06 * Math.max(status.budget, status.used, sum);
+  const holds = Math.max(status.used, sum);
+  const ample = status.budget > 2 * holds; // then its line would leave no room for what is in it
+  const scale = ample ? 1.15 * holds : 1.06 * Math.max(status.budget, holds);
   const at = (bytes) => ({ left: `${100 * bytes / scale}%` });
   const shades = new Map([...shaded(fixed, "fixed"), ...shaded(pinned, "pinned")]);
-  const segment = ([name, bytes]) => html`<span key=${name} class=${shades.get(name)} title=${`${name}: ${mib(bytes)} MiB`}
-    style=${{ width: `${100 * bytes / scale}%` }}></span>`;
+  const segment = ([name, bytes]) => html`<span key=${name} class=${shades.get(name)}
+    title=${`${name}: ${mib(bytes)} MiB`} style=${{ width: `${100 * bytes / scale}%` }}></span>`;
   const row = ([name, bytes]) => html`<tr key=${name}><th scope="row"><i class=${shades.get(name) ?? "spare"}></i>${
     name.replace("pinned ", "")}</th><td>${mib(bytes)}</td></tr>`;
   return html`<section class="panel memory" aria-labelledby="memory-title">
@@ -23,7 +25,7 @@ export function Memory({ status }) {
     <div class="stack" aria-hidden="true">
       <div class="bar">${fixed.map(segment)}${pinned.map(segment)}</div>
       <div class="used" style=${at(status.used)}></div>
-      <div class="limit" style=${at(status.budget)}></div>
+      ${!ample && html`<div class="limit" style=${at(status.budget)}></div>`}
     </div>
     <div class="parts">
       <table><caption>what every budget holds, MiB</caption><tbody>${fixed.map(row)}</tbody></table>

@@ -1,7 +1,7 @@
-// A value over the last minute, with uPlot.
+// A value over the last half minute, with uPlot.
 import { html, useEffect, useRef } from "./html.js";
 
-const HEIGHT = 60, SECONDS = 60;
+const HEIGHT = 60, SECONDS = 30;
 
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -41,7 +41,8 @@ export function Plot({ instrument, value, limit, label, scale }) {
 
 function options(width) {
   const font = `10px ${ink("--sans")}`;
-  const axis = { stroke: ink("--faint"), font, grid: { stroke: ink("--rule"), width: 1 }, ticks: { show: false }, gap: 4 };
+  const grid = { stroke: ink("--rule"), width: 1 };
+  const digits = (value) => value.toFixed(value && value < 10 ? 1 : 0);
   return {
     width, height: HEIGHT, pxAlign: 1, padding: [7, 0, 6, 0],
     legend: { show: false },
@@ -52,7 +53,8 @@ function options(width) {
     },
     axes: [
       { show: false },
-      { ...axis, size: 30, space: 20, values: (_plot, values) => values.map((v) => (v && v < 10 ? v.toFixed(1) : v.toFixed(0))) },
+      { stroke: ink("--faint"), font, grid, ticks: { show: false }, gap: 4, size: 30, space: 20,
+        values: (_plot, values) => values.map(digits) },
     ],
     series: [
       {},

@@ -30,7 +30,7 @@ export function Settings({ conversations, close }) {
   };
   return html`<dialog ref=${dialog} class="settings" onClose=${close} aria-labelledby="settings-title"
       onClick=${(event) => event.target === dialog.current && dialog.current.close()}>
-    <form method="dialog" class="settings-body" onSubmit=${(event) => { event.preventDefault(); dialog.current.close(); }}>
+    <form method="dialog" class="settings-body">
       <header><h2 id="settings-title">Settings of this conversation</h2>
         <${IconButton} name="close" label="Close" onClick=${() => dialog.current.close()} /></header>
       <label class="wide">System prompt
