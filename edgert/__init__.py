@@ -24,16 +24,17 @@ if TYPE_CHECKING:
     from .converters.convert import convert
     from .download import pull
     from .generation.generation import Generation, Piece, Statistics
+    from .generation.scoring import Scores
     from .model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["BundleError", "ContextLengthError", "DownloadError", "EdgertError", "Generation", "Model",
-           "ModelError", "PeerError", "Piece", "SessionError", "SourceError", "Statistics", "TemplateError", "convert",
+__all__ = ["BundleError", "ContextLengthError", "DownloadError", "EdgertError", "Generation", "Model", "ModelError",
+           "PeerError", "Piece", "Scores", "SessionError", "SourceError", "Statistics", "TemplateError", "convert",
            "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
-         "Statistics": "generation.generation"}
+         "Statistics": "generation.generation", "Scores": "generation.scoring"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ from .engine.worker import CancelledError, Job, Worker, settle
 from .errors import BundleError, ContextLengthError, EdgertError, ModelError
 from .generation.generation import Answer, Computing, Generation
 from .generation.sampling import Sampling
+from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
 from .generation.turns import Turn, Turns
 from .kernels import native
@@ -41,6 +42,10 @@ from .text.tokenizer import Tokenizer, check_unicode
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
+MOST_LOGPROBS = 1000
+"""Most likely tokens whose log-probabilities may be asked for."""
+_SCORING_ROWS = 2
+"""Rows of logits that scoring needs beside those it scores."""
 _LONGEST_TOKEN = 128
 """In characters; the longest tokens of known vocabularies are runs of spaces."""
 CompileProgress = Callable[[int, int, str], None]
@@ -242,7 +247,8 @@ class Model:
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
                  top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
-                 seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
+                 presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
+                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sequence[str] = (), logprobs: int | None = None,
                  ignore_eos: bool = False, wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
@@ -260,11 +266,16 @@ class Model:
         the context.
         """
         self._worker.check()
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed,
+                            presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+                            logit_bias=dict(logit_bias or {}))
+        if (token := max(sampling.logit_bias, default=0)) >= self.header.config.vocab_size:
+            raise ModelError(f"logit_bias names token {token}, which is not in the vocabulary of "
+                             f"{self.header.config.vocab_size}")
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
-        if logprobs is not None and not 0 <= logprobs <= 1000:
-            raise ModelError(f"logprobs is {logprobs}; it goes from 0 to 1000")
+        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
+            raise ModelError(f"logprobs is {logprobs}; it goes from 0 to {MOST_LOGPROBS}")
         stop = [stop] if isinstance(stop, str) else list(stop)
         for text in stop:
             check_unicode(text, "A stop string cannot be used")
@@ -293,14 +304,7 @@ class Model:
         def work_begin(job: Job[int]) -> int:
             """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            session, before = self._session, ids[:-1]
-            held = session.common_prefix(before)
-            if session.held == session.length or held < session.shortest:
-                self._prefixes.remember(session)
-                self._prefixes.recall(session, before)
-            else:  # what a policy has changed belongs to this conversation alone
-                session.truncate(held)
-            return session.length
+            return self._recall(ids[:-1])
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             def work(job: Job[Step]) -> Step:
@@ -323,6 +327,17 @@ class Model:
                 job.cancel[0] = CANCELLED
 
         return Computing(begin, step, end, self._flash)
+
+    def _recall(self, tokens: Sequence[int]) -> int:
+        """Have the session begin as these tokens do, as far as that is known. Returns how many of them it has."""
+        session = self._session
+        held = session.common_prefix(tokens)
+        if session.held == session.length or held < session.shortest:
+            self._prefixes.remember(session)
+            self._prefixes.recall(session, tokens)
+        else:  # what a policy has changed belongs to this conversation alone
+            session.truncate(held)
+        return session.length
 
     def _check_turn(self, turn: Turn) -> None:
         if not self._turns.holds(turn):
@@ -368,6 +383,56 @@ class Model:
 
     def _token_name(self, index: int | None) -> str:
         return "" if index is None else self.tokenizer.id_to_token(index) or ""
+
+    def score(self, tokens: Sequence[int], *, top: int = 0, start: int = 1, wait: bool = False,
+              progress: Callable[[int, int], None] = lambda done, count: None) -> Scores:
+        """How likely the model finds each token of a text, given those before it.
+
+        It has the model as an answer has it, from its beginning to its end: a newer answer ends it, and `wait` waits
+        for the current one. Of positions whose logits are wanted nothing is taken from the key-value cache, but what is
+        computed stays there for others. No more logits are in memory at once than the budget has room for.
+
+        top: also give so many most likely tokens of each position. start: score the tokens from this one on, and take
+        what comes before `start - 1` from the cache if it is there; 1 for all that have tokens before them.
+        progress(done, count): called after each pass over the weights, in the calling thread; what it raises ends this.
+
+        Raises ModelError for a text without tokens or longer than the context, settings that are out of range, and a
+        newer answer.
+        """
+        self._worker.check()
+        ids = [int(token) for token in tokens]
+        if not ids:
+            raise ModelError("there are no tokens to score; give at least one")
+        if len(ids) > self.context:
+            raise ModelError(f"the text has {len(ids)} tokens, the context room for {self.context}; "
+                             "shorten it or raise the context")
+        if not 0 <= top <= MOST_LOGPROBS:
+            raise ModelError(f"top is {top}; it goes from 0 to {MOST_LOGPROBS}")
+        if not 1 <= start <= len(ids):
+            raise ModelError(f"start is {start}; for a text of {len(ids)} tokens it goes from 1 to {len(ids)}")
+        scoring, turn = Scoring(ids, top, start), Turn()
+        rows = min(max(self.plan.logit_rows - _SCORING_ROWS, 1), self.plan.chunk)
+
+        def begin(job: Job[None]) -> None:
+            self._check_turn(turn)
+            held = self._recall(ids[:start - 1])
+            if held < start - 1:
+                self._engine.forward(self._session, ids[held:start - 1], [], cancel=job.cancel)
+
+        def work(job: Job[None]) -> None:
+            self._check_turn(turn)
+            some = ids[self._session.length:][:rows]
+            scoring.add(self._engine.forward(self._session, some, range(len(some)), cancel=job.cancel))
+
+        self._turns.take(turn, wait=wait)
+        try:
+            self._worker.run(begin)
+            for first in range(start - 1, len(ids), rows):
+                self._worker.run(work)
+                progress(min(first + rows, len(ids)), len(ids))
+        finally:
+            self._turns.give_back(turn)
+        return scoring.scores()
 
     def extend(self, tokens: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Compute tokens after those computed since the last `reset`, without sampling. Ends the current answer.

@@ -223,6 +223,6 @@ class Answer:
         return self._choose(logits, after, want_margin=True)
 
     def _choose(self, logits: np.ndarray, after: Sequence[int], *, want_margin: bool = False) -> Choice:
-        recent = [*self.prompt_ids[-64:], *self.token_ids, *after]
-        position = len(self.prompt_ids) + len(self.token_ids) + len(after)
-        return self._sampler.choose(logits, recent, position, want_margin=want_margin)
+        answer = [*self.token_ids, *after]
+        return self._sampler.choose(logits, [*self.prompt_ids[-64:], *answer], len(self.prompt_ids) + len(answer),
+                                    answer=answer, want_margin=want_margin)

@@ -3,9 +3,9 @@
 import math
 import secrets
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,16 @@ from .noise import gumbel
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Applied in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature.
+    """How the next token is chosen. Applied in llama.cpp's order: logit bias, penalties, top-k, top-p, min-p,
+    temperature.
 
     temperature: divides the logits; 0 takes the most likely token (greedy). top_k: keep the k most likely tokens, 0 for
     all. top_p: keep the most likely tokens that together reach this probability (Holtzman et al. 2019). min_p: keep
     tokens at least this fraction as likely as the most likely one. repetition_penalty: divides positive logits of
     recent tokens and multiplies negative ones (Keskar et al. 2019, "CTRL"). repetition_window: how many of the last
-    tokens are recent. seed: of the random numbers; None for a new one each time.
+    tokens are recent. seed: of the random numbers; None for a new one each time. The following are OpenAI's:
+    presence_penalty is subtracted from the logits of tokens that the answer has already, frequency_penalty as many
+    times as it has them; logit_bias, by token id, is added to logits.
     Raises ModelError for values outside their range.
     """
 
@@ -33,22 +36,33 @@ class Sampling:
     repetition_penalty: float = 1.0
     repetition_window: int = 64
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0, 100), ("top_k", 0, 1 << 31), ("top_p", 0, 1), ("min_p", 0, 1),
-                                ("repetition_penalty", 0.01, 100), ("repetition_window", 0, 1 << 31)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-                raise ModelError(f"{name} is {value!r}; it goes from {low} to {high}")
+                                ("repetition_penalty", 0.01, 100), ("repetition_window", 0, 1 << 31),
+                                ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2)):
+            _check(name, getattr(self, name), low, high)
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+                raise ModelError(f"logit_bias names {token!r}, which is no token id; ids are whole numbers from 0")
+            _check(f"logit_bias of token {token}", bias, -100, 100)
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64):
             raise ModelError(f"seed is {self.seed!r}; it is a whole number from 0, below 2 to the power of 64")
+
+
+def _check(name: str, value: Any, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise ModelError(f"{name} is {value!r}; it goes from {low} to {high}")
 
 
 class Choice(NamedTuple):
     """A chosen token.
 
     margin: how far its score is above the second best score of the tokens that are kept; inf where it is the only one,
-    nan where nobody asked. Scores are logits after the repetition penalty (greedy), or those over the temperature, with
+    nan where nobody asked. Scores are logits after bias and penalties (greedy), or those over the temperature, with
     noise. second: the token with that score; -1 where there is none, or nobody asked.
     """
 
@@ -72,21 +86,16 @@ class Sampler:
         self._sampling = sampling
         self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
-    def choose(self, logits: np.ndarray, recent: Sequence[int], position: int, *, want_margin: bool = False) -> Choice:
+    def choose(self, logits: np.ndarray, recent: Sequence[int], position: int, *, answer: Sequence[int] = (),
+               want_margin: bool = False) -> Choice:
         """Choose a token; of equal scores, the lowest id.
 
         logits: float32 of shape (vocab_size,), or of the first tokens of the vocabulary only; not changed. recent: all
-        tokens before it, or the latest of them. position: how many tokens come before it, in prompt and answer.
-        want_margin: False leaves the margin nan.
+        tokens before it, or the latest of them. position: how many tokens come before it, in prompt and answer. answer:
+        those of them that are the answer's. want_margin: False leaves the margin nan.
         """
         s = self._sampling
-        window = recent[-s.repetition_window:] if s.repetition_window else []
-        if s.repetition_penalty != 1.0 and len(window):
-            logits = logits.copy()
-            seen = np.unique(np.asarray(window))
-            seen = seen[seen < len(logits)]
-            values = logits[seen]
-            logits[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+        logits = self._adjusted(logits, recent[-s.repetition_window:] if s.repetition_window else [], answer)
         if s.temperature == 0:
             token = int(logits.argmax())
             if not want_margin:
@@ -94,6 +103,28 @@ class Sampler:
             second = _best_but(logits, token)
             return _choice(token, second, *(float(logits[i]) if i >= 0 else -math.inf for i in (token, second)))
         return self._with_noise(logits, _kept(logits, s), position, want_margin)
+
+    def _adjusted(self, logits: np.ndarray, window: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+        """The logits after bias and penalties; a copy where there are any."""
+        s = self._sampling
+        repeats = s.repetition_penalty != 1.0 and len(window) > 0
+        counts = (s.presence_penalty != 0 or s.frequency_penalty != 0) and len(answer) > 0
+        if not (s.logit_bias or repeats or counts):
+            return logits
+        logits = logits.copy()
+        for token, bias in s.logit_bias.items():
+            if token < len(logits):
+                logits[token] += bias
+        if repeats:
+            seen = np.unique(np.asarray(window))
+            seen = seen[seen < len(logits)]
+            values = logits[seen]
+            logits[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+        if counts:
+            seen, times = np.unique(np.asarray(answer), return_counts=True)
+            here = seen < len(logits)
+            logits[seen[here]] -= s.presence_penalty + s.frequency_penalty * times[here]
+        return logits
 
     def _with_noise(self, logits: np.ndarray, kept: np.ndarray, position: int, want_margin: bool) -> Choice:
         """Choose one of the tokens that are kept: their ids, ascending."""

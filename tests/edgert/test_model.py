@@ -238,3 +238,15 @@ def test_an_answer_longer_than_the_context(smollm2: Path) -> None:
             assert len(answer.token_ids) == 160
             answers.append(answer.token_ids)
     assert answers[0] == answers[1]
+
+
+def test_a_token_that_is_biased_away_is_not_in_the_answer(model: edgert.Model) -> None:
+    plain = greedy(model, PROMPT)
+    answer = model.generate(PROMPT, max_tokens=24, logit_bias={plain[0]: -100})
+    answer.text()
+    assert plain[0] not in answer.token_ids
+
+
+def test_a_bias_of_a_token_that_there_is_not(model: edgert.Model) -> None:
+    with pytest.raises(edgert.ModelError, match="logit_bias names token 49152, which is not in the vocabulary"):
+        model.generate(PROMPT, logit_bias={49152: 1.0})

@@ -51,6 +51,27 @@ def test_repetition_penalty_spares_new_tokens() -> None:
     np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -1.0, -1.2], np.float32))
 
 
+def test_penalties_count_what_the_answer_has() -> None:
+    """As OpenAI defines them: logit - count * frequency_penalty - (count > 0) * presence_penalty."""
+    logits = np.array([3.0, 2.0, 0.5], np.float32)
+    for answer, presence, frequency, chosen in (
+            ([], 2, 2, 0), ([0], 0.9, 0, 0), ([0], 1.1, 0, 1), ([0, 0, 0], 0.9, 0, 0), ([0], 0, 0.4, 0),
+            ([0, 0], 0, 0.4, 0), ([0, 0, 0], 0, 0.4, 1), ([0, 0], 0.5, 0.4, 1), ([0, 0, 1, 1], 2, 0, 0),
+            ([0, 0, 1, 1], 0, 1.5, 2), ([2], -2, -1, 2), ([7], 2, 2, 0)):
+        sampler = Sampler(Sampling(presence_penalty=presence, frequency_penalty=frequency))
+        assert sampler.choose(logits, [0, *answer], 0, answer=answer).token == chosen, (answer, presence, frequency)
+    np.testing.assert_array_equal(logits, np.array([3.0, 2.0, 0.5], np.float32))
+
+
+def test_a_bias_is_added_to_logits() -> None:
+    assert greedy(LOGITS, logit_bias={4: 2.6}) == 4  # log(0.5 / 0.04) is 2.53
+    assert greedy(LOGITS, logit_bias={4: 2.5}) == 0
+    assert greedy(LOGITS, logit_bias={0: -100, 1: -100}) == 2
+    assert greedy(LOGITS, logit_bias={90000: 100}) == 0
+    shares = drawn(logit_bias={0: math.log(0.15 / 0.5)})
+    np.testing.assert_allclose(shares, np.array([0.15, 0.25, 0.15, 0.06, 0.04]) / 0.65, atol=0.03)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_penalty_for_tokens_that_logits_do_not_reach(temperature: float) -> None:
     """Those of a draft are of the first tokens of the vocabulary only."""
@@ -77,7 +98,9 @@ def test_a_seed_repeats_in_any_order_and_another_differs() -> None:
 
 @pytest.mark.parametrize("settings", [
     {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 1.1}, {"min_p": -1.0}, {"top_k": -1},
-    {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 1 << 64}, {"temperature": "warm"}])
+    {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 1 << 64}, {"temperature": "warm"}, {"presence_penalty": 2.1},
+    {"frequency_penalty": -2.1}, {"frequency_penalty": None}, {"logit_bias": {3: 101}}, {"logit_bias": {3: "much"}},
+    {"logit_bias": {-1: 1.0}}, {"logit_bias": {"3": 1.0}}])
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ModelError, match=next(iter(settings))):
         Sampling(**settings)
@@ -173,11 +196,12 @@ ROWS = {"spread": np.random.default_rng(3).standard_normal(VOCABULARY).astype(np
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("settings", [
     {"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {"top_k": 0, "min_p": 0.0}, {"top_k": 100_000, "top_p": 0.999},
-    {"top_k": 40}, {"top_k": 0, "repetition_penalty": 1.1}], ids=str)
+    {"top_k": 40}, {"top_k": 0, "repetition_penalty": 1.1},
+    {"top_k": 0, "presence_penalty": 1, "logit_bias": {3: -5}}], ids=str)
 def test_choosing_keeps_to_the_memory_that_is_planned(row: str, settings: dict[str, float]) -> None:
     sampler = Sampler(Sampling(temperature=1.0, seed=0, **settings))  # type: ignore[arg-type]
     most = (_LOGITS_COPIES - 1) * ROWS[row].nbytes
-    assert peak(lambda: sampler.choose(ROWS[row], range(64), 0, want_margin=True)) < most
+    assert peak(lambda: sampler.choose(ROWS[row], range(64), 0, answer=range(64), want_margin=True)) < most
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -38,6 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.9, "seed": 11, "top_k": 0},
     "penalty": {"repetition_penalty": 1.4},
     "sampled, with a penalty": {"temperature": 1.3, "seed": 5, "repetition_penalty": 1.2},
+    "penalties of the answer": {"presence_penalty": 0.8, "frequency_penalty": 0.3, "logit_bias": {40: 1.5, 70: -9}},
+    "sampled, with those": {"temperature": 0.8, "seed": 3, "presence_penalty": 0.5, "frequency_penalty": 0.5,
+                            "logit_bias": {40: 1.5}},
 }
 
 
