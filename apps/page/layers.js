@@ -9,7 +9,7 @@ export function Layers({ status }) {
   return html`<section class="panel" aria-labelledby="layers-title">
     <h2 id="layers-title">Layers</h2>
     <p class="reading"><b>${percent(mean)}</b><span class="of">${mean < 1
-       ? `of ${layers.length} layers stay in memory, the rest is streamed`
+       ? `of the weights of ${layers.length} layers are in memory`
       : `of ${layers.length} layers, nothing is streamed`}</span></p>
     <div class="layers" role="img" aria-label=${`${percent(mean)} of the weights of ${layers.length} layers in memory`}>
       ${layers.map((layer, index) => html`<span key=${index} class=${index === reading ? "being-read" : ""}

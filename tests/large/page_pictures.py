@@ -1,4 +1,4 @@
-"""Pictures of the page for docs/, of a real model: python tests/large/page_pictures.py BUNDLE MEMORY LOW HIGH [QUESTION]
+"""Pictures of the page for docs/: python tests/large/page_pictures.py BUNDLE MEMORY LOW HIGH [QUESTION]
 
 A question is asked at MEMORY, then with budgets of LOW and HIGH MiB. Writes docs/page-*.png, with 256 colours.
 """
@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE / "tests"))
 from page_driver import ask, greedily, program, serving  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-QUESTION = "Write a Python function that merges two sorted lists. Then say in two sentences how fast it is."
+QUESTION = "Write a short Python function that reverses the words of a sentence, then explain it in one sentence."
 
 
 def move(page: Any, budget: str) -> None:

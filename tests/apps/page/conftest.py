@@ -54,7 +54,7 @@ def browse(chromium: Any, server: str) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert not complaints
-    assert all(address.startswith("http://127.0.0.1:") for address in addresses)
+    assert all(address.startswith(("http://127.0.0.1:", "about:")) for address in addresses)
 
 
 @pytest.fixture

@@ -78,6 +78,14 @@ def test_everything_has_a_name(page: Any) -> None:
     assert page.evaluate(NAMELESS) == []
 
 
+def test_a_system_without_a_language(browse: Any, server: str) -> None:
+    """LANG=C in a window of WebKitGTK: the page stayed empty."""
+    page = browse("about:blank")
+    page.add_init_script("Object.defineProperty(Navigator.prototype, 'language', { get: () => 'C' })")
+    page.goto(server)
+    page.locator(".plot canvas").first.wait_for()
+
+
 def test_a_server_with_a_key(browse: Any, smollm2: Path, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("a-key-of-the-test\n")
