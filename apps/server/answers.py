@@ -4,9 +4,9 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from edgert import Generation, Model, Piece, __version__
+from edgert import Model, __version__
 
 from .requests import Sampled
 
@@ -39,16 +39,17 @@ def fingerprint(model: Model) -> str:
     return f"edgert-{__version__}-{model.digest}"
 
 
-def usage(generations: Sequence[Generation], prompts: int) -> dict[str, Any]:
-    """How many tokens were used. prompts: how many different prompts there are; each is counted once."""
-    each = len(generations) // prompts
-    prompt = sum(len(generation.prompt_ids) for generation in generations[::each])
-    cached = sum(g.statistics.prompt_tokens - g.statistics.prompt_computed for g in generations[::each])
-    answer = sum(len(generation.token_ids) for generation in generations)
+class Used(NamedTuple):
+    """Tokens of an answer: of its prompt, those of them that were in the cache, and its own."""
+
+    prompt: int
+    cached: int
+    answer: int
+
+
+def usage(answers: Sequence[Used], each: int) -> dict[str, Any]:
+    """How many tokens were used. each: so many answers have the same prompt, which is counted once."""
+    prompt = sum(used.prompt for used in answers[::each])
+    answer = sum(used.answer for used in answers)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
-            "prompt_tokens_details": {"cached_tokens": cached}}
-
-
-def text_and_reason(pieces: Sequence[Piece]) -> tuple[str, str | None]:
-    """The text of an answer, and why it ended."""
-    return "".join(piece.text for piece in pieces), pieces[-1].finish_reason if pieces else None
+            "prompt_tokens_details": {"cached_tokens": sum(used.cached for used in answers[::each])}}

@@ -5,7 +5,7 @@ from typing import Any
 
 from edgert import Generation, Model, Piece
 
-from .answers import Answering, text_and_reason, usage
+from .answers import Answering, Used, usage
 from .requests import ChatRequest
 from .service import Made
 from .streams import Chunks
@@ -28,12 +28,16 @@ class Chat(Answering[ChatRequest], Chunks):
         """The answers, all at once."""
         return {**self.base(), "choices": [self._choice(index, [m.piece for m in made if m.work == index])
                                            for index in range(len(self.works))],
-                "usage": usage(self.works, 1)}
+                "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage([Used(len(work.prompt_ids), work.statistics.prompt_tokens - work.statistics.prompt_computed,
+                           len(work.token_ids)) for work in self.works], len(self.works))
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        text, reason = text_and_reason(pieces)
+        text = "".join(piece.text for piece in pieces)
         return {"index": index, "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": self._logprobs(pieces), "finish_reason": reason}
+                "logprobs": self._logprobs(pieces), "finish_reason": pieces[-1].finish_reason}
 
     def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         return chat_logprobs(self.model, pieces) if self.request.logprobs else None
@@ -55,7 +59,7 @@ class Chat(Answering[ChatRequest], Chunks):
     def last(self) -> list[dict[str, Any]]:
         if not self.request.with_usage:
             return []
-        return [{**self.base("chat.completion.chunk"), "choices": [], "usage": usage(self.works, 1)}]
+        return [{**self.base("chat.completion.chunk"), "choices": [], "usage": self._usage()}]
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None,
                reason: str | None = None) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def failed(error: BaseException) -> ApiError:
 def invalid(error: msgspec.MsgspecError | ValueError | RecursionError) -> ApiError:
     """A body that is no JSON, or not of the right shape."""
     if isinstance(error, msgspec.ValidationError):
-        what, _, path = str(error).partition(" - at `")
-        param = path.rstrip("`").removeprefix("$").lstrip(".") or None
+        what, _, place = str(error).partition(" - at ")
+        path = re.search(r"\$\.?([^`]*)", place)
+        param = path[1] if path and path[1] else None
         if param is None and (missing := re.search(r"required field `(\w+)`", what)):
             param = missing[1]
         return ApiError(400, f"{param or 'the body'}: {what[:1].lower()}{what[1:]}", param=param, code="invalid_value")

@@ -15,6 +15,9 @@ from .errors import ApiError
 Count = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Texts = str | Annotated[list[str], Meta(max_length=16)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Biases = Annotated[dict[Token, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+"""By token; JSON writes the tokens as texts."""
 Answers = Annotated[int, Meta(ge=1, le=16)]
 _MOST_CHOICES = 128
 _MOST_LOGPROBS = 20
@@ -56,13 +59,12 @@ class Sampled(Struct, kw_only=True):
     seed: int | None = None
     stop: Texts | None = None
     n: Answers | None = None
-    logit_bias: Unsupported = UNSET
-    presence_penalty: Unsupported = UNSET
-    frequency_penalty: Unsupported = UNSET
+    logit_bias: Biases | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
 
     def check(self) -> None:
         """Raises ApiError for what cannot be had."""
-        refuse(self, ("logit_bias", "presence_penalty", "frequency_penalty"))
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options goes with stream", param="stream_options")
 
@@ -77,7 +79,8 @@ class Sampled(Struct, kw_only=True):
 
     def settings(self, defaults: dict[str, Any], number: int) -> dict[str, Any]:
         """The settings of `Model.generate`, for the answer with this number."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+                 "frequency_penalty", "logit_bias", "seed")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         settings = {**defaults, **given}
         if settings.get("seed") is not None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from edgert import EdgertError, Generation, Model
+from edgert import EdgertError, Generation, Model, Scores
 from edgert.watching import Watch, give_memory_back
 
 from .errors import ApiError, failed, refused
@@ -360,6 +360,8 @@ class EngineService:
             if ticket.ended:
                 return
             ticket.tell(Made(index, piece))
+            if isinstance(piece, Scores):
+                counts.prompt_tokens += len(piece.logprobs)
             if isinstance(work, Generation):
                 s = work.statistics
                 now = s.generated_tokens, s.guessed, s.right

@@ -1,6 +1,7 @@
 """OpenAI's own client, unchanged: what it is given is what the model says by itself."""
 
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -126,6 +127,37 @@ def test_stop(server: Server, said: str) -> None:
     assert (choice.message.content, choice.finish_reason) == (said[:said.index(word)], "stop")
 
 
+def test_biases_and_penalties(server: Server, model: edgert.Model, said: str) -> None:
+    first = model.tokenizer.encode(said)[0]
+    create = server.client().chat.completions.create
+    for extra in ({"logit_bias": {str(first): -100}}, {"presence_penalty": 1.5}, {"frequency_penalty": 1.5}):
+        text = create(model="any", messages=QUESTION, max_tokens=24, extra_body=extra).choices[0].message.content
+        settings = {**extra, **({"logit_bias": {first: -100.0}} if "logit_bias" in extra else {})}
+        alone = model.chat([{"role": "user", "content": "Name three colours."}], max_tokens=24, **settings)
+        assert alone.text() == text != said
+    for name, value in ("logit_bias", {"x": 1}), ("logit_bias", {"1": 101}), ("presence_penalty", 3):
+        with pytest.raises(openai.BadRequestError) as caught:
+            create(model="any", messages=QUESTION, extra_body={name: value})
+        assert caught.value.param is not None and caught.value.param.startswith(name)
+    with pytest.raises(openai.BadRequestError, match="not in the vocabulary"):
+        create(model="any", messages=QUESTION, extra_body={"logit_bias": {"999999": 1}})
+
+
+def test_a_scored_prompt_and_what_a_bias_makes_of_its_end(server: Server, model: edgert.Model) -> None:
+    """What is likeliest by itself is not what follows then."""
+    ids = model.tokenizer.encode("The capital of France is")
+    def likeliest(**settings: Any) -> int:
+        (answer := model.generate(ids, max_tokens=1, **settings)).text()
+        return answer.token_ids[0]
+
+    first = likeliest()
+    choice = server.client().completions.create(model="any", prompt=ids, max_tokens=1, echo=True, logprobs=0,
+                                                logit_bias={str(first): -100}).choices[0]
+    other = likeliest(logit_bias={first: -100.0})
+    assert choice.logprobs is not None and choice.logprobs.tokens is not None
+    assert choice.logprobs.tokens[-1] == model.tokenizer.decode([other]) and other != first
+
+
 def test_parts_of_a_message(server: Server, said: str) -> None:
     parts: list[ChatCompletionMessageParam] = [{"role": "user", "content": [
         {"type": "text", "text": "Name three "}, {"type": "text", "text": "colours."}]}]
@@ -225,3 +257,48 @@ def test_tokenizing(server: Server, model: edgert.Model) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     assert server.ask("/tokenize", {"messages": messages}).json()["tokens"] == model.render(messages)
     assert server.ask("/tokenize", {}).status_code == 400
+
+
+@pytest.mark.parametrize(("max_tokens", "stream"), [(0, False), (1, False), (1, True), (3, False), (3, True)])
+def test_the_prompt_with_its_logprobs(server: Server, model: edgert.Model, max_tokens: int, *, stream: bool) -> None:
+    """As evaluations ask for it: the first token has none, what follows the prompt has one entry more for each."""
+    ids = model.tokenizer.encode("The capital of France is")
+    scores = model.score(ids, top=2)
+    pieces = list(model.generate(ids, max_tokens=max_tokens, logprobs=2))[:-1]
+    answer = server.client().completions.create(model="any", prompt=[ids, ids[:2]], max_tokens=max_tokens, echo=True,
+                                                logprobs=2, stream=stream)
+    choices = [choice for chunk in (answer if stream else [answer]) for choice in chunk.choices]
+    first = [choice for choice in choices if choice.index == 0]
+    assert {choice.index for choice in choices} == {0, 1}
+    assert "".join(choice.text for choice in first) == model.tokenizer.decode(ids) + "".join(p.text for p in pieces)
+    assert first[-1].finish_reason == "length"
+    found = [[entry for choice in first for entry in getattr(choice.logprobs, name)]
+             for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")]
+    tokens, token_logprobs, top_logprobs, offsets = found
+    assert {len(entries) for entries in found} == {len(ids) + max_tokens}
+    assert token_logprobs == [None, *scores.logprobs[1:].tolist(), *(piece.logprob for piece in pieces)]
+    assert top_logprobs[0] is None
+    for token, logprob, top in zip(tokens[1:], token_logprobs[1:], top_logprobs[1:], strict=True):
+        assert top[token] == logprob and len(top) in (2, 3)
+    assert offsets == [sum(map(len, tokens[:number])) for number in range(len(tokens))]
+
+
+@pytest.mark.parametrize("temperature", [0, 0.01])
+def test_an_end_of_text_token_that_is_chosen_has_its_logprob(server: Server, model: edgert.Model,
+                                                             temperature: float) -> None:
+    """Where one token is asked for, there is always one entry more than the prompt has, and it holds the token."""
+    def ended(question: str) -> tuple[list[int], str | None]:
+        answer = model.chat([{"role": "user", "content": question}], max_tokens=60)
+        *_, last = answer
+        return answer.prompt_ids + answer.token_ids, last.finish_reason
+
+    ids = next(ids for ids, reason in map(ended, ("Hi", "Hello!", "Thank you.", "Good morning!", "Bye"))
+               if reason == "stop")  # up to the end that the model chose
+    answer = server.client().completions.create(model="any", prompt=ids, max_tokens=1, echo=True, logprobs=1,
+                                                temperature=temperature, seed=1)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop" and choice.logprobs is not None
+    assert len(choice.logprobs.tokens or []) == len(ids) + 1
+    assert choice.logprobs.tokens is not None and choice.logprobs.tokens[-1] == "<|im_end|>"
+    assert choice.logprobs.top_logprobs is not None and "<|im_end|>" in choice.logprobs.top_logprobs[-1]
+    assert choice.text == model.tokenizer.decode(ids)
