@@ -17,7 +17,7 @@ export function Budget({ conversations, asking, instrument }) {
   const high = Math.max(Math.ceil(status.whole / fromMib(1)), low);
   const current = wholeMib(status.budget); // it may be more than the model needs
   const shown = chosen ?? current;
-  const busy = status.state === "loading";
+  const busy = instrument.loading;
   const set = async (count) => {
     asking.stop();
     const ready = await instrument.reload(fromMib(count));

@@ -15,6 +15,7 @@ export class Instrument extends Store {
     this.needsKey = false;
     this.refused = "";
     this.ready = [];
+    this.reloading = false;
     this.accepted = 0;
     this.poll();
   }
@@ -28,7 +29,7 @@ export class Instrument extends Store {
   }
 
   get loading() {
-    return !this.status || this.status.state === "loading";
+    return !this.status || this.reloading || this.status.state === "loading";
   }
 
   async poll() {
@@ -64,7 +65,6 @@ export class Instrument extends Store {
     sample.speed = this.over("tokens");
     this.status = kept;
     if (begun > this.accepted) this.wake();
-    else if (this.ready.length) this.status.state = "loading"; // this was said before the reload began
     this.changed();
   }
 
@@ -83,23 +83,27 @@ export class Instrument extends Store {
   /** Load the model again with another budget. Resolves once it is ready; false where that was refused or failed. */
   async reload(bytes) {
     this.refused = "";
+    this.reloading = true;
+    this.accepted = Infinity; // what is said until the server has agreed is of the time before
+    this.changed();
     try {
       await setBudget(bytes);
     } catch (error) {
+      this.reloading = false;
+      this.accepted = 0;
       this.heard(error);
       this.refused = error instanceof ApiError ? error.message : "The budget could not be set.";
       this.changed();
       return false;
     }
-    this.status = { ...this.status, state: "loading" };
     this.accepted = performance.now();
-    this.changed();
     return new Promise((tell) => this.ready.push(tell));
   }
 
   wake() {
     if (this.status.state === "loading") return;
     const ready = this.status.state === "ready";
+    this.reloading = false;
     for (const tell of this.ready.splice(0)) tell(ready);
   }
 }

@@ -10,9 +10,16 @@ pytestmark = pytest.mark.xdist_group("page")
 MIB = 1 << 20
 
 
+def loaded(page: Any) -> Any:
+    """The slider, once no model is being loaded."""
+    slider = page.get_by_label("Memory budget in MiB").and_(page.locator(":enabled"))
+    slider.wait_for()
+    return slider
+
+
 def move(page: Any, budget: int) -> None:
     """Move the slider as a drag does: what it passes, then where it is let go."""
-    page.get_by_label("Memory budget in MiB").evaluate("""(slider, value) => {
+    loaded(page).evaluate("""(slider, value) => {
         slider.value = value;
         slider.dispatchEvent(new Event('input', { bubbles: true }));
         slider.dispatchEvent(new Event('change', { bubbles: true }));
@@ -88,9 +95,10 @@ def test_it_is_not_asked_again_where_that_is_not_wanted(page: Any, server: str) 
     page.get_by_label("ask the last question again").uncheck()
     budget = smallest(page) + 5
     move(page, budget)
-    page.locator(".budget .large").get_by_text(str(budget)).wait_for()
+    page.locator(".budget .large").get_by_text(f"{budget} MiB").and_(page.locator("p")).wait_for()
+    loaded(page)
     finished(page)
-    page.wait_for_timeout(500)
+    assert round(status_of(server)["budget"] / MIB) == budget
     assert "runs" not in kept(page)[0]["messages"][-1]
 
 
