@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
-        self._service.on_settled = partial(loop.call_soon_threadsafe, self._settled)
+
+        def settled() -> None:
+            with contextlib.suppress(RuntimeError):  # the server was ended while the model was being loaded
+                loop.call_soon_threadsafe(self._settled)
+
+        self._service.on_settled = settled
         self._service.start()  # all that the server needs is in memory now: the memory plan counts it
         self._when_open()
 

@@ -76,3 +76,13 @@ def test_shipped_questions_are_there(program: Path, folder: Path) -> None:
     done = subprocess.run([program.with_name("python"), "-I", "-c", code], cwd=folder, capture_output=True, text=True,
                           check=False)
     assert done.stdout == "200 50\n", done.stderr
+
+
+def test_the_page_is_there(program: Path, folder: Path) -> None:
+    code = ("from importlib.resources import files\n"
+            "page = files('edgert.apps') / 'page'\n"
+            "print(*sorted(str(f.relative_to(page)) for f in page.rglob('*') if f.is_file()), sep='\\n')")
+    done = subprocess.run([program.with_name("python"), "-I", "-c", code], cwd=folder, capture_output=True, text=True,
+                          check=False)
+    page = HERE / "apps" / "page"
+    assert done.stdout.split() == sorted(str(file.relative_to(page)) for file in page.rglob("*") if file.is_file())
