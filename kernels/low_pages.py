@@ -63,8 +63,8 @@ def pack_elements(keys: np.ndarray, values: np.ndarray, head_dim: int) -> np.nda
         codes = np.rint((rows - least.astype(np.float32)[..., None]) / steps[..., None]).clip(0, _MOST)
         codes = np.where(scales[..., None] > 0, codes, 0).astype(np.uint8).reshape(*rows.shape[:-1], 4, LANES)
         to = packed[part]
-        to["codes"] = sum((codes[..., t, :] & 3) << 2 * t for t in range(4))
-        third = sum((codes[..., t, :] >> 2) << t for t in range(4))
+        to["codes"] = np.bitwise_or.reduce([(codes[..., t, :] & 3) << 2 * t for t in range(4)])
+        third = np.bitwise_or.reduce([(codes[..., t, :] >> 2) << t for t in range(4)])
         to["bits"] = third[..., 0::2, :] | third[..., 1::2, :] << 4
         to["scales"], to["least"] = scales, least
     return packed

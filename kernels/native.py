@@ -132,7 +132,7 @@ def _write(path: Path, data: bytes) -> None:
                 Path(part).unlink()
         why = (error.strerror or str(error)).lower()
         warnings.warn(f"{path}: the compiled kernels cannot be kept ({why}), so every start compiles them again, for "
-                      "half a minute; set EDGERT_CACHE to a folder that can be written", CacheWarning, stacklevel=1)
+                      "a minute or two; set EDGERT_CACHE to a folder that can be written", CacheWarning, stacklevel=1)
 
 
 def _compile(target: str, progress: Progress) -> bytes:

@@ -172,7 +172,7 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
     header = msgspec.json.encode(Saved(
         bundle, session.cache_type, session.context, policy, session.tokens, session.held, session.ahead,
         session.shortest, session.pool.block_bytes, low_block_bytes(session.config),
-        [xxhash.xxh3_64_intdigest(contents(block)) for block in blocks], session.low,
+        [xxhash.xxh3_64_intdigest(contents(block).data) for block in blocks], session.low,
         list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk))
     prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), xxhash.xxh3_64_intdigest(header))
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
