@@ -4,28 +4,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-import psutil
 
 from .bundle import Bundle
-from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
-from .engine.engine import Engine
-from .engine.page_stream import PageStream
-from .engine.pool import Pool, block_bytes
-from .engine.prefixes import MORE_POSITIONS, Prefixes
-from .engine.retention import FLASH, MIXED, STOP, parse_policy
-from .engine.session import Session, check_session
+from .bundle.header import Header
+from .engine.retention import STOP
 from .engine.session_file import open_session, save_session
-from .engine.swap_file import SwapFile
-from .engine.tracing import Trace
 from .engine.worker import CancelledError, Job, Worker, settle
-from .errors import BundleError, ContextLengthError, EdgertError, ModelError, TemplateError
+from .errors import ContextLengthError, ModelError, TemplateError
 from .generation.generation import Answer, Computing, Generation
 from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammar, Grammars, Schema
 from .generation.sampling import Sampling
@@ -34,22 +24,21 @@ from .generation.steps import Choosing, Step
 from .generation.tool_calls import MARKS, CallReader
 from .generation.tools import Choice, Tools, with_arguments_read
 from .generation.turns import Turn, Turns
-from .kernels import native
-from .kernels.native import cache_folder
-from .kernels.pages import PAGE
 from .kernels.records import CANCELLED
-from .memory.budget import allowance, parse_size, process_bytes, size_text
-from .memory.cache_room import CacheRoom, cache_room
-from .memory.plan import Plan, Planner
+from .memory.budget import parse_size, size_text
+from .opening import (
+    CompileProgress,
+    Settings,
+    default_threads,
+    load_library,
+    open_model,
+)
 from .residency.device import device_of
-from .residency.file import FlashFile
-from .residency.region import Region
 from .residency.source import ReadHook
-from .speculation.speculator import AUTO, OFF, Speculator, parse
+from .speculation.speculator import AUTO, Speculator, parse
 from .text.chat_template import ChatTemplate
-from .text.tokenizer import Tokenizer, check_unicode
+from .text.tokenizer import check_unicode
 
-DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
 MOST_LOGPROBS = 1000
 """Most likely tokens whose log-probabilities may be asked for."""
@@ -57,7 +46,6 @@ _SCORING_ROWS = 2
 """Rows of logits that scoring needs beside those it scores."""
 _LONGEST_TOKEN = 128
 """In characters; the longest tokens of known vocabularies are runs of spaces."""
-CompileProgress = Callable[[int, int, str], None]
 
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
@@ -100,79 +88,6 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
                  trace=trace, compile_progress=compile_progress)
 
 
-def default_threads() -> int:
-    """The number of physical cores that this process may run on."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:
-        allowed = os.cpu_count() or 1
-    return max(min(psutil.cpu_count(logical=False) or allowed, allowed), 1)
-
-
-def session_settings(header: Header, context: int | None, kv_type: str | None, kv_memory: int | None = None,
-                     kv_policy: str | None = None) -> tuple[int, str]:
-    """The context length and the cache's element type, with defaults in place of None. Raises ModelError."""
-    quantized = header.quantization.get("preset") != "f32"
-    if kv_policy == MIXED and kv_type not in (None, "q8"):
-        raise ModelError(f"the cache policy {MIXED} goes with --kv-type q8, not {kv_type}")
-    usual = "q8" if kv_policy == MIXED else "f16" if quantized else "f32"
-    kv_type, most = kv_type or usual, header.config.max_position_embeddings
-    if context is None and kv_memory is not None and kv_policy not in (FLASH, MIXED):
-        context = max(min(kv_memory // block_bytes(header.config, kv_type) * PAGE - MORE_POSITIONS, most), 1)
-    elif context is None:
-        context = min(DEFAULT_CONTEXT, most)
-    check_session(header.config, context, kv_type)
-    return context, kv_type
-
-
-class Text(NamedTuple):
-    """A bundle's tokenizer and chat template. template: None if the bundle has none."""
-
-    tokenizer: Tokenizer
-    template: str | None
-
-
-def load_library(compile_progress: CompileProgress = lambda number, count, name: None) -> native.Library:
-    """Load the kernels for this machine, compiling them first if need be. Raises EdgertError."""
-    try:
-        return native.library(progress=compile_progress)
-    except (ValueError, native.CompilationError) as error:
-        raise EdgertError(str(error)) from None
-
-
-def read_text(bundle: Bundle) -> Text:
-    """Read tokenizer and chat template of a bundle. Raises EdgertError."""
-    generation = bundle.header.generation
-    tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
-                                    generation["eos_token_ids"], generation["add_bos_token"])
-    return Text(tokenizer, _template_text(bundle))
-
-
-def _template_text(bundle: Bundle) -> str | None:
-    if CHAT_TEMPLATE not in bundle.header.sections:
-        return None
-    try:
-        return bundle.read_section(CHAT_TEMPLATE).decode()
-    except UnicodeDecodeError:
-        raise BundleError(f"{bundle.path}: the chat template is not UTF-8 text; convert the model again") from None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The arguments of `load`. memory, kv_memory: bytes. context, kv_type: None for the default."""
-
-    memory: int | None
-    threads: int
-    context: int | None
-    chunk: int
-    kv_type: str | None
-    kv_policy: str
-    kv_memory: int | None
-    speculation: str | int
-    structured: bool
-    trace: str | os.PathLike[str] | None
-
-
 def _bytes(name: str, size: int | str | None) -> int | None:
     """A setting that is bytes, or a text. Raises ModelError."""
     size = parse_size(size) if isinstance(size, str) else size
@@ -208,7 +123,7 @@ class Model:
         self._turns = Turns()
         budget, of_cache = _bytes("memory", memory), _bytes("kv_memory", kv_memory)
         mode = parse(speculation)
-        settings = _Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, structured,
+        settings = Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, structured,
                              trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
@@ -216,7 +131,7 @@ class Model:
         settle()
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
-        loaded = self._worker.run(lambda job: _open(path, library, settings, opened, job))
+        loaded = self._worker.run(lambda job: open_model(path, library, settings, opened, job))
         (self._bundle, self._text, self._planner, self.plan, self._file, self._session, self._prefixes, self._engine,
          self._grammars) = loaded
         self._grammars_lock = threading.Lock()
@@ -600,72 +515,3 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-
-class _Loaded(NamedTuple):
-    """grammars: last; None unless structured output was asked for."""
-
-    bundle: Bundle
-    text: Text
-    planner: Planner
-    plan: Plan
-    file: FlashFile
-    session: Session
-    prefixes: Prefixes
-    engine: Engine
-    grammars: Grammars | None
-
-
-def _open(path: str | os.PathLike[str], library: native.Library, settings: _Settings, opened: ExitStack,
-          job: Job[_Loaded]) -> _Loaded:
-    """A job: open a bundle, make the memory plan, load. Everything is put into `opened` as soon as it is open."""
-    bundle = opened.enter_context(Bundle(path))
-    text = read_text(bundle)
-    job.check()
-    header = bundle.header
-    context, kv_type = session_settings(header, settings.context, settings.kv_type, settings.kv_memory,
-                                        settings.kv_policy)
-    policy = parse_policy(settings.kv_policy, context, header.config)
-    grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
-    process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)
-
-    def planner(room: CacheRoom) -> Planner:
-        return Planner(header, process=process, context=context, cache_type=kv_type, chunk=settings.chunk,
-                       threads=settings.threads, drafting=settings.speculation != OFF, observes=policy.observes,
-                       room=room)
-
-    allowed = allowance(settings.memory)
-    room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,
-                      allowed.comfortable, planner)
-    context = room.context
-    chosen = planner(room)
-    plan = chosen.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
-    job.check()
-    file = opened.enter_context(FlashFile(bundle.path))
-    pool = Pool(header.config, kv_type, room.positions)
-    opened.callback(pool.close)
-    if room.low:
-        pool.have_low(room.low)
-    stream = None
-    try:
-        pool.have_swap(SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots))
-    except ModelError:
-        if room.flash:
-            raise
-    if room.flash:
-        assert pool.swap is not None
-        stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes)
-        opened.callback(stream.close)
-    session = Session(header.config, context, kv_type, pool, stream, low=room.low)
-    engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
-                    cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy, progress=job.check)
-    opened.callback(engine.close)
-    if plan.disk is not None:
-        session.touch()
-        engine.touch()
-        if stream is not None:
-            stream.touch()
-    if settings.trace is not None:
-        trace = Trace(settings.trace)
-        opened.callback(trace.close)
-        engine.trace(trace)
-    return _Loaded(bundle, text, chosen, plan, file, session, Prefixes(pool), engine, grammars)

@@ -8,7 +8,7 @@ import click
 from edgert.bundle import Bundle
 from edgert.errors import PeerError
 from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
-from edgert.model import default_threads, load_library, read_text
+from edgert.opening import default_threads, load_library, read_text
 from edgert.terminal import show, show_json
 
 from .loading import TEXT, compile_progress

@@ -15,7 +15,7 @@ from edgert.memory.budget import parse_size
 from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
-from edgert.model import default_threads, load_library, session_settings
+from edgert.opening import default_threads, load_library, session_settings
 from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 

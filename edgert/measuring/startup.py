@@ -43,7 +43,7 @@ def main() -> None:
         importlib.import_module(name)
     from edgert.bundle import Bundle
     from edgert.memory.budget import process_bytes
-    from edgert.model import load_library, read_text
+    from edgert.opening import load_library, read_text
     try:
         with Bundle(sys.argv[1]) as bundle:
             kept = load_library(), read_text(bundle)
