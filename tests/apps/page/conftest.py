@@ -20,7 +20,8 @@ def server(smollm2: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+# Not for longer than a module: while Playwright runs, this thread has an event loop, and other tests need theirs.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser. Skips where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
