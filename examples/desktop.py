@@ -27,9 +27,7 @@ def answer(bundle: str, memory: str | None, questions: queue.Queue[str], pieces:
 
 
 def main(bundle: str, memory: str | None = None) -> None:
-    questions: queue.Queue[str] = queue.Queue()
-    pieces: queue.Queue[str | None] = queue.Queue()
-    window = tk.Tk()
+    questions, pieces, window = queue.Queue[str](), queue.Queue[str | None](), tk.Tk()
     window.title("edgert in Tk")
     text, entry = tk.Text(window, wrap="word", padx=14, pady=12, relief="flat"), tk.Entry(window, state="disabled")
     entry.pack(fill="x", padx=10, pady=10, side="bottom")
