@@ -125,7 +125,7 @@ class Loaded(NamedTuple):
 
 
 def open_model(path: str | os.PathLike[str], library: native.Library, settings: Settings, opened: ExitStack,
-          job: Job[Loaded]) -> Loaded:
+               job: Job[Loaded]) -> Loaded:
     """A job: open a bundle, make the memory plan, load. Everything is put into `opened` as soon as it is open."""
     bundle = opened.enter_context(Bundle(path))
     text = read_text(bundle)

@@ -84,7 +84,7 @@ class PageStream:
         for read in reads:
             read.cancel()
         if wait(reads, _LONGEST_READ_S).not_done:
-            raise ModelError(str(no_answer()))
+            raise no_answer()
 
     def touch(self) -> None:
         """Make its memory resident now."""
