@@ -19,7 +19,7 @@ import small_engine
 from tiny_model import give_tokenizer, write_model
 
 import edgert
-from edgert import model as model_module
+from edgert import opening
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine import worker
@@ -27,7 +27,7 @@ from edgert.memory.plan import Plan
 from edgert.residency.file import FlashFile
 
 OURS = tuple(str(Path(edgert.__file__).parent / name)
-             for name in ("engine/worker.py", "model.py", "generation/generation.py", "generation/turns.py"))
+             for name in ("engine/worker.py", "model.py", "opening.py", "generation/generation.py", "generation/turns.py"))
 STEP = 1 if os.environ.get("EDGERT_TEST_ALL") else 11
 
 
@@ -51,7 +51,7 @@ def load(request: pytest.FixtureRequest, bundle: Path, monkeypatch: pytest.Monke
                 return small_engine.plan(opened, keep=request.param, threads=2, chunk=4, cache_type="f16",
                                          chunk_bytes=1 << 13, readers=2, embedding=0.0)
 
-    monkeypatch.setattr(model_module, "Planner", Planner)
+    monkeypatch.setattr(opening, "Planner", Planner)
     return lambda: edgert.load(bundle, threads=2, context=64)
 
 

@@ -15,7 +15,7 @@ from faulty_file import FaultyFile
 from tiny_model import give_tokenizer, write_model
 
 import edgert
-from edgert import model as model_module
+from edgert import opening
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine import worker
@@ -76,7 +76,7 @@ def load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
                                              readers=2, embedding=0.0, rows=rows, context=context,
                                              **PLACEMENTS[placement])
 
-        monkeypatch.setattr(model_module, "Planner", Planner)
+        monkeypatch.setattr(opening, "Planner", Planner)
         return edgert.load(bundle, threads=2, context=context, speculation=mode, structured=True)
 
     return made
@@ -245,7 +245,7 @@ def test_reads_that_fail_while_answering(load: Load, expected: dict[str, list[Pi
         files.append(FaultyFile(path, -1, fault))
         return files[-1]
 
-    monkeypatch.setattr(model_module, "FlashFile", faulty)
+    monkeypatch.setattr(opening, "FlashFile", faulty)
     failed = 0
     for number in range(0, 90, 9):
         with load("some bases", 3) as model:
