@@ -330,29 +330,32 @@ class Model:
         return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
-             tool_choice: Choice = "auto", **settings: Any) -> Generation:
+             tool_choice: Choice = "auto", parallel_tool_calls: bool = True, schema: Schema | None = None,
+             **settings: Any) -> Generation:
         """Answer a conversation. messages: dicts with `role` (system, user, assistant, tool) and `content`.
 
         tools: functions that the model may call, as OpenAI's API has them: {"type": "function", "function": {"name",
         "description", "parameters": a JSON schema}}. Its calls are `Generation.tool_calls`, and come in pieces as
         `Piece.calls`; go on with a message of role assistant that has them as `tool_calls`, and one of role tool for
-        each result. tool_choice: "none", "auto", "required" (the answer is calls), or the name of a function, as a text
-        or as {"type": "function", "function": {"name": ...}} (one call of it).
+        each result. tool_choice: "none", "auto", "required" (the answer is a call), or the name of a function, as a
+        text or as {"type": "function", "function": {"name": ...}} (a call of it). parallel_tool_calls: whether an
+        answer may have several. schema: as of `generate`, for an answer that calls nothing.
 
-        Takes the settings of `generate`, and returns what it returns. Raises what `generate` raises, and TemplateError
-        if the model has no chat template, if it refuses the messages, or has no place for tools.
+        Takes the other settings of `generate`, and returns what it returns. Raises what `generate` raises, and
+        TemplateError if the model has no chat template, if it refuses the messages, or has no place for tools.
         """
         ids = self.render(messages, tools=tools if tool_choice != "none" else None)
         if not tools and tool_choice not in ("none", "auto"):
             raise ModelError(f"tool_choice is {tool_choice!r}, but there are no tools; give tools too")
         if not tools or tool_choice == "none":
-            return self.generate(ids, **settings)
+            return self.generate(ids, schema=schema, **settings)
         offered = Tools.of(tools)
-        grammar = offered.grammar(tool_choice, self._template.text, self.tokenizer.ids_of(MARKS))
-        for name in ("schema", "regex", "grammar"):
+        for name in ("regex", "grammar"):
             if settings.pop(name, None) is not None:
                 raise ModelError(f"tools and {name} were given; an answer that follows the {name} calls nothing")
-        return self.generate(ids, calls=CallReader(offered.parameters), grammar=grammar, **settings)
+        grammar = offered.grammar(tool_choice, self._template.text, self.tokenizer.ids_of(MARKS), schema)
+        calls = CallReader(offered.parameters, most=None if parallel_tool_calls else 1)
+        return self.generate(ids, calls=calls, grammar=grammar, **settings)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *,
                tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from edgert import Model
+from edgert import EdgertError, Model
 
 from . import page_files, tokenizing
 from .bodies import Bodies
 from .chat import Chat
 from .completions import Completions
-from .errors import ApiError, failed
+from .errors import ApiError, failed, refused
 from .metrics import CONTENT_TYPE, Metrics
 from .requests import BudgetRequest, ChatRequest, CompletionRequest, Sampled
 from .responses import error_response, json_response
@@ -97,7 +97,10 @@ class Application:
         made: list[Chat | Completions] = []
 
         def works(model: Model) -> Sequence[Work]:
-            made.append(make(model))
+            try:
+                made.append(make(model))
+            except EdgertError as error:
+                raise refused(error, asked.__struct_fields__) from None
             return made[0].works
 
         ticket = self.service.enter()

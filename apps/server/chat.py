@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edgert import Generation, Model, Piece
+from edgert import CallDelta, Generation, Model, Piece
 
 from .answers import Answering, Used, usage
 from .requests import ChatRequest
@@ -18,10 +18,10 @@ class Chat(Answering[ChatRequest], Chunks):
     def __init__(self, request: ChatRequest, model: Model, name: str, defaults: dict[str, Any]) -> None:
         """Raises EdgertError for what the model refuses, and ApiError."""
         super().__init__(request, model, name, "chatcmpl", "chat.completion")
-        prompt = model.render(request.turns())
+        turns, form = request.turns(), request.form()
         self.works: Sequence[Generation] = [
-            model.generate(prompt, max_tokens=request.limit, logprobs=request.top, **request.settings(defaults, number))
-            for number in range(request.count)]
+            model.chat(turns, max_tokens=request.limit, logprobs=request.top, **form,
+                       **request.settings(defaults, number)) for number in range(request.count)]
         self._begun = -1
 
     def whole(self, made: Sequence[Made]) -> dict[str, Any]:
@@ -35,9 +35,13 @@ class Chat(Answering[ChatRequest], Chunks):
                            len(work.token_ids)) for work in self.works], len(self.works))
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        text = "".join(piece.text for piece in pieces)
-        return {"index": index, "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": self._logprobs(pieces), "finish_reason": pieces[-1].finish_reason}
+        text, calls = "".join(piece.text for piece in pieces), self.works[index].tool_calls
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+        if calls:
+            message["tool_calls"] = [{"id": call.id, "type": "function",
+                                      "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+        return {"index": index, "message": message, "logprobs": self._logprobs(pieces),
+                "finish_reason": pieces[-1].finish_reason}
 
     def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         return chat_logprobs(self.model, pieces) if self.request.logprobs else None
@@ -52,6 +56,7 @@ class Chat(Answering[ChatRequest], Chunks):
         if piece.text or has_logprobs:
             logprobs = self._logprobs([piece]) if has_logprobs else None
             chunks.append(self._chunk(index, {"content": piece.text}, logprobs))
+        chunks += [self._chunk(index, {"tool_calls": [_delta(call)]}) for call in piece.calls]
         if piece.finish_reason is not None:
             chunks.append(self._chunk(index, {}, reason=piece.finish_reason))
         return chunks
@@ -66,3 +71,11 @@ class Chat(Answering[ChatRequest], Chunks):
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         none_yet = {"usage": None} if self.request.with_usage else {}
         return {**self.base("chat.completion.chunk"), "choices": [choice], **none_yet}
+
+
+def _delta(call: CallDelta) -> dict[str, Any]:
+    """What comes of a call: first its name, then more and more of its arguments."""
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index, "id": call.id, "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments}}

@@ -1,11 +1,15 @@
 """Errors as OpenAI's clients expect them."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
 from edgert import ContextLengthError, EdgertError
+
+_NAMES = {"schema": "response_format"}
+"""Settings of `Model.generate` that have another name here."""
 
 
 class ApiError(Exception):
@@ -31,11 +35,15 @@ def _type(status: int) -> str:
     return names.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
-def refused(error: EdgertError) -> ApiError:
-    """What the model refuses before it computes anything."""
+def refused(error: EdgertError, fields: Collection[str] = ()) -> ApiError:
+    """What the model refuses before it computes anything. fields: of the request; what the model says of a setting
+    begins with its name."""
+    text = str(error)
+    begins = re.match(r"(?:the )?(\w+)", text)
+    name = _NAMES.get(begins[1], begins[1]) if begins else None
     if isinstance(error, ContextLengthError):
-        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
-    return ApiError(400, str(error))
+        return ApiError(400, text, param=name if name in fields else "messages", code="context_length_exceeded")
+    return ApiError(400, text, param=name if name in fields else None)
 
 
 def failed(error: BaseException) -> ApiError:

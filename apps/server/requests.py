@@ -4,13 +4,14 @@ Fields that OpenAI's interface has and this server does not support are `Raw`: w
 are refused by name; other unknown fields are ignored.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct
 
 from .errors import ApiError
+from .messages import Message, turns_of
+from .response_format import ResponseFormat, Schema
+from .unsupported import Unsupported, refuse
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
@@ -21,27 +22,10 @@ Biases = Annotated[dict[Token, Annotated[float, Meta(ge=-100, le=100)]], Meta(ma
 Answers = Annotated[int, Meta(ge=1, le=16)]
 _MOST_CHOICES = 128
 _MOST_LOGPROBS = 20
-_NOTHING = frozenset([b"null", b"[]", b"{}", b"false", b"0", b"0.0", b'"none"', b'""'])
-"""Values with which a field asks for nothing."""
-Unsupported = Raw | UnsetType
 
 
 class StreamOptions(Struct):
     include_usage: bool | None = False
-
-
-class Part(Struct):
-    """A part of a message."""
-
-    type: str
-    text: str | None = None
-
-
-class Message(Struct):
-    role: str
-    content: str | list[Part] | None = None
-    tool_calls: Unsupported = UNSET
-    function_call: Unsupported = UNSET
 
 
 class Sampled(Struct, kw_only=True):
@@ -95,9 +79,10 @@ class ChatRequest(Sampled, kw_only=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=_MOST_LOGPROBS)] | None = None
-    response_format: Unsupported = UNSET
-    tools: Unsupported = UNSET
-    tool_choice: Unsupported = UNSET
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     functions: Unsupported = UNSET
     function_call: Unsupported = UNSET
     audio: Unsupported = UNSET
@@ -107,11 +92,8 @@ class ChatRequest(Sampled, kw_only=True):
 
     def check(self) -> None:
         super().check()
-        refuse(self, ("tools", "functions", "audio", "prediction", "web_search_options"))
-        for name in ("tool_choice", "function_call"):
-            refuse(self, (name,), besides=(b'"auto"',))
-        if isinstance(self.response_format, Raw):
-            _check_format(self.response_format)
+        refuse(self, ("functions", "audio", "prediction", "web_search_options"))
+        refuse(self, ("function_call",), besides=(b'"auto"',))
         if self.modalities not in (None, [], ["text"]):
             raise ApiError(400, "modalities: only text is supported", param="modalities", code="unsupported")
         if self.top_logprobs is not None and not self.logprobs:
@@ -131,38 +113,16 @@ class ChatRequest(Sampled, kw_only=True):
         """The messages as the model's chat template takes them. Raises ApiError."""
         return turns_of(self.messages)
 
-
-class _Format(Struct):
-    type: str
-
-
-def _check_format(raw: Raw) -> None:
-    try:
-        asked = msgspec.json.decode(raw, type=_Format | None)
-    except msgspec.MsgspecError as error:
-        raise ApiError(400, f"response_format: {error}", param="response_format") from None
-    if asked is not None and asked.type != "text":
-        raise ApiError(400, f"response_format: the type {asked.type} is not supported", param="response_format",
-                       code="unsupported")
-
-
-def turns_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as a chat template takes them. Raises ApiError."""
-    return [_turn(message, number) for number, message in enumerate(messages)]
-
-
-def _turn(message: Message, number: int) -> dict[str, Any]:
-    name = f"messages[{number}]"
-    refuse(message, ("tool_calls", "function_call"), within=f"{name}.")
-    content = message.content or ""
-    if not isinstance(content, str):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise ApiError(400, f"{name}.content has a part of type {part.type}; only text is supported",
-                               param=f"{name}.content", code="unsupported")
-        content = "".join(part.text or "" for part in content)
-    # The newer name of a role that templates know under its older one.
-    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+    def form(self) -> dict[str, Any]:
+        """What `Model.chat` needs to know of the form of the answer: a schema, and functions that it may call. Raises
+        ApiError."""
+        schema: Schema | None = self.response_format.schema if self.response_format is not None else None
+        form: dict[str, Any] = {} if schema is None else {"schema": schema}
+        if self.tools:
+            form |= {"tools": self.tools, "parallel_tool_calls": self.parallel_tool_calls is not False}
+        if self.tool_choice is not None:
+            form["tool_choice"] = self.tool_choice
+        return form
 
 
 class BudgetRequest(Struct):
@@ -202,11 +162,3 @@ class CompletionRequest(Sampled, kw_only=True):
         if len(kinds) > 1:
             raise ApiError(400, "prompt: give a text, token ids, or a list of either", param="prompt")
         return self.prompt  # type: ignore[return-value]
-
-
-def refuse(asked: Struct, names: Sequence[str], *, besides: Sequence[bytes] = (), within: str = "") -> None:
-    """Raises ApiError if one of these fields asks for something. besides: other values that do not."""
-    for name in names:
-        value = getattr(asked, name)
-        if isinstance(value, Raw) and bytes(value) not in _NOTHING and bytes(value) not in besides:
-            raise ApiError(400, f"{within}{name} is not supported", param=f"{within}{name}", code="unsupported")

@@ -7,7 +7,8 @@ from msgspec import Struct
 from edgert import Model
 
 from .errors import ApiError
-from .requests import Message, Token, turns_of
+from .messages import Message, turns_of
+from .requests import Token
 from .tokens import name_of
 
 

@@ -190,7 +190,7 @@ class Answer:
                 self.statistics.generated_tokens += 1
                 read = self._read(self._stops.push(decoder.push(chosen.token)))
                 yield Piece(read.text, chosen.token, chosen.logprob, list(chosen.top), calls=read.calls)
-                if self._stops.found:
+                if self._stops.found or (self.calls is not None and self.calls.enough):
                     reason = "stop"
                     break
             if reason == "stop" or len(self.token_ids) >= self._limit:

@@ -46,7 +46,7 @@ class Grammar(NamedTuple):
         if len(names) > 1:
             raise ModelError(f"{' and '.join(names)} were given; an answer follows one of them")
         if schema is not None:
-            return cls("json", _schema_text(schema))
+            return cls("json", schema_text(schema))
         for kind, name in (("regex", "regex"), ("lark", "grammar")):
             if (text := given[name]) is not None:
                 if not isinstance(text, str):
@@ -55,7 +55,8 @@ class Grammar(NamedTuple):
         return None
 
 
-def _schema_text(schema: Any) -> str:
+def schema_text(schema: Any) -> str:
+    """A JSON schema as text. Raises ModelError for what is none."""
     try:
         value = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps(value)

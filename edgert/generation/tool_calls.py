@@ -57,10 +57,10 @@ class CallReader:
     White space around calls belongs to them. A call that turns out not to be one before its name is known is text.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        """names: of the functions that were offered."""
+    def __init__(self, names: Collection[str], *, most: int | None = None) -> None:
+        """names: of the functions that were offered. most: how many calls are wanted; None for any number."""
         self.calls: list[ToolCall] = []
-        self._names = names
+        self._names, self._most = names, most
         self._held = ""
         """Text of which it is not clear yet what it is: white space, a beginning of BEGIN, a call without a name."""
         self._object: _ObjectReader | None = None
@@ -68,10 +68,17 @@ class CallReader:
         self._plain = False
         """Whether text came that is no call: then a bare object is not one either."""
 
+    @property
+    def enough(self) -> bool:
+        """Whether as many calls as are wanted have come to their end."""
+        return len(self.calls) == self._most and self._object is None
+
     def push(self, text: str) -> Read:
+        """Takes text. What comes after the last call that is wanted is nothing."""
         read = Read()
         for character in text:
-            self._take(character, read)
+            if not self.enough:
+                self._take(character, read)
         self._pass_on(read)
         return read
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from edgert.errors import ModelError
 
-from .grammar import COMPACT
+from .grammar import COMPACT, Schema, schema_text
 from .tool_calls import BEGIN, END
 
 Choice = Literal["none", "auto", "required"] | Mapping[str, Any]
@@ -36,16 +36,16 @@ class Tools(NamedTuple):
             parameters[name] = schema
         return cls(list(tools), parameters)
 
-    def grammar(self, choice: Choice, template: str, marks: Mapping[str, int]) -> str | None:
+    def grammar(self, choice: Choice, template: str, marks: Mapping[str, int], schema: Schema | None) -> str | None:
         """A grammar of what an answer may be, None for anything: one call of the function that `choice` names, or of
         any where it is "required". (Where several calls are allowed, weak models do not find an end.)
 
         template: the model's chat template, in whose form calls are written. marks: the ids of BEGIN and END, where
-        these are special tokens. Raises ModelError.
+        these are special tokens. schema: a JSON schema for an answer that is no call. Raises ModelError.
         """
-        if choice == "auto":
+        if choice == "auto" and schema is None:
             return None
-        if choice == "required":
+        if choice in ("auto", "required"):
             names = list(self.parameters)
         else:
             function = choice.get("function", choice) if isinstance(choice, Mapping) else None
@@ -63,6 +63,9 @@ class Tools(NamedTuple):
         if marked:
             begin, end = (f"<[{marks[mark]}]>" if mark in marks else json.dumps(mark) for mark in (BEGIN, END))
             call = f'{begin} "\\n" ({call}) "\\n" {end}'
+        if choice == "auto":
+            call = f"{call} | answer"
+            rules.append(f"answer: %json {json.dumps({'x-guidance': COMPACT, **json.loads(schema_text(schema))})}")
         return "\n".join([f"start: {call}", *rules])
 
 

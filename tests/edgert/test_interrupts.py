@@ -27,7 +27,8 @@ from edgert.memory.plan import Plan
 from edgert.residency.file import FlashFile
 
 OURS = tuple(str(Path(edgert.__file__).parent / name)
-             for name in ("engine/worker.py", "model.py", "opening.py", "generation/generation.py", "generation/turns.py"))
+             for name in ("engine/worker.py", "model.py", "opening.py", "generation/generation.py",
+                          "generation/turns.py"))
 STEP = 1 if os.environ.get("EDGERT_TEST_ALL") else 11
 
 

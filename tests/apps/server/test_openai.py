@@ -174,7 +174,7 @@ def test_too_long_a_prompt(server: Server, *, stream: bool) -> None:
 
 
 @pytest.mark.parametrize(("extra", "param"), [
-    ({"functions": [{"name": "f"}]}, "functions"), ({"temperature": 1000}, None),
+    ({"functions": [{"name": "f"}]}, "functions"), ({"temperature": 1000}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
     ({"n": 0}, "n"), ({"max_tokens": -1}, "max_tokens"), ({"top_logprobs": 3}, "top_logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options"), ({"modalities": ["audio"]}, "modalities"),

@@ -98,3 +98,15 @@ def test_any_text_is_read_to_its_end() -> None:
         plain, calls = read(text, cuts)
         assert (plain, calls) == read(text, [])
         assert calls or plain == text
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_no_more_calls_than_are_wanted(size: int) -> None:
+    """What comes after the last of them is nothing, neither text nor call."""
+    text = "I ask. " + '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>\n' * 3
+    reader, plain, enough = CallReader(NAMES, most=2), "", []
+    for start in range(0, len(text), size):
+        plain += reader.push(text[start:start + size]).text
+        enough.append(reader.enough)
+    assert [call.arguments for call in reader.calls] == ['{"a": 1}'] * 2 and plain + reader.flush().text == "I ask."
+    assert enough == sorted(enough) and enough[-1]

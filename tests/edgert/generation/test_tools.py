@@ -71,7 +71,7 @@ def test_calls_and_results_reach_the_template(caller: edgert.Model) -> None:
     ({"tools": TOOLS, "tool_choice": "multiply"}, "tool_choice names multiply, which is none of the tools"),
     ({"tools": TOOLS, "tool_choice": 3}, "tool_choice is 3"),
     ({"tool_choice": "required"}, "tool_choice is 'required', but there are no tools"),
-    ({"tools": TOOLS, "schema": True}, "tools and schema were given"),
+    ({"tools": TOOLS, "schema": "{"}, "the schema is no JSON"),
 ])
 def test_what_is_refused(caller: edgert.Model, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(edgert.ModelError, match=message):
