@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from .bundle import Bundle
 from .bundle.header import Header
 from .engine.retention import STOP
+from .engine.session import Session
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
 from .errors import ContextLengthError, ModelError, TemplateError
@@ -23,7 +25,7 @@ from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
 from .generation.tool_calls import MARKS, CallReader
 from .generation.tools import Choice, Tools, with_arguments_read
-from .generation.turns import Turn, Turns
+from .generation.turns import Turn, Turns, turn_lost
 from .kernels.records import CANCELLED
 from .memory.budget import parse_size, size_text
 from .opening import (
@@ -35,7 +37,8 @@ from .opening import (
 )
 from .residency.device import device_of
 from .residency.source import ReadHook
-from .speculation.speculator import AUTO, Speculator, parse
+from .speculation.speculator import AUTO, Asked, Speculator, parse
+from .speculation.together import Together
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import check_unicode
 
@@ -51,7 +54,7 @@ _LONGEST_TOKEN = 128
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
          kv_policy: str | None = None, kv_memory: int | str | None = None, speculation: str | int = AUTO,
-         structured: bool = False,
+         parallel: int = 1, structured: bool = False,
          trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
@@ -74,6 +77,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     needs; with "flash" what weights leave.
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
     repeat themselves: "auto" as far as it pays, "off", or a number of tokens to draft each time.
+    parallel: how many answers may be computed at once, in threads of yours: together they take little longer than one
+    where weights are streamed. Each has a context of its own, which takes memory. An answer is as if it were alone.
     structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
     for them: 30 to 45 MB. Without it such answers are given only where the budget has that much to spare.
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
@@ -84,8 +89,8 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     budget that is too small.
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, structured=structured,
-                 trace=trace, compile_progress=compile_progress)
+                 kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, parallel=parallel,
+                 structured=structured, trace=trace, compile_progress=compile_progress)
 
 
 def _bytes(name: str, size: int | str | None) -> int | None:
@@ -99,8 +104,8 @@ def _bytes(name: str, size: int | str | None) -> int | None:
 class Model:
     """A loaded model, made by `load`. It is a context manager.
 
-    It gives one answer at a time: a new answer ends the one before it, or waits for it to finish (`wait=True`). Any
-    thread may use the model. `plan` tells how it uses memory.
+    It gives one answer at a time, or as many as `parallel` says: a new answer ends the oldest one that is under way, or
+    waits for one to finish (`wait=True`). Any thread may use the model. `plan` tells how it uses memory.
 
     The model keeps keys and values of the tokens that it computed last, as far as its key-value cache has room: of
     several conversations in turn. Of a new prompt it computes only what follows the longest beginning that is known:
@@ -113,18 +118,18 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
                  context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
-                 kv_memory: int | str | None, speculation: str | int, structured: bool,
+                 kv_memory: int | str | None, speculation: str | int, parallel: int, structured: bool,
                  trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
                 raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
         self.threads = threads
-        self._turns = Turns()
+        self.parallel = parallel
         budget, of_cache = _bytes("memory", memory), _bytes("kv_memory", kv_memory)
         mode = parse(speculation)
-        settings = Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, structured,
-                             trace)
+        settings = Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, parallel,
+                            structured, trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -132,10 +137,14 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: open_model(path, library, settings, opened, job))
-        (self._bundle, self._text, self._planner, self.plan, self._file, self._session, self._prefixes, self._engine,
+        (self._bundle, self._text, self._planner, self.plan, self._file, self._sessions, self._prefixes, self._engine,
          self._grammars) = loaded
+        self._session = self._sessions[0]
+        """The one that was used last."""
+        self._turns = Turns(parallel)
         self._grammars_lock = threading.Lock()
         self._speculator = Speculator(self._engine, mode)
+        self._together = Together(self._speculator)
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
         self.tokenizer = self._text.tokenizer
@@ -269,8 +278,13 @@ class Model:
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
-        turn = Turn()
-        running: list[Job[Step]] = []
+        turn = Turn(lambda free: max(free, key=lambda slot: self._likes(self._sessions[slot], ids)))
+        running: list[Job[None]] = []
+        held = weakref.ref(turn)
+
+        def holds() -> bool:
+            """Whether it has its turn; this does not keep it."""
+            return (kept := held()) is not None and self._turns.holds(kept)
 
         def begin() -> int:
             self._turns.take(turn, wait=wait)
@@ -279,19 +293,22 @@ class Model:
         def work_begin(job: Job[int]) -> int:
             """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            return self._recall(ids[:-1])
+            return self._recall(self._sessions[turn.slot], ids[:-1])
 
-        def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
-            def work(job: Job[Step]) -> Step:
+        def run(work: Callable[[Job[None]], None]) -> None:
+            def followed(job: Job[None]) -> None:
                 running.append(job)  # before the turn is looked at: whoever ends it meanwhile finds one or the other
                 try:
                     self._check_turn(turn)
-                    return self._speculator.step(self._session, new, choosing, most, job.cancel)
+                    work(job)
                 finally:
                     running.clear()
 
+            self._worker.run(followed)
+
+        def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             try:
-                return self._worker.run(work)
+                return self._together.step(Asked(self._sessions[turn.slot], new, choosing, most), holds, run)
             except CancelledError:
                 self._check_turn(turn)
                 raise
@@ -301,14 +318,26 @@ class Model:
             for job in running[:]:  # another thread waits for what nobody wants any more
                 job.cancel[0] = CANCELLED
 
-        return Computing(begin, step, end, self._flash)
+        def computed() -> int:
+            return self._sessions[turn.slot].length if holds() else 0
 
-    def _recall(self, tokens: Sequence[int]) -> int:
-        """Have the session begin as these tokens do, as far as that is known. Returns how many of them it has."""
-        session = self._session
+        return Computing(begin, step, end, self._flash, computed)
+
+    def _likes(self, session: Session, tokens: Sequence[int]) -> tuple[bool, bool]:
+        """Of places that are free, an answer takes the one with the largest value. What a policy has changed belongs to
+        its conversation; everything else is found from anywhere."""
+        goes_on = session.shortest > 0 and session.common_prefix(tokens) >= session.shortest
+        return goes_on, not session.shortest
+
+    def _recall(self, session: Session, tokens: Sequence[int]) -> int:
+        """Have a session begin as these tokens do, as far as that is known. Returns how many of them it has."""
+        self._session = session
         held = session.common_prefix(tokens)
         if not session.shortest or held < session.shortest:
             self._prefixes.remember(session)
+            for slot, other in enumerate(self._sessions):
+                if other is not session and not other.shortest:
+                    (self._prefixes.remember if self._turns.is_free(slot) else self._prefixes.share)(other)
             self._prefixes.recall(session, tokens)
             session.settle()
         else:  # what a policy has changed belongs to this conversation alone
@@ -317,8 +346,12 @@ class Model:
 
     def _check_turn(self, turn: Turn) -> None:
         if not self._turns.holds(turn):
-            raise ModelError("this answer was closed, or ended by a newer one of the same model; "
-                             "answers asked for with wait=True wait for one another")
+            raise turn_lost()
+
+    def _check_alone(self) -> None:
+        """Raises ModelError where there is not one conversation that is meant."""
+        if self.parallel > 1:
+            raise ModelError(f"this model gives {self.parallel} answers at once; load it with parallel=1 for that")
 
     def _check_length(self, text: Any) -> None:
         """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
@@ -410,19 +443,22 @@ class Model:
             raise ModelError(f"top is {top}; it goes from 0 to {MOST_LOGPROBS}")
         if not 1 <= start <= len(ids):
             raise ModelError(f"start is {start}; for a text of {len(ids)} tokens it goes from 1 to {len(ids)}")
-        scoring, turn = Scoring(ids, top, start), Turn()
+        scoring = Scoring(ids, top, start)
+        turn = Turn(lambda free: max(free, key=lambda slot: self._likes(self._sessions[slot], ids)))
         rows = min(max(self.plan.logit_rows - _SCORING_ROWS, 1), self.plan.chunk)
 
         def begin(job: Job[None]) -> None:
             self._check_turn(turn)
-            held = self._recall(ids[:start - 1])
+            session = self._sessions[turn.slot]
+            held = self._recall(session, ids[:start - 1])
             if held < start - 1:
-                self._engine.forward(self._session, ids[held:start - 1], [], cancel=job.cancel)
+                self._engine.forward(session, ids[held:start - 1], [], cancel=job.cancel)
 
         def work(job: Job[None]) -> None:
             self._check_turn(turn)
-            some = ids[self._session.length:][:rows]
-            scoring.add(self._engine.forward(self._session, some, range(len(some)), cancel=job.cancel))
+            session = self._sessions[turn.slot]
+            some = ids[session.length:][:rows]
+            scoring.add(self._engine.forward(session, some, range(len(some)), cancel=job.cancel))
 
         self._turns.take(turn, wait=wait)
         try:
@@ -439,8 +475,9 @@ class Model:
 
         Returns the logits of the last token, or with `every` of all n tokens: float32 of shape (1, vocab_size) or
         (n, vocab_size). They count toward the memory budget, which has room for `plan.logit_rows` tokens at once.
-        Raises ModelError.
+        Raises ModelError, also for a model that gives several answers at once (`parallel`).
         """
+        self._check_alone()
         wanted = range(len(tokens)) if every else None
         if every and len(tokens) > self.plan.logit_rows:
             raise ModelError(f"the logits of {len(tokens)} tokens take "
@@ -456,8 +493,10 @@ class Model:
     def reset(self, keep: int = 0) -> None:
         """Forget all tokens computed so far but the first `keep`, which costs nothing. Ends the current answer.
 
-        Raises ModelError if fewer than `keep` have been computed.
+        Raises ModelError if fewer than `keep` have been computed, and where `extend` does.
         """
+        self._check_alone()
+
         def work(job: Job[None]) -> None:
             self._turns.end()
             self._session.truncate(keep)
@@ -470,8 +509,9 @@ class Model:
 
         The file is replaced as a whole, or not at all. talk: JSON values that `open_session` shall return. wait: False
         to have it written while the caller goes on; what is computed next waits for it. Raises SessionError, also for
-        what was written before without waiting and could not be.
+        what was written before without waiting and could not be; and ModelError where `extend` does.
         """
+        self._check_alone()
         self.wait_for_session()
         session, digest, policy = self._session, self._bundle.digest, self._kv_policy
         kept = dict(talk or {})
@@ -494,8 +534,9 @@ class Model:
     def open_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on with a session that `save_session` has written: nothing of it is computed again. Ends the current
         answer. Returns its `talk`. Raises SessionError for a file that is damaged, or does not go with this model and
-        its settings.
+        its settings, and ModelError where `extend` does.
         """
+        self._check_alone()
         file = open_session(Path(path))
 
         def work(job: Job[None]) -> None:

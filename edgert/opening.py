@@ -34,6 +34,8 @@ from .speculation.speculator import OFF
 from .text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
+MOST_PARALLEL = 16
+"""Answers at once."""
 CompileProgress = Callable[[int, int, str], None]
 
 
@@ -47,15 +49,19 @@ def default_threads() -> int:
 
 
 def session_settings(header: Header, context: int | None, kv_type: str | None, kv_memory: int | None = None,
-                     kv_policy: str | None = None) -> tuple[int, str]:
-    """The context length and the cache's element type, with defaults in place of None. Raises ModelError."""
+                     kv_policy: str | None = None, parallel: int = 1) -> tuple[int, str]:
+    """The context length and the cache's element type, with defaults in place of None. parallel: of how many answers at
+    once. Raises ModelError."""
+    if not 1 <= parallel <= MOST_PARALLEL:
+        raise ModelError(f"parallel is {parallel}; it goes from 1 to {MOST_PARALLEL}")
     quantized = header.quantization.get("preset") != "f32"
     if kv_policy == MIXED and kv_type not in (None, "q8"):
         raise ModelError(f"the cache policy {MIXED} goes with --kv-type q8, not {kv_type}")
     usual = "q8" if kv_policy == MIXED else "f16" if quantized else "f32"
     kv_type, most = kv_type or usual, header.config.max_position_embeddings
     if context is None and kv_memory is not None and kv_policy not in (FLASH, MIXED):
-        context = max(min(kv_memory // block_bytes(header.config, kv_type) * PAGE - MORE_POSITIONS, most), 1)
+        each = kv_memory // block_bytes(header.config, kv_type) // parallel * PAGE
+        context = max(min(each - MORE_POSITIONS, most), 1)
     elif context is None:
         context = min(DEFAULT_CONTEXT, most)
     check_session(header.config, context, kv_type)
@@ -106,19 +112,21 @@ class Settings:
     kv_policy: str
     kv_memory: int | None
     speculation: str | int
+    parallel: int
     structured: bool
     trace: str | os.PathLike[str] | None
 
 
 class Loaded(NamedTuple):
-    """grammars: last; None unless structured output was asked for."""
+    """sessions: one for each answer that may be computed at once. grammars: None unless structured output was asked
+    for."""
 
     bundle: Bundle
     text: Text
     planner: Planner
     plan: Plan
     file: FlashFile
-    session: Session
+    sessions: list[Session]
     prefixes: Prefixes
     engine: Engine
     grammars: Grammars | None
@@ -132,7 +140,7 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     job.check()
     header = bundle.header
     context, kv_type = session_settings(header, settings.context, settings.kv_type, settings.kv_memory,
-                                        settings.kv_policy)
+                                        settings.kv_policy, settings.parallel)
     policy = parse_policy(settings.kv_policy, context, header.config)
     grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
     process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)
@@ -144,7 +152,7 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
 
     allowed = allowance(settings.memory)
     room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,
-                      allowed.comfortable, planner)
+                      allowed.comfortable, planner, parallel=settings.parallel)
     context = room.context
     chosen = planner(room)
     plan = chosen.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
@@ -164,12 +172,12 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
         assert pool.swap is not None
         stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes)
         opened.callback(stream.close)
-    session = Session(header.config, context, kv_type, pool, stream, low=room.low)
+    sessions = [Session(header.config, context, kv_type, pool, stream, low=room.low) for _ in range(settings.parallel)]
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
                     cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy, progress=job.check)
     opened.callback(engine.close)
     if plan.disk is not None:
-        session.touch()
+        pool.touch()
         engine.touch()
         if stream is not None:
             stream.touch()
@@ -177,4 +185,4 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return Loaded(bundle, text, chosen, plan, file, session, Prefixes(pool), engine, grammars)
+    return Loaded(bundle, text, chosen, plan, file, sessions, Prefixes(pool), engine, grammars)

@@ -11,6 +11,7 @@ from edgert.engine.retention import POLICIES
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.model import DEFAULT_CHUNK, Model, load
+from edgert.opening import MOST_PARALLEL
 from edgert.terminal import proper_text, show, show_passing
 
 Command = Callable[..., Any]
@@ -70,6 +71,13 @@ def plan_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def parallel_option(command: Command) -> Command:
+    """Adds --parallel."""
+    return click.option("--parallel", type=click.IntRange(1, MOST_PARALLEL), default=1, show_default=True,
+                        help="How many answers are computed at once. Each has a context of its own, which takes memory; "
+                             "where weights are streamed several take little longer than one.")(command)
 
 
 def sampling_options(temperature: float) -> Callable[[Command], Command]:

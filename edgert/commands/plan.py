@@ -19,7 +19,7 @@ from edgert.opening import default_threads, load_library, session_settings
 from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
-from .loading import compile_progress, plan_options
+from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
 MIB = 1 << 20
@@ -73,11 +73,12 @@ class _Measured:
 @click.option("-m", "--memory", metavar="SIZE",
               help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
 @plan_options
+@parallel_option
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
-            kv_type: str | None, kv_memory: str | None, kv_policy: str | None, png: str | None, as_json: bool) -> None:
+            kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int, png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
@@ -88,7 +89,7 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
     budget = None if memory is None else parse_size(memory)
     of_cache = None if kv_memory is None else parse_size(kv_memory)
     with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk, kv_type, of_cache,
-                                             kv_policy) as measured:
+                                             kv_policy, parallel) as measured:
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
         points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]
@@ -108,11 +109,11 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
 
 @contextmanager
 def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: int | None, chunk: int,
-              kv_type: str | None, kv_memory: int | None, kv_policy: str | None) -> Iterator[_Measured]:
+              kv_type: str | None, kv_memory: int | None, kv_policy: str | None, parallel: int) -> Iterator[_Measured]:
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
-    context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy)
+    context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy, parallel)
     policy = parse_policy(kv_policy or STOP, context, header.config)
     library = load_library(compile_progress)
     with _saying("measuring the process ..."):
@@ -125,7 +126,8 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
                        observes=policy.observes, room=room)
 
     # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
-    room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for)
+    room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for,
+                      parallel=parallel)
     planner = planner_for(room)
     planner.plan(budget, lambda: disk)
     with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:

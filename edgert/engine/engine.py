@@ -160,21 +160,24 @@ class Engine:
         session.tokens.append(token)
         return logits
 
-    def verify(self, new: NewTokens, *, cancel: np.ndarray | None = None) -> np.ndarray:
+    def verify(self, batch: Sequence[NewTokens], *, cancel: np.ndarray | None = None) -> list[np.ndarray]:
         """Compute new tokens all of whose logits are wanted, and their siblings', without a copy where there is room.
 
-        Returns float32 of shape (new.total, vocab_size), valid until something else is computed. cancel, and what is
-        raised: as of `forward`.
+        Returns for each session float32 of shape (new.total, vocab_size), valid until something else is computed.
+        cancel, and what is raised: as of `forward_all`.
         """
-        new = new._replace(wanted=range(len(new.tokens)))
-        if new.total > min(self.chunk, self.logit_rows):
-            return self.forward_all([new], cancel=cancel)[0]
-        self._begin([new], cancel)
-        self._make_room([new], cancel)
-        everything = np.arange(new.total)
-        self._forward([new.session], new.ids(), new.records(0, new.total), everything, everything, None)
-        new.session.tokens += [int(token) for token in new.tokens]
-        return self._buffers.logits[:new.total]
+        batch = [new._replace(wanted=range(len(new.tokens))) for new in batch]
+        total = sum(new.total for new in batch)
+        if total > min(self.chunk, self.logit_rows):
+            return self.forward_all(batch, cancel=cancel)
+        self._begin(batch, cancel)
+        self._make_room(batch, cancel)
+        everything = np.arange(total)
+        self._forward([new.session for new in batch], np.concatenate([new.ids() for new in batch]),
+                      np.concatenate([new.records(0, new.total) for new in batch]), everything, everything, None)
+        for new in batch:
+            new.session.tokens += [int(token) for token in new.tokens]
+        return np.split(self._buffers.logits[:total], np.cumsum([new.total for new in batch])[:-1])
 
     def _begin(self, batch: Sequence[NewTokens], cancel: np.ndarray | None) -> None:
         """Check what is to be computed, and have `cancel` end that. Raises ModelError, CancelledError."""

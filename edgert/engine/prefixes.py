@@ -51,8 +51,16 @@ class Prefixes:
 
     def remember(self, session: Session) -> None:
         """Keep what a session has computed, and leave it empty. What its policy let go of is not to be found again."""
+        self._keep(session.release())
+
+    def share(self, session: Session) -> None:
+        """Keep what a session has computed, as far as it fills blocks, while it goes on with them."""
+        self._keep(session.share())
+
+    def _keep(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """Keep blocks that are held for that, with the tokens in them, in order."""
         node, now = self._root, next(self._clock)
-        for block, tokens in session.release():
+        for block, tokens in blocks:
             known = next((n for n in node.after if n.tokens[:len(tokens)] == tokens), None)
             if known is not None:
                 if self._pool.is_out(known.block) and not self._pool.is_out(block) and known.tokens == tokens:

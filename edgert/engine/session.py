@@ -182,10 +182,6 @@ class Session:
         out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
         self._pages[:, out] = self._stream.addresses(len(out))
 
-    def touch(self) -> None:
-        """Make all its memory resident now."""
-        self.pool.touch()
-
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and forget all after them; all of them, if the policy has let go of some since
         then. Raises ModelError."""
@@ -312,6 +308,13 @@ class Session:
         self._blocks, self.tokens = [], []
         self._forget()
         return released
+
+    def share(self) -> list[tuple[int, tuple[int, ...]]]:
+        """As `release`, of the blocks that are full; the session goes on with them, and so may others."""
+        full = self.length // PAGE if not self._unchanged else 0
+        for block in self._blocks[:full]:
+            self.pool.share(block)
+        return [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(full)]
 
     def state(self) -> tuple[list[int], np.ndarray, np.ndarray | None]:
         """What `restore` wants: the blocks that hold tokens, rotary positions, and what a policy found important."""

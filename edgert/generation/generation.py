@@ -111,6 +111,8 @@ class Computing(NamedTuple):
     """Gives the turn back."""
     flash: Callable[[], tuple[int, float]]
     """Returns bytes read from flash so far, and seconds that computing has waited for them."""
+    computed: Callable[[], int]
+    """Returns how many tokens of prompt and answer have been computed; 0 where the answer does not have its turn."""
 
 
 class Generation:
@@ -126,6 +128,7 @@ class Generation:
         # What makes the pieces has no reference to this object: so both end when this object's last reference goes, not
         # at the next collection of cyclic garbage.
         self._pieces = answer.pieces()
+        self._computed = answer.computing.computed
         self._end = weakref.finalize(self, answer.computing.end)
         self._end.atexit = False
 
@@ -134,6 +137,12 @@ class Generation:
 
     def __next__(self) -> Piece:
         return next(self._pieces)
+
+    @property
+    def computed(self) -> int:
+        """How many tokens of prompt and answer have been computed: before its first piece, how far the prompt has come.
+        0 before it has the model, and after."""
+        return self._computed()
 
     def close(self) -> None:
         """End the answer now. A thread that is waiting for its next piece gets a ModelError."""

@@ -34,7 +34,7 @@ class Choosing(NamedTuple):
 class Step:
     """What computing brought. chosen: the next tokens. guessed, right: how many were guessed before, and how many of
     those were right. siblings: 1 where the first that was not right had a second choice that was. draft_s, verify_s:
-    seconds of guessing and of checking."""
+    seconds of guessing and of checking, of all answers that were computed together."""
 
     chosen: list[Chosen] = field(default_factory=list)
     guessed: int = 0

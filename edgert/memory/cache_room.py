@@ -7,14 +7,14 @@ latest positions, and all that is left when none are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgert.engine.low_blocks import low_block_bytes
 from edgert.engine.page_stream import stream_bytes
 from edgert.engine.pool import block_bytes, blocks_of, pool_bytes
 from edgert.engine.prefixes import MORE_POSITIONS
-from edgert.engine.retention import MIXED, POLICIES, Policy
+from edgert.engine.retention import FLASH, MIXED, POLICIES, Policy
 from edgert.engine.session import session_bytes
 from edgert.engine.swap_file import stride_of
 from edgert.errors import ModelError
@@ -42,7 +42,8 @@ class _Planner(Protocol):
 class CacheRoom:
     """Where the cache of `context` positions is. positions: that the pool has room for in memory, of all conversations
     together. flash: whether a conversation may have a part on flash while it is computed. low: how many of its blocks
-    may be low ones (engine/low_blocks.py)."""
+    may be low ones (engine/low_blocks.py). parallel: how many conversations are answered at once, each with a context
+    of its own."""
 
     config: Config
     cache_type: str
@@ -50,6 +51,7 @@ class CacheRoom:
     positions: int
     flash: bool = False
     low: int = 0
+    parallel: int = 1
 
     @property
     def most_on_flash(self) -> int:
@@ -60,10 +62,11 @@ class CacheRoom:
 
     @property
     def bytes(self) -> int:
-        """Of the pool, and of a session's table of pages."""
-        return (session_bytes(self.config, self.context, self.cache_type)
-                + pool_bytes(self.config, self.positions, self.cache_type)
-                - pool_bytes(self.config, self.context, self.cache_type) + self.low * low_block_bytes(self.config))
+        """Of the pool, and of each session's table of pages."""
+        table = (session_bytes(self.config, self.context, self.cache_type)
+                 - pool_bytes(self.config, self.context, self.cache_type))
+        return (pool_bytes(self.config, self.positions, self.cache_type) + self.parallel * table
+                + self.low * low_block_bytes(self.config))
 
     @property
     def read_ahead_bytes(self) -> int:
@@ -92,10 +95,15 @@ class CacheRoom:
 
 
 def cache_room(config: Config, cache_type: str, context: int, policy: Policy, chunk: int, memory: int | None,
-               budget: int | None, planner: Callable[[CacheRoom], _Planner]) -> CacheRoom:
+               budget: int | None, planner: Callable[[CacheRoom], _Planner], *, parallel: int = 1) -> CacheRoom:
     """The room for a cache. memory: bytes that it shall take, None for what is best. budget: of the whole process, None
-    for as much as it takes. planner: makes a memory plan for a room. Raises ModelError for bytes that are too few."""
-    everything = CacheRoom(config, cache_type, context, context + MORE_POSITIONS, policy.flash)
+    for as much as it takes. planner: makes a memory plan for a room. parallel: as in CacheRoom. Raises ModelError for
+    bytes that are too few, and for policies that go with one answer at a time."""
+    if parallel > 1 and (policy.flash or policy is POLICIES[MIXED]):
+        raise ModelError(f"{parallel} answers at once do not go with the cache policies {FLASH} and {MIXED}; take "
+                         "another policy, or one at a time")
+    everything = CacheRoom(config, cache_type, context, parallel * (blocks_of(context) * PAGE + MORE_POSITIONS),
+                           policy.flash, parallel=parallel)
     least = min(max(_LATEST, chunk + 3 * PAGE), everything.positions) if policy.flash else everything.positions
     size = block_bytes(config, cache_type)
     if policy is POLICIES[MIXED]:
@@ -107,9 +115,9 @@ def cache_room(config: Config, cache_type: str, context: int, policy: Policy, ch
                              f"for {least}: {size_text(size * blocks_of(least))}"
                              + ("" if policy.flash else "; a smaller --context takes less, and --kv-policy flash keeps "
                                                         "on flash what has no room"))
-        return CacheRoom(config, cache_type, context, positions, policy.flash and positions < everything.positions)
+        return replace(everything, positions=positions, flash=policy.flash and positions < everything.positions)
     if not policy.flash or budget is None or planner(everything).whole <= budget:
-        return CacheRoom(config, cache_type, context, everything.positions)
+        return replace(everything, flash=False)
     smallest = CacheRoom(config, cache_type, context, least, least < everything.positions)
     left = max(budget - planner(smallest).whole, 0)
     positions = least + left // (size + size // 16) * PAGE

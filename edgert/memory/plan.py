@@ -115,7 +115,8 @@ class Planner:
         config = header.config
         self._room = room or CacheRoom(config, cache_type, context, context + MORE_POSITIONS)
         self._observes = observes
-        self._tokens = _TOKEN_BYTES * context
+        self._least_rows = max(LEAST_ROWS, self._room.parallel)
+        self._tokens = _TOKEN_BYTES * context * self._room.parallel
         self._logits = 4 * config.vocab_size
         self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
         self._streamable = header.streamable()
@@ -134,14 +135,16 @@ class Planner:
         """Bytes that are lost around what is pinned."""
         self._weights = header.sections[RESIDENT].length + _length([*self._bases, *self._others, *self._in_window])
 
-    def _fixed(self, chunk: int, rows: int = LEAST_ROWS) -> dict[str, int]:
+    def _fixed(self, chunk: int, rows: int | None = None) -> dict[str, int]:
+        rows = rows or self._least_rows
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         norms = self._weights - _length(self._streamable)
         return {
             "process": self._process,
-            "growth": _GROWTH + self._logits * _LOGITS_COPIES + self._tokens + _THREAD_BYTES * self._threads
-            + self._room.swap_bytes + page_table_bytes(norms) + _UNIT_BYTES * sum(s.count for s in self._streamable),
+            "growth": _GROWTH + self._logits * (_LOGITS_COPIES + self._room.parallel - 1) + self._tokens
+            + _THREAD_BYTES * self._threads + self._room.swap_bytes + page_table_bytes(norms)
+            + _UNIT_BYTES * sum(s.count for s in self._streamable),
             "norms and biases": norms,
             "key-value cache": self._room.bytes,
             **({"cache read ahead": self._room.read_ahead_bytes} if self._room.flash else {}),
@@ -163,7 +166,7 @@ class Planner:
             budget = (whole + self._more_for(MOST_ROWS)
                       + (self._embedding_bytes(self._embedding.count) if self._embedding else 0))
         if whole <= budget:
-            rows = next(rows for rows in range(self._rows(budget), LEAST_ROWS - 1, -1)
+            rows = next(rows for rows in range(self._rows(budget), self._least_rows - 1, -1)
                         if whole + self._more_for(rows) <= budget)
             everything = replace(everything, embedding=self._embedding_units(budget - whole - self._more_for(rows)))
             return self._made(budget, self._chunk, rows, everything, smallest=0, disk=None)
@@ -178,7 +181,7 @@ class Planner:
         chunk = self._chunk_for(budget, disk)
         rows = self._rows(budget)
         if budget < self._smallest_with(self._fixed(chunk, rows), disk):
-            rows = LEAST_ROWS
+            rows = self._least_rows
         pinned, slots, window = self._pinned(budget, self._fixed(chunk, rows), disk)
         if pinned == everything.pinned:  # fewer prompt tokens at once leave room for all
             return self._made(budget, chunk, rows, everything, smallest=0, disk=None)
@@ -187,7 +190,7 @@ class Planner:
 
     def _rows(self, budget: int) -> int:
         """Rows of logits that are computed at once, if there is room."""
-        return min(max(budget // _SHARE_OF_ROWS // self._logits, LEAST_ROWS), MOST_ROWS)
+        return min(max(budget // _SHARE_OF_ROWS // self._logits, self._least_rows), MOST_ROWS)
 
     def _more_for(self, rows: int) -> int:
         """Bytes that so many rows of logits take more than the fewest, where prompts are computed as was asked for."""

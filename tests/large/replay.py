@@ -60,7 +60,7 @@ def main() -> None:
                 guesses.append(int(engine.draft(session, guesses[-1]).argmax()))
             drafted = time.perf_counter()
             session.truncate(length)
-            engine.verify(NewTokens(session, guesses))
+            engine.verify([NewTokens(session, guesses)])[0]
             checks.append(time.perf_counter() - drafted)
             drafts.append((drafted - before) / arguments.depth)
             session.truncate(length + 1 + right)

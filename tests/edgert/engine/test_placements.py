@@ -93,7 +93,7 @@ def test_a_chain_that_is_checked_is_what_each_token_is_alone(
                 engine.draft(session, token)
             assert session.length >= at
             session.truncate(at)
-        logits = engine.verify(NewTokens(session, TOKENS[first:last]))
+        logits = engine.verify([NewTokens(session, TOKENS[first:last])])[0]
         assert np.array_equal(logits.view(np.int32), expected[first:last])
         at = last
         assert session.tokens == TOKENS[:at]
@@ -213,10 +213,10 @@ def test_what_a_draft_refuses(bundle: Bundle) -> None:
     with pytest.raises(CancelledError):
         engine.draft(session, 3, cancel=cancel)
     with pytest.raises(CancelledError):
-        engine.verify(NewTokens(session, [3]), cancel=cancel)
+        engine.verify([NewTokens(session, [3])], cancel=cancel)[0]
     assert session.tokens == [1, 2]
     cancel[0] = 0
-    assert engine.verify(NewTokens(session, [3]), cancel=cancel).shape == (1, 300)
+    assert engine.verify([NewTokens(session, [3])], cancel=cancel)[0].shape == (1, 300)
     engine.close()
 
 
@@ -228,7 +228,7 @@ def test_a_draft_that_is_not_finite_is_said_so(tmp_path: Path) -> None:
         assert np.isnan(engine.draft(session, 1)).all()
         session.truncate(0)
         with pytest.raises(ModelError, match="not finite"):
-            engine.verify(NewTokens(session, [1, 2]))
+            engine.verify([NewTokens(session, [1, 2])])[0]
         assert session.length == 0
         engine.close()
 
@@ -242,7 +242,7 @@ def work(engine: Engine, session: Session, bits: list[np.ndarray]) -> None:
                 engine.draft(session, token)
         finally:
             session.truncate(length)
-        bits.append(engine.verify(NewTokens(session, TOKENS[first:first + 4])).view(np.int32).copy())
+        bits.append(engine.verify([NewTokens(session, TOKENS[first:first + 4])])[0].view(np.int32).copy())
 
 
 @pytest.mark.parametrize("fault", ["error", "flip"])
@@ -300,7 +300,7 @@ def test_cancelled_at_any_moment(bundle: Bundle, expected: np.ndarray, when: int
             for token in TOKENS[at:at + 2]:
                 engine.draft(session, token, cancel=cancel)
             session.truncate(at)
-            logits = engine.verify(NewTokens(session, TOKENS[at:at + 4]), cancel=cancel)
+            logits = engine.verify([NewTokens(session, TOKENS[at:at + 4])], cancel=cancel)[0]
         except CancelledError:
             assert session.tokens[:at] == TOKENS[:at]
             session.truncate(at)

@@ -144,7 +144,7 @@ def test_drafts_take_what_is_there_and_ask_for_nothing(bundle: Bundle, expected:
             assert np.isfinite(engine.draft(session, token)).all()
         assert engine.source.reading.bytes == before
         session.truncate(at)
-        logits = engine.verify(NewTokens(session, TOKENS[at:at + 4]))
+        logits = engine.verify([NewTokens(session, TOKENS[at:at + 4])])[0]
         assert np.array_equal(logits.view(np.int32), expected[at:at + 4])
     engine.close()
 

@@ -23,6 +23,7 @@ from edgert.engine.engine import Engine
 from edgert.generation.generation import Piece
 from edgert.kernels.records import CANCELLED
 from edgert.memory.plan import Plan
+from edgert.speculation.lookup import Lookup
 from edgert.speculation.speculator import _Guesses, parse
 
 PROMPT = "Of rivers and of seas"
@@ -284,8 +285,8 @@ def test_a_draft_is_made_as_long_as_it_pays(load: Load) -> None:
         for seconds, pays in ((0.01, True), (100.0, False)):
             for _ in range(60):
                 speculator._costs.drafted(seconds)
-            assert speculator._pays(_Guesses(), [1, 2, 3]) == pays
-            assert not speculator._pays(_Guesses(alive=1e-9), [1, 2, 3])
+            assert speculator._pays(_Guesses(), [1, 2, 3], Lookup()) == pays
+            assert not speculator._pays(_Guesses(alive=1e-9), [1, 2, 3], Lookup())
 
 
 @pytest.mark.parametrize("mode", ["", "on", "0", "17", 0, 17, -1, True, 1.5, None, "8.0", "-1", "AUTO"])
