@@ -10,6 +10,7 @@ from edgert.errors import ModelError
 from edgert.model import Model
 from edgert.terminal import show
 
+from ..bundles import DEFAULT_MODEL, bundle_path
 from ..command import default_bundle
 
 _LEAST_KEY = 8
@@ -41,19 +42,21 @@ def command(bundle: str | None, host: str, port: int, api_key_file: str | None, 
                  when_open=lambda url: show(f"listening at {url}", err=True))
 
 
-def serve_bundle(bundle: str | None, model_settings: dict[str, Any], **settings: Any) -> None:
-    """Serve a bundle until a signal ends it; without one the default model's. model_settings: of `load_model`.
-    settings: of `running.serve`. Raises EdgertError."""
+def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, chooser: bool = False, **settings: Any) -> None:
+    """Serve a bundle until a signal ends it; without one the default model's, which with a chooser the page shows being
+    fetched. model_settings: of `load_model`. chooser, settings: of `running.serve`. Raises EdgertError."""
     from .running import serve
+    from .served import Served
 
-    path = bundle or str(default_bundle())
+    def load(path: Path, memory: int | str | None) -> Model:
+        return load_model(str(path), **(model_settings if memory is None else {**model_settings, "memory": memory}))
 
-    def open_model(memory: int | str | None) -> Model:
-        return load_model(path, **(model_settings if memory is None else {**model_settings, "memory": memory}))
-
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: there is no such file")
-    serve(open_model, Path(path), follow_reads=model_settings["trace"] is None, **settings)
+    path = Path(bundle or (bundle_path(DEFAULT_MODEL) if chooser else default_bundle()))
+    if not path.is_file():
+        if bundle or not chooser:
+            raise ModelError(f"{path}: there is no such file")
+        show(f"fetching and converting {DEFAULT_MODEL}, this once; the page shows how far it is", err=True)
+    serve(Served(path, load), follow_reads=model_settings["trace"] is None, chooser=chooser, **settings)
 
 
 def _keys(file: str | None) -> list[str]:

@@ -109,7 +109,8 @@ class Ticket:
 
 
 class _Reload(NamedTuple):
-    memory: int | str
+    memory: int | str | None
+    open_model: OpenModel | None
     done: "asyncio.Future[None]"
     loop: asyncio.AbstractEventLoop
 
@@ -239,14 +240,16 @@ class EngineService:
                 return f"prefill {min(model.computed, len(work.prompt_ids))} of {len(work.prompt_ids)} tokens"
         return ""
 
-    async def reload(self, memory: int | str) -> None:
-        """Load the model anew with another budget, when all that is in the queue has been answered. Until then, and
-        while it loads, nothing new is let in. Raises ApiError; the model then has the budget that it had before."""
+    async def reload(self, memory: int | str | None, open_model: OpenModel | None = None) -> None:
+        """Load the model anew with another budget, or another model that `open_model` loads, when all that is in the
+        queue has been answered. Until then, and while it loads, nothing new is let in. Raises ApiError; the model is
+        then what it was before, with the budget that it had before."""
         loop = asyncio.get_running_loop()
         with self._changed:
-            self._check_ready()
+            if open_model is None or self.state != "failed":
+                self._check_ready()
             self.state = "loading"
-            item = _Reload(memory, loop.create_future(), loop)
+            item = _Reload(memory, open_model, loop.create_future(), loop)
             self._items.append(item)
             self._changed.notify_all()
         try:
@@ -309,17 +312,22 @@ class EngineService:
         return None
 
     def _reload(self, item: _Reload) -> None:
-        assert self.model is not None and self.watch is not None
-        before, error = self.watch.budget, None
-        self.watch.let_go()
-        self.model.close()
-        self.model = None
-        give_memory_back()
+        before, opened, error = None, self.open_model, None
+        if self.model is not None and self.watch is not None:
+            before = self.watch.budget
+            self.watch.let_go()
+            self.model.close()
+            self.model = None
+            give_memory_back()
         try:
             try:
+                self.open_model = item.open_model or opened
                 self._load(item.memory)
+                self.error = None
             except EdgertError as refusal:
-                error = refusal
+                error, self.open_model = refusal, opened
+                if before is None:  # there was none
+                    raise
                 give_memory_back()
                 self._load(before)
         except EdgertError as refusal:
