@@ -16,11 +16,15 @@ from edgert.errors import EdgertError
 
 from .bundles import make_bundle
 
+_NICE = 10
+"""How much less than others it wants the processor: answers come first."""
+
 
 def main(name: str) -> None:
     """Make the bundle of the model `name`."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also where whoever started us ignores the first
         signal.signal(number, signal.default_int_handler)
+    os.nice(_NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
