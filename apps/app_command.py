@@ -28,8 +28,9 @@ from .launcher import install
 def command(bundle: str | None, window: str, installs: bool, **model_settings: Any) -> None:
     """Chat with the model in BUNDLE in a window; without BUNDLE with SmolLM2 135M.
 
-    The server that the window talks to is this process; only the window has its key. It ends when the window is closed.
-    --memory is for the server: the window is a process of its own.
+    The window can change to another model, and fetch those of the catalogue. The server that it talks to is this
+    process; only the window has its key. It ends when the window is closed. --memory is for the server: the window is a
+    process of its own, and shows what it takes beside that.
     """
     if installs:
         for path in install(_arguments(bundle, window, model_settings)):
@@ -37,7 +38,8 @@ def command(bundle: str | None, window: str, installs: bool, **model_settings: A
         return
     from .server.command import serve_bundle
 
-    key, windows = secrets.token_urlsafe(24), []
+    key = secrets.token_urlsafe(24)
+    windows: list[Window] = []
 
     def open_window(address: str) -> None:
         remember_port(urlsplit(address).port or 0)
@@ -46,7 +48,8 @@ def command(bundle: str | None, window: str, installs: bool, **model_settings: A
 
     try:
         serve_bundle(bundle, model_settings, host="127.0.0.1", port=_port(), keys=[key], queue=8,
-                     defaults={"temperature": 0.8}, when_open=open_window)
+                     defaults={"temperature": 0.8}, when_open=open_window, chooser=True,
+                     window_memory=lambda: windows[0].memory() if windows else None)
     finally:
         for opened in windows:
             opened.close()

@@ -8,13 +8,11 @@ import click
 
 import edgert
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
-from edgert.download import WAITING, models_folder
-from edgert.errors import DownloadError
-from edgert.locking import making
+from edgert.download import WAITING
 from edgert.sessions import session_info, using_session
 from edgert.terminal import show
 
-DEFAULT_MODEL = "smollm2-135m"
+from .bundles import BEGINNING, DEFAULT_MODEL, WAITING_FOR_BUNDLE, make_bundle
 
 
 @click.command("chat")
@@ -67,20 +65,11 @@ def default_bundle() -> Path:
 
     Raises EdgertError.
     """
-    def progress(what: str, done: int, total: int) -> None:
-        if what == WAITING:
-            show(f"{DEFAULT_MODEL}: {what}", err=True)
+    told = {BEGINNING: f"fetching and converting {DEFAULT_MODEL}, this once", WAITING: f"{DEFAULT_MODEL}: {WAITING}",
+            WAITING_FOR_BUNDLE: f"waiting for another process that fetches and converts {DEFAULT_MODEL}"}
 
-    path = models_folder() / f"{DEFAULT_MODEL}.edge"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        waiting = f"waiting for another process that fetches and converts {DEFAULT_MODEL}"
-        with making(path, lambda: show(waiting, err=True)):
-            if not path.exists():
-                show(f"fetching and converting {DEFAULT_MODEL}, this once", err=True)
-                edgert.convert(str(edgert.pull(DEFAULT_MODEL, progress=progress)), path)
-    except OSError as error:
-        raise DownloadError(f"{DEFAULT_MODEL}: cannot be stored in {path.parent}: {error.strerror or error}") from error
-    return path
+    def progress(what: str, done: int, total: int) -> None:
+        if what in told:
+            show(told[what], err=True)
+
+    return make_bundle(DEFAULT_MODEL, progress)

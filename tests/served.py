@@ -27,15 +27,19 @@ def limited(size: str) -> list[str]:
 
 
 class Server:
-    """`edgert serve` on a free port, and what it says. before: a program that runs it, with its arguments."""
+    """`edgert serve` on a free port, and what it says. before: a program that runs it, with its arguments. command:
+    what is called in place of serve, and listens at a free port anyway."""
 
-    def __init__(self, bundle: Path, *options: str, errors: Path, before: Sequence[str] = ()) -> None:
+    def __init__(self, bundle: Path | None, *options: str, errors: Path, before: Sequence[str] = (),
+                 command: str = "serve", environment: dict[str, str] | None = None) -> None:
         self.errors = errors
+        arguments = [command, *([] if bundle is None else [str(bundle)]),
+                     *(["--port", "0"] if command == "serve" else []), "-t", "2", *options]
         with errors.open("w") as file:
             self.process = subprocess.Popen(
-                [*before, sys.executable, "-m", "edgert", "serve", str(bundle), "--port", "0", "-t", "2", *options],
-                stderr=file, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None)
-        self.url = self.wait_for(r"listening at (http://\S+)")[1]
+                [*before, sys.executable, "-m", "edgert", *arguments], stderr=file, env=environment,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None)
+        self.url = self.wait_for(r"(?:listening|the page is) at (http://\S+)")[1]
 
     def wait_for(self, pattern: str, seconds: float = 60) -> "re.Match[str]":
         end = time.monotonic() + seconds

@@ -51,6 +51,14 @@ const post = (path, body, signal) => send(path, {
 /** Load the model again with another budget. bytes: a whole number of MiB. */
 export const setBudget = (bytes) => post("/edgert/budget", { memory: `${bytes >> 20}M` });
 
+/** The models that may be chosen; the servers of `edgert web` and `edgert app` have such a list. */
+export const models = async () => (await (await send("/edgert/models")).json()).models;
+
+export const choose = (id) => post("/edgert/models", { id });
+
+/** End what is being fetched, and forget what went wrong. */
+export const cancelChoice = () => post("/edgert/models/cancel", {});
+
 /**
  * Ask for an answer. Yields { text }, { finish } and { usage } as they come. Raises ApiError, and AbortError where
  * `signal` ends it.

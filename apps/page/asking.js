@@ -37,7 +37,7 @@ export class Asking extends Store {
 
   async answer(conversation) {
     const message = { ...newMessage("assistant", ""), asked: asked(conversation.settings),
-      system: conversation.settings.system, budget: this.instrument.budget };
+      system: conversation.settings.system, budget: this.instrument.budget, model: this.instrument.model };
     const before = [...conversation.messages];
     conversation.messages.push(message);
     this.conversations.touch(conversation);
@@ -51,10 +51,13 @@ export class Asking extends Store {
     });
   }
 
-  /** The last answer of a conversation, if it can be compared with another of the same question. */
+  /** The last answer of a conversation, if it can be compared with another of the same question: another model's is
+   * another answer. */
   last(conversation) {
     const message = conversation.messages.at(-1);
-    return message?.role === "assistant" && message.content && !message.error ? message : null;
+    const comparable = message?.role === "assistant" && message.content && !message.error
+      && (message.model ?? this.instrument.model) === this.instrument.model;
+    return comparable ? message : null;
   }
 
   /** Ask the last question again, and compare: the answer stays, and beside it stands how fast it came this time. */

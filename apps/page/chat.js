@@ -1,4 +1,5 @@
 // The conversation: questions and answers, and what can be done with each.
+import { NoModelYet } from "./chooser.js";
 import { rate, seconds, percent, wholeMib } from "./format.js";
 import { html, useEffect, useLayoutEffect, useRef, useState, useStores } from "./html.js";
 import { IconButton } from "./icons.js";
@@ -42,6 +43,7 @@ const STARTS = ["Explain how a tide comes about, in five sentences.",
 
 function Empty({ asking, conversation, instrument }) {
   useStores(instrument);
+  if (instrument.chooser && !instrument.budget) return html`<${NoModelYet} instrument=${instrument} />`;
   return html`<section class="empty">
     <h1>${instrument.model || "edgert"}</h1>
     <p>The memory budget decides the speed, never the answer. Ask something, then move the budget:
@@ -111,7 +113,7 @@ function Answer({ message, conversation, asking, running }) {
     ${waiting && html`<div class="waiting" role="status"><span></span>reading the question</div>`}
     <div class=${`markdown ${running && !message.check ? "growing" : ""}`} ref=${body}></div>
     ${message.error && html`<p class="error" role="alert">${message.error}</p>`}
-    <${Facts} message=${message} running=${running} />
+    <${Facts} message=${message} running=${running} model=${asking.instrument.model} />
     ${!running && html`<div class="actions">
       <${CopyButton} text=${message.content} label="Copy the answer" />
       <${IconButton} name="retry" label="Answer again, with another seed"
@@ -132,7 +134,7 @@ function dimRest(body, message) {
   CSS.highlights.set("rest", new Highlight(rangeAfter(body, shownLength(message.check.text))));
 }
 
-function Facts({ message, running }) {
+function Facts({ message, running, model }) {
   if (message.check) {
     const share = message.check.text.length / Math.max(message.content.length, 1);
     return html`<footer class="facts" role="status">asked again at ${wholeMib(message.check.budget)} MiB ·
@@ -144,6 +146,7 @@ function Facts({ message, running }) {
   if (message.speed) facts.push(`${rate(message.speed)} tokens/s`);
   if (message.first) facts.push(`first after ${seconds(message.first)}`);
   if (message.budget) facts.push(`${wholeMib(message.budget)} MiB`);
+  if (message.model && message.model !== model) facts.push(message.model);
   if (message.stopped) facts.push("stopped");
   else if (message.finish === "length") facts.push("cut at the limit");
   else if (!message.finish && !message.error) facts.push("interrupted");

@@ -31,7 +31,9 @@ export function Composer({ conversations, asking, instrument, field }) {
       send();
     }
   };
-  const hint = instrument.trouble || (instrument.status?.state === "failed" ? "The model could not be loaded."
+  const hint = instrument.trouble || (instrument.status?.state === "failed"
+      ? (instrument.chooser ? "No model is loaded: choose one." : "The model could not be loaded.")
+    : instrument.chooser?.choosing?.cancellable && instrument.loading ? "The model is on its way"
     : instrument.loading ? "Loading the model" : "");
   return html`<form class="composer" onSubmit=${(event) => { event.preventDefault(); send(); }}>
     ${conversations.refused && html`<p class="error" role="alert">${conversations.refused}</p>`}

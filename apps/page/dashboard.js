@@ -36,6 +36,8 @@ export function Dashboard({ conversations, asking, instrument }) {
       <${Layers} status=${status} />
       <p class="small">${status.threads} threads · context ${status.context} tokens${
         status.queue ? ` · ${status.queue} waiting` : ""} · machine ${mib(status.memory_total)} MiB</p>`
-      : html`<p class="small">${instrument.trouble || "Loading the model"}</p>`}
+      : html`<p class="small">${instrument.trouble
+        || (instrument.chooser && (status.state === "failed" || instrument.chooser.choosing?.cancellable)
+          ? "No model is loaded." : "Loading the model")}</p>`}
   </aside>`;
 }

@@ -19,6 +19,10 @@ export const rate = (value) => {
 
 export const gigabytes = (bytes) => (bytes / 1e9).toFixed(2);
 
+/** The size of a file, in powers of 1000 as downloads have it. */
+export const megabytes = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB`
+  : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`);
+
 export const percent = (share) => `${Math.round(100 * share)}\u2009%`;
 
 export const seconds = (value) => (value < 10 ? `${value.toFixed(1)}\u2009s` : `${value.toFixed(0)}\u2009s`);

@@ -13,6 +13,7 @@ const PATHS = {
   theme: "M10 3a7 7 0 1 0 0 14zM10 3a7 7 0 0 1 0 14",
   gauge: "M3 15a7 7 0 1 1 14 0M10 15l4-6",
   trash: "M4 6h12M8 6V4h4v2M6 6l1 11h6l1-11",
+  choose: "M6 8l4 4 4-4",
   check: "M4 10.5l4 4 8-9",
 };
 

@@ -28,6 +28,11 @@ export class Instrument extends Store {
     return this.status?.model ?? "";
   }
 
+  /** What of choosing a model is under way; null where this server lets nobody choose. */
+  get chooser() {
+    return this.status?.chooser ?? null;
+  }
+
   get loading() {
     return !this.status || this.reloading || this.status.state === "loading";
   }

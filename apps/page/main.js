@@ -2,12 +2,13 @@
 import { takeKey, useKey } from "./api.js";
 import { Asking } from "./asking.js";
 import { Chat } from "./chat.js";
+import { Chooser, ChoosingStrip } from "./chooser.js";
 import { Composer } from "./composer.js";
 import { Conversations } from "./conversations.js";
 import { Dashboard } from "./dashboard.js";
 import { mib, rate } from "./format.js";
 import { html, render, useEffect, useRef, useState, useStores } from "./html.js";
-import { IconButton } from "./icons.js";
+import { Icon, IconButton } from "./icons.js";
 import { Instrument } from "./instrument.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -15,6 +16,7 @@ import { Sidebar } from "./sidebar.js";
 function Page({ conversations, asking, instrument }) {
   const [drawer, setDrawer] = useState(""); // "conversations" or "dashboard", where they are not beside the chat
   const [settings, setSettings] = useState(false);
+  const [choosing, setChoosing] = useState(false);
   const field = useRef(null);
   const begin = () => {
     conversations.begin();
@@ -37,26 +39,33 @@ function Page({ conversations, asking, instrument }) {
   const shared = { conversations, asking, instrument };
   return html`<div class="page" data-drawer=${drawer}>
     <${Header} instrument=${instrument} drawer=${drawer} setDrawer=${setDrawer}
-      openSettings=${() => setSettings(true)} />
+      openSettings=${() => setSettings(true)} openChooser=${() => setChoosing(true)} />
     <${Sidebar} ...${shared} begin=${begin} close=${() => setDrawer("")} />
-    <div class="middle"><${Chat} ...${shared} /><${Composer} ...${shared} field=${field} /></div>
+    <div class="middle"><${ChoosingStrip} instrument=${instrument} openChooser=${() => setChoosing(true)} />
+      <${Chat} ...${shared} /><${Composer} ...${shared} field=${field} /></div>
     <${Dashboard} ...${shared} />
     <div class="shade" onClick=${() => setDrawer("")}></div>
     ${settings && html`<${Settings} conversations=${conversations} close=${() => setSettings(false)} />`}
+    ${choosing && html`<${Chooser} instrument=${instrument} close=${() => setChoosing(false)} />`}
     <${KeyDialog} instrument=${instrument} />
   </div>`;
 }
 
-function Header({ instrument, drawer, setDrawer, openSettings }) {
+function Header({ instrument, drawer, setDrawer, openSettings, openChooser }) {
   useStores(instrument);
   const { status } = instrument;
   const toggle = (name) => () => setDrawer(drawer === name ? "" : name);
-  const state = instrument.trouble ? "away" : status?.state ?? "loading";
+  const told = instrument.chooser?.choosing; // above the conversation
+  const state = instrument.trouble ? "away" : told ? "ready" : status?.state ?? "loading";
   return html`<header class="top">
     <${IconButton} name="menu" className="to-conversations" label="Conversations" onClick=${toggle("conversations")}
       aria-expanded=${drawer === "conversations"} />
     <div class="brand"><span class="word">edgert</span>
-      <span class="model" title=${instrument.model}>${instrument.model}</span>
+      ${instrument.chooser
+        ? html`<button type="button" class="model to-chooser" onClick=${openChooser} aria-haspopup="dialog"
+            aria-label=${`Model: ${instrument.model}. Choose another`} title="Choose a model">
+            <span>${instrument.model}</span><${Icon} name="choose" /></button>`
+        : html`<span class="model" title=${instrument.model}>${instrument.model}</span>`}
       <span class=${`state ${state}`} role="status">${state === "ready" ? "" : state === "away" ? "no server" : state}
       </span></div>
     <button type="button" class="to-dashboard" onClick=${toggle("dashboard")} aria-expanded=${drawer === "dashboard"}

@@ -32,6 +32,8 @@ export function Memory({ status }) {
       <table><caption>weights that stay, MiB</caption><tbody>
         ${pinned.map(row)}${row(["left over", Math.max(status.budget - sum, 0)])}</tbody></table>
     </div>
+    ${status.window && html`<p class="note beside" title="All processes of this window, as the kernel counts them">
+      beside the budget: this window, <b>${mib(status.window)}</b> MiB</p>`}
   </section>`;
 }
 

@@ -1,5 +1,6 @@
 """The routes: each reads a request, has it answered by the engine service, and writes what came of it."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,18 @@ from edgert import EdgertError, Model
 from . import page_files, tokenizing
 from .bodies import Bodies
 from .chat import Chat
+from .choosing import choosing_routes
 from .completions import Completions
 from .errors import ApiError, failed, refused
 from .metrics import CONTENT_TYPE, Metrics
+from .models import Models
 from .requests import BudgetRequest, ChatRequest, CompletionRequest, Sampled
 from .responses import error_response, json_response
-from .service import EngineService, Work
+from .served import Served
+from .service import EngineService
 from .status import status
 from .streams import EventStream, results
+from .tickets import Work
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _STARTING_CONTEXT = 4096
@@ -32,13 +37,14 @@ _STARTING_CONTEXT = 4096
 
 @dataclass
 class Application:
-    """The server's routes. name: of the model. created: when it was made, in seconds since 1970. defaults: settings of
-    `Model.generate` for requests that do not say otherwise."""
+    """The server's routes. defaults: settings of `Model.generate` for requests that do not say otherwise. models: where
+    the page may choose among several. window_memory: what the page's window takes, in bytes."""
 
     service: EngineService
-    name: str
-    created: int
+    served: Served
     defaults: dict[str, Any] = field(default_factory=dict)
+    models: Models | None = None
+    window_memory: Callable[[], int | None] | None = None
 
     def __post_init__(self) -> None:
         self._bodies = Bodies()
@@ -51,6 +57,8 @@ class Application:
             Route("/metrics", self._counted("/metrics", self._metrics_text)),
             Route("/edgert/status", self._status),
             Route("/edgert/budget", self._counted("/edgert/budget", self._budget), methods=["POST"])]
+        if self.models is not None:
+            routes += choosing_routes(self.models, self._bodies, self._counted)
         for path, endpoint, method in (
                 ("/models", self._models, "GET"), ("/models/{name:path}", self._one_model, "GET"),
                 ("/health", self._health, "GET"), ("/tokenizer_info", self._tokenizer_info, "GET"),
@@ -79,11 +87,12 @@ class Application:
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._read(request, ChatRequest)
-        return await self._answer(request, asked, lambda model: Chat(asked, model, self.name, self.defaults))
+        return await self._answer(request, asked, lambda model: Chat(asked, model, self.served.name, self.defaults))
 
     async def _completions(self, request: Request) -> Response:
         asked = await self._read(request, CompletionRequest)
-        return await self._answer(request, asked, lambda model: Completions(asked, model, self.name, self.defaults))
+        return await self._answer(request, asked, lambda model: Completions(asked, model, self.served.name,
+                                                                            self.defaults))
 
     async def _read(self, request: Request, kind: type[Any]) -> Any:
         watch = self.service.watch
@@ -115,14 +124,14 @@ class Application:
         return json_response({"object": "list", "data": [self._model()]})
 
     async def _one_model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.name:
-            raise ApiError(404, f"there is no such model here, only {self.name}", param="model",
+        if request.path_params["name"] != self.served.name:
+            raise ApiError(404, f"there is no such model here, only {self.served.name}", param="model",
                            code="model_not_found")
         return json_response(self._model())
 
     def _model(self) -> dict[str, Any]:
         watch = self.service.watch
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "edgert",
+        return {"id": self.served.name, "object": "model", "created": self.served.created, "owned_by": "edgert",
                 **({} if watch is None else {"max_model_len": watch.context})}
 
     async def _health(self, request: Request) -> Response:
@@ -133,12 +142,20 @@ class Application:
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def _status(self, request: Request) -> Response:
-        return json_response(status(self.service, self.name))
+        return json_response(await self._said())
+
+    async def _said(self) -> dict[str, Any]:
+        said = status(self.service, self.served.name)
+        if self.models is not None:
+            said["chooser"] = self.models.progress()
+        if self.window_memory is not None:
+            said["window"] = await asyncio.to_thread(self.window_memory)
+        return said
 
     async def _budget(self, request: Request) -> Response:
         asked = await self._read(request, BudgetRequest)
         await self.service.reload(asked.memory)
-        return json_response(status(self.service, self.name))
+        return json_response(await self._said())
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._read(request, tokenizing.TokenizeRequest)

@@ -7,8 +7,8 @@ from edgert import CallDelta, Generation, Model, Piece
 
 from .answers import Answering, Used, usage
 from .requests import ChatRequest
-from .service import Made
 from .streams import Chunks
+from .tickets import Made
 from .tokens import chat_logprobs
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from edgert.commands.loading import load_model, model_options, read_text, sampling_options
+from edgert.commands.loading import load_model, model_options, parallel_option, read_text, sampling_options
 from edgert.errors import ModelError
 from edgert.model import Model
 from edgert.terminal import show
 
+from ..bundles import DEFAULT_MODEL, bundle_path
 from ..command import default_bundle
 
 _LEAST_KEY = 8
@@ -30,10 +31,11 @@ _LEAST_KEY = 8
               help="Keep memory for answers that follow a JSON schema, or must call a function: 30 to 55 MB, if the "
                    "budget has room. Without it they are refused where weights leave nothing.")
 @sampling_options(temperature=0.8)
+@parallel_option
 @model_options
 def command(bundle: str | None, host: str, port: int, api_key_file: str | None, queue: int, structured: bool,
             temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None,
-            **model_settings: Any) -> None:
+            parallel: int, **model_settings: Any) -> None:
     """Answer over HTTP with the model in BUNDLE, as OpenAI's interface has it; without BUNDLE with SmolLM2 135M.
 
     Clients take http://127.0.0.1:8080/v1 as their base URL. The settings of sampling are for requests that do not say
@@ -41,28 +43,33 @@ def command(bundle: str | None, host: str, port: int, api_key_file: str | None, 
     """
     defaults = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
                 "repetition_penalty": repetition_penalty, "seed": seed}
-    serve_bundle(bundle, model_settings, structured=structured, host=host, port=port, keys=_keys(api_key_file),
-                 queue=queue, defaults=defaults, when_open=lambda url: show(f"listening at {url}", err=True))
+    serve_bundle(bundle, model_settings, structured=structured, parallel=parallel, host=host, port=port,
+                 keys=_keys(api_key_file), queue=queue, defaults=defaults,
+                 when_open=lambda url: show(f"listening at {url}", err=True))
 
 
-def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structured: bool = False,
-                 **settings: Any) -> None:
-    """Serve a bundle until a signal ends it; without one the default model's. model_settings: of `load_model`.
-    structured: keep memory for structured output if there is room. settings: of `running.serve`. Raises EdgertError."""
+def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structured: bool = False, parallel: int = 1,
+                 chooser: bool = False, **settings: Any) -> None:
+    """Serve a bundle until a signal ends it; without one the default model's, which with a chooser the page shows being
+    fetched. model_settings: of `load_model`. structured: keep memory for structured output if there is room. parallel,
+    chooser, settings: of `running.serve`. Raises EdgertError."""
     from .running import serve
+    from .served import Served
 
-    path = bundle or str(default_bundle())
-
-    def open_model(memory: int | str | None) -> Model:
-        given = model_settings if memory is None else {**model_settings, "memory": memory}
+    def load(path: Path, memory: int | str | None) -> Model:
+        given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory})}
         if structured:
             with suppress(ModelError):  # too little memory, or no token that ends a text
-                return load_model(path, structured=True, **given)
-        return load_model(path, **given)
+                return load_model(str(path), structured=True, **given)
+        return load_model(str(path), **given)
 
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: there is no such file")
-    serve(open_model, Path(path), follow_reads=model_settings["trace"] is None, **settings)
+    path = Path(bundle or (bundle_path(DEFAULT_MODEL) if chooser else default_bundle()))
+    if not path.is_file():
+        if bundle or not chooser:
+            raise ModelError(f"{path}: there is no such file")
+        show(f"fetching and converting {DEFAULT_MODEL}, this once; the page shows how far it is", err=True)
+    serve(Served(path, load), follow_reads=model_settings["trace"] is None, parallel=parallel, chooser=chooser,
+          **settings)
 
 
 def _keys(file: str | None) -> list[str]:

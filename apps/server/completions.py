@@ -7,8 +7,8 @@ from edgert import ContextLengthError, Model, ModelError, Piece, Scores
 
 from .answers import Answering, Used, usage
 from .requests import CompletionRequest
-from .service import Made, Work
 from .streams import Chunks
+from .tickets import Made, Work
 from .tokens import CompletionLogprobs
 
 _DEFAULT_TOKENS = 16

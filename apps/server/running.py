@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -17,7 +16,9 @@ from edgert.watching import map_large_blocks
 
 from .access import LOOPBACK, Access
 from .application import Application
-from .service import EngineService, OpenModel
+from .models import Models
+from .served import Served
+from .service import EngineService
 
 _CONNECTIONS = 128
 """Connections at once, at most; each takes memory."""
@@ -25,27 +26,39 @@ _ENDING_S = 3
 """Seconds that connections have to end when the server does."""
 
 
-def serve(open_model: OpenModel, bundle: Path, *, host: str, port: int, keys: Sequence[str], queue: int,
-          defaults: dict[str, Any], follow_reads: bool, when_open: Callable[[str], None] = lambda url: None) -> None:
+def serve(served: Served, *, host: str, port: int, keys: Sequence[str], queue: int, defaults: dict[str, Any],
+          follow_reads: bool, parallel: int = 1, chooser: bool = False,
+          window_memory: Callable[[], int | None] | None = None,
+          when_open: Callable[[str], None] = lambda url: None) -> None:
     """Serve until a signal ends it. when_open: called with the server's address when it can be asked.
 
+    parallel: how many requests are answered at once. chooser: let the page choose among models. A bundle that is not
+    there is then made, if it is one of the catalogue's; and a model that cannot be loaded does not end the server.
+    window_memory: what the page's window takes, in bytes.
     Raises EdgertError where the address cannot be had, or the model not be loaded.
     """
     if host not in LOOPBACK and not keys:
         raise EdgertError(f"--host {host} lets other machines in; give them a key with --api-key-file")
     map_large_blocks()
-    service = EngineService(open_model, queue, follow_reads)
-    application = Application(service, bundle.stem, int(bundle.stat().st_mtime), defaults)
+    service = EngineService(served.opening(served.path), queue, follow_reads, parallel)
+    models = Models(service, served) if chooser else None
+    application = Application(service, served, defaults, models, window_memory)
     app = Access(application.asgi(), keys=keys, any_host=host not in LOOPBACK)
     config = uvicorn.Config(app, http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, limit_concurrency=_CONNECTIONS,
                             timeout_graceful_shutdown=_ENDING_S)
     with _listening(host, port) as listener:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        server = _Server(config, service, lambda: when_open(address))
-        server.run(sockets=[listener])
+        if models is not None and not served.path.is_file():
+            service.open_model = models.first(served.name)
+        server = _Server(config, service, models, lambda: when_open(address))
+        try:
+            server.run(sockets=[listener])
+        finally:
+            if models is not None:
+                models.close()
         service.stop()
-    if service.error is not None:
+    if service.error is not None and models is None:
         raise service.error
 
 
@@ -69,9 +82,10 @@ def _listening(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Loads the model when the socket is open, and ends answers when it is asked to end."""
 
-    def __init__(self, config: uvicorn.Config, service: EngineService, when_open: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: EngineService, models: Models | None,
+                 when_open: Callable[[], None]) -> None:
         super().__init__(config)
-        self._service, self._when_open = service, when_open
+        self._service, self._models, self._when_open = service, models, when_open
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -86,10 +100,12 @@ class _Server(uvicorn.Server):
         self._when_open()
 
     def _settled(self) -> None:
-        if self._service.state == "failed":
-            self.should_exit = True
-        else:
+        if self._service.state != "failed":
             show("ready", err=True)
+        elif self._models is None:
+            self.should_exit = True
+        elif not self.should_exit:
+            show(f"edgert: {self._service.error}; choose another model in the page", err=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -106,4 +122,6 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.end_all()
+        if self._models is not None:
+            await asyncio.to_thread(self._models.close)
         await super().shutdown(sockets)

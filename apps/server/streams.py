@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError
-from .service import Done, Failed, Made, Ticket
+from .tickets import Done, Failed, Made, Ticket
 
 _PING_S = 1.0
 """How often a client that gets nothing else is told that it is waiting: proxies and clients give up on silence."""

@@ -76,8 +76,8 @@ def plan_options(command: Command) -> Command:
 def parallel_option(command: Command) -> Command:
     """Adds --parallel."""
     return click.option("--parallel", type=click.IntRange(1, MOST_PARALLEL), default=1, show_default=True,
-                        help="How many answers are computed at once. Each has a context of its own, which takes memory; "
-                             "where weights are streamed several take little longer than one.")(command)
+                        help="How many answers are computed at once. Each has a context of its own, which takes "
+                             "memory; where weights are streamed several take little longer than one.")(command)
 
 
 def sampling_options(temperature: float) -> Callable[[Command], Command]:

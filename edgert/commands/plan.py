@@ -78,7 +78,8 @@ class _Measured:
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
-            kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int, png: str | None, as_json: bool) -> None:
+            kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int, png: str | None,
+            as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not

@@ -1,22 +1,26 @@
 """`edgert app`: its windows, whose place other programs take here, and its launcher."""
 
-import os
+import json
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
+from fake_models import DEFAULT, Machine
 
 from edgert.apps.launcher import quoted
 from edgert.apps.window import NO_WINDOW
 from edgert.errors import EdgertError
 
 WINDOW = """#!{python}
-import sys, time
+import subprocess, sys, time
 from pathlib import Path
 folder = Path({folder!r})
 opened = next(a for a in sys.argv if a.startswith("--app=")).removeprefix("--app=file://")
@@ -24,8 +28,10 @@ opened = next(a for a in sys.argv if a.startswith("--app=")).removeprefix("--app
 (folder / "mode").write_text(oct(Path(opened).stat().st_mode & 0o777))
 (folder / "opened.part").write_text(Path(opened).read_text())
 (folder / "opened.part").rename(folder / "opened")
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 while not (folder / "close").exists():
     time.sleep(0.05)
+child.kill()
 """
 
 
@@ -43,19 +49,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def app(*arguments: str | Path) -> "subprocess.Popen[str]":
+def app(*arguments: str | Path, environment: dict[str, str] | None = None) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-m", "edgert", "app", *map(str, arguments)], stderr=subprocess.PIPE,
-                            text=True)
+                            text=True, env=environment)
 
 
 def opened(process: "subprocess.Popen[str]", folder: Path) -> tuple[str, str]:
-    """The address that the window shows, and the key in it."""
+    """The address that the window shows when the model is there, and the key in it."""
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
+    return shown(process, folder)
+
+
+def shown(process: "subprocess.Popen[str]", folder: Path) -> tuple[str, str]:
+    """The address that the window shows, and the key in it."""
     while not (folder / "opened").exists():
         assert process.poll() is None
     address, _, rest = (folder / "opened").read_text().partition("url=")[2].partition('"')[0].partition("/#key=")
     return address, rest
+
+
+def status(address: str, key: str) -> dict[str, Any]:
+    with urlopen(Request(f"{address}/edgert/status", headers={"Authorization": f"Bearer {key}"})) as response:
+        said: dict[str, Any] = json.load(response)
+        return said
 
 
 def answered(address: str, key: str) -> int:
@@ -80,13 +97,43 @@ def test_it_ends_when_its_window_is_closed(folder: Path, smollm2: Path) -> None:
 def test_a_window_is_closed_with_it(folder: Path, smollm2: Path) -> None:
     with app(smollm2, "-c", "512") as process:
         opened(process, folder)
-        window = int(subprocess.run(["/usr/bin/env", "-S", "ps", "-o", "pid=", "--ppid", str(process.pid)],
-                                    env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
-                                    check=True).stdout.split()[0])
+        (window,) = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-    with pytest.raises(ProcessLookupError):
-        os.kill(window, 0)
+    assert not window.is_running()
+
+
+def test_what_the_window_takes(folder: Path, smollm2: Path) -> None:
+    """All its processes; what they share is not counted twice, where the kernel says so."""
+    with app(smollm2, "-c", "512") as process:
+        address, key = opened(process, folder)
+        windows = psutil.Process(process.pid).children()[0].children() + psutil.Process(process.pid).children()
+        assert len(windows) == 2
+        most = sum(window.memory_info().rss for window in windows)
+        said = status(address, key)
+        assert 4 << 20 < said["window"] <= most and said["used"] > said["window"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def test_the_first_start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The window opens before there is a model; what fetches that ends when the window is closed."""
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    machine.hub.go_on.clear()
+    environment = {**machine.environment, "PYTHONPATH": f"{folder}:{machine.environment['PYTHONPATH']}"}
+    with machine.hub, app(environment=environment) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(f"fetching and converting {DEFAULT}, this once")
+        address, key = shown(process, folder)
+        while (choosing := status(address, key)["chooser"]["choosing"])["doing"] != "fetching":
+            time.sleep(0.02)
+        (maker,) = [child for child in psutil.Process(process.pid).children() if DEFAULT in child.cmdline()]
+        assert choosing["name"] == DEFAULT
+        (folder / "close").touch()
+        assert process.wait(30) == 0
+        assert not maker.is_running()
+        machine.hub.go_on.set()
+        assert process.stderr.read() == ""
 
 
 def test_the_same_address_next_time(folder: Path, smollm2: Path) -> None:

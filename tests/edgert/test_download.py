@@ -1,6 +1,11 @@
 """`pull` against a hub on loopback and wheels in a local folder. Nothing here needs the network."""
 
+import hashlib
+import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -167,6 +172,45 @@ def test_hub_is_down(wheels: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     assert pull_through(hub, tmp_path).read_bytes() == CONTENT
     assert time.monotonic() - started < 15, "the hub library itself tries again for 23 seconds"
+
+
+COUNTS = """
+from edgert.commands import pull as command
+pull = download.pull
+def tell(what, done, total):
+    print(what, done, total, flush=True)
+command.pull_model = lambda name, progress: pull(name, progress=tell)
+"""
+
+
+def test_bytes_are_counted_while_they_come(tmp_path: Path) -> None:
+    """The hub's library writes 10 MB at a time."""
+    class Slow(FakeHub):
+        def send(self, request: BaseHTTPRequestHandler, status: int, body: bytes,
+                 headers: dict[str, str] | None = None, sent: int | None = None) -> None:
+            super().send(request, status, body, headers, sent=15_000_000)
+            if len(body) > 15_000_000 and request.command == "GET":
+                assert counted.wait(60)
+                request.wfile.write(body[15_000_000:])
+
+    content, counted = bytes(range(256)) * 100_000, threading.Event()
+    with Slow({"model.gguf": content}) as hub:
+        program = edgert_program(HUB, COUNTS).replace(hashlib.sha256(CONTENT).hexdigest(), hashlib.sha256(
+            content).hexdigest()).replace(f"'size': {len(CONTENT)}", f"'size': {len(content)}")
+        environment = {**hub.environment(tmp_path / "hf"), "EDGERT_MODELS": str(tmp_path / "models"),
+                       "PIP_NO_INDEX": "1"}
+        with subprocess.Popen([sys.executable, "-c", program, "pull", "tiny"], env=environment, text=True,
+                              stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                what, done, total = line.split()
+                assert (what, int(total)) == ("fetching", len(content))
+                if int(done) >= 10_000_000:
+                    break
+            assert int(done) <= 15_000_000
+            counted.set()
+            assert process.stdout.read().endswith(f"{tmp_path / 'models' / 'Tiny.gguf'}\n")
+        assert process.returncode == 0
 
 
 @pytest.mark.usefixtures("catalogue")

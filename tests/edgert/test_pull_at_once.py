@@ -79,7 +79,7 @@ def test_many_at_once(wheels: Path, tmp_path: Path) -> None:
     assert names(folder) == ["Tiny.gguf"]
 
 
-@pytest.mark.parametrize(("what", "done"), [("fetching", 200_000), ("assembling", 100_000)])
+@pytest.mark.parametrize(("what", "done"), [("fetching", 250_000), ("assembling", 100_000)])
 def test_killed_and_resumed(wheels: Path, tmp_path: Path, what: str, done: int) -> None:
     environment = {**os.environ, "EDGERT_MODELS": str(tmp_path / "models")}
     dies = f"""

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import Server
+from served import Server, limited
 
 import edgert
 
@@ -23,8 +23,21 @@ def prompt_of(number: int) -> str:
     return f"Story {number}: once upon a time, {'there was a ' * (number % 7)}"
 
 
-def test_fifty_clients(server: Server, model: edgert.Model) -> None:
+@pytest.fixture(params=[1, 3])
+def busy(request: pytest.FixtureRequest, server: Server, smollm2: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server that answers one request at a time, and one that answers several, streaming weights."""
+    if request.param == 1:
+        yield server
+        return
+    made = Server(smollm2, "-c", "256", "--temperature", "0", "-m", "160M", "--parallel", str(request.param),
+                  before=limited("160M"), errors=tmp_path / "errors")
+    yield made.until_ready()
+    assert made.end() == 0 and "Traceback" not in made.said, made.said
+
+
+def test_fifty_clients(busy: Server, model: edgert.Model) -> None:
     """Each answer is the one that is given alone; who does not get one is told to come again, and gets it then."""
+    server = busy
     alone = [model.generate(prompt_of(number), max_tokens=4).text() for number in range(CLIENTS)]
     refused = []
 

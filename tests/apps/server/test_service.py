@@ -10,7 +10,8 @@ import pytest
 
 import edgert
 from edgert.apps.server.errors import ApiError
-from edgert.apps.server.service import Done, EngineService, Event, Failed, Made, Ticket
+from edgert.apps.server.service import EngineService
+from edgert.apps.server.tickets import Done, Event, Failed, Made, Ticket
 
 
 class Gate:
@@ -38,9 +39,10 @@ class Gate:
         self._open.set()
 
 
-def with_service(tiny: Path, queue: int, talk: Callable[[EngineService], Awaitable[None]]) -> None:
+def with_service(tiny: Path, queue: int, talk: Callable[[EngineService], Awaitable[None]], parallel: int = 1) -> None:
     async def run() -> None:
-        service = EngineService(lambda memory: edgert.load(tiny, threads=1, memory=memory), queue)
+        service = EngineService(lambda memory: edgert.load(tiny, threads=1, memory=memory, parallel=parallel), queue,
+                                parallel=parallel)
         with pytest.raises(ApiError) as loading:
             service.enter()
         assert (loading.value.status, loading.value.code) == (503, "loading")
@@ -89,6 +91,36 @@ def test_first_in_first_out_and_no_more_than_the_queue_holds(tiny: Path) -> None
         assert log == ["0", "1", "2"]
 
     with_service(tiny, 2, talk)
+
+
+def test_several_at_once(tiny: Path) -> None:
+    """As many as may be begin, in order, and whoever ends makes room for the next; loading anew waits for all."""
+    async def talk(service: EngineService) -> None:
+        works = [Gate(str(number), []) for number in range(5)]
+        tickets = [await entered(service, work) for work in works]
+        with pytest.raises(ApiError) as full:
+            service.enter()
+        assert full.value.status == 429
+        while [ticket.begun for ticket in tickets] != [True, True, True, False, False]:
+            await asyncio.sleep(0.01)
+        assert tickets[3].progress == "queued 3" and tickets[4].progress == "queued 4"
+        works[1].open()
+        assert await events(tickets[1]) == [Made(0, "1"), Done()]
+        while not tickets[3].begun:
+            await asyncio.sleep(0.01)
+        assert not tickets[4].begun
+        loading = asyncio.create_task(service.reload("500M"))
+        for work in (works[3], works[0], works[4]):
+            work.open()
+        for number in (0, 3, 4):
+            assert await events(tickets[number]) == [Made(0, str(number)), Done()]
+        await asyncio.sleep(0.1)
+        assert not loading.done() and service.state == "loading"
+        works[2].open()
+        await loading
+        assert service.state == "ready" and not service.answering
+
+    with_service(tiny, 2, talk, parallel=3)
 
 
 def test_who_leaves_makes_room(tiny: Path) -> None:

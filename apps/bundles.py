@@ -1,0 +1,38 @@
+"""Bundles of the catalogue's models: fetched and converted where they are not in the models' folder yet."""
+
+from pathlib import Path
+
+import edgert
+from edgert.download import Progress, models_folder
+from edgert.errors import DownloadError
+from edgert.locking import making
+
+DEFAULT_MODEL = "smollm2-135m"
+BEGINNING, CONVERTING = "beginning", "converting"
+WAITING_FOR_BUNDLE = "waiting for another process that fetches and converts it"
+
+
+def bundle_path(name: str) -> Path:
+    """Where the bundle of the catalogue's model `name` is, or will be."""
+    return models_folder() / f"{name}.edge"
+
+
+def make_bundle(name: str, progress: Progress) -> Path:
+    """The bundle of the catalogue's model `name`. If it is missing, one process downloads and converts it.
+
+    progress: called as `edgert.pull` does, which downloads; with BEGINNING before that, with CONVERTING and numbers of
+    weights after it, and with WAITING_FOR_BUNDLE where another process is at it. Raises EdgertError.
+    """
+    path = bundle_path(name)
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with making(path, lambda: progress(WAITING_FOR_BUNDLE, 0, 0)):
+            if not path.exists():
+                progress(BEGINNING, 0, 0)
+                edgert.convert(str(edgert.pull(name, progress=progress)), path,
+                               progress=lambda what, done, total: progress(CONVERTING, done, total))
+    except OSError as error:
+        raise DownloadError(f"{name}: cannot be stored in {path.parent}: {error.strerror or error}") from error
+    return path
