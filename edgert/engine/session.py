@@ -209,8 +209,9 @@ class Session:
             to[name][..., to_tile, :, to_lane] = source[name][..., tile, :, lane]
         to["values"][:, :, position % PAGE] = source["values"][:, :, slot % PAGE]
         to["value_scales"][..., position % PAGE] = source["value_scales"][..., slot % PAGE]
-        self.truncate(position + self._let_go)
-        self.tokens.append(token)
+        length = position + self._let_go
+        self.tokens[length:] = [token]  # before blocks are given back: its own may be the last
+        self.truncate(length + 1)
 
     def importance(self, shape: tuple[int, ...]) -> np.ndarray:
         """What a policy found important of what is held (`keep`): float32 of a shape (..., held), 0 for what is new."""

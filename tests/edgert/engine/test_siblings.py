@@ -10,8 +10,10 @@ from tiny_model import write_bundle
 
 from edgert.bundle import Bundle
 from edgert.engine.engine import Engine, NewTokens
+from edgert.engine.pool import Pool
 from edgert.engine.session import Session
 from edgert.errors import ModelError
+from edgert.kernels.pages import PAGE
 from edgert.kernels.records import SPLIT
 
 VOCABULARY, CONTEXT = 300, 640
@@ -151,6 +153,24 @@ def test_any_chain(simple: Engine, sessions: list[Session], length: int) -> None
             begin(simple, alone, [*tokens, *new.chain[:place], token])
             assert session.tokens == alone.tokens
             assert same(simple.forward(session, [7, 8], [0, 1]), simple.forward(alone, [7, 8], [0, 1]))
+
+
+def test_one_adopted_as_the_first_of_a_block_keeps_the_block(simple: Engine, kind: tuple[str, str]) -> None:
+    """Also where another session of the same pool takes what is free. (Its block was given back, and the next one to
+    ask for a block got it: with one session that was the same session.)"""
+    pool = Pool(simple.config, kind[1], 4 * PAGE)
+    session, other, alone = (Session(simple.config, 2 * PAGE, kind[1], pool) for _ in range(3))
+    tokens = prompt(0, PAGE - 1)
+    simple.forward(session, tokens, [])
+    simple.forward_all([NewTokens(session, [5, 6, 7], [], [(1, 9)])])
+    session.adopt(PAGE + 2, PAGE, 9)
+    simple.forward(other, prompt(3, 5), [])
+    found = simple.forward(session, [8])
+    other.release_all()
+    assert same(found, simple.forward(alone, [*tokens, 5, 9, 8]))
+    for each in (session, alone):
+        each.close()
+    pool.close()
 
 
 REFUSED = [
