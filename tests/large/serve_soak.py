@@ -1,6 +1,6 @@
 """Half an hour of requests of chance to a server in a budget that the kernel keeps, and what it takes meanwhile.
 
-    python tests/large/serve_soak.py BUNDLE --memory 600M [--minutes 30] [--clients 6] [--limit TOOL] [--seed 0]
+    python tests/large/serve_soak.py BUNDLE --memory 600M [--minutes 30] [--clients 6] [--parallel 1] [--limit TOOL]
 
 Clients ask for chats and completions, streamed and not, greedy and sampled, scored prompts and tokens; some leave in
 the middle, some send what is none of that, now and then the budget is changed and changed back. Greedy answers to the
@@ -66,14 +66,16 @@ class Soak:
     def _ask(self, http: httpx.Client, chance: random.Random) -> None:
         prompt, greedy = chance.choice(PROMPTS), chance.random() < 0.6
         body: dict[str, Any] = {"max_tokens": chance.choice((1, 8, 30)), "temperature": 0 if greedy else 1.0}
-        kind = chance.choice(("chat", "completion", "scored"))
-        if kind == "chat":
+        kind = chance.choice(("chat", "schema", "completion", "scored"))
+        if kind in ("chat", "schema"):
             body["messages"] = [{"role": "user", "content": prompt}]
         else:
             body["prompt"] = prompt
+        if kind == "schema":
+            body["response_format"] = {"type": "json_object"}
         if kind == "scored":
             body |= {"echo": True, "logprobs": 2, "max_tokens": 1}
-        path = "/v1/chat/completions" if kind == "chat" else "/v1/completions"
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         if chance.random() < 0.4:
             body["stream"] = True
             leaves = chance.randrange(1, 6) if chance.random() < 0.3 else None
@@ -121,13 +123,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--limit")
+    parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--context", type=int, default=1024)
     arguments = parser.parse_args()
     budget = parse_size(arguments.memory)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(arguments.bundle, "-m", arguments.memory, "-c", str(arguments.context), "--queue", "3",
-                        errors=Path(folder) / "errors",
+                        "--parallel", str(arguments.parallel), errors=Path(folder) / "errors",
                         before=[arguments.limit, arguments.memory] if arguments.limit else []).until_ready()
         soak = Soak(server, time.monotonic() + 60 * arguments.minutes, budget, arguments.seed)
         threads = [threading.Thread(target=soak.client, args=(number,)) for number in range(arguments.clients)]
