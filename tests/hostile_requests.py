@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,9 @@ class Hostile:
                         break
             except OSError:  # it took too long, or the server had enough
                 pass
-        head, _, asked.body = data.partition(b"\r\n\r\n")
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        asked.body = body[:int(length[1])] if length else body  # what was sent may have been a second request too
         words = head.split()
         asked.status = int(words[1]) if len(words) > 1 and head.startswith(b"HTTP/1.1 ") else None
         return asked

@@ -199,7 +199,7 @@ class Session:
     def adopt(self, slot: int, position: int, token: int) -> None:
         """Keep the keys and values of the first `position` positions that are held, and after them `token`, a sibling
         that was computed for that position; its key and value are in `slot` (records). Raises ModelError."""
-        if not position <= slot < self.context:
+        if not 0 <= position <= slot < self.context:
             raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
         if position > self.held:
             raise ModelError(f"a session that holds {self.held} tokens has no position {position}")
