@@ -23,9 +23,8 @@ from .bundles import BEGINNING, DEFAULT_MODEL, WAITING_FOR_BUNDLE, make_bundle
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit each answer to this many tokens.")
 @sampling_options(temperature=0.8)
 @model_options
-def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None, temperature: float,
-            top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None,
-            **model_settings: Any) -> None:
+def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None,
+            sampling: dict[str, Any], **model_settings: Any) -> None:
     """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, which is downloaded and converted if need be.
 
     If standard input is not a terminal, it is read as one question, and answered.
@@ -33,9 +32,8 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
     from .terminal_chat import chat
 
     path = bundle or str(default_bundle())
-    settings: dict[str, Any] = {
-        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed}
+    settings: dict[str, Any] = {"max_tokens": max_tokens, **sampling}
+
     def open_model(context: int | None) -> edgert.Model:
         if context is None:
             return load_model(path, **model_settings)
@@ -47,7 +45,7 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
     with using_session(session) as file:
         if file.exists():
             _as_it_was(session, model_settings)
-        if seed is None:
+        if sampling["seed"] is None:
             settings["seed"] = secrets.randbits(32)
         chat(open_model, system, settings, file)
 

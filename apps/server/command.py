@@ -34,17 +34,14 @@ _LEAST_KEY = 8
 @parallel_option
 @model_options
 def command(bundle: str | None, host: str, port: int, api_key_file: str | None, queue: int, structured: bool,
-            temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None,
-            parallel: int, **model_settings: Any) -> None:
+            sampling: dict[str, Any], parallel: int, **model_settings: Any) -> None:
     """Answer over HTTP with the model in BUNDLE, as OpenAI's interface has it; without BUNDLE with SmolLM2 135M.
 
     Clients take http://127.0.0.1:8080/v1 as their base URL. The settings of sampling are for requests that do not say
     otherwise.
     """
-    defaults = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-                "repetition_penalty": repetition_penalty, "seed": seed}
     serve_bundle(bundle, model_settings, structured=structured, parallel=parallel, host=host, port=port,
-                 keys=_keys(api_key_file), queue=queue, defaults=defaults,
+                 keys=_keys(api_key_file), queue=queue, defaults=sampling,
                  when_open=lambda url: show(f"listening at {url}", err=True))
 
 

@@ -153,7 +153,7 @@ class Scoring:
 
 def _changed(settings: dict[str, Any]) -> bool:
     """Whether these settings make another token the likeliest."""
-    return settings["repetition_penalty"] != 1 or any(
+    return settings.get("repetition_penalty", 1) != 1 or any(
         settings.get(name) for name in ("presence_penalty", "frequency_penalty", "logit_bias"))
 
 

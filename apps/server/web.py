@@ -24,4 +24,4 @@ def command(bundle: str | None, **model_settings: Any) -> None:
         webbrowser.open(url)
 
     serve_bundle(bundle, model_settings, host="127.0.0.1", port=0, keys=[], queue=8, chooser=True,
-                 defaults={"temperature": 0.8, "repetition_penalty": 1.0}, when_open=open_browser)
+                 defaults={"temperature": 0.8}, when_open=open_browser)

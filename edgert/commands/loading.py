@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +82,37 @@ def parallel_option(command: Command) -> Command:
 
 
 def sampling_options(temperature: float) -> Callable[[Command], Command]:
-    """Adds --temperature and the other settings of `Sampling`, with this default temperature."""
+    """Adds --temperature and the other settings of `Sampling`, with this default temperature. The command gets them
+    together, as `sampling`: keywords of `Model.generate`."""
+    options = {
+        "temperature": click.option("--temperature", "--temp", type=float, default=temperature, show_default=True,
+                                    help="Higher is more random; 0 always takes the most likely token."),
+        "top_k": click.option("--top-k", type=click.IntRange(0), default=40, show_default=True,
+                              help="Sample only this many of the most likely tokens, 0 for all."),
+        "top_p": click.option("--top-p", type=float, default=0.95, show_default=True,
+                              help="Sample only the most likely tokens that together reach this probability."),
+        "min_p": click.option("--min-p", type=float, default=0.05, show_default=True,
+                              help="Sample only tokens at least this fraction as likely as the most likely one."),
+        "repetition_penalty": click.option("--repetition-penalty", "--repeat-penalty", type=float, default=1.0,
+                                           show_default=True, help="Values above 1 make recent tokens less likely."),
+        "presence_penalty": click.option("--presence-penalty", type=float, default=0.0, show_default=True,
+                                         help="Values above 0 make tokens less likely that the answer has already."),
+        "frequency_penalty": click.option("--frequency-penalty", type=float, default=0.0, show_default=True,
+                                          help="The same for each time that the answer has them."),
+        "seed": click.option("--seed", type=click.IntRange(0, 2 ** 64 - 1),
+                             help="Seed of the random numbers: the same seed samples the same tokens."),
+    }
+
     def add(command: Command) -> Command:
-        for option in (
-            click.option("--seed", type=click.IntRange(0, 2 ** 64 - 1),
-                         help="Seed of the random numbers: the same seed samples the same tokens."),
-            click.option("--repetition-penalty", "--repeat-penalty", type=float, default=1.0, show_default=True,
-                         help="Values above 1 make recent tokens less likely."),
-            click.option("--min-p", type=float, default=0.05, show_default=True,
-                         help="Sample only tokens at least this fraction as likely as the most likely one."),
-            click.option("--top-p", type=float, default=0.95, show_default=True,
-                         help="Sample only the most likely tokens that together reach this probability."),
-            click.option("--top-k", type=click.IntRange(0), default=40, show_default=True,
-                         help="Sample only this many of the most likely tokens, 0 for all."),
-            click.option("--temperature", "--temp", type=float, default=temperature, show_default=True,
-                         help="Higher is more random; 0 always takes the most likely token."),
-        ):
-            command = option(command)
-        return command
+        @wraps(command)
+        def gathered(**given: Any) -> Any:
+            return command(sampling={name: given.pop(name) for name in options}, **given)
+
+        decorated: Command = gathered
+        for option in reversed(options.values()):
+            decorated = option(decorated)
+        return decorated
+
     return add
 
 

@@ -32,13 +32,16 @@ _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
               help="With --json: the log-probabilities of this many most likely tokens at each step.")
 @click.option("--schema", "schema_file", type=click.Path(), metavar="FILE",
               help="The answer is JSON that this JSON schema allows.")
+@click.option("--regex", type=TEXT, help="The answer is a text that this regular expression (of Rust's kind) matches.")
+@click.option("--grammar", "grammar_file", type=click.Path(), metavar="FILE",
+              help="The answer follows this grammar, in llguidance's variant of Lark.")
 @click.option("--ignore-eos", is_flag=True, help="Keep generating when the model ends its answer.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool, system: str | None,
-            max_tokens: int | None, temperature: float, top_k: int, top_p: float, min_p: float,
-            repetition_penalty: float, seed: int | None, stop: tuple[str, ...], logprobs: int | None,
-            schema_file: str | None, ignore_eos: bool, as_json: bool, **model_settings: Any) -> None:
+            max_tokens: int | None, sampling: dict[str, Any], stop: tuple[str, ...], logprobs: int | None,
+            schema_file: str | None, regex: str | None, grammar_file: str | None, ignore_eos: bool, as_json: bool,
+            **model_settings: Any) -> None:
     """Generate text from a prompt with the model in BUNDLE; by default greedily, always the most likely token.
 
     The prompt is continued as it is: names of special tokens in it, such as <|im_start|>, become those tokens. With
@@ -47,16 +50,15 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
     text = _prompt(prompt, prompt_file)
     if system is not None and not chat:
         raise click.UsageError("--system goes with --chat")
-    schema = read_text(schema_file) if schema_file is not None else None
+    form = {"schema": schema_file and read_text(schema_file), "regex": regex,
+            "grammar": grammar_file and read_text(grammar_file)}
     started = time.perf_counter()
     if model_settings["context"] is None and max_tokens is not None and model_settings["kv_policy"] in (None, STOP):
         model_settings["context"] = _enough_context(bundle, text, max_tokens)
-    with load_model(bundle, structured=schema is not None, **model_settings) as model:
+    with load_model(bundle, structured=any(form.values()), **model_settings) as model:
         loaded = time.perf_counter()
         settings: dict[str, Any] = {
-            "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "logprobs": logprobs,
-            "ignore_eos": ignore_eos, "schema": schema}
+            "max_tokens": max_tokens, **sampling, "stop": stop, "logprobs": logprobs, "ignore_eos": ignore_eos, **form}
         if chat:
             messages = [{"role": "system", "content": system}] if system is not None else []
             generation = model.chat([*messages, {"role": "user", "content": text}], **settings)

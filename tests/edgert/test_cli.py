@@ -286,3 +286,20 @@ def test_run_with_a_schema(smollm2: Path, tmp_path: Path) -> None:
     schema.write_text('{"type": "thing"}')
     assert "the schema cannot be used: " in refused("run", smollm2, "-p", "x", "--schema", schema)
     assert "schema.jsn: no such file" in refused("run", smollm2, "-p", "x", "--schema", tmp_path / "schema.jsn")
+
+
+def test_a_regular_expression_and_a_grammar(smollm2: Path, tmp_path: Path) -> None:
+    (grammar := tmp_path / "grammar.lark").write_text('start: ("red" | "green") " " /[0-9]{2}/')
+    assert re.fullmatch("[ab]{5}", edgert("run", smollm2, "-p", "Letters:", "--regex", "[ab]{5}").stdout.strip())
+    done = edgert("run", smollm2, "-p", "A colour and a number:", "--grammar", grammar, "--temp", "1")
+    assert re.fullmatch(r"(red|green) \d\d", done.stdout.strip())
+    assert "regex and grammar were given" in refused("run", smollm2, "-p", "x", "--regex", "a", "--grammar", grammar)
+    assert "the regex cannot be used: " in refused("run", smollm2, "-p", "x", "--regex", "(")
+
+
+def test_penalties(smollm2: Path) -> None:
+    """What has been said is not said again."""
+    asked = ("run", smollm2, "-p", "tick tock tick tock tick tock", "-n", "24", "--json")
+    plain, changed = (json.loads(edgert(*asked, *more).stdout)["token_ids"] for more in (
+        (), ("--presence-penalty", "2", "--frequency-penalty", "2")))
+    assert len(set(changed)) > len(set(plain)) + 4
