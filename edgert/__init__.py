@@ -13,6 +13,7 @@ from .errors import (
     ContextLengthError,
     DownloadError,
     EdgertError,
+    GrammarError,
     ModelError,
     PeerError,
     SessionError,
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from .model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Generation", "Model",
-           "ModelError", "PeerError", "Piece", "Scores", "SessionError", "SourceError", "Statistics", "TemplateError",
-           "ToolCall", "convert", "load", "pull"]
+__all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Generation",
+           "GrammarError", "Model", "ModelError", "PeerError", "Piece", "Scores", "SessionError", "SourceError",
+           "Statistics", "TemplateError", "ToolCall", "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",

@@ -31,6 +31,10 @@ class ContextLengthError(ModelError):
     """A prompt does not fit into the context."""
 
 
+class GrammarError(ModelError):
+    """A schema or grammar cannot be followed: it is wrong, not supported, or too complex."""
+
+
 class SessionError(EdgertError):
     """A saved session cannot be opened or saved: it is damaged, of another model, in use by another program, ..."""
 

@@ -19,6 +19,21 @@ NAMES = ("messages", "prompt", "max_tokens", "max_completion_tokens", "temperatu
          "logit_bias", "presence_penalty", "frequency_penalty", "tools", "tool_choice", "response_format", "functions",
          "model", "best_of", "suffix", "content", "tokens", "role", "memory", "modalities", "user",
          "add_special_tokens")
+_DEEP: dict[str, Any] = {"type": "integer"}
+for _ in range(60):
+    _DEEP = {"type": "object", "properties": {"a": {"type": "array", "items": _DEEP}}, "required": ["a"]}
+SCHEMAS: tuple[Any, ...] = (
+    {"type": "object"}, True, False, {}, [], "object", {"type": "thing"}, {"not": {}}, {"$ref": "#"}, _DEEP,
+    {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}},
+    {"$ref": "http://evil.example/schema"}, {"$ref": "file:///etc/passwd"}, {"enum": []}, {"enum": list(range(3000))},
+    {"type": "string", "pattern": "(a+)+$"}, {"type": "string", "pattern": "("},
+    {"type": "string", "minLength": 10 ** 9},
+    {"type": "string", "pattern": "(a{1000}){1000}"}, {"type": "array", "minItems": 10 ** 6, "maxItems": 1},
+    {"type": "integer", "minimum": 5, "maximum": 4}, {"allOf": [{"type": "string"}, {"type": "integer"}]},
+    {"type": "object", "properties": {"\u0000": {"const": "\ud800"}}, "required": ["\u0000"]},
+    {"type": "object", "properties": {str(i): {"type": "number"} for i in range(500)}, "minProperties": 400},
+    {"x-guidance": {"whitespace_pattern": ".*", "separators": 1}, "type": "object"})
+"""As nobody should ask for answers of a form, and a few as one may."""
 TEXTS = ("", "a", "user", "system", "assistant", "tool", "\u0000", "\ud800", "<|im_end|>", "</s>", "{{ 7*7 }}",
          "😀" * 40, "a" * 3000, "null", "-1", "600M", "json_object", "auto", "\r\n\r\n", "../../etc/passwd", "'; --")
 NUMBERS = (0, 1, -1, 2, 5, 20, 258, 2 ** 31, 2 ** 63, 2 ** 64, -2 ** 63, 10 ** 40, 0.5, -0.0, 1e308, -1e308, 1e-320)
@@ -55,6 +70,19 @@ class Hostile:
             return [self.value(depth + 1) for _ in range(self._random.randrange(4))]
         return {self._random.choice(NAMES): self.value(depth + 1) for _ in range(self._random.randrange(4))}
 
+    def _form(self) -> dict[str, Any]:
+        """What asks for an answer of a form."""
+        schema, name = self._random.choice(SCHEMAS), self._random.choice(TEXTS)
+        function = {"type": "function", "function": {"name": name, "parameters": schema}}
+        forms: tuple[dict[str, Any], ...] = (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}},
+            {"response_format": {"type": "json_object", "schema": schema}},
+            {"tools": [function], "tool_choice": "required"}, {"tools": [function, function]},
+            {"tools": [function], "tool_choice": function},
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": name}}]},
+                          {"role": "tool", "tool_call_id": name, "content": name}]})
+        return self._random.choice(forms)
+
     def _body(self, path: str) -> bytes:
         random = self._random
         kind = random.randrange(10)
@@ -68,6 +96,8 @@ class Hostile:
         body = dict(RIGHT.get(path) or random.choice(list(RIGHT.values())))
         for _ in range(random.randrange(4)):
             body[random.choice(NAMES)] = self.value()
+        if random.random() < 0.2:
+            body |= self._form()
         text = json.dumps(body).encode()
         if kind == 3:
             at = random.randrange(len(text))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from edgert import ContextLengthError, EdgertError
+from edgert import ContextLengthError, EdgertError, GrammarError
 
 _NAMES = {"schema": "response_format"}
 """Settings of `Model.generate` that have another name here."""
@@ -47,7 +47,9 @@ def refused(error: EdgertError, fields: Collection[str] = ()) -> ApiError:
 
 
 def failed(error: BaseException) -> ApiError:
-    """What went wrong while an answer was computed: a disk that failed, say."""
+    """What went wrong while an answer was computed: a disk that failed, say; or a grammar that became too complex."""
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), param="response_format")
     return ApiError(500, str(error) if isinstance(error, EdgertError) else "an internal error; the server's output "
                     "says more", code="internal_error")
 

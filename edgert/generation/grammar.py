@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgert.errors import ModelError
+from edgert.errors import GrammarError, ModelError
 from edgert.text.tokenizer import Tokenizer, return_freed_memory
 
 if TYPE_CHECKING:
@@ -87,21 +87,29 @@ class Grammars:
         return_freed_memory()
 
     def constraint(self, grammar: Grammar) -> "Constraint":
-        """Raises ModelError for a grammar that is wrong, or not supported."""
+        """Raises GrammarError for a grammar that is wrong, or not supported."""
         from llguidance import LLMatcher, LLParserLimits
 
-        if grammar.kind == "json":
-            text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=COMPACT)  # type: ignore[arg-type]
-        elif grammar.kind == "regex":
-            text = LLMatcher.grammar_from_regex(grammar.text)
-        else:
-            text = LLMatcher.grammar_from_lark(grammar.text)
         limits = LLParserLimits(max_lexer_states=_LEXER_STATES, max_grammar_size=_GRAMMAR_SIZE, verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
+        try:
+            if grammar.kind == "json":
+                text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=COMPACT)  # type: ignore[arg-type]
+            elif grammar.kind == "regex":
+                text = LLMatcher.grammar_from_regex(grammar.text)
+            else:
+                text = LLMatcher.grammar_from_lark(grammar.text)
+            matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
+            matcher.compute_bitmask()  # some errors come with the first
+        except ValueError as error:  # nested too deeply, for example
+            raise _unusable(grammar, str(error)) from None
         if matcher.is_error():
-            what = {"json": "schema", "lark": "grammar"}.get(grammar.kind, grammar.kind)
-            raise ModelError(f"the {what} cannot be used: {_first_line(matcher)}")
+            raise _unusable(grammar, _first_line(matcher))
         return Constraint(matcher, self._vocab_size, self._ends, self._special)
+
+
+def _unusable(grammar: Grammar, why: str) -> GrammarError:
+    what = {"json": "schema", "lark": "grammar"}.get(grammar.kind, grammar.kind)
+    return GrammarError(f"the {what} cannot be used: {why}")
 
 
 class _Vocabulary:
@@ -139,7 +147,7 @@ class Constraint:
 
     def allowed(self, answer: Sequence[int]) -> np.ndarray | None:
         """Which tokens may come next: bool of shape (vocab_size,). None if `answer` itself is not allowed, as a guess
-        may be. Raises ModelError if the grammar turns out to be too complex."""
+        may be. Raises GrammarError if the grammar turns out to be too complex."""
         if not self._follow(answer):
             return None
         if self._forced[-1]:
@@ -189,7 +197,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ModelError(f"the answer's grammar cannot be followed any further: {_first_line(self._matcher)}")
+            raise GrammarError(f"the answer's grammar cannot be followed any further: {_first_line(self._matcher)}")
 
 
 _MASKS = 32
