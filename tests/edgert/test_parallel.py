@@ -88,17 +88,18 @@ def test_passes_are_shared(bundle: Path, keep: float, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Engine, "verify", counted)
     with edgert.load(bundle, threads=1, context=CONTEXT, speculation="off", parallel=4) as model, \
             ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: model.generate(PROMPTS[n], max_tokens=60, ignore_eos=True, wait=True).text(),
+        list(pool.map(lambda n: model.generate(PROMPTS[n], max_tokens=120, ignore_eos=True, wait=True).text(),
                       [0, 1, 2, 5]))
-    assert max(passes) == 4 and len(passes) < sum(passes) <= 4 * 59  # how many are shared depends on the machine's load
+    # How many are shared depends on the machine's load.
+    assert max(passes) == 4 and len(passes) < sum(passes) <= 4 * 119
 
 
 def test_a_long_prompt_does_not_stop_the_others(bundle: Path, keep: float) -> None:
     """Each pass takes a part of it, and every answer's next token."""
-    with edgert.load(bundle, threads=1, context=CONTEXT, parallel=2, speculation="off") as model:
-        going = model.generate("A", max_tokens=200, ignore_eos=True)
+    with edgert.load(bundle, threads=1, context=512, parallel=2, speculation="off") as model:
+        going = model.generate("A", max_tokens=500, ignore_eos=True)
         next(going)
-        long = model.generate("b" * 240, max_tokens=2, ignore_eos=True, wait=True)
+        long = model.generate("b" * 480, max_tokens=2, ignore_eos=True, wait=True)
         came: list[edgert.Piece] = []
         thread = threading.Thread(target=lambda: came.append(next(long)))
         thread.start()
@@ -107,7 +108,7 @@ def test_a_long_prompt_does_not_stop_the_others(bundle: Path, keep: float) -> No
         before = len(going.token_ids)
         while thread.is_alive():
             next(going)
-        assert came and len(going.token_ids) - before >= 3
+        assert came and len(going.token_ids) > before
         going.close()
 
 
