@@ -278,7 +278,7 @@ class Model:
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
-        turn = Turn(lambda free: max(free, key=lambda slot: self._likes(self._sessions[slot], ids)))
+        turn = self._turn(ids)
         running: list[Job[None]] = []
         held = weakref.ref(turn)
 
@@ -323,11 +323,15 @@ class Model:
 
         return Computing(begin, step, end, self._flash, computed)
 
-    def _likes(self, session: Session, tokens: Sequence[int]) -> tuple[bool, bool]:
-        """Of places that are free, an answer takes the one with the largest value. What a policy has changed belongs to
-        its conversation; everything else is found from anywhere."""
-        goes_on = session.shortest > 0 and session.common_prefix(tokens) >= session.shortest
-        return goes_on, not session.shortest
+    def _turn(self, tokens: Sequence[int]) -> Turn:
+        """A turn for a text that begins like this. Of free places it likes that of a conversation which it goes on
+        with and a policy has changed, and so cannot be found from elsewhere; least that of another such one."""
+        def liked(slot: int) -> tuple[bool, bool]:
+            session = self._sessions[slot]
+            goes_on = session.shortest > 0 and session.common_prefix(tokens) >= session.shortest
+            return goes_on, not session.shortest
+
+        return Turn(lambda free: max(free, key=liked))
 
     def _recall(self, session: Session, tokens: Sequence[int]) -> int:
         """Have a session begin as these tokens do, as far as that is known. Returns how many of them it has."""
@@ -443,8 +447,7 @@ class Model:
             raise ModelError(f"top is {top}; it goes from 0 to {MOST_LOGPROBS}")
         if not 1 <= start <= len(ids):
             raise ModelError(f"start is {start}; for a text of {len(ids)} tokens it goes from 1 to {len(ids)}")
-        scoring = Scoring(ids, top, start)
-        turn = Turn(lambda free: max(free, key=lambda slot: self._likes(self._sessions[slot], ids)))
+        scoring, turn = Scoring(ids, top, start), self._turn(ids)
         rows = min(max(self.plan.logit_rows - _SCORING_ROWS, 1), self.plan.chunk)
 
         def begin(job: Job[None]) -> None:

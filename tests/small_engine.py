@@ -1,7 +1,12 @@
 """Engines of small models, with as much of the weights in memory as a test wants."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from edgert import opening
 from edgert.bundle import Bundle
 from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.engine.buffers import LEAST_ROWS
@@ -49,6 +54,20 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
     return replace(everything, disk=device, placement=Placement(
         pinned, of_embedding, chunk_bytes, readers, planner.slots(device, bases=bases), planner.slot_bytes(device),
         window))
+
+
+def use_plan(monkeypatch: pytest.MonkeyPatch, path: Path, **settings: Any) -> None:
+    """Have models of a bundle loaded with the plan of these settings (`plan`), whatever memory there is."""
+    class Planner:
+        def __init__(self, header: object, **_: Any) -> None:
+            pass
+
+        def plan(self, *arguments: object, **_: object) -> Plan:
+            with Bundle(path) as opened:
+                return plan(opened, threads=2, cache_type="f16", chunk_bytes=1 << 13, readers=2, embedding=0.0,
+                            **settings)
+
+    monkeypatch.setattr(opening, "Planner", Planner)
 
 
 def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type: str = "f32", keep: float = KEEP_ALL,

@@ -11,7 +11,7 @@ from edgert.kernels.records import Token
 from edgert.models.config import Config
 
 from .page_stream import PageStream
-from .pool import Pool, blocks_of, checked_type, pool_bytes
+from .pool import Pool, blocks_of, checked_type
 from .rotation import turn_keys, turned_low
 
 
@@ -303,7 +303,7 @@ class Session:
         """Let go of all blocks that hold tokens: each, whoever called this holds it now, and its tokens, in order; of
         none, where a policy has let go of some positions. The session is empty then; other blocks are given back."""
         used = blocks_of(self.length) if not self._unchanged else 0
-        released = [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(used)]
+        released = self._with_tokens(used)
         for block in self._blocks[used:]:
             self.pool.give_back(block)
         self._blocks, self.tokens = [], []
@@ -315,7 +315,11 @@ class Session:
         full = self.length // PAGE if not self._unchanged else 0
         for block in self._blocks[:full]:
             self.pool.share(block)
-        return [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(full)]
+        return self._with_tokens(full)
+
+    def _with_tokens(self, count: int) -> list[tuple[int, tuple[int, ...]]]:
+        """The first so many blocks, each with the tokens in it."""
+        return [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(count)]
 
     def state(self) -> tuple[list[int], np.ndarray, np.ndarray | None]:
         """What `restore` wants: the blocks that hold tokens, rotary positions, and what a policy found important."""
@@ -389,6 +393,6 @@ def check_session(config: Config, context: int, cache_type: str) -> None:
                          f"{config.max_position_embeddings}")
 
 
-def session_bytes(config: Config, context: int, cache_type: str) -> int:
-    """Bytes of the cache of a session with a pool of its own, and of its table of pages."""
-    return pool_bytes(config, context, cache_type) + 8 * config.num_hidden_layers * blocks_of(context)
+def table_bytes(config: Config, context: int) -> int:
+    """Bytes of a session's table of pages."""
+    return 8 * config.num_hidden_layers * blocks_of(context)

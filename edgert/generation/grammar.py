@@ -99,12 +99,12 @@ class Grammars:
             else:
                 text = LLMatcher.grammar_from_lark(grammar.text)
             matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
-            matcher.compute_bitmask()  # some errors come with the first
+            first = matcher.compute_bitmask()  # some errors come only with it
         except ValueError as error:  # nested too deeply, for example
             raise _unusable(grammar, str(error)) from None
         if matcher.is_error():
             raise _unusable(grammar, _first_line(matcher))
-        return Constraint(matcher, self._vocab_size, self._ends, self._special)
+        return Constraint(matcher, first, self._vocab_size, self._ends, self._special)
 
 
 def _unusable(grammar: Grammar, why: str) -> GrammarError:
@@ -134,11 +134,12 @@ class Constraint:
     text. They need no choice, so they can be computed together, as a prompt is.
     """
 
-    def __init__(self, matcher: "LLMatcher", vocab_size: int, ends: Sequence[int], special: frozenset[int]) -> None:
-        """ends: tokens that end an answer. special: those that are no text."""
+    def __init__(self, matcher: "LLMatcher", first: bytes, vocab_size: int, ends: Sequence[int],
+                 special: frozenset[int]) -> None:
+        """first: the mask of the first token. ends: tokens that end an answer. special: those that are no text."""
         self._matcher, self._vocab_size, self._ends, self._special = matcher, vocab_size, ends, special
         self._tokens: list[int] = []
-        self._masks: list[bytes | None] = [None]
+        self._masks: list[bytes | None] = [first]
         self._forced = [self._find_forced()]
 
     def forced(self, answer: Sequence[int]) -> list[int]:

@@ -15,7 +15,7 @@ from edgert.engine.page_stream import stream_bytes
 from edgert.engine.pool import block_bytes, blocks_of, pool_bytes
 from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.engine.retention import FLASH, MIXED, POLICIES, Policy
-from edgert.engine.session import session_bytes
+from edgert.engine.session import table_bytes
 from edgert.engine.swap_file import stride_of
 from edgert.errors import ModelError
 from edgert.kernels.pages import PAGE, page_bytes
@@ -63,10 +63,8 @@ class CacheRoom:
     @property
     def bytes(self) -> int:
         """Of the pool, and of each session's table of pages."""
-        table = (session_bytes(self.config, self.context, self.cache_type)
-                 - pool_bytes(self.config, self.context, self.cache_type))
-        return (pool_bytes(self.config, self.positions, self.cache_type) + self.parallel * table
-                + self.low * low_block_bytes(self.config))
+        return (pool_bytes(self.config, self.positions, self.cache_type)
+                + self.parallel * table_bytes(self.config, self.context) + self.low * low_block_bytes(self.config))
 
     @property
     def read_ahead_bytes(self) -> int:

@@ -19,11 +19,8 @@ import small_engine
 from tiny_model import give_tokenizer, write_model
 
 import edgert
-from edgert import opening
-from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine import worker
-from edgert.memory.plan import Plan
 from edgert.residency.file import FlashFile
 
 OURS = tuple(str(Path(edgert.__file__).parent / name)
@@ -43,16 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=[0.1, 1.0], ids=["streaming", "in memory"])
 def load(request: pytest.FixtureRequest, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], edgert.Model]:
     """Loads the model, small as it is, with most of it streamed."""
-    class Planner:
-        def __init__(self, header: object, **settings: Any) -> None:
-            pass
-
-        def plan(self, *arguments: object, **settings: object) -> Plan:
-            with Bundle(bundle) as opened:
-                return small_engine.plan(opened, keep=request.param, threads=2, chunk=4, cache_type="f16",
-                                         chunk_bytes=1 << 13, readers=2, embedding=0.0)
-
-    monkeypatch.setattr(opening, "Planner", Planner)
+    small_engine.use_plan(monkeypatch, bundle, keep=request.param, chunk=4)
     return lambda: edgert.load(bundle, threads=2, context=64)
 
 

@@ -11,11 +11,8 @@ import small_engine
 from tiny_model import give_tokenizer, write_model
 
 import edgert
-from edgert import opening
-from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine.engine import Engine
-from edgert.memory.plan import Plan
 
 CONTEXT = 256
 PROMPTS = ["Of rivers and of hills, and of rivers and of hills, and", "A", "Once upon a time there was a model. " * 3,
@@ -35,16 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=[0.1, 1.0], ids=["streaming", "in memory"])
 def keep(request: pytest.FixtureRequest, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     """How much of the weights stays in memory."""
-    class Planner:
-        def __init__(self, header: object, **settings: Any) -> None:
-            pass
-
-        def plan(self, *arguments: object, **settings: object) -> Plan:
-            with Bundle(bundle) as opened:
-                return small_engine.plan(opened, keep=request.param, threads=2, chunk=40, cache_type="f16",
-                                         chunk_bytes=1 << 13, readers=2, embedding=0.0, rows=17, context=512)
-
-    monkeypatch.setattr(opening, "Planner", Planner)
+    small_engine.use_plan(monkeypatch, bundle, keep=request.param, chunk=40, rows=17, context=512)
     kept: float = request.param
     return kept
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +11,6 @@ from served import Server
 
 pytestmark = pytest.mark.xdist_group("page")
 PHONE = {"viewport": {"width": 360, "height": 640}}
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    with made.hub:
-        yield made
-        made.hub.go_on.set()
 
 
 @pytest.fixture

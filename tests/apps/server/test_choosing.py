@@ -17,14 +17,6 @@ HOLDS = "waiting for another process that fetches and converts it"
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    with made.hub:
-        yield made
-        made.hub.go_on.set()
-
-
-@pytest.fixture
 def server(machine: Machine, tiny: Path) -> Iterator[Server]:
     """`edgert web` with the tiny model, which stands elsewhere."""
     made = machine.web(tiny).until_ready()

@@ -16,13 +16,11 @@ from tiny_model import give_tokenizer, write_model
 
 import edgert
 from edgert import opening
-from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine import worker
 from edgert.engine.engine import Engine
 from edgert.generation.generation import Piece
 from edgert.kernels.records import CANCELLED
-from edgert.memory.plan import Plan
 from edgert.speculation.lookup import Lookup
 from edgert.speculation.speculator import _Guesses, parse
 
@@ -67,17 +65,7 @@ Load = Callable[..., edgert.Model]
 def load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """load(placement, mode): the model, with so much of it in memory."""
     def made(placement: str, mode: str | int, *, context: int = 64, rows: int = 17, chunk: int = 17) -> edgert.Model:
-        class Planner:
-            def __init__(self, header: object, **settings: Any) -> None:
-                pass
-
-            def plan(self, *arguments: object, **settings: object) -> Plan:
-                with Bundle(bundle) as opened:
-                    return small_engine.plan(opened, threads=2, chunk=chunk, cache_type="f16", chunk_bytes=1 << 13,
-                                             readers=2, embedding=0.0, rows=rows, context=context,
-                                             **PLACEMENTS[placement])
-
-        monkeypatch.setattr(opening, "Planner", Planner)
+        small_engine.use_plan(monkeypatch, bundle, chunk=chunk, rows=rows, context=context, **PLACEMENTS[placement])
         return edgert.load(bundle, threads=2, context=context, speculation=mode, structured=True)
 
     return made
