@@ -13,7 +13,7 @@ import click
 from edgert.commands.loading import model_options
 from edgert.terminal import show
 
-from .desktop import KINDS, Window, port_of_last_time, remember_port
+from .desktop import KINDS, Window, port_of_last_time, remember
 from .launcher import install
 
 
@@ -42,7 +42,7 @@ def command(bundle: str | None, window: str, installs: bool, **model_settings: A
     windows: list[Window] = []
 
     def open_window(address: str) -> None:
-        remember_port(urlsplit(address).port or 0)
+        remember(port=urlsplit(address).port or 0)
         kinds = KINDS if window == "auto" else (window,)
         windows.append(Window(f"{address}/#key={key}", kinds, lambda: os.kill(os.getpid(), signal.SIGINT)))
 

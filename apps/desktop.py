@@ -36,24 +36,35 @@ _MEASURED_S = 2
 
 
 def data_folder() -> Path:
-    """Where windows keep what the page stores, and the app its port."""
+    """Where windows keep what the page stores, and the app its port and what its window took."""
     return Path(platformdirs.user_data_dir("edgert")) / "app"
 
 
 def port_of_last_time() -> int:
     """The port that the app had; 0 for none. What a browser stores belongs to an address with its port: conversations
     are only found again under the same one."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        port = json.loads((data_folder() / "port.json").read_text())["port"]
-        return port if isinstance(port, int) and 1024 <= port < 65536 else 0
-    return 0
+    port = _of_last_time("port")
+    return port if port is not None and 1024 <= port < 65536 else 0
 
 
-def remember_port(port: int) -> None:
-    """Have `port_of_last_time` say so next time. Nothing happens where that cannot be written."""
+def window_memory_of_last_time() -> int | None:
+    """The most bytes that the app's window was seen to take when it was open last; None if it never was."""
+    return _of_last_time("window_bytes")
+
+
+def remember(**values: int) -> None:
+    """Keep `port` or `window_bytes` for next time. Nothing happens where that cannot be written."""
     with suppress(OSError):
         data_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        (data_folder() / "port.json").write_text(json.dumps({"port": port}))
+        for name, value in values.items():
+            (data_folder() / f"{name}.json").write_text(json.dumps({name: value}))
+
+
+def _of_last_time(name: str) -> int | None:
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        value = json.loads((data_folder() / f"{name}.json").read_text())[name]
+        return value if isinstance(value, int) and value > 0 else None
+    return None
 
 
 class Window:
@@ -65,6 +76,7 @@ class Window:
         self._process: subprocess.Popen[str] | None = None
         self._closing = False
         self._measured: tuple[float, int] | None = None
+        self._most = 0
         self._thread = threading.Thread(target=self._show, name="edgert-window", daemon=True)
         self._thread.start()
 
@@ -111,11 +123,14 @@ class Window:
             return None
         if self._measured is None or now - self._measured[0] > _MEASURED_S:
             self._measured = now, session_memory(process.pid)
+            self._most = max(self._most, self._measured[1])
         return self._measured[1]
 
     def close(self) -> None:
         """Close the window, if it is open."""
         self._closing = True
+        if self._most:
+            remember(window_bytes=self._most)
         process = self._process
         if process is not None and process.poll() is None:
             with suppress(ProcessLookupError):

@@ -12,8 +12,11 @@ from edgert.errors import DownloadError
 
 from .bundles import BEGINNING
 
-_ENDING_S = 5
-"""Seconds that the process has to tidy up when it is cancelled."""
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals at which the process tidies up and ends."""
+
+AGAIN_S = 3
+"""Seconds after which it is asked again: Python drops an exception, an interrupt's too, where an object ends."""
 
 
 class CancelledError(DownloadError):
@@ -31,12 +34,17 @@ class Maker:
         self.name = name
         self.progress: tuple[str, int, int] = (BEGINNING, 0, 0)
         self._cancelled = False
+        # What is blocked here is blocked in the process too, until it is ready for it: Python itself would show where
+        # it was just importing something.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._process = subprocess.Popen([sys.executable, "-P", "-m", "edgert.apps.making", name], text=True,
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             raise DownloadError(f"{name}: no process can be started that fetches it: {error.strerror or error}"
                                 ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def wait(self) -> Path:
         """The bundle, when it is there. Called by one thread. Raises DownloadError, also where it is cancelled."""
@@ -59,9 +67,9 @@ class Maker:
     def cancel(self) -> None:
         """End it, and wait for that. Nothing happens where it has ended."""
         self._cancelled = True
-        for number in (signal.SIGINT, signal.SIGKILL):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
             if self._process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, number)
                 with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(_ENDING_S)
+                    self._process.wait(AGAIN_S)

@@ -4,47 +4,65 @@ It writes JSON objects, one in a line: {"doing", "done", "total"} while it goes 
 {"error"}. When its standard input ends, or at SIGINT or SIGTERM, it tidies up and ends too.
 """
 
+import importlib
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
 from edgert.errors import EdgertError
 
 from .bundles import make_bundle
+from .maker import AGAIN_S, ENDING
 
 _NICE = 10
 """How much less than others it wants the processor: answers come first."""
+_IMPORTED_FIRST = ("edgert.converters.convert", "filelock", "huggingface_hub.file_download")
+"""What is needed later: importing drops, and shows, an interrupt that comes while it takes a lock."""
 
 
 def main(name: str) -> None:
     """Make the bundle of the model `name`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where whoever started us ignores the first
+    for number in ENDING:  # also where whoever started us ignores them
         signal.signal(number, signal.default_int_handler)
     os.nice(_NICE)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    for module in _IMPORTED_FIRST:
+        importlib.import_module(module)
 
     def tell(**values: Any) -> None:  # in one piece: what has been fetched is told by another thread
         with suppress(BrokenPipeError):  # then standard input has ended too
             os.write(1, json.dumps(values).encode() + b"\n")
 
     try:
-        path = make_bundle(name, lambda what, done, total: tell(doing=what, done=done, total=total))
-        tell(path=os.fspath(path))
-    except EdgertError as error:
-        tell(error=str(error))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # Maker starts this process with them blocked
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        try:
+            path = make_bundle(name, lambda what, done, total: tell(doing=what, done=done, total=total))
+            tell(path=os.fspath(path))
+        except EdgertError as error:
+            tell(error=str(error))
+        _ignore_ends()
     except KeyboardInterrupt:
+        _ignore_ends()
         sys.exit(130)
+
+
+def _ignore_ends() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":

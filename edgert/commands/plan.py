@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
 
 from edgert.bundle import Bundle, Header
 from edgert.engine.retention import STOP, parse_policy
+from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
-from edgert.measuring.startup import process_cost
+from edgert.measuring.startup import APP, CHAT, PROGRAMS, SERVE, ProcessCost, process_cost
 from edgert.memory.budget import parse_size
 from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
@@ -55,11 +56,13 @@ class Planned:
 
 
 class _Measured:
-    """A bundle's planner, and what was measured for its plans and predictions."""
+    """A bundle's planner, and what was measured for its plans and predictions. cost: of the process; its structured
+    part is 0 where the budget has no room for that."""
 
-    def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal) -> None:
+    def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal,
+                 cost: ProcessCost) -> None:
         self._header, self._planner, self._rehearsal = header, planner, rehearsal
-        self.room, self.disk = room, disk
+        self.room, self.disk, self.cost = room, disk, cost
         self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
 
     def planned(self, budget: int) -> Planned:
@@ -72,14 +75,17 @@ class _Measured:
 @click.argument("bundle")
 @click.option("-m", "--memory", metavar="SIZE",
               help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
+@click.option("--for", "program", type=click.Choice(PROGRAMS), default=CHAT, show_default=True,
+              help="The command that has the budget: a server takes more of it than a chat; run and bench as much as "
+                   "chat, web as much as app.")
 @plan_options
 @parallel_option
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: str, memory: str | None, threads: int | None, context: int | None, prefill_chunk: int,
-            kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int, png: str | None,
-            as_json: bool) -> None:
+def command(bundle: str, memory: str | None, program: str, threads: int | None, context: int | None,
+            prefill_chunk: int, kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int,
+            png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
@@ -89,8 +95,8 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
         require_matplotlib()
     budget = None if memory is None else parse_size(memory)
     of_cache = None if kv_memory is None else parse_size(kv_memory)
-    with Bundle(bundle) as opened, _measured(opened, budget, threads, context, prefill_chunk, kv_type, of_cache,
-                                             kv_policy, parallel) as measured:
+    with Bundle(bundle) as opened, _measured(opened, program, budget, threads, context, prefill_chunk, kv_type,
+                                             of_cache, kv_policy, parallel) as measured:
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
         points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]
@@ -99,17 +105,19 @@ def command(bundle: str, memory: str | None, threads: int | None, context: int |
         picture(png, opened.path.name, [_point(p) for p in points], None if chosen is None else _point(chosen))
     if as_json:
         common = {"smallest_budget": measured.smallest, "whole_budget": measured.whole,
-                  "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk)}
+                  "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk), "for": program,
+                  "structured_output_bytes": measured.cost.structured,
+                  **({"window_bytes": measured.cost.window} if program == APP else {})}
         own = chosen.values() if chosen else {"budgets": [p.values() for p in table]}
         show_json({**own, **common})
     elif chosen:
-        _show(chosen, measured)
+        _show(chosen, measured, program)
     else:
         _compare(table, points, measured)
 
 
 @contextmanager
-def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: int | None, chunk: int,
+def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | None, context: int | None, chunk: int,
               kv_type: str | None, kv_memory: int | None, kv_policy: str | None, parallel: int) -> Iterator[_Measured]:
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
@@ -118,25 +126,35 @@ def _measured(bundle: Bundle, budget: int | None, threads: int | None, context: 
     policy = parse_policy(kv_policy or STOP, context, header.config)
     library = load_library(compile_progress)
     with _saying("measuring the process ..."):
-        process = process_cost(bundle.path)
+        cost = process_cost(bundle.path, program)
     with _saying("measuring the disk ..."):
         disk = device_of(bundle.path)
 
-    def planner_for(room: CacheRoom) -> Planner:
-        return Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
-                       observes=policy.observes, room=room)
+    def planned_with(process: int) -> tuple[CacheRoom, Planner]:
+        def planner_for(room: CacheRoom) -> Planner:
+            return Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
+                           observes=policy.observes, room=room)
 
-    # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
-    room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for,
-                      parallel=parallel)
-    planner = planner_for(room)
-    planner.plan(budget, lambda: disk)
+        # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
+        room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for,
+                          parallel=parallel)
+        planner = planner_for(room)
+        planner.plan(budget, lambda: disk)
+        return room, planner
+
+    try:
+        room, planner = planned_with(cost.process + cost.structured)
+    except ModelError:  # edgert serve goes on without structured output then
+        if not cost.structured:
+            raise
+        cost = replace(cost, structured=0)
+        room, planner = planned_with(cost.process)
     with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:
         with _saying("measuring the processor ..."):
             for tokens in MEASURED:
                 rehearsal.seconds(tokens)
             rehearsal.draft_seconds  # noqa: B018
-        yield _Measured(header, planner, room, disk, rehearsal)
+        yield _Measured(header, planner, room, disk, rehearsal, cost)
 
 
 @contextmanager
@@ -163,7 +181,7 @@ def _point(planned: Planned) -> Point:
     return Point(planned.plan.budget / MIB, planned.speed.decode_tok_s, planned.speed.best_tok_s)
 
 
-def _show(planned: Planned, measured: _Measured) -> None:
+def _show(planned: Planned, measured: _Measured, program: str) -> None:
     plan, speed = planned.plan, planned.speed
     show(parts_table(plan.parts, plan.budget))
     show()
@@ -180,7 +198,8 @@ def _show(planned: Planned, measured: _Measured) -> None:
             ("predicted speed", f"{_rate(speed.decode_tok_s)} tokens/s, as fast as "
                                 f"{'the disk' if speed.limit == 'flash' else 'computing'} allows"),
             *_guessing(planned),
-            ("first token", f"after {speed.first_token_s:.1f} s, for a prompt of {PROMPT} tokens")]
+            ("first token", f"after {speed.first_token_s:.1f} s, for a prompt of {PROMPT} tokens"),
+            *_beside(measured.cost, program)]
     for name, value in rows:
         show(f"{name:20}{value}")
 
@@ -192,6 +211,17 @@ def _guessing(planned: Planned) -> list[tuple[str, str]]:
     return [("with speculation", f"{_rate(speculation.decode_tok_s)} tokens/s, an estimate: it depends on the text"),
             ("tokens a pass", f"{speculation.tokens_per_pass:.1f}, if {100 * speculation.agreement:.0f} % of the "
                               f"guesses are right, {speculation.guesses} before each pass")]
+
+
+def _beside(cost: ProcessCost, program: str) -> list[tuple[str, str]]:
+    """What the program's process has for more than answering, and what is not in the budget."""
+    if program == SERVE:
+        return [("structured output", f"{cost.structured / MIB:.0f} MiB of the process" if cost.structured else
+                 "no room for it: schemas and required calls will be refused")]
+    if program == APP:
+        return [("beside the budget", f"{cost.window / MIB:.0f} MiB, the window when it was open last" if cost.window
+                 else "the window, which is measured when it is open: some 350 to 400 MiB")]
+    return []
 
 
 def _compare(table: list[Planned], points: list[Planned], measured: _Measured) -> None:

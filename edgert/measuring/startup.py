@@ -1,11 +1,11 @@
-"""How much memory a process uses before anything is loaded: measured in a fresh process that starts like `edgert chat`.
+"""How much memory a process uses before anything is loaded: measured in a fresh process that starts like `edgert chat`,
+`edgert serve` or `edgert app`.
 
-Of all commands but `edgert serve`, that one uses most memory; so a budget that is planned with it works with each of
-them. The server takes 8 MiB more.
+Of all other commands, chat uses most memory; so a budget that is planned with it works with each of them.
 
-    python -m edgert.measuring.startup BUNDLE
+    python -m edgert.measuring.startup BUNDLE chat|serve|app
 
-prints it, in bytes, as JSON.
+prints it as JSON: the fields of `ProcessCost`.
 """
 
 import importlib
@@ -13,17 +13,34 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgert.errors import EdgertError
 
+CHAT, SERVE, APP = PROGRAMS = ("chat", "serve", "app")
+_SERVER = ("edgert.apps.server.running", "uvicorn.protocols.http.h11_impl", "uvicorn.loops.asyncio",
+           "uvicorn.lifespan.off")
+_MODULES = {CHAT: ("edgert.apps.terminal_chat",), SERVE: _SERVER, APP: _SERVER}
+"""What each has imported, beside its command, when it makes its plan. By name: they are above this room."""
 _PATIENCE_S = 120.0
 
 
-def process_cost(bundle: str | os.PathLike[str]) -> int:
-    """Resident bytes of a fresh process at the point where it makes the memory plan of a bundle. Raises EdgertError."""
+@dataclass(frozen=True)
+class ProcessCost:
+    """In bytes. process: resident at the point where the memory plan is made. structured: what structured output takes
+    beside that; 0 where the program has none. window: what the app's window took beside the budget when it was open
+    last; None if it never was, and for other programs."""
+
+    process: int
+    structured: int
+    window: int | None
+
+
+def process_cost(bundle: str | os.PathLike[str], program: str = CHAT) -> ProcessCost:
+    """What a program costs with a bundle. program: of `PROGRAMS`. Raises EdgertError."""
     try:
-        done = subprocess.run([sys.executable, "-P", "-m", "edgert.measuring.startup", os.fspath(bundle)],
+        done = subprocess.run([sys.executable, "-P", "-m", "edgert.measuring.startup", os.fspath(bundle), program],
                               capture_output=True, text=True, timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired:
         raise EdgertError(f"a process that was to be measured did not start in {_PATIENCE_S:.0f} s") from None
@@ -34,21 +51,30 @@ def process_cost(bundle: str | os.PathLike[str]) -> int:
         raise EdgertError(f"a process that was to be measured failed: {last[0]}") from None
     if "error" in answer:
         raise EdgertError(answer["error"])
-    return int(answer["process_bytes"])
+    return ProcessCost(**answer)
 
 
-def main() -> None:
-    cli = importlib.import_module("edgert.cli")  # by name: it is above this room, as are the modules it names
-    for name in (cli.COMMANDS["chat"][0], "edgert.apps.terminal_chat"):
+def _measure(path: str, program: str) -> ProcessCost:
+    cli = importlib.import_module("edgert.cli")
+    for name in (cli.COMMANDS[program][0], *_MODULES[program]):
         importlib.import_module(name)
     from edgert.bundle import Bundle
     from edgert.memory.budget import process_bytes
     from edgert.opening import load_library, read_text
+    window = importlib.import_module("edgert.apps.desktop").window_memory_of_last_time() if program == APP else None
+    with Bundle(path) as bundle:
+        kept: list[object] = [load_library(), text := read_text(bundle)]
+        process = process_bytes()
+        if program != SERVE:
+            return ProcessCost(process, 0, window)
+        from edgert.generation.grammar import PARSER_BYTES, Grammars
+        kept.append(Grammars(text.tokenizer, bundle.header.config.vocab_size))
+        return ProcessCost(process, process_bytes() - process + PARSER_BYTES, None)
+
+
+def main() -> None:
     try:
-        with Bundle(sys.argv[1]) as bundle:
-            kept = load_library(), read_text(bundle)
-            print(json.dumps({"process_bytes": process_bytes()}))
-            del kept
+        print(json.dumps(asdict(_measure(*sys.argv[1:]))))
     except EdgertError as error:
         print(json.dumps({"error": str(error)}))
 

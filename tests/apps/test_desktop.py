@@ -15,6 +15,7 @@ import psutil
 import pytest
 from fake_models import DEFAULT, Machine
 
+from edgert.apps.desktop import window_memory_of_last_time
 from edgert.apps.launcher import quoted
 from edgert.apps.window import NO_WINDOW
 from edgert.errors import EdgertError
@@ -112,8 +113,10 @@ def test_what_the_window_takes(folder: Path, smollm2: Path) -> None:
         most = sum(window.memory_info().rss for window in windows)
         said = status(address, key)
         assert 4 << 20 < said["window"] <= most and said["used"] > said["window"]
+        assert window_memory_of_last_time() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+    assert window_memory_of_last_time() == said["window"]
 
 
 def test_the_first_start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from served import Server
 
+from edgert.measuring.startup import SERVE, process_cost
 from edgert.memory.budget import parse_size
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -37,6 +38,8 @@ def test_status(own: Server, smollm2: Path) -> None:
     assert before["model"] == smollm2.stem and before["state"] == "ready" and before["error"] is None
     assert before["budget"] == 400 << 20 and before["smallest"] < before["whole"] < before["budget"]
     assert 0 < sum(before["parts"].values()) <= before["budget"]
+    cost = process_cost(smollm2, SERVE)  # what edgert plan goes by
+    assert abs(before["parts"]["process"] - cost.process - cost.structured) < 5 << 20
     assert abs(before["used"] - psutil.Process(own.process.pid).memory_info().rss) < 20 << 20
     assert before["streaming"] == {"bytes": 0, "bandwidth": None} and before["reading"] is None
     assert [layer["pinned"] for layer in before["layers"]] == [1.0] * 30

@@ -21,6 +21,7 @@ from edgert.commands.plan_chart import Point, curve, parts_table, picture
 from edgert.converters.convert import convert
 from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS
 from edgert.errors import EdgertError, ModelError
+from edgert.generation.grammar import PARSER_BYTES
 from edgert.kernels import native
 from edgert.kernels.formats import FORMATS
 from edgert.kernels.groups import group_layout
@@ -344,7 +345,8 @@ def test_a_rehearsal_computes_what_the_model_would(tmp_path: Path, tied: bool, p
 
 
 def test_the_process_is_measured_in_one_of_its_own(bundle: Path, tmp_path: Path) -> None:
-    assert 20 * MIB < process_cost(bundle) < 300 * MIB
+    cost = process_cost(bundle)
+    assert 20 * MIB < cost.process < 300 * MIB and (cost.structured, cost.window) == (0, None)
     (damaged := tmp_path / "damaged.edge").write_bytes(b"no bundle")
     with pytest.raises(EdgertError, match="is not an edgert bundle"):
         process_cost(damaged)
@@ -406,6 +408,32 @@ def test_tables(bundle: Path) -> None:
     assert "speculating" in compared.splitlines()[0] and "an estimate" in compared
     assert "the smallest that works" in compared and "all in memory" in compared and "\ntokens/s" in compared
     assert max(len(line) for line in (shown + compared).splitlines()) <= 120
+
+
+def test_of_a_server(bundle: Path) -> None:
+    chat, serve = (answer(bundle, "-c", 64, "--for", name) for name in ("chat", "serve"))
+    assert serve["structured_output_bytes"] >= PARSER_BYTES and chat["structured_output_bytes"] == 0
+    more = serve["smallest_budget"] - chat["smallest_budget"] - serve["structured_output_bytes"]
+    assert 2 * MIB < more < 20 * MIB  # its libraries
+    assert re.search(r"^structured output +2\d MiB of the process", call(bundle, "-c", 64, "-m", "1G", "--for",
+                                                                         "serve").output, re.M)
+    little = (serve["smallest_budget"] - 10 * MIB) // MIB
+    shown = call(bundle, "-c", 64, "-m", f"{little}M", "--for", "serve").output
+    assert re.search("^structured output +no room for it: schemas and required calls will be refused", shown, re.M)
+    assert "is too small" in str(call(bundle, "-c", 64, "-m", f"{chat['smallest_budget'] // MIB}M", "--for",
+                                      "serve").exception)
+
+
+def test_of_a_window(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    asked = (bundle, "-c", 64, "-m", "1G", "--for", "app")
+    assert "the window, which is measured when it is open" in call(*asked).output
+    (kept := tmp_path / "edgert" / "app" / "window_bytes.json").parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"window_bytes": 345 * MIB}))
+    assert re.search(r"^beside the budget +345 MiB, the window when it was open last", call(*asked).output, re.M)
+    assert answer(*asked)["window_bytes"] == 345 * MIB
+    kept.write_text("{")
+    assert answer(*asked)["window_bytes"] is None
 
 
 def test_picture(bundle: Path, tmp_path: Path) -> None:
