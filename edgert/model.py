@@ -293,7 +293,10 @@ class Model:
         def work_begin(job: Job[int]) -> int:
             """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
             self._check_turn(turn)
-            return self._recall(self._sessions[turn.slot], ids[:-1])
+            session = self._sessions[turn.slot]
+            known = self._recall(session, ids[:-1])
+            session.read(ids)
+            return known
 
         def run(work: Callable[[Job[None]], None]) -> None:
             def followed(job: Job[None]) -> None:

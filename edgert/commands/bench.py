@@ -7,6 +7,7 @@ import click
 
 from edgert.bundle import Bundle
 from edgert.errors import PeerError
+from edgert.kernels.pages import CACHE_TYPES
 from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
 from edgert.opening import default_threads, load_library, read_text
 from edgert.terminal import show, show_json
@@ -30,10 +31,12 @@ from .loading import TEXT, compile_progress
 @click.option("-c", "--context-tokens", type=click.IntRange(1, 1 << 20), metavar="N",
               help="Decode after N tokens (the prompt, repeated). Each run computes them, which is the prefill that is "
               "measured; with --prefill 0 they are computed once.")
+@click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
+              help="Type of both key-value caches.  [default: f16]")
 @click.option("-p", "--prompt", type=TEXT, default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
-            prefill: int, context_tokens: int | None, prompt: str, as_json: bool) -> None:
+            prefill: int, context_tokens: int | None, kv_type: str | None, prompt: str, as_json: bool) -> None:
     """Measure how fast BUNDLE generates tokens (decode) and processes a prompt (prefill).
 
     Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
@@ -53,7 +56,8 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
         show(f"run {run + 1}: {label:37} decode {result['decode_tok_s']:7.2f} tok/s{prefilled}", err=True)
 
     result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
-                   prefill=prefill, context=context_tokens, memory=memory, report=report)
+                   prefill=prefill, context=context_tokens, memory=memory, kv_type=kv_type,
+                   report=report)
     if as_json:
         show_json(result)
     else:

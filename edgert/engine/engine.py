@@ -257,22 +257,21 @@ class Engine:
                     session.turn(self._centers)
 
     def _observe(self, session: Session) -> np.ndarray:
-        """How much attention the last OBSERVED tokens of a session pay to each position: they are computed again.
-        float32 of shape (layers, key-value heads, session.held), valid until the next time."""
-        length = session.length
-        tokens = session.tokens[-OBSERVED:]
-        session.truncate(length - len(tokens))
+        """How much attention the last OBSERVED tokens of a session pay to each position, or while a prompt is being
+        read, those at its end: they are computed in the place of the last ones. float32 of shape (layers, key-value
+        heads, session.held), valid until the next time."""
         self._buffers.masses[:] = 0
-        try:
-            for start in range(0, len(tokens), self.chunk):
-                some = tokens[start:start + self.chunk]
-                self._set(np.array(some, np.int64), session.records(len(some)))
-                with self._in_step(heads=0):
-                    self._run_exact(self._programs[Kind.OBSERVING].body)
-                session.tokens += some
-        finally:
-            session.tokens += tokens[session.length - length:] if session.length < length else []
+        with session.tried(OBSERVED) as last:
+            self._observe_tokens(session, session.coming[-OBSERVED:] or last)
         return self._buffers.masses[..., :session.held]
+
+    def _observe_tokens(self, session: Session, tokens: Sequence[int]) -> None:
+        for start in range(0, len(tokens), self.chunk):
+            some = tokens[start:start + self.chunk]
+            self._set(np.array(some, np.int64), session.records(len(some)))
+            with self._in_step(heads=0):
+                self._run_exact(self._programs[Kind.OBSERVING].body)
+            session.tokens += some
 
     def _set(self, ids: np.ndarray, records: np.ndarray) -> None:
         """Have these tokens computed next."""

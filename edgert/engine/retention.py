@@ -16,7 +16,8 @@ from edgert.models.config import Config
 from .session import Session
 
 Observe = Callable[[], np.ndarray]
-"""How much attention the last tokens pay to each position: float32 of shape (layers, key-value heads, positions)."""
+"""How much attention the last tokens, or those at the end of a prompt that is being read, pay to each position: float32
+of shape (layers, key-value heads, positions)."""
 
 
 class Policy(Protocol):
@@ -87,8 +88,10 @@ class Mixed:
 
 class Heavy:
     """Of each key-value head the positions stay that attention returns to, the first few, and the latest (Zhang et al.
-    2023, "H2O"; Liu et al. 2023, "Scissorhands"). What counts is the attention of the last OBSERVED tokens, as in
-    "SnapKV" (Li et al. 2024), now or whenever something was let go of before."""
+    2023, "H2O"; Liu et al. 2023, "Scissorhands"). What counts is the attention of the last OBSERVED tokens, now or
+    whenever something was let go of before. While a prompt is read, it is that of the tokens at its end, where the
+    question is ("SnapKV", Li et al. 2024): they look at what has been read so far ("FINCH", Corallo and Papotti
+    2024)."""
 
     least, observes, flash = 8 * PAGE, True, False
     sinks, latest = 4, PAGE
@@ -100,7 +103,8 @@ class Heavy:
 
     def make_room(self, session: Session, observe: Observe) -> None:
         masses = observe()
-        np.maximum(masses, session.importance(masses.shape), out=masses)
+        if not session.coming:
+            np.maximum(masses, session.importance(masses.shape), out=masses)
         counted = masses.copy()
         for shift in range(1, self.spread + 1):
             np.maximum(counted[..., shift:], masses[..., :-shift], out=counted[..., shift:])

@@ -1,6 +1,7 @@
 """A session: the key-value cache of one conversation, and how much of it is in use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class Session:
         self._places = np.zeros((1, 1, 0), np.int32)
         """Rotary positions of what was held when something was let go of the last time: (layers, heads, positions)."""
         self._importance: np.ndarray | None = None
+        self._prompt: Sequence[int] = ()
 
     @property
     def length(self) -> int:
@@ -81,6 +83,16 @@ class Session:
     def shortest(self) -> int:
         """The least length other than 0 that it can be truncated to: since then nothing was let go of."""
         return self._unchanged
+
+    def read(self, prompt: Sequence[int]) -> None:
+        """Say that the session will have these tokens: until it has, its policy may look at how they end."""
+        self._prompt = prompt
+
+    @property
+    def coming(self) -> Sequence[int]:
+        """The prompt that is being read; none when it has been."""
+        reads = self.length < len(self._prompt) and list(self._prompt[:self.length]) == self.tokens
+        return self._prompt if reads else ()
 
     @property
     def reads_flash(self) -> bool:
@@ -195,6 +207,21 @@ class Session:
             self.pool.give_back(self._blocks.pop())
         if any(map(self.pool.is_out, self._blocks[self.held // PAGE:])):
             self.settle()
+
+    @contextmanager
+    def tried(self, count: int) -> Iterator[list[int]]:
+        """Within the block the last `count` tokens, which it gives, are not there, and what is computed in their place
+        does not stay."""
+        tokens, length = self.tokens[-count:], self.length
+        touched = slice((self.held - len(tokens)) // PAGE, blocks_of(self.held))
+        saved = [self.pool.heads(block).copy() for block in self._blocks[touched]]
+        del self.tokens[length - len(tokens):]
+        try:
+            yield tokens
+        finally:
+            self.tokens[length - len(tokens):] = tokens
+            for block, content in zip(self._blocks[touched], saved, strict=True):
+                self.pool.heads(block)[:] = content
 
     def adopt(self, slot: int, position: int, token: int) -> None:
         """Keep the keys and values of the first `position` positions that are held, and after them `token`, a sibling

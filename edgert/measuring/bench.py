@@ -57,14 +57,15 @@ class EngineProcess:
 
 
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
-          prefill: int, context: int | None = None, memory: str | None = None,
+          prefill: int, context: int | None = None, memory: str | None = None, kv_type: str | None = None,
           report: Callable[[str, int, dict[str, Any]], None] = lambda name, run, result: None) -> dict[str, Any]:
     """Median speeds of a bundle, and of llama.cpp on a GGUF file if one is given, in alternating runs.
 
     context: decode after so many tokens, the prompt repeated; they are computed in each run, and are the prefill that
     is measured, or, where `prefill` is 0, once. llama.cpp is measured with repacked and with memory-mapped weights, and
     with a context also each with and without flash attention. memory: the bundle's memory budget; with one, speculation
-    is measured beside doing without, otherwise it is off.
+    is measured beside doing without, otherwise it is off. kv_type: of both caches (peer.KV_TYPES); None for what each
+    takes, which is float16. llama.cpp has quantized ones with flash attention only.
     Returns FIELDS, `tokens_per_pass`, `load_s`, `threads` and `runs`. With `memory` also `no_speculation`, the same
     without, and in it `ratio`, how many times better speculation is. With `against` also `peer`, the best of
     llama.cpp's results for each field; `peer.variants`, all results; and `ratio`, how many times better edgert is.
@@ -74,13 +75,14 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
     if context is not None:
         prompt, prefill = (list(prompt) * (context // len(prompt) + 1))[:context], 0
     room = str(max(len(prompt) + decode * (runs + 1 if once else 1), prefill) + 64)
-    engines = {"edgert": ("engine_process", [bundle, str(threads), room, OFF])}
+    cache = kv_type or ""
+    engines = {"edgert": ("engine_process", [bundle, str(threads), room, OFF, cache])}
     if memory is not None:
-        engines = {name: ("engine_process", [bundle, str(threads), room, mode, memory])
+        engines = {name: ("engine_process", [bundle, str(threads), room, mode, cache, memory])
                    for name, mode in (("edgert", AUTO), (NO_SPECULATION, OFF))}
     if against is not None:
-        for variant in VARIANTS if context is not None else VARIANTS[:2]:
-            engines[variant] = ("peer", [against, str(threads), room, variant])
+        for variant in VARIANTS if context is not None and kv_type not in ("q8", "q4") else VARIANTS[:2]:
+            engines[variant] = ("peer", [against, str(threads), room, variant, cache])
     processes: dict[str, EngineProcess] = {}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     try:
@@ -103,7 +105,7 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
             process.close()
     medians = {name: {"load_s": processes[name].load_s, **_medians(found)} for name, found in results.items()}
     answer: dict[str, Any] = {"bundle": bundle, "threads": threads, "runs": runs, "prompt_tokens": len(prompt),
-                              "decode_tokens": decode, "memory": memory,
+                              "decode_tokens": decode, "memory": memory, "kv_type": kv_type,
                               "prefill_tokens": prefill if context is None else 0 if once else context,
                               **medians.pop("edgert")}
     if without := medians.pop(NO_SPECULATION, None):

@@ -1,9 +1,9 @@
 """A process that holds one engine and measures it on request, so that several engines can be measured alternately.
 
-    python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT SPECULATION [MEMORY]
+    python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT SPECULATION KV_TYPE [MEMORY]
 
-Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n, "go_on": false}; so are the
-answers.
+KV_TYPE may be empty. Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n,
+"go_on": false}; so are the answers.
 """
 
 import json
@@ -113,9 +113,9 @@ def serve(engine: Measured, load_s: float) -> None:
 
 def main() -> None:
     from edgert.model import load
-    path, threads, context, speculation, *memory = sys.argv[1:]
+    path, threads, context, speculation, kv_type, *memory = sys.argv[1:]
     started = time.perf_counter()
-    with load(path, threads=int(threads), context=int(context), speculation=speculation,
+    with load(path, threads=int(threads), context=int(context), speculation=speculation, kv_type=kv_type or None,
               memory=memory[0] if memory else None) as model:
         answers = _Answers(model)
         serve(Measured(answers.decode, model.extend, answers.reset), time.perf_counter() - started)

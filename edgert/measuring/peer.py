@@ -1,6 +1,6 @@
 """llama.cpp as the peer to compare with: the same work, measured in the same way, through llama-cpp-python.
 
-    python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT VARIANT
+    python -m edgert.measuring.peer MODEL.gguf THREADS CONTEXT VARIANT KV_TYPE
 
 answers requests like engine_process.py's.
 """
@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import PeerError
+
+KV_TYPES = {"f32": ("F32", "F32"), "f16": ("F16", "F16"), "q8": ("Q8_0", "Q8_0"), "q4": ("Q8_0", "Q4_0")}
+"""What llama.cpp calls edgert's types of the key-value cache: of keys, and of values."""
 
 
 def import_llama_cpp() -> Any:
@@ -29,11 +32,11 @@ def import_llama_cpp() -> Any:
 class Peer:
     """A GGUF file loaded by llama.cpp: memory-mapped, or with its weights copied into llama.cpp's repacked layout.
 
-    flash_attention: None for what llama.cpp chooses. batch: tokens computed at once.
+    flash_attention: None for what llama.cpp chooses. kv_type: of KV_TYPES. batch: tokens computed at once.
     """
 
     def __init__(self, path: str, *, threads: int, context: int, repack: bool = True,
-                 flash_attention: bool | None = None, batch: int = 512) -> None:
+                 flash_attention: bool | None = None, kv_type: str = "f16", batch: int = 512) -> None:
         self._cpp = cpp = import_llama_cpp()
         self._log = cpp.llama_log_callback(lambda level, text, data: None)
         cpp.llama_log_set(self._log, ctypes.c_void_p())
@@ -46,6 +49,7 @@ class Peer:
         settings = cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, batch, batch
         settings.n_threads = settings.n_threads_batch = threads
+        settings.type_k, settings.type_v = (getattr(cpp, f"GGML_TYPE_{name}") for name in KV_TYPES[kv_type])
         if flash_attention is not None:
             settings.flash_attn_type = int(flash_attention)
         self._context = cpp.llama_init_from_model(self._model, settings)
@@ -101,10 +105,10 @@ class Peer:
 
 def main() -> None:
     from .engine_process import Measured, one_by_one, serve
-    path, threads, context, variant = sys.argv[1:]
+    path, threads, context, variant, kv_type = sys.argv[1:]
     started = time.perf_counter()
     peer = Peer(path, threads=int(threads), context=int(context), repack=variant.startswith("repack"),
-                flash_attention="no flash" not in variant)
+                flash_attention="no flash" not in variant, kv_type=kv_type or "f16")
     serve(Measured(one_by_one(peer.forward), peer.forward, peer.reset), time.perf_counter() - started)
 
 

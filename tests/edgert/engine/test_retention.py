@@ -45,14 +45,16 @@ def content(session: Session, layer: int, head: int) -> tuple[np.ndarray, np.nda
     return keys[:session.held].astype(np.float64), values[:session.held].astype(np.float64)
 
 
-@pytest.mark.parametrize("policy", FORGETTING)
-@pytest.mark.parametrize("cache_type", CACHE_TYPES)
-def test_nothing_else_decides(bundle: Bundle, policy: str, cache_type: str) -> None:
+@pytest.mark.parametrize(("policy", "cache_type", "prompt"), [
+    *((policy, cache_type, 0) for policy in FORGETTING for cache_type in CACHE_TYPES),
+    ("heavy", "f16", len(TOKENS)), ("heavy", "q4", 2 * CONTEXT + 30)])
+def test_nothing_else_decides(bundle: Bundle, policy: str, cache_type: str, prompt: int) -> None:
     """Chunks, threads, streamed weights, and how many tokens come together: the same logits, to the bit."""
     results = []
     for options in ({"threads": 1}, {"threads": 3, "chunk": 7}, {"keep": 0.3, "chunk": 32}):
         engine = made(bundle, policy, cache_type, **options)
         session, logits = session_of(engine, cache_type), []
+        session.read(TOKENS[:prompt])
         for start in range(0, len(TOKENS), 100):
             logits.append(engine.forward(session, TOKENS[start:start + 100])[0])
         assert session.length == len(TOKENS) and CONTEXT // 2 < session.held <= CONTEXT
@@ -115,6 +117,33 @@ def test_heavy_keeps_of_each_head_what_attention_returns_to(bundle: Bundle) -> N
             most = np.argsort(-masses[layer, head, :CONTEXT - Heavy.latest])[:20]
             assert set(most) <= set(places), "what it returns to most is there"
     assert not np.array_equal(session._places[0, 0], session._places[1, 1]), "each head has its own"
+
+
+def test_heavy_looks_at_the_end_of_the_prompt_that_is_read(bundle: Bundle) -> None:
+    """As if that stood where the last tokens are; these stay as they were."""
+    engine = made(bundle, "heavy")
+    session, other = session_of(engine), session_of(engine)
+    prompt = TOKENS[:CONTEXT + 200]
+    session.read(prompt)
+    engine.forward(session, prompt[:CONTEXT])
+    before = [content(session, layer, head) for layer in range(2) for head in range(2)]
+    seen = engine._observe(session).copy()
+    after = [content(session, layer, head) for layer in range(2) for head in range(2)]
+    assert all(np.array_equal(*pair) for one, same in zip(before, after, strict=True) for pair in zip(one, same,
+                                                                                                      strict=True))
+    engine.forward(other, [*prompt[:CONTEXT - OBSERVED], *prompt[-OBSERVED:]])
+    assert np.array_equal(seen, engine._observe(other))
+    engine.forward(session, prompt[CONTEXT:])
+    assert not session.coming, "it has been read"
+    other.truncate(0)
+    engine.forward(other, prompt)
+    assert not np.array_equal(session._places, other._places)
+    for tokens in (prompt[:10], [*prompt[:9], 0]):
+        session.truncate(0)
+        session.read(prompt)
+        engine.forward(session, tokens)
+        assert bool(session.coming) == (tokens == prompt[:10]), "another text is not that prompt"
+    engine.close()
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
