@@ -71,8 +71,9 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     kv_policy: what happens when the context is full: "stop", the default, ends the answer, and so does "flash", with
     which a context may be larger than memory: the answers are the same, and what has no room is read from flash for
     each pass. The others let conversations go on without end, and the model forgets: "window" all but the first and the
-    latest tokens, "heavy" what its attention returns to least; "mixed" keeps all but the first and the latest tokens at
-    3 bits an element, and forgets the oldest of them at last (engine/retention.py).
+    latest tokens, "heavy" what its attention returns to least, and while a prompt is read, that of the question at its
+    end; "mixed" keeps all but the first and the latest tokens at 3 bits an element, and forgets the oldest of them at
+    last (engine/retention.py).
     kv_memory: bytes that the key-value cache takes of the budget, or a text like "100M". Default: what the context
     needs; with "flash" what weights leave.
     speculation: whether several tokens are guessed and then checked in one pass, where weights are streamed or texts
