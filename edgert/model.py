@@ -340,6 +340,7 @@ class Model:
     def _recall(self, session: Session, tokens: Sequence[int]) -> int:
         """Have a session begin as these tokens do, as far as that is known. Returns how many of them it has."""
         self._session = session
+        session.read(())
         held = session.common_prefix(tokens)
         if not session.shortest or held < session.shortest:
             self._prefixes.remember(session)

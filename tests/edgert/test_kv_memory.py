@@ -93,16 +93,29 @@ def test_a_session_on_flash_is_saved_and_reopened(smollm2: Path, tmp_path: Path)
         np.testing.assert_array_equal(model.extend([5, 6, 7]), want)
 
 
+@pytest.mark.parametrize("policy", ["mixed", "heavy"])
 @pytest.mark.parametrize("speculation", ["off", "auto", 3])
-def test_mixed_does_not_depend_on_the_budget(smollm2: Path, speculation: str | int) -> None:
-    answers = []
-    for memory in (None, scarce(smollm2, context=1024, kv_policy="mixed")):
-        with edgert.load(smollm2, context=1024, kv_policy="mixed", memory=memory, speculation=speculation) as model:
+def test_what_is_forgotten_does_not_depend_on_the_budget(smollm2: Path, policy: str, speculation: str | int) -> None:
+    """Nor on threads, nor on how many tokens of the prompt are computed at once."""
+    answers, common = [], {"context": 1024, "kv_policy": policy, "speculation": speculation}
+    for settings in ({}, {"memory": scarce(smollm2, **common)}, {"threads": 1, "prefill_chunk": 50}):
+        with edgert.load(smollm2, **common, **settings) as model:  # type: ignore[arg-type]
             assert model.endless
             answer = model.generate(PROMPT, max_tokens=40)
             answer.text()
             answers.append(answer.token_ids)
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_heavy_keeps_what_the_prompt_ends_with_asks_for(smollm2: Path) -> None:
+    """Two prompts that differ in their ends alone keep different positions of what is before that."""
+    kept = []
+    with edgert.load(smollm2, context=512, kv_policy="heavy") as model:
+        for end in ([7, 8, 9], [2000, 2001]):
+            model.generate([*PROMPT[:1200], *end * 20], max_tokens=1).text()
+            kept.append(model._session._places[..., :300].copy())
+            assert model._session.length > 1200 and not model._session.coming
+    assert not np.array_equal(*kept)
 
 
 def test_bytes_decide_the_context(smollm2: Path) -> None:

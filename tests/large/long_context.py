@@ -91,7 +91,7 @@ def needles(model: edgert.Model, ids: list[int], texts: int, questions: int) -> 
 
 def _answers(model: edgert.Model, text: list[int], prompts: list[list[int]]) -> Iterator[str]:
     """Answers to prompts that begin with a text."""
-    if model._kv_policy == "heavy":
+    if model._engine.policy.observes:
         for prompt in prompts:
             model.reset()
             yield model.generate(prompt, max_tokens=8).text()
