@@ -13,9 +13,10 @@ import time
 
 import edgert
 
+MAKERS = (("Anna", "Basel"), ("Karl", "Ulm"), ("Maria", "Prague"), ("Paul", "Geneva")) * 8
 SYSTEM = ("You are the keeper of a small museum of clocks. " + " ".join(
     f"Room {n} has a clock from the year {1500 + 7 * n}, made by {maker} of {town}, which strikes {n % 12 + 1} times."
-    for n, (maker, town) in enumerate([("Anna", "Basel"), ("Karl", "Ulm"), ("Maria", "Prague"), ("Paul", "Geneva")] * 8)))
+    for n, (maker, town) in enumerate(MAKERS)))
 QUESTIONS = ("Which is the oldest clock?", "Who made the clock in room 5?", "How often does it strike?",
              "Tell me about the town where it was made.", "Which room should I see next?")
 
