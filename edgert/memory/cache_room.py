@@ -16,7 +16,7 @@ from edgert.engine.pool import block_bytes, blocks_of, pool_bytes
 from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.engine.retention import FLASH, MIXED, POLICIES, Policy
 from edgert.engine.session import table_bytes
-from edgert.engine.swap_file import stride_of
+from edgert.engine.swap_file import memory_bytes, stride_of
 from edgert.errors import ModelError
 from edgert.kernels.pages import PAGE, page_bytes
 from edgert.models.config import Config
@@ -74,7 +74,7 @@ class CacheRoom:
     @property
     def swap_bytes(self) -> int:
         """Of memory that goes with the file."""
-        return stride_of(self._page_bytes) + 8 * self.slots * (self.config.num_hidden_layers + 2)
+        return memory_bytes(self.config.num_hidden_layers, self._page_bytes, self.slots)
 
     @property
     def slots(self) -> int:
