@@ -272,8 +272,9 @@ class Model:
                 vocab_size = self.header.config.vocab_size
                 needed = PARSER_BYTES + TABLE_BYTES * vocab_size
                 if (spare := self.plan.budget - sum(self.plan.parts.values())) < needed:
-                    raise ModelError(f"answers that follow a grammar take {size_text(needed)}, and the memory "
-                                     f"budget {size_text(spare)} to spare; load the model with structured=True")
+                    raise ModelError(f"answers that follow a grammar take {size_text(needed)}, and the memory budget "
+                                     f"has {size_text(spare)} to spare; raise that, or load the model with "
+                                     "structured=True, so that weights make room")
                 self._grammars = Grammars(self.tokenizer, vocab_size)
             return self._grammars
 
