@@ -42,7 +42,7 @@ def command(bundle: str | None, window: str, installs: bool, **model_settings: A
     windows: list[Window] = []
 
     def open_window(address: str) -> None:
-        remember(port=urlsplit(address).port or 0)
+        remember("port", urlsplit(address).port or 0)
         kinds = KINDS if window == "auto" else (window,)
         windows.append(Window(f"{address}/#key={key}", kinds, lambda: os.kill(os.getpid(), signal.SIGINT)))
 

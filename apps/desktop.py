@@ -52,12 +52,11 @@ def window_memory_of_last_time() -> int | None:
     return _of_last_time("window_bytes")
 
 
-def remember(**values: int) -> None:
+def remember(name: str, value: int) -> None:
     """Keep `port` or `window_bytes` for next time. Nothing happens where that cannot be written."""
     with suppress(OSError):
         data_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, value in values.items():
-            (data_folder() / f"{name}.json").write_text(json.dumps({name: value}))
+        (data_folder() / f"{name}.json").write_text(json.dumps({name: value}))
 
 
 def _of_last_time(name: str) -> int | None:
@@ -130,7 +129,7 @@ class Window:
         """Close the window, if it is open."""
         self._closing = True
         if self._most:
-            remember(window_bytes=self._most)
+            remember("window_bytes", self._most)
         process = self._process
         if process is not None and process.poll() is None:
             with suppress(ProcessLookupError):

@@ -262,16 +262,14 @@ class Engine:
         heads, session.held), valid until the next time."""
         self._buffers.masses[:] = 0
         with session.tried(OBSERVED) as last:
-            self._observe_tokens(session, session.coming[-OBSERVED:] or last)
+            tokens = session.coming[-OBSERVED:] or last
+            for start in range(0, len(tokens), self.chunk):
+                some = tokens[start:start + self.chunk]
+                self._set(np.array(some, np.int64), session.records(len(some)))
+                with self._in_step(heads=0):
+                    self._run_exact(self._programs[Kind.OBSERVING].body)
+                session.tokens += some
         return self._buffers.masses[..., :session.held]
-
-    def _observe_tokens(self, session: Session, tokens: Sequence[int]) -> None:
-        for start in range(0, len(tokens), self.chunk):
-            some = tokens[start:start + self.chunk]
-            self._set(np.array(some, np.int64), session.records(len(some)))
-            with self._in_step(heads=0):
-                self._run_exact(self._programs[Kind.OBSERVING].body)
-            session.tokens += some
 
     def _set(self, ids: np.ndarray, records: np.ndarray) -> None:
         """Have these tokens computed next."""
