@@ -1,7 +1,7 @@
 """The memory that key-value caches are made of: blocks of PAGE positions of all layers, fixed in number; and those that
 have no room there, on flash."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -117,13 +117,32 @@ class Pool:
         """Where in `swap` a block is that is on flash."""
         return block - self.count
 
+    def copies_out(self, blocks: Sequence[int]) -> list[int]:
+        """Blocks on flash with the same contents as these in memory, all at once. Raises ModelError."""
+        assert self.swap is not None
+        while self.swap.room < len(blocks) and self.reclaim_out():
+            pass
+        made = [self.count + slot for slot in self.swap.put([self.bytes_of(block) for block in blocks])]
+        for block in made:
+            self._holders[block] = 1
+        return made
+
+    def copies_in(self, blocks: Sequence[int]) -> list[int]:
+        """Blocks in memory with the same contents as these on flash, all at once. Raises ModelError."""
+        assert self.swap is not None
+        made: list[int] = []
+        try:
+            made += (self.take() for _ in blocks)
+            self.swap.take_back([self.slot(block) for block in blocks], [self.bytes_of(block) for block in made])
+        except BaseException:
+            for block in made:
+                self.give_back(block)
+            raise
+        return made
+
     def move_out(self, block: int) -> int:
         """A block on flash with the same contents, in the place of one that is held. Raises ModelError."""
-        assert self.swap is not None
-        if not self.swap.room:
-            self.reclaim_out()
-        made = self.count + self.swap.put(self.bytes_of(block))
-        self._holders[made] = 1
+        made, = self.copies_out([block])
         self.give_back(block)
         return made
 
@@ -131,13 +150,7 @@ class Pool:
         """A block in memory with the same contents, in the place of one that is held. Raises ModelError."""
         if not self.is_out(block):
             return block
-        assert self.swap is not None
-        made = self.take()
-        try:
-            self.swap.take_back(self.slot(block), self.bytes_of(made))
-        except BaseException:
-            self.give_back(made)
-            raise
+        made, = self.copies_in([block])
         self.give_back(block)
         return made
 
@@ -148,7 +161,7 @@ class Pool:
             return np.frombuffer(self.view(block), np.uint8).reshape(self.layers, -1)
         assert self.swap is not None
         contents = np.empty((self.layers, self.page_bytes), np.uint8)
-        self.swap.take_back(self.slot(block), contents)
+        self.swap.take_back([self.slot(block)], [contents])
         return contents
 
     @property

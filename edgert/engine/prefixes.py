@@ -4,10 +4,12 @@ Blocks are found along a chain: each is known by its tokens and by all that come
 earlier turns, or a document that two conversations share is computed once ("automatic prefix caching" of vLLM, Kwon et
 al. 2023; the tree of SGLang, Zheng et al. 2024). The pool takes blocks from here when it has no others, those that were
 needed longest ago first, and of a conversation its end before its beginning. Where it has a file for them they wait
-there, and come back when they are needed: reading them takes far less time than computing them.
+there, and come back when they are needed: reading them takes far less time than computing them. What came back is also
+still there, so that two conversations that change places are not written again.
 """
 
 import contextlib
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,17 +23,21 @@ from .session import Session, common_length
 
 MORE_POSITIONS = PAGE
 """What a pool needs beyond the longest session: for a block that is held here and begun anew there."""
+_WRITTEN = 16
+"""Blocks that are copied to flash when one has to go: many at once take a fraction of the time."""
 
 
 @dataclass(eq=False)
 class _Node:
-    """A block and the tokens in it, at most PAGE. depth: how many come before it. used: when it was needed last."""
+    """A block and the tokens in it, at most PAGE. depth: how many come before it. used: when it was needed last. copy:
+    a block on flash with the same contents, if there is one and `block` is in memory."""
 
     block: int
     tokens: tuple[int, ...]
     before: "_Node | None"
     depth: int = 0
     used: int = 0
+    copy: int | None = None
     after: list[Self] = field(default_factory=list)
 
     def need(self) -> tuple[int, int]:
@@ -47,7 +53,7 @@ class Prefixes:
         self._root = _Node(-1, (), None)
         self._nodes: list[_Node] = []
         pool.reclaim = self._let_go
-        pool.reclaim_out = lambda: self._drop_until(lambda node: pool.is_out(node.block))
+        pool.reclaim_out = lambda: self._drop_copy() or self._drop_until(lambda node: pool.is_out(node.block))
 
     def remember(self, session: Session) -> None:
         """Keep what a session has computed, and leave it empty. What its policy let go of is not to be found again."""
@@ -64,8 +70,9 @@ class Prefixes:
             known = next((n for n in node.after if n.tokens[:len(tokens)] == tokens), None)
             if known is not None:
                 if self._pool.is_out(known.block) and not self._pool.is_out(block) and known.tokens == tokens:
-                    known.block, block = block, known.block
-                self._pool.give_back(block)
+                    known.block, known.copy = block, known.block
+                else:
+                    self._pool.give_back(block)
                 node = known
             else:
                 made = _Node(block, tokens, node, node.depth + 1)
@@ -76,48 +83,85 @@ class Prefixes:
 
     def recall(self, session: Session, tokens: Sequence[int]) -> None:
         """Give an empty session the longest beginning of `tokens` that is held."""
-        node, found, now = self._root, 0, next(self._clock)
+        path, now = self._path(tokens), next(self._clock)
+        for node, _ in path:
+            node.used = now
+        if not session.reads_flash:
+            path = self._brought_in(path)
+        for node, same in path:
+            session.append_block(node.block, node.tokens[:same])
+            if same == len(node.tokens) < PAGE:
+                self._forget(node)  # the session writes on in it
+            else:
+                self._pool.share(node.block)
+
+    def _path(self, tokens: Sequence[int]) -> list[tuple[_Node, int]]:
+        """The longest beginning of `tokens` that is held: its blocks, and how many tokens of each."""
+        node, found = self._root, 0
+        path: list[tuple[_Node, int]] = []
         while True:
             rest = tokens[found:found + PAGE]
             best = max(node.after, key=lambda n: common_length(n.tokens, rest), default=None)
             same = common_length(best.tokens, rest) if best is not None else 0
             if best is None or not same:
-                return
-            best.used = now
-            if not session.reads_flash:
-                try:
-                    self._bring_in(best)
-                except ModelError:  # it is computed again
-                    self._forget_from(best)
-                    return
-            session.append_block(best.block, rest[:same])
-            if same == len(best.tokens) < PAGE:
-                self._forget(best)  # the session writes on in it
-            else:
-                self._pool.share(best.block)
+                return path
+            path.append((best, same))
             found += same
             if same < PAGE:
-                return
+                return path
             node = best
 
-    def _bring_in(self, node: _Node) -> None:
-        """Have a node's block in memory. Raises ModelError."""
-        out = node.block
-        self._pool.share(out)  # the room that it needs is not to be made by forgetting it
+    def _brought_in(self, path: list[tuple[_Node, int]]) -> list[tuple[_Node, int]]:
+        """Have a path's blocks in memory; as much of it as could be read, and the rest is computed again."""
+        out = [node for node, _ in path if self._pool.is_out(node.block)]
+        if not out:
+            return path
+        held = [node.block for node, _ in path]  # the room that they need is not to be made by forgetting them
+        for block in held:
+            self._pool.share(block)
         try:
-            node.block = self._pool.move_in(out)
+            for node, block in zip(out, self._pool.copies_in([node.block for node in out]), strict=True):
+                node.block, node.copy = block, node.block
+        except ModelError:
+            path = path[:next(number for number, (node, _) in enumerate(path) if node is out[0])]
+            self._forget_from(out[0])
         finally:
-            self._pool.give_back(out)
+            for block in held:
+                self._pool.give_back(block)
+        return path
 
     def _let_go(self) -> bool:
         """Give the pool the block that was needed longest ago, if there is any that only this holds."""
         here = [n for n in self._nodes if not self._pool.is_out(n.block) and not self._pool.shared(n.block)]
         if here and self._pool.swap is not None:
             oldest = min(here, key=_Node.need)
-            with contextlib.suppress(ModelError):
-                oldest.block = self._pool.move_out(oldest.block)
+            if oldest.copy is None:
+                some = heapq.nsmallest(_WRITTEN, (n for n in here if n.copy is None), _Node.need)
+                self._copy_out(sorted(some, key=lambda node: node.depth))  # as they will be read
+            if oldest.copy is not None:
+                self._pool.give_back(oldest.block)
+                oldest.block, oldest.copy = oldest.copy, None
                 return True
         return self._drop_until(lambda node: not self._pool.is_out(node.block))
+
+    def _copy_out(self, nodes: list[_Node]) -> None:
+        """Have copies of blocks on flash, if that is possible, so that their places in memory are free to be taken."""
+        held = [node.block for node in nodes]  # they stay while room is made on flash
+        for block in held:
+            self._pool.share(block)
+        with contextlib.suppress(ModelError):
+            for node, copy in zip(nodes, self._pool.copies_out(held), strict=True):
+                node.copy = copy
+        for block in held:
+            self._pool.give_back(block)
+
+    def _drop_copy(self) -> bool:
+        """Forget a copy on flash of a block that is also in memory: of those, the one that is needed last."""
+        there = [node for node in self._nodes if node.copy is not None]
+        if not there:
+            return False
+        self._forget_copy(max(there, key=_Node.need))
+        return True
 
     def _drop_until(self, enough: Callable[[_Node], bool]) -> bool:
         """Forget what was needed longest ago, block after block, up to one that is enough; whether there was one."""
@@ -143,3 +187,9 @@ class Prefixes:
         assert node.before is not None
         node.before.after.remove(node)
         self._nodes.remove(node)
+        self._forget_copy(node)
+
+    def _forget_copy(self, node: _Node) -> None:
+        if node.copy is not None:
+            self._pool.give_back(node.copy)
+            node.copy = None

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from edgert.residency.region import Region
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _AT_ONCE = 4
-"""Pages of a block that are written or read at the same time: a disk is several times as fast then."""
+"""Layers whose pages are written or read at the same time: a disk is several times as fast then."""
 _THREAD_BYTES = 64 << 10
 """Of a thread's stacks."""
 
@@ -61,16 +61,23 @@ class SwapFile:
         """How many blocks it has room for."""
         return len(self._free)
 
-    def put(self, block: np.ndarray) -> int:
-        """Write a block, uint8 of shape (layers, page_bytes); the slot that it is in. Raises ModelError."""
-        if not self._free:
+    def put(self, blocks: Sequence[np.ndarray]) -> list[int]:
+        """Write blocks, each uint8 of shape (layers, page_bytes); the slots that they are in. Raises ModelError."""
+        if len(blocks) > self.room:
             raise ModelError(f"the key-value cache has room for {self.slots} blocks on flash, and all are in use")
-        slot = self._free.pop()
+        self._free.sort(reverse=True)
+        slots = [self._free.pop() for _ in blocks]  # neighbours are one write, and one read
 
-        def write(layer: int, view: memoryview) -> None:
-            view[:self.page_bytes] = block[layer].data
-            self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(block[layer])
-            self._write(view, self._offset(layer, slot))
+        def write(layer: int, bounce: memoryview) -> None:
+            for block, slot in zip(blocks, slots, strict=True):
+                self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(block[layer])
+            for run in self._runs(slots):
+                pages = [block[layer] for block in blocks[run]]
+                if self._as_they_are(pages) and self._write_run(pages, self._offset(layer, slots[run][0])):
+                    continue
+                for slot, page in zip(slots[run], pages, strict=True):
+                    bounce[:self.page_bytes] = page.data
+                    self._write(bounce, self._offset(layer, slot))
 
         try:
             self._for_layers(write)
@@ -78,11 +85,24 @@ class SwapFile:
                 os.fdatasync(self._written)
                 os.posix_fadvise(self._written, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            self._free.append(slot)
+            self._free += slots
             raise ModelError(f"{self.folder}: the key-value cache needs more room there, and writing failed: "
                              f"{(error.strerror or str(error)).lower()}; free some, or take a smaller "
                              "--context") from None
-        return slot
+        return slots
+
+    @staticmethod
+    def _runs(slots: Sequence[int]) -> Iterator[slice]:
+        """Parts of `slots` that follow one another in the file."""
+        first = 0
+        for last in range(1, len(slots) + 1):
+            if last == len(slots) or slots[last] != slots[last - 1] + 1:
+                yield slice(first, last)
+                first = last
+
+    def _as_they_are(self, pages: Sequence[np.ndarray]) -> bool:
+        """Whether the file takes pages from where they are in memory, and brings them there."""
+        return self.page_bytes == self.stride and all(page.ctypes.data % ALIGNMENT == 0 for page in pages)
 
     def _for_layers(self, work: Callable[[int, memoryview], None]) -> None:
         """work(layer, `stride` bytes of memory) for all layers, some at the same time. When one raises, what it
@@ -96,6 +116,15 @@ class SwapFile:
         wait(parts)
         for part in parts:
             part.result()
+
+    def _write_run(self, pages: Sequence[np.ndarray], offset: int) -> bool:
+        """Write pages that follow one another with one call, if the system does it at once."""
+        try:
+            return os.pwritev(self._written, [page.data for page in pages], offset) == len(pages) * self.stride
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
 
     def _write(self, view: memoryview, offset: int) -> None:
         while view:
@@ -113,10 +142,15 @@ class SwapFile:
 
     def read(self, layer: int, slots: Sequence[int], into: memoryview) -> None:
         """Read a layer's pages in slots that follow one another, each `stride` bytes. Raises ModelError."""
+        self._checked(lambda: self._file.read(self._offset(layer, slots[0]), into, len(slots) * self.stride), layer,
+                      slots, [into[number * self.stride:number * self.stride + self.page_bytes]
+                              for number in range(len(slots))])
+
+    def _checked(self, read: Callable[[], None], layer: int, slots: Sequence[int], pages: Sequence[memoryview]) -> None:
+        """Read a layer's pages, and compare each with its checksum. Raises ModelError."""
         def attempt() -> None:
-            self._file.read(self._offset(layer, slots[0]), into, len(slots) * self.stride)
-            for number, slot in enumerate(slots):
-                page = into[number * self.stride:number * self.stride + self.page_bytes]
+            read()
+            for slot, page in zip(slots, pages, strict=True):
                 if xxhash.xxh3_64_intdigest(page) != self._checksums[layer, slot]:
                     raise BundleError("a page does not match its checksum")
 
@@ -126,13 +160,23 @@ class SwapFile:
             raise ModelError(f"{self.folder}: a page of the key-value cache cannot be read back ({error}); begin the "
                              "conversation anew, and check the disk") from None
 
-    def take_back(self, slot: int, into: np.ndarray) -> None:
-        """Read a block, as it was given to `put`. Raises ModelError."""
-        def read(layer: int, view: memoryview) -> None:
-            self.read(layer, [slot], view)
-            into[layer] = np.frombuffer(view, np.uint8, self.page_bytes)
+    def take_back(self, slots: Sequence[int], into: Sequence[np.ndarray]) -> None:
+        """Read blocks, each as it was given to `put`. Raises ModelError."""
+        def read(layer: int, bounce: memoryview) -> None:
+            for run in self._runs(slots):
+                pages = [block[layer] for block in into[run]]
+                if self._as_they_are(pages):
+                    self._read_run(layer, slots[run], [page.data for page in pages])
+                    continue
+                for slot, page in zip(slots[run], pages, strict=True):
+                    self.read(layer, [slot], bounce)
+                    page[:] = np.frombuffer(bounce, np.uint8, self.page_bytes)
 
         self._for_layers(read)
+
+    def _read_run(self, layer: int, slots: Sequence[int], pages: Sequence[memoryview]) -> None:
+        """Read a layer's pages that follow one another with one call. Raises ModelError."""
+        self._checked(lambda: self._file.read_in_turn(self._offset(layer, slots[0]), pages), layer, slots, pages)
 
     def free(self, slot: int) -> None:
         """Have a slot no more."""

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -71,6 +71,19 @@ class FlashFile:
         if done < needed:
             raise BundleError(f"{self.path}: ends at offset {min(offset + done, self.size)}, before what its header "
                               "promises; the file is truncated, convert the model again")
+
+    def read_in_turn(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill several buffers with what stands at an offset of the file, one after another; as `read`, which also says
+        how they are aligned."""
+        try:
+            got = os.preadv(self._file.fileno(), buffers, offset) if self.direct else 0
+        except OSError:
+            got = 0
+        if got == sum(map(len, buffers)):
+            return
+        for buffer in buffers:
+            self.read(offset, buffer, len(buffer))
+            offset += len(buffer)
 
     def twice(self, attempt: Callable[[], None]) -> None:
         """Call a function that reads and checks data; if it raises BundleError, call it once more.

@@ -1,12 +1,12 @@
 """What types and policies of the key-value cache cost on long texts: perplexity, and needles that are found again.
 
-    python tests/large/long_context.py BUNDLE TEXT [--tokens 6144] [--texts 5] [--out FILE]
+    python tests/large/long_context.py BUNDLE TEXT [--tokens 6144] [--texts 5] [--questions 4] [--out FILE]
 
 perplexity: of the second half of the first `tokens` tokens, one by one in a session. needles: 20 sentences with
 a number each, spread over that many tokens of the text in as many arrangements as --texts says; a prompt is all of it,
-and a question after it. Where a policy looks at the question while it reads the text, all is read for each of the
---questions that are asked of an arrangement; else the text once. Shares are of a float16 cache for all tokens. A table
-in Markdown goes to --out, progress to standard error.
+and a question after it. The text is read once, and all 20 are asked for; where a policy looks at the question while
+it reads the text, all is read for each of the --questions that are asked of an arrangement. Shares are of a float16
+cache for all tokens. A table in Markdown goes to --out, progress to standard error.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def needles(model: edgert.Model, ids: list[int], texts: int, questions: int) -> 
         prompts = [[*text, *model.tokenizer.encode(
             f"\nQuestion: what is the secret number of {place}?\nAnswer: the secret number of {place} is",
             add_bos=False)] for place in PLACES]
-        some = rng.permutation(len(PLACES))[:questions]
+        some = rng.permutation(len(PLACES))[:questions if model._engine.policy.observes else len(PLACES)]
         for which, answer in zip(some, _answers(model, text, [prompts[which] for which in some]), strict=True):
             found += str(numbers[which]) in answer
             asked += 1
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("--tokens", type=int, default=6144)
     parser.add_argument("--texts", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=len(PLACES))
+    parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--only", type=lambda names: names.split(";"))
     parser.add_argument("--out")
     arguments = parser.parse_args()

@@ -55,7 +55,8 @@ class Flashed:
     def check(self) -> None:
         """Every block is free, or held by as many as say so."""
         held = np.zeros(len(self.pool._holders), int)
-        for block in [*self.session._blocks, *(node.block for node in self.prefixes._nodes)]:
+        copies = [node.copy for node in self.prefixes._nodes if node.copy is not None]
+        for block in [*self.session._blocks, *(node.block for node in self.prefixes._nodes), *copies]:
             held[block] += 1
         assert held.tolist() == self.pool._holders
         free = [*self.pool._free, *(slot + self.pool.count for slot in self.swap._free)]
@@ -166,6 +167,24 @@ def test_what_cannot_be_read_back_is_computed_again(bundle: Bundle, tmp_path: Pa
     engine.close()
 
 
+def test_conversations_that_change_places_are_written_once(bundle: Bundle, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(bundle, cache_type="f16", chunk=40, context=CONTEXT)
+    both = Flashed(engine, tmp_path)
+    session, put, written = Session(engine.config, 3 * PAGE, "f16", both.pool), both.swap.put, []
+    monkeypatch.setattr(both.swap, "put", lambda blocks: written.append(len(blocks)) or put(blocks))
+    talks = [tokens_of(seed, 3 * PAGE) for seed in (8, 9)]
+    for turn in range(6):
+        tokens = talks[turn % 2]
+        both.prefixes.remember(session)
+        both.prefixes.recall(session, tokens[:-1])
+        assert session.length == (0 if turn < 2 else len(tokens) - 1)
+        engine.forward(session, tokens[session.length:])
+    assert sum(written) == 6
+    both.close()
+    engine.close()
+
+
 def test_a_full_disk_is_said(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(bundle, cache_type="f16", chunk=40, context=CONTEXT)
     both = Flashed(engine, tmp_path)
@@ -176,6 +195,7 @@ def test_a_full_disk_is_said(bundle: Bundle, tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.pwrite", full)
+    monkeypatch.setattr("os.pwritev", full)
     with pytest.raises(ModelError, match="needs more room there, and writing failed: no space left"):
         engine.forward(both.session, [1, 2])
     assert both.session.tokens == tokens
