@@ -184,14 +184,15 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
                    "of the time")
     if "questions" in result:
         questions = result["questions"]
-        yield f"{questions['count']} questions: {_accuracy_text(questions)}"
+        yield f"{questions['count']} question{'s' * (questions['count'] != 1)}: {_accuracy_text(questions)}"
         if "peer" in questions:
             yield f"llama.cpp: {_accuracy_text(questions['peer'])}"
             yield (f"the same pick for {100 * questions['agreement']:.1f} % of the questions, per byte for "
                    f"{100 * questions['agreement_norm']:.1f} %")
     if "prompts" in result:
         prompts = result["prompts"]
-        yield f"{prompts['count']} prompts: {_percent(prompts, 'exact_match')} answered exactly"
+        yield (f"{prompts['count']} prompt{'s' * (prompts['count'] != 1)}: "
+               f"{_percent(prompts, 'exact_match')} answered exactly")
 
 
 def _accuracy_text(found: dict[str, Any]) -> str:

@@ -139,6 +139,6 @@ def compile_progress(number: int, count: int, name: str) -> None:
     """Show on standard error which kernel is being compiled; on a terminal in one line that is rewritten."""
     if not sys.stderr.isatty():
         if number == 1:
-            show(f"compiling {count} kernels for this processor, this once (about a minute)", err=True)
+            show(f"compiling {count} kernels for this processor, this once (one to two minutes)", err=True)
         return
     show_passing(f"compiling for this processor, this once: {number}/{count} {name}" if number < count else "")

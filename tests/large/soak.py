@@ -110,8 +110,7 @@ def soak(bundle: str, memory: str | None, tokens: int, context: int | None, thre
     for name in ("rss_bytes", "threads", "descriptors"):
         result[name]["closed"] = closed[name]
     # What stays is what was there before the plan was made: the interpreter, its modules, the compiled kernels.
-    held = sum(plan.parts[part] for part in ("norms and biases", "pinned attention", "pinned neurons",
-                                             "pinned output head"))
+    held = sum(size for part, size in plan.parts.items() if part == "norms and biases" or part.startswith("pinned "))
     result["given_back_bytes"], result["held_bytes"] = last["rss_bytes"] - closed["rss_bytes"], held
     if result["given_back_bytes"] < held:
         faults.append(f"closing gave back {result['given_back_bytes']} bytes; weights alone held {held}")
