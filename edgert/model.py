@@ -256,7 +256,7 @@ class Model:
         room = sys.maxsize if self.endless else self._session.context - len(ids) + 1
         if room < 1:
             raise ContextLengthError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
-                                     "shorten it or raise the context")
+                                     + self._for_room(len(ids)))
         followed = Grammar.of(schema, regex, grammar)
         if followed is not None and ignore_eos:
             raise ModelError("ignore_eos does not go with a schema or grammar, whose end is the answer's")
@@ -368,6 +368,14 @@ class Model:
         if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not self.endless:
             raise ContextLengthError(f"the prompt has {len(text)} characters, far more than fit in a context of "
                                      f"{self._session.context} tokens; shorten it or raise the context")
+
+    def _for_room(self, tokens: int) -> str:
+        """What can be done where a prompt has more tokens than the context."""
+        most = self._bundle.header.config.max_position_embeddings
+        if tokens <= most:
+            return "shorten it or raise the context"
+        return (f"shorten it: this model takes {most}; or, with a kv_policy like heavy, it reads all and keeps a part "
+                "of it in mind")
 
     def _flash(self) -> tuple[int, float]:
         return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s

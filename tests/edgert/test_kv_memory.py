@@ -151,3 +151,10 @@ def test_mixed_takes_no_more_than_it_was_given(smollm2: Path, share: float) -> N
     assert room.bytes <= memory + 8 * config.num_hidden_layers * 6144 // PAGE
     assert room.bytes > 0.97 * memory or room.low == 0
     assert room.context <= 6144 and (share < 0.3 or room.context == 6144)
+
+
+def test_a_prompt_longer_than_the_model_takes(smollm2: Path) -> None:
+    with edgert.load(smollm2, context=128) as model:
+        for count, what in ((129, "shorten it or raise the context"), (9000, "this model takes 8192; or, with a kv_")):
+            with pytest.raises(edgert.ModelError, match=f"{count} tokens, the context room for 128; .*{what}"):
+                model.generate([1] * count)
