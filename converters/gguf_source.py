@@ -71,8 +71,9 @@ class GgufTensor:
         return self.file.read(self.info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
 
 
-def open_gguf(path: str | Path) -> Source:
-    """The model in a GGUF file. Reads the header, the file once for its hash, and no tensor before it is asked for.
+def open_gguf(path: str | Path, *, hashed: bool = True) -> Source:
+    """The model in a GGUF file. Reads the header, the file once for its hash (if `hashed`), and no tensor before it is
+    asked for.
 
     Raises SourceError where the file is damaged, hostile, in parts, or of a family or a quantization that edgert does
     not read.
@@ -111,7 +112,8 @@ def open_gguf(path: str | Path) -> Source:
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise SourceError(f"{path}: tokenizer.chat_template is not text")
-    return Source(config, tensors, tokenizer_json, generation, template, _provenance(file, metadata), (file,))
+    provenance = _provenance(file, metadata, hashed=hashed)
+    return Source(config, tensors, tokenizer_json, generation, template, provenance, (file,))
 
 
 def _halves(columns: np.ndarray) -> np.ndarray:
@@ -131,8 +133,8 @@ def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:
     return tuple(float(factor) for factor in factors)
 
 
-def _provenance(file: SourceFile, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    provenance = {"source": file.path.name, "sha256": file.sha256, "type": "gguf"}
+def _provenance(file: SourceFile, metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:
+    provenance = {"source": file.path.name, **({"sha256": file.sha256} if hashed else {}), "type": "gguf"}
     with suppress(ValueError):  # where it is not given, or is one of a newer llama.cpp
         provenance["file_type"] = LlamaFileType(metadata.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
     for field in ("name", "license"):

@@ -11,19 +11,21 @@ from .safetensors_source import PICKLED, open_safetensors, pickle_refused
 from .source import Source
 
 
-def open_source(spec: str) -> Source:
-    """The model that `spec` names: `hf:organisation/name[@revision]`, a folder, or a GGUF file.
+def open_source(spec: str, *, hashed: bool = True) -> Source:
+    """The model that `spec` names: `hf:organisation/name[@revision][:file.gguf]`, a folder, or a GGUF file.
 
-    Raises SourceError where it cannot be used, DownloadError where it cannot be fetched.
+    hashed: whether files are read once for their hashes. Raises SourceError where it cannot be used, DownloadError
+    where it cannot be fetched.
     """
     if spec.startswith(PREFIX):
-        folder = fetch_hub(spec)
-        source = open_safetensors(folder)
-        return replace(source, provenance={**source.provenance, "source": spec, "revision": folder.name})
+        fetched = fetch_hub(spec)
+        source = open_source(str(fetched))
+        revision = fetched.name if fetched.is_dir() else fetched.parent.name
+        return replace(source, provenance={**source.provenance, "source": spec, "revision": revision})
     path = Path(spec)
     try:
         if path.is_dir():
-            return open_safetensors(path)
+            return open_safetensors(path, hashed=hashed)
         if not path.is_file():
             raise SourceError(f"{spec}: no such file or folder (a model on the hub is written hf:organisation/name)")
         with path.open("rb") as file:
@@ -31,7 +33,7 @@ def open_source(spec: str) -> Source:
     except OSError as error:
         raise SourceError(f"{spec}: cannot be read: {error.strerror}") from error
     if magic == b"GGUF":
-        return open_gguf(path)
+        return open_gguf(path, hashed=hashed)
     if path.suffix in PICKLED or magic[:1] == b"\x80":
         raise pickle_refused(path)
     if path.suffix == ".safetensors":

@@ -57,11 +57,11 @@ class SafetensorsTensor:
         return None
 
 
-def open_safetensors(folder: str | Path) -> Source:
+def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     """The model in a folder of config.json, tokenizer.json, and model.safetensors or its shards and their index.
 
-    Reads the headers, the files once for their hashes, and no tensor before it is asked for. Raises SourceError where
-    something is missing, damaged or hostile, or of a family or element type that edgert does not read.
+    Reads the headers, the files once for their hashes (if `hashed`), and no tensor before it is asked for. Raises
+    SourceError where something is missing, damaged or hostile, or of a family or type that edgert does not read.
     """
     folder = Path(folder)
     files = {name: SourceFile(folder / name) for name in _TEXTS if (folder / name).is_file()}
@@ -73,8 +73,9 @@ def open_safetensors(folder: str | Path) -> Source:
     config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
     tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
-    hashed = {name: files[name].sha256 for name in sorted({"config.json", "tokenizer.json", *weights})}
-    provenance = {"source": folder.resolve().name, "files": hashed, "type": "safetensors"}
+    names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []
+    provenance = {"source": folder.resolve().name, "files": {name: files[name].sha256 for name in names},
+                  "type": "safetensors"}
     return Source(config, tensors, tokenizer_json, generation, template, provenance, tuple(files.values()))
 
 

@@ -63,7 +63,7 @@ class FakeHub:
         elif "/org/name/" not in path:
             self.send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif re.fullmatch(f"/api/models/org/name/revision/(main|{COMMIT})", path):
-            siblings = [{"rfilename": name} for name in self.files]
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
             self.send(request, 200, json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode())
         elif path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
             tree = [{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -78,15 +78,18 @@ class FakeHub:
 
     def send_file(self, request: BaseHTTPRequestHandler, content: bytes) -> None:
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        start = int(re.sub(r"bytes=(\d+)-", r"\1", request.headers.get("Range", "bytes=0-")))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body = content[start:]
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "bytes=0-"))
+        assert asked is not None
+        start, end = int(asked[1]), int(asked[2]) + 1 if asked[2] else len(content)
+        partial = end - start < len(content)
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        body = content[start:end]
         if request.command == "GET" and self.cut:
             self.cut -= 1
-            self.send(request, 206 if start else 200, body, headers, sent=len(body) // 2)
+            self.send(request, 206 if partial else 200, body, headers, sent=len(body) // 2)
         else:
-            self.send(request, 206 if start else 200, body, headers)
+            self.send(request, 206 if partial else 200, body, headers)
 
     def send(self, request: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None,
              sent: int | None = None) -> None:

@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -145,10 +146,7 @@ class BundleWriter:
         for name, section in self._header.sections.items():
             assert self._written[name] == section.length, name
             section.checksum = self._digests[name].hexdigest()
-        data = self._header.to_json()
-        first = min(s.offset for s in self._header.sections.values())
-        assert len(data) <= min(MAX_HEADER_BYTES, first - PREFIX_BYTES)
-        prefix = MAGIC + struct.pack("<IIQQ", VERSION, 0, len(data), xxhash.xxh3_64_intdigest(data))
+        prefix, data = _first_bytes(self._header)
         self._write_at(PREFIX_BYTES, memoryview(data))
         with self._refusals("written"):
             os.fsync(self._handle)
@@ -177,3 +175,24 @@ class BundleWriter:
                 self._remove_leftover()
             elif os.path.samestat(os.fstat(self._handle), self._part.lstat()):
                 self._part.unlink()
+
+
+def write_hollow(path: Path, header: Header, texts: Mapping[str, bytes]) -> None:
+    """Write a bundle that has nothing in its sections but in those named: for planning, not for running. It takes
+    hardly any room on the disk. Raises OSError."""
+    for name, content in texts.items():
+        header.sections[name].checksum = xxhash.xxh3_64_hexdigest(content)
+    with path.open("wb") as file:
+        file.write(b"".join(_first_bytes(header)))
+        for name, content in texts.items():
+            file.seek(header.sections[name].offset)
+            file.write(content)
+        file.truncate(max(section.offset + section.length for section in header.sections.values()))
+
+
+def _first_bytes(header: Header) -> tuple[bytes, bytes]:
+    """What a bundle begins with: the prefix, and the header."""
+    data = header.to_json()
+    first = min(section.offset for section in header.sections.values())
+    assert len(data) <= min(MAX_HEADER_BYTES, first - PREFIX_BYTES)
+    return MAGIC + struct.pack("<IIQQ", VERSION, 0, len(data), xxhash.xxh3_64_intdigest(data)), data

@@ -1,13 +1,15 @@
 """`edgert plan`: where memory goes, what has to be read from flash for each token, and how fast that will be."""
 
+import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
 
 from edgert.bundle import Bundle, Header
+from edgert.download import models_folder
 from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
@@ -17,13 +19,14 @@ from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
 from edgert.opening import default_threads, load_library, session_settings
-from edgert.residency.device import Device, device_of
+from edgert.residency.device import Device, device_of, measure_folder
 from edgert.terminal import show, show_json, show_passing
 
 from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
 MIB = 1 << 20
+_HUB = "hf:"
 _ROWS, _POINTS = 7, 60
 """About how many budgets are in the table, and in the plot."""
 _STEPS = [n * 10 ** power // 10 for power in range(10) for n in (10, 15, 20, 30, 50)]
@@ -88,6 +91,9 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
             png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
+    BUNDLE may be a model on the Hugging Face hub, hf:ORG/NAME or hf:ORG/NAME:FILE.gguf: a forecast, for which only the
+    beginnings of its files are fetched.
+
     Without --memory, compare budgets from the smallest that works to the whole model in memory. The model is not
     loaded; the prediction comes from measuring a fresh process, the processor and, the first time, the disk.
     """
@@ -95,8 +101,9 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         require_matplotlib()
     budget = None if memory is None else parse_size(memory)
     of_cache = None if kv_memory is None else parse_size(kv_memory)
-    with Bundle(bundle) as opened, _measured(opened, program, budget, threads, context, prefill_chunk, kv_type,
-                                             of_cache, kv_policy, parallel) as measured:
+    with _there(bundle) as (path, more), Bundle(path) as opened, \
+            _measured(opened, program, budget, threads, context, prefill_chunk, kv_type, of_cache, kv_policy,
+                      parallel) as measured:
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
         points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]
@@ -104,16 +111,41 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
     if png:
         picture(png, opened.path.name, [_point(p) for p in points], None if chosen is None else _point(chosen))
     if as_json:
-        common = {"smallest_budget": measured.smallest, "whole_budget": measured.whole,
+        common = {**more, "smallest_budget": measured.smallest, "whole_budget": measured.whole,
                   "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk), "for": program,
                   "structured_output_bytes": measured.cost.structured,
                   **({"window_bytes": measured.cost.window} if program == APP else {})}
         own = chosen.values() if chosen else {"budgets": [p.values() for p in table]}
         show_json({**own, **common})
-    elif chosen:
+        return
+    if more:
+        show(f"A forecast for {more['file'] or bundle}: {more['to_fetch'] / 1e9:.2f} GB to fetch, "
+             f"{more['to_keep'] / 1e9:.2f} GB as a bundle.\n")
+    if chosen:
         _show(chosen, measured, program)
     else:
         _compare(table, points, measured)
+
+
+@contextmanager
+def _there(bundle: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A bundle to plan with, and what is known of one that is not here. Raises EdgertError."""
+    if not bundle.startswith(_HUB):
+        yield bundle, {}
+        return
+    converters = importlib.import_module("edgert.converters.forecast")  # by name: it is above this room
+    with ExitStack() as stack:
+        folder = models_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _saying("measuring the disk ..."):
+                measure_folder(folder)  # before there is a bundle with nothing in it
+        except OSError as error:
+            raise ModelError(f"{folder}: cannot be written: {error.strerror or error}; set EDGERT_MODELS to another "
+                             "folder") from error
+        with _saying("fetching the beginnings of its files ..."):
+            there = stack.enter_context(converters.forecast(bundle))
+        yield str(there.bundle), {"file": there.file, "to_fetch": there.to_fetch, "to_keep": there.to_keep}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`edgert pull`: downloads a model of the catalogue."""
 
+import importlib
 import sys
 
 import click
@@ -24,9 +25,15 @@ def _list_models(context: click.Context, parameter: click.Parameter, value: bool
 def command(name: str) -> None:
     """Download the model NAME, check its hash, and print the path of its file.
 
+    NAME is one of the catalogue, or a model on the Hugging Face hub: hf:ORG/NAME, or hf:ORG/NAME:FILE.gguf for one file
+    of it. Those go to the hub library's own cache; `edgert plan` makes a forecast before.
+
     A model that is already there is not downloaded again, an interrupted download is resumed, and if another process
     is downloading the same model, this one waits for it. Files go to $EDGERT_MODELS, or to the user's cache folder.
     """
+    if name.startswith("hf:"):
+        show(importlib.import_module("edgert.converters.hub").fetch_hub(name))  # by name: it is above this room
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -84,6 +84,19 @@ def device_of(path: str | os.PathLike[str], *, again: bool = False) -> Device:
     return device
 
 
+def measure_folder(folder: Path) -> None:
+    """Measure the device that a folder is on, if that was never done, with a file that is removed then. Raises OSError,
+    or BundleError."""
+    if _identity(folder)[0] in _load():
+        return
+    with tempfile.NamedTemporaryFile(prefix=".probe-", dir=folder) as file:
+        for _ in range(_SPAN // ENOUGH):
+            file.write(os.urandom(ENOUGH))
+        file.flush()
+        os.fsync(file.fileno())
+        device_of(file.name)
+
+
 def stored_devices() -> list[Device]:
     """All devices that were measured on this machine so far."""
     return list(_load().values())

@@ -42,6 +42,17 @@ def test_fetch(tmp_path: Path, spec: str) -> None:
     assert fetch(spec, environment) == str(folder), "from the cache, when the hub is gone"
 
 
+@pytest.mark.parametrize(("spec", "file"), [
+    ("hf:org/name:b.Q8_0.gguf", "b.Q8_0.gguf"), ("hf:org/name", "a.q4_k_m.gguf"),
+    (f"hf:org/name@{COMMIT}", "a.q4_k_m.gguf")])
+def test_gguf_files(tmp_path: Path, spec: str, file: str) -> None:
+    files = {"b.Q8_0.gguf": b"8", "a.q4_k_m.gguf": b"4", "mmproj-q4_k_m.gguf": b"", "config.json": b"{}",
+             "a.Q4_K_M-00001-of-00002.gguf": b"", "a.IQ2_M.gguf": b"2"}
+    with FakeHub(files) as hub:
+        path = Path(fetch(spec, hub.environment(tmp_path)))
+    assert path.name == file and path.read_bytes() == files[file] and path.parent.name == COMMIT
+
+
 def test_resume(tmp_path: Path) -> None:
     content = bytes(range(256)) * (96 << 10)  # the hub library writes, and resumes, in chunks of 10 MB
     with FakeHub({"model.safetensors": content}, cut=1) as hub:
@@ -54,6 +65,7 @@ def test_resume(tmp_path: Path) -> None:
     ("hf:org/other", "there is no such model on the hub"),
     ("hf:org/gated", "the model is gated: accept its terms"),
     ("hf:org/name@no-such-branch", "the model has no revision 'no-such-branch'"),
+    ("hf:org/name:other.gguf", "the model has no file of that name"),
 ])
 def test_refused(tmp_path: Path, spec: str, message: str) -> None:
     with FakeHub(FILES) as hub:
