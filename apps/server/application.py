@@ -112,6 +112,7 @@ class Application:
                 raise refused(error, asked.__struct_fields__) from None
             return made[0].works
 
+        await self.service.wake()
         ticket = self.service.enter()
         await self.service.submit(ticket, works)
         if asked.stream:
@@ -136,7 +137,8 @@ class Application:
 
     async def _health(self, request: Request) -> Response:
         state = self.service.state
-        return json_response({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
+        well = state in ("ready", "unloaded")  # which the next request loads
+        return json_response({"status": "ok" if well else state}, 200 if well else 503)
 
     async def _metrics_text(self, request: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -159,14 +161,18 @@ class Application:
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._read(request, tokenizing.TokenizeRequest)
-        return json_response(await self.service.prepare(lambda model: tokenizing.tokenized(model, asked)))
+        return json_response(await self._prepared(lambda model: tokenizing.tokenized(model, asked)))
 
     async def _detokenize(self, request: Request) -> Response:
         asked = await self._read(request, tokenizing.DetokenizeRequest)
-        return json_response(await self.service.prepare(lambda model: tokenizing.detokenized(model, asked)))
+        return json_response(await self._prepared(lambda model: tokenizing.detokenized(model, asked)))
 
     async def _tokenizer_info(self, request: Request) -> Response:
-        return json_response(await self.service.prepare(tokenizing.information))
+        return json_response(await self._prepared(tokenizing.information))
+
+    async def _prepared(self, make: Callable[[Model], Any]) -> Any:
+        await self.service.wake()
+        return await self.service.prepare(make)
 
 
 async def _api_error(_request: Request, error: Exception) -> Response:
