@@ -16,7 +16,6 @@ from tiny_model import give_tokenizer, write_model
 
 import edgert
 from edgert.converters.convert import convert
-from edgert.describing import describe
 
 pytestmark = pytest.mark.xdist_group("server")
 TEMPLATES = Path(__file__).parents[2] / "golden" / "chat_templates"
@@ -48,21 +47,20 @@ def check_end(last: Any, tokens: int, prompt: int) -> None:
     assert sum(parts) <= last.total_duration
 
 
-def test_what_there_is(client: ollama.Client, smollm2: Path) -> None:
-    bundle = describe(smollm2)
-    (model,) = client.list().models
-    assert (model.model, model.size, model.digest) == (NAME, smollm2.stat().st_size, bundle.digest)
-    assert model.modified_at is not None and model.modified_at.timestamp() == pytest.approx(smollm2.stat().st_mtime)
-    assert model.details is not None and model.details.model_dump() == {
+def test_what_there_is(client: ollama.Client, smollm2: Path, model: edgert.Model) -> None:
+    (listed,) = client.list().models
+    assert (listed.model, listed.size, listed.digest) == (NAME, smollm2.stat().st_size, model.digest)
+    assert listed.modified_at is not None and listed.modified_at.timestamp() == pytest.approx(smollm2.stat().st_mtime)
+    assert listed.details is not None and listed.details.model_dump() == {
         "parent_model": "", "format": "edgert", "family": "llama", "families": ["llama"], "parameter_size": "134.52M",
         "quantization_level": "Q4"}
     (loaded,) = client.ps().models
-    assert (loaded.model, loaded.name, loaded.digest, loaded.context_length) == (NAME, NAME, bundle.digest, 1024)
+    assert (loaded.model, loaded.name, loaded.digest, loaded.context_length) == (NAME, NAME, model.digest, 1024)
     assert loaded.size and 50 << 20 < loaded.size <= 220 << 20
     assert loaded.expires_at and loaded.expires_at > datetime.now(UTC) + timedelta(days=36_500), "it is kept for ever"
     shown = client.show(NAME)
-    assert (shown.details, shown.modified_at, shown.capabilities) == (model.details, model.modified_at, ["completion"])
-    assert shown.template == bundle.template and shown.license == "apache-2.0"
+    assert (shown.details, shown.modified_at, shown.capabilities) == (listed.details, listed.modified_at, ["completion"])
+    assert shown.template == model.chat_template and shown.license == "apache-2.0"
     assert shown.parameters and shown.parameters.split() == ["num_ctx", "1024"]
     assert shown.modelinfo and shown.modelinfo["general.architecture"] == "llama"
     assert (shown.modelinfo["llama.context_length"], shown.modelinfo["llama.block_count"]) == (1024, 30)
