@@ -18,7 +18,7 @@ COMMANDS = {
     "inspect": ("edgert.commands.inspect", "Show what a bundle contains."),
     "verify": ("edgert.commands.verify", "Check every checksum of a bundle."),
     "chat": ("edgert.apps.command", "Chat with a model in the terminal."),
-    "serve": ("edgert.apps.server.command", "Answer over HTTP, for clients of OpenAI's interface."),
+    "serve": ("edgert.apps.server.command", "Answer over HTTP, for clients of OpenAI's interface or Ollama's."),
     "app": ("edgert.apps.app_command", "Chat with a model in a window."),
     "web": ("edgert.apps.server.web", "Chat with a model in the browser."),
     "sessions": ("edgert.commands.sessions", "List, show or remove conversations that are kept."),

@@ -88,10 +88,11 @@ def read_text(bundle: Bundle) -> Text:
     generation = bundle.header.generation
     tokenizer = Tokenizer.from_json(bundle.read_section(TOKENIZER), generation["bos_token_id"],
                                     generation["eos_token_ids"], generation["add_bos_token"])
-    return Text(tokenizer, _template_text(bundle))
+    return Text(tokenizer, template_text(bundle))
 
 
-def _template_text(bundle: Bundle) -> str | None:
+def template_text(bundle: Bundle) -> str | None:
+    """A bundle's chat template, None if it has none. Raises BundleError."""
     if CHAT_TEMPLATE not in bundle.header.sections:
         return None
     try:

@@ -101,10 +101,10 @@ class Machine:
             "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(first), "BROWSER": "true"}
         self._started = 0
 
-    def web(self, bundle: Path | None = None, *options: str) -> Server:
-        """`edgert web`, whose page nobody has opened yet."""
+    def web(self, bundle: Path | None = None, *options: str, command: str = "web") -> Server:
+        """`edgert web`, whose page nobody has opened yet, or another command that serves."""
         self._started += 1
-        return Server(bundle, *options, command="web", environment=self.environment,
+        return Server(bundle, *options, command=command, environment=self.environment,
                       errors=self.folder / f"errors{self._started}")
 
     def left(self) -> list[str]:

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/edgert/budget", "/v1/models",
+         "/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/pull", "/api/delete", "/api/nothing",
          "/v1/models/%2e%2e", "/health", "/metrics", "/edgert/status", "/tokenizer_info", "/", "/page/",
          "/page/..%2fserver%2fservice.py", "/page/%00", "/page/%ff", "/nothing", "/v1", "//", "/%")
 RIGHT: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
     "/v1/completions": {"prompt": "a", "max_tokens": 2},
+    "/api/chat": {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "options": {"num_predict": 2}},
+    "/api/generate": {"model": "tiny", "prompt": "a", "options": {"num_predict": 2}},
+    "/api/show": {"model": "tiny"},
     "/tokenize": {"prompt": "a"}, "/detokenize": {"tokens": [1, 2]}}
 NAMES = ("messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
          "repetition_penalty", "seed", "stop", "n", "logprobs", "top_logprobs", "echo", "stream", "stream_options",
          "logit_bias", "presence_penalty", "frequency_penalty", "tools", "tool_choice", "response_format", "functions",
          "model", "best_of", "suffix", "content", "tokens", "role", "memory", "modalities", "user",
-         "add_special_tokens")
+         "add_special_tokens", "options", "num_predict", "keep_alive", "format", "raw", "system", "think")
 _DEEP: dict[str, Any] = {"type": "integer"}
 for _ in range(60):
     _DEEP = {"type": "object", "properties": {"a": {"type": "array", "items": _DEEP}}, "required": ["a"]}
@@ -132,7 +136,8 @@ class Hostile:
                 while part := connection.recv(65536):
                     data += part
                     head, _, body = data.partition(b"\r\n\r\n")
-                    if b"content-length: %d" % len(body) in head.lower() or body.endswith(b"data: [DONE]\n\n\r\n"):
+                    if b"content-length: %d" % len(body) in head.lower() or body.endswith(
+                            (b"data: [DONE]\n\n\r\n", b"\r\n0\r\n\r\n")):
                         break
             except OSError:  # it took too long, or the server had enough
                 pass

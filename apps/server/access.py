@@ -46,7 +46,7 @@ class Access:
                 return
             self._check_key(scope["path"], headers)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
 
         async def send_to_origin(message: Message) -> None:
@@ -100,6 +100,6 @@ def _for_origin(origin: str) -> dict[str, str]:
 
 def _preflight(headers: Headers, origin: str) -> Response:
     return Response(status_code=204, headers={
-        **_for_origin(origin), "access-control-allow-methods": "GET, POST",
+        **_for_origin(origin), "access-control-allow-methods": "GET, POST, DELETE",
         "access-control-allow-headers": headers.get("access-control-request-headers", ""),
         "access-control-max-age": _PREFLIGHT_S})

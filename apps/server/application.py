@@ -22,6 +22,7 @@ from .completions import Completions
 from .errors import ApiError, failed, refused
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Models
+from .ollama.routes import Ollama, ollama_routes
 from .requests import BudgetRequest, ChatRequest, CompletionRequest, Sampled
 from .responses import error_response, json_response
 from .served import Served
@@ -53,12 +54,14 @@ class Application:
     def asgi(self) -> Starlette:
         """The application, as servers want it."""
         routes: list[BaseRoute] = [
-            Route("/", page_files.page), Route("/page/{path:path}", page_files.page),
+            Route("/", page_files.first), Route("/page/{path:path}", page_files.page),
             Route("/metrics", self._counted("/metrics", self._metrics_text)),
             Route("/edgert/status", self._status),
             Route("/edgert/budget", self._counted("/edgert/budget", self._budget), methods=["POST"])]
         if self.models is not None:
             routes += choosing_routes(self.models, self._bodies, self._counted)
+        routes += ollama_routes(Ollama(self.service, self.served, self.defaults, self.models, self._read,
+                                       self._metrics.seconds.observe), self._counted)
         for path, endpoint, method in (
                 ("/models", self._models, "GET"), ("/models/{name:path}", self._one_model, "GET"),
                 ("/health", self._health, "GET"), ("/tokenizer_info", self._tokenizer_info, "GET"),
@@ -112,6 +115,7 @@ class Application:
                 raise refused(error, asked.__struct_fields__) from None
             return made[0].works
 
+        await self.service.wake()
         ticket = self.service.enter()
         await self.service.submit(ticket, works)
         if asked.stream:
@@ -136,7 +140,8 @@ class Application:
 
     async def _health(self, request: Request) -> Response:
         state = self.service.state
-        return json_response({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
+        well = state in ("ready", "unloaded")  # which the next request loads
+        return json_response({"status": "ok" if well else state}, 200 if well else 503)
 
     async def _metrics_text(self, request: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -159,27 +164,31 @@ class Application:
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._read(request, tokenizing.TokenizeRequest)
-        return json_response(await self.service.prepare(lambda model: tokenizing.tokenized(model, asked)))
+        return json_response(await self._prepared(lambda model: tokenizing.tokenized(model, asked)))
 
     async def _detokenize(self, request: Request) -> Response:
         asked = await self._read(request, tokenizing.DetokenizeRequest)
-        return json_response(await self.service.prepare(lambda model: tokenizing.detokenized(model, asked)))
+        return json_response(await self._prepared(lambda model: tokenizing.detokenized(model, asked)))
 
     async def _tokenizer_info(self, request: Request) -> Response:
-        return json_response(await self.service.prepare(tokenizing.information))
+        return json_response(await self._prepared(tokenizing.information))
+
+    async def _prepared(self, make: Callable[[Model], Any]) -> Any:
+        await self.service.wake()
+        return await self.service.prepare(make)
 
 
-async def _api_error(_request: Request, error: Exception) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """What Starlette refuses: paths and methods that there are not."""
     assert isinstance(error, HTTPException)
     what = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
-    return error_response(ApiError(error.status_code, what.get(error.status_code, error.detail)))
+    return error_response(ApiError(error.status_code, what.get(error.status_code, error.detail)), request.url.path)
 
 
-async def _internal_error(_request: Request, error: Exception) -> Response:
-    return error_response(failed(error))
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return error_response(failed(error), request.url.path)

@@ -30,18 +30,22 @@ _LEAST_KEY = 8
 @click.option("--structured/--no-structured", default=True, show_default=True,
               help="Keep memory for answers that follow a JSON schema, or must call a function: 30 to 55 MB, if the "
                    "budget has room. Without it they are refused where weights leave nothing.")
+@click.option("--chooser", is_flag=True,
+              help="Let the page and Ollama's clients change to other models of the models' folder, fetch those of the "
+                   "catalogue, and delete them.")
 @sampling_options(temperature=0.8)
 @parallel_option
 @model_options
 def command(bundle: str | None, host: str, port: int, api_key_file: str | None, queue: int, structured: bool,
-            sampling: dict[str, Any], parallel: int, **model_settings: Any) -> None:
-    """Answer over HTTP with the model in BUNDLE, as OpenAI's interface has it; without BUNDLE with SmolLM2 135M.
+            chooser: bool, sampling: dict[str, Any], parallel: int, **model_settings: Any) -> None:
+    """Answer over HTTP with the model in BUNDLE, as OpenAI's interface has it, and Ollama's; without BUNDLE with
+    SmolLM2 135M.
 
-    Clients take http://127.0.0.1:8080/v1 as their base URL. The settings of sampling are for requests that do not say
-    otherwise.
+    Clients of OpenAI's take http://127.0.0.1:8080/v1 as their base URL, those of Ollama's http://127.0.0.1:8080. The
+    settings of sampling are for requests that do not say otherwise.
     """
-    serve_bundle(bundle, model_settings, structured=structured, parallel=parallel, host=host, port=port,
-                 keys=_keys(api_key_file), queue=queue, defaults=sampling,
+    serve_bundle(bundle, model_settings, structured=structured, parallel=parallel, chooser=chooser, host=host,
+                 port=port, keys=_keys(api_key_file), queue=queue, defaults=sampling,
                  when_open=lambda url: show(f"listening at {url}", err=True))
 
 

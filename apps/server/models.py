@@ -72,37 +72,81 @@ class Models:
     def listed(self) -> list[dict[str, Any]]:
         """The models as the page gets them."""
         return [{"id": choice.id, "name": choice.name, "description": choice.description, "size": choice.size,
-                 "download": choice.download, "here": choice.here, "current": self._is_current(choice)}
+                 "download": choice.download, "here": choice.here, "current": self.is_current(choice)}
                 for choice in self.choices()]
 
-    def _is_current(self, choice: Choice) -> bool:
+    def is_current(self, choice: Choice) -> bool:
+        """Whether it is the model that answers, or would if it were not unloaded."""
         return choice.path == self._served.path and choice.size is not None and self._service.state != "failed"
 
     def progress(self) -> dict[str, Any]:
         """What is under way, and what went wrong: a part of the status."""
         choosing, said = self._choosing, None
         if choosing is not None:
-            maker = choosing.maker
-            doing, done, total = ("loading", 0, 0) if maker is None else maker.progress
+            doing, done, total = self.doing
             said = {"id": choosing.id, "name": choosing.name, "doing": doing, "done": done, "total": total,
-                    "cancellable": maker is not None}
+                    "cancellable": choosing.maker is not None}
         return {"choosing": said, "error": self.error}
+
+    @property
+    def on_its_way(self) -> str | None:
+        """The id of the model that is being fetched or loaded."""
+        return self._choosing.id if self._choosing is not None else None
+
+    @property
+    def doing(self) -> tuple[str, int, int]:
+        """What is done with that, how much of it, and of how much; 0 where that is not known."""
+        maker = self._choosing.maker if self._choosing is not None else None
+        return ("loading", 0, 0) if maker is None else maker.progress
 
     def choose(self, name: str) -> None:
         """Change to the model with the id `name`; first it is fetched and converted, if it is not here. Returns at
         once. Raises ApiError, and EdgertError where no process can be started for that."""
-        if (choosing := self._choosing) is not None:
-            if choosing.id == name:
-                return
-            raise ApiError(409, f"{choosing.name} is on its way; cancel that first, or wait for it", code="choosing")
+        if self._is_on_its_way(name):
+            return
         choice = next((choice for choice in self.choices() if choice.id == name), None)
         if choice is None:
             raise ApiError(404, "there is no such model here any more", param="id", code="model_not_found")
         self.error = None
-        if self._is_current(choice):
+        if self.is_current(choice):
             return
         self._begin(choice)
         self._task = asyncio.create_task(self._change(choice.path))
+
+    def _is_on_its_way(self, name: str) -> bool:
+        """Whether the model with the id `name` is. Raises ApiError where another one is."""
+        if (choosing := self._choosing) is None:
+            return False
+        if choosing.id != name:
+            raise ApiError(409, f"{choosing.name} is on its way; cancel that first, or wait for it", code="choosing")
+        return True
+
+    async def change_to(self, choice: Choice) -> None:
+        """Change to a model that is here, and wait until it answers. Raises ApiError."""
+        self.choose(choice.id)
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if not self.is_current(choice):
+            raise ApiError(500, self.error or f"{choice.name} is not here any more", code="unavailable")
+
+    def fetch(self, choice: Choice) -> None:
+        """Make the bundle of a model that is not here, and change to nothing. Returns at once. Raises ApiError, and
+        EdgertError where no process can be started for that."""
+        if not self._is_on_its_way(choice.id):
+            self.error = None
+            self._begin(choice)
+            self._task = asyncio.create_task(self._fetch())
+
+    def remove(self, choice: Choice) -> None:
+        """Delete a bundle of the models' folder. Raises ApiError for others, and for one that is in use."""
+        if self.is_current(choice):
+            raise ApiError(409, f"{choice.name} is in use; change to another model first", code="in_use")
+        if choice.path.parent.resolve() != models_folder().resolve():
+            raise ApiError(403, f"{choice.name} is not in the models' folder, so it is not deleted", code="not_deleted")
+        try:
+            choice.path.unlink()
+        except OSError as error:
+            raise ApiError(500, f"{choice.name} cannot be deleted: {error.strerror or error}") from None
 
     def first(self, name: str) -> OpenModel:
         """Begin to make the catalogue's model `name`. What comes back waits for that, then opens it."""
@@ -145,6 +189,16 @@ class Models:
         if choosing is not None and choosing.maker is not None:
             choosing.maker.wait()
             choosing.maker = None
+
+    async def _fetch(self) -> None:
+        try:
+            await asyncio.to_thread(self._make)
+        except CancelledError:
+            pass
+        except EdgertError as error:
+            self.error = str(error)
+        finally:
+            self._choosing = None
 
     async def _change(self, path: Path) -> None:
         try:

@@ -19,6 +19,17 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin"}
 
 
+async def first(request: Request) -> Response:
+    """The page, for browsers, which ask for HTML by name. Many clients of Ollama ask whether it is there, and take this
+    answer only."""
+    if "text/html" in request.headers.get("accept", ""):
+        response = await page(request)
+    else:
+        response = Response("Ollama is running", media_type="text/plain")
+    response.headers["vary"] = "Accept"
+    return response
+
+
 async def page(request: Request) -> Response:
     """A file of the page; without a path its first."""
     name = request.path_params.get("path", "index.html")

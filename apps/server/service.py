@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from edgert import EdgertError, Generation, Model, Scores
@@ -32,9 +33,11 @@ _RELOADING_S = 2
 """Seconds after which a client is told to ask again while the model is being loaded."""
 
 
-class _Reload(NamedTuple):
-    memory: int | str | None
-    open_model: OpenModel | None
+class _Change(NamedTuple):
+    """Something that is done with the model when all before it in the queue has been answered. work: returns why it
+    could not be done."""
+
+    work: Callable[[], EdgertError | None]
     done: "asyncio.Future[None]"
     loop: asyncio.AbstractEventLoop
 
@@ -63,18 +66,25 @@ class EngineService:
     parallel: int = 1
     counts: Counts = field(default_factory=Counts)
     state: str = "loading"
-    """loading, ready or failed."""
+    """loading, ready, unloaded until somebody asks (`wake`), or failed."""
     error: EdgertError | None = None
     """Why the model could not be loaded."""
     model: Model | None = None
     watch: Watch | None = None
     on_settled: Callable[[], object] = lambda: None
     """Called when the model has been loaded for the first time, or could not be."""
+    loads: int = 0
+    """How many times a model has been loaded."""
+    used: float = field(default_factory=time.monotonic)
+    """When a request came, or had its answer, for the last time, by `time.monotonic`."""
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
-        self._items: deque[Ticket | _Reload] = deque()
+        self._items: deque[Ticket | _Change] = deque()
         self._running: list[Ticket] = []
+        self._memory: int | str | None = None
+        self._settling: asyncio.Future[None] | None = None
+        """The last unloading or waking."""
         self._stopping = False
         self._preparing = ThreadPoolExecutor(1, "edgert-prepare")
         self._answering = ThreadPoolExecutor(self.parallel, "edgert-answer")
@@ -95,13 +105,14 @@ class EngineService:
                                code="queue_full", retry_after=self._retry_after())
             ticket = Ticket(self)
             self._items.append(ticket)
+            self.used = time.monotonic()
             return ticket
 
     def _check_ready(self) -> None:
         if self._stopping or self.state == "failed":
             raise ApiError(503, "the server is stopping" if self._stopping else "there is no model: "
                            f"{self.error}", code="unavailable")
-        if self.state == "loading":
+        if self.state != "ready":
             raise ApiError(503, "the model is being loaded", code="loading", retry_after=_RELOADING_S)
 
     def _retry_after(self) -> int:
@@ -160,18 +171,49 @@ class EngineService:
         """Load the model anew with another budget, or another model that `open_model` loads, when all that is in the
         queue has been answered. Until then, and while it loads, nothing new is let in. Raises ApiError; the model is
         then what it was before, with the budget that it had before."""
-        loop = asyncio.get_running_loop()
         with self._changed:
-            if open_model is None or self.state != "failed":
+            state = self.state
+            if self._stopping or state == "loading" or (state == "failed" and open_model is None):
                 self._check_ready()
-            self.state = "loading"
-            item = _Reload(memory, open_model, loop.create_future(), loop)
-            self._items.append(item)
-            self._changed.notify_all()
+            done = self._ask(partial(self._reload, memory, open_model, state))
         try:
-            await item.done
+            await done
         except EdgertError as error:
             raise ApiError(400, str(error), param="memory") from None
+
+    async def unload(self) -> bool:
+        """Close the model, and give its memory back, until `wake`. Returns False, and nothing happens, where there is
+        none now, and where requests wait or are answered."""
+        with self._changed:
+            if self._stopping or self.state != "ready" or self._items or self._running:
+                return False
+            self._settling = self._ask(self._unload)
+        await asyncio.shield(self._settling)
+        return True
+
+    async def wake(self) -> None:
+        """Load the model that was unloaded, or is just being unloaded, as it was before; every request that needs one
+        asks for that first. Raises ApiError where it cannot be loaded."""
+        while True:
+            with self._changed:
+                if self.state == "unloaded" and not self._stopping:
+                    self._settling = self._ask(partial(self._reload, self._memory, None, "unloaded"))
+                settling = self._settling
+            if settling is None or settling.done():
+                return
+            try:
+                await asyncio.shield(settling)
+            except EdgertError as error:
+                raise ApiError(503, str(error), code="unavailable") from None
+
+    def _ask(self, work: Callable[[], EdgertError | None]) -> "asyncio.Future[None]":
+        """Have the thread that loads do something; nothing new is let in until then. The lock is held."""
+        loop = asyncio.get_running_loop()
+        self.state = "loading"
+        change = _Change(work, loop.create_future(), loop)
+        self._items.append(change)
+        self._changed.notify_all()
+        return change.done
 
     def end_all(self) -> None:
         """End all answers, and let nothing new in."""
@@ -198,8 +240,10 @@ class EngineService:
             self.error, self.state = error, "failed"
         self.on_settled()
         while (item := self._next()) is not None:
-            if isinstance(item, _Reload):
-                self._reload(item)
+            if isinstance(item, _Change):
+                refusal = item.work()
+                if not item.loop.is_closed():
+                    item.loop.call_soon_threadsafe(_settle, item.done, refusal)
             else:
                 self._answering.submit(self._answer, item)
         self._answering.shutdown()
@@ -213,15 +257,17 @@ class EngineService:
         except BaseException:
             model.close()
             raise
-        self.model, self.counts = model, Counts()
+        self.model, self.counts, self._memory = model, Counts(), memory
+        self.loads += 1
+        self.used = time.monotonic()
         self.state = "ready"
 
-    def _next(self) -> Ticket | _Reload | None:
+    def _next(self) -> Ticket | _Change | None:
         """Wait for the next item whose turn it is; None to end."""
         with self._changed:
             while not self._stopping:
                 item = self._items[0] if self._items else None
-                if isinstance(item, _Reload) and not self._running:
+                if isinstance(item, _Change) and not self._running:
                     return self._items.popleft()
                 if isinstance(item, Ticket) and item.works and len(self._running) < self.parallel:
                     self._running.append(item)
@@ -229,30 +275,40 @@ class EngineService:
                 self._changed.wait()
         return None
 
-    def _reload(self, item: _Reload) -> None:
-        before, opened, error = None, self.open_model, None
+    def _reload(self, memory: int | str | None, open_model: OpenModel | None, before: str) -> EdgertError | None:
+        """Load the model anew, or another one; if that fails, what it was before. before: the state then."""
+        opened, budget = self.open_model, self.watch.budget if self.watch is not None else None
+        self._close()
+        self.open_model = open_model or opened
+        try:
+            self._load(memory)
+            self.error = None
+            return None
+        except EdgertError as refusal:
+            self.open_model = opened
+            give_memory_back()
+            try:
+                if before == "failed":
+                    raise
+                if before == "unloaded":
+                    self.state = before
+                else:
+                    self._load(budget)
+                return refusal
+            except EdgertError as error:
+                self.error, self.state = error, "failed"
+                return error
+
+    def _unload(self) -> None:
+        self._close()
+        self.state = "unloaded"
+
+    def _close(self) -> None:
         if self.model is not None and self.watch is not None:
-            before = self.watch.budget
             self.watch.let_go()
             self.model.close()
             self.model = None
             give_memory_back()
-        try:
-            try:
-                self.open_model = item.open_model or opened
-                self._load(item.memory)
-                self.error = None
-            except EdgertError as refusal:
-                error, self.open_model = refusal, opened
-                if before is None:  # there was none
-                    raise
-                give_memory_back()
-                self._load(before)
-        except EdgertError as refusal:
-            error = self.error = refusal
-            self.state = "failed"
-        if not item.loop.is_closed():
-            item.loop.call_soon_threadsafe(_settle, item.done, error)
 
     # In a thread that answers
 
@@ -279,6 +335,7 @@ class EngineService:
             ticket.works = ()
             with self._changed:
                 self._running.remove(ticket)
+                self.used = time.monotonic()
                 self._changed.notify_all()
 
     def _compute(self, ticket: Ticket, index: int, work: Work) -> None:

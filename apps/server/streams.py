@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -18,13 +18,20 @@ _PING_S = 1.0
 """How often a client that gets nothing else is told that it is waiting: proxies and clients give up on silence."""
 
 
+class Ending(Protocol):
+    """Something that is done for a client."""
+
+    def end(self) -> None:
+        """End it; nothing happens where it has ended already."""
+
+
 @asynccontextmanager
-async def ending_with_client(receive: Receive, ticket: Ticket) -> AsyncIterator[None]:
-    """End a request when its client leaves."""
+async def ending_with_client(receive: Receive, ending: Ending) -> AsyncIterator[None]:
+    """End what is done for a client when it leaves."""
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        ticket.end()
+        ending.end()
 
     watcher = asyncio.create_task(watch())
     try:
@@ -33,17 +40,23 @@ async def ending_with_client(receive: Receive, ticket: Ticket) -> AsyncIterator[
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
-        ticket.end()  # where this task was cancelled
+        ending.end()  # where this task was cancelled
 
 
 async def results(request: Request, ticket: Ticket) -> AsyncIterator[Made]:
     """What is made for a client that wants all at once. Raises ApiError."""
     async with ending_with_client(request.receive, ticket):
-        while not isinstance(event := await ticket.next(), Done):
-            if isinstance(event, Failed):
-                raise event.error
-            assert isinstance(event, Made)
-            yield event
+        async for one in made(ticket):
+            yield one
+
+
+async def made(ticket: Ticket) -> AsyncIterator[Made]:
+    """What is made, to the end. Raises ApiError."""
+    while not isinstance(event := await ticket.next(), Done):
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Made)
+        yield event
 
 
 def data(value: Any) -> bytes:

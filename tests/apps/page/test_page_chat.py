@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import httpx
 import pytest
 from page_driver import answer_of, ask, ask_for_long, finished, greedily, kept, says, status_of
 
@@ -32,6 +33,18 @@ def test_the_system_prompt_goes_with_the_question(page: Any, server: str) -> Non
     ask(page, RIVERS)
     messages = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": RIVERS}]
     assert kept(page)[0]["messages"][1]["content"] == answer_of(server, messages, temperature=0, max_tokens=40)
+
+
+def test_a_model_that_was_unloaded(page: Any, server: str) -> None:
+    """By a client of Ollama's interface, say: the next question loads it again."""
+    greedily(page)
+    unloaded = {"model": "smollm2", "keep_alive": 0}
+    assert httpx.post(f"{server}/api/generate", json=unloaded).json()["done_reason"] == "unload"
+    page.locator(".state").get_by_text("unloaded").wait_for()
+    ask(page, RIVERS)
+    page.locator(".state.ready").wait_for(state="attached")
+    assert kept(page)[0]["messages"][1]["content"] == answer_of(
+        server, [{"role": "user", "content": RIVERS}], temperature=0, max_tokens=40)
 
 
 def test_conversations_survive_a_reload(page: Any) -> None:

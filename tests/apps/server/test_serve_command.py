@@ -35,7 +35,7 @@ def test_a_chat_does_not_import_the_server() -> None:
 
 def test_the_page_and_what_it_may_do(tiny_server: Server) -> None:
     """Where the page is installed; nothing else of the disk is served."""
-    first = tiny_server.ask("/")
+    first = tiny_server.ask("/", headers={"Accept": "text/html,*/*;q=0.8"})
     if first.status_code == 200:
         policy = first.headers["content-security-policy"]
         assert "default-src 'self'" in policy and "unsafe" not in policy

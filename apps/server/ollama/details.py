@@ -1,0 +1,95 @@
+"""What Ollama's clients are told of a model."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgert.describing import Description, describe
+from edgert.errors import BundleError
+
+from ..errors import ApiError
+from ..models import Choice
+from .durations import time_text
+from .names import shown
+
+_FORMAT = "edgert"
+
+
+class Details:
+    """Reads bundles' headers, each once as long as its file stays the same."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, tuple[tuple[int, int], Description]] = {}
+
+    def of(self, choice: Choice) -> Description:
+        """Raises ApiError for a file that is no bundle, or not there any more."""
+        try:
+            stat = choice.path.stat()
+            mark = (stat.st_mtime_ns, stat.st_size)
+            if (known := self._read.get(choice.path)) is None or known[0] != mark:
+                known = self._read[choice.path] = (mark, describe(choice.path))
+            return known[1]
+        except (OSError, BundleError) as error:
+            raise ApiError(500, f"{choice.name} cannot be read: {error}") from None
+
+    def entries(self, choices: list[Choice]) -> list[dict[str, Any]]:
+        """The models of a list that can be read, the ones that changed last first."""
+        found = []
+        for choice in choices:
+            with suppress(ApiError):
+                found.append(self.entry(choice) | {"modified_at": changed(choice)})
+        return sorted(found, key=lambda entry: str(entry["modified_at"]), reverse=True)
+
+    def entry(self, choice: Choice) -> dict[str, Any]:
+        """Raises ApiError."""
+        description, name = self.of(choice), shown(choice.name)
+        return {"name": name, "model": name, "size": choice.size, "digest": description.digest,
+                "details": _details(description), "capabilities": _capabilities(description)}
+
+    def shown(self, choice: Choice, context: int, *, current: bool) -> dict[str, Any]:
+        """All that /api/show says. context: tokens that the server holds: what clients cut their prompts to. current:
+        whether it holds them of this model. Raises ApiError."""
+        description = self.of(choice)
+        return {
+            "license": description.license, "template": description.template or "",
+            "parameters": f"{'num_ctx':30} {context}" if current else "",
+            "details": _details(description), "model_info": _information(choice, description, context),
+            "capabilities": _capabilities(description), "modified_at": changed(choice)}
+
+
+def changed(choice: Choice) -> str:
+    """When a model's file was changed. Raises ApiError where it is not there any more."""
+    try:
+        return time_text(datetime.fromtimestamp(choice.path.stat().st_mtime, UTC))
+    except OSError as error:
+        raise ApiError(500, f"{choice.name} cannot be read: {error}") from None
+
+
+def _details(description: Description) -> dict[str, Any]:
+    return {"parent_model": "", "format": _FORMAT, "family": description.architecture,
+            "families": [description.architecture], "parameter_size": _rounded(description.parameters),
+            "quantization_level": description.preset.upper()}
+
+
+def _capabilities(description: Description) -> list[str]:
+    tools = ["tools"] if "tools" in (description.template or "") else []
+    return ["completion", *tools]
+
+
+def _information(choice: Choice, description: Description, context: int) -> dict[str, Any]:
+    kind = description.architecture
+    return {
+        "general.architecture": kind, "general.basename": choice.name,
+        "general.parameter_count": description.parameters, f"{kind}.context_length": min(description.context, context),
+        f"{kind}.embedding_length": description.hidden_size, f"{kind}.block_count": description.layers,
+        f"{kind}.feed_forward_length": description.intermediate_size,
+        f"{kind}.attention.head_count": description.heads,
+        f"{kind}.attention.head_count_kv": description.key_value_heads, f"{kind}.vocab_size": description.vocabulary}
+
+
+def _rounded(number: int) -> str:
+    """A number of weights for people, as 134.52M or 1.8B."""
+    if number >= 10 ** 9:
+        return f"{number / 1e9:.1f}B"
+    return f"{number / 1e6:.2f}M" if number >= 10 ** 6 else f"{number / 1e3:.0f}K"

@@ -1,0 +1,23 @@
+"""Names of models: Ollama's are NAME:TAG, with the tag `latest` where none is given; a bundle's is that of its file."""
+
+from collections.abc import Iterable
+
+from ..models import Choice
+
+_LATEST = ":latest"
+
+
+def shown(name: str) -> str:
+    """A bundle's name as Ollama's clients expect it."""
+    return name if ":" in name else name + _LATEST
+
+
+def find(asked: str, choices: Iterable[Choice]) -> Choice | None:
+    """The model that a name means: `smollm2-135m`, `smollm2-135m:latest` and `smollm2:135m` are the same, in capitals
+    too. The first one where several have that name; None where none has it."""
+    asked = asked.lower()
+    names = [asked, asked.removesuffix(_LATEST), asked.removesuffix(_LATEST).replace(":", "-")]
+    by_name: dict[str, Choice] = {}
+    for choice in choices:
+        by_name.setdefault(choice.name.lower(), choice)
+    return next((by_name[name] for name in names if name in by_name), None)
