@@ -65,7 +65,7 @@ def test_langchain(both: Server, expected: np.ndarray) -> None:
 
 def test_the_most_that_fits_while_it_answers(both: Server, smollm2: Path) -> None:
     """Large requests, several at once and beside a chat: see the fixture for memory. Their order is that of texts."""
-    texts = [f"text {number}" for number in range(200)] + ["some words of \U0001f389 text " * 5000] * 18
+    texts = [f"text {number}" for number in range(200)] + ["some words of \U0001f389 text " * 5000] * 12
     body, answers = {"input": texts, "encoding_format": "base64"}, []
 
     def ask() -> None:
