@@ -13,6 +13,7 @@ from .errors import (
     ContextLengthError,
     DownloadError,
     EdgertError,
+    EmbeddingError,
     GrammarError,
     ModelError,
     PeerError,
@@ -24,17 +25,18 @@ from .errors import (
 if TYPE_CHECKING:
     from .converters.convert import convert
     from .download import pull
+    from .embeddings.embedder import Embedder
     from .generation.generation import Generation, Piece, Statistics
     from .generation.scoring import Scores
     from .generation.tool_calls import CallDelta, ToolCall
     from .model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Generation",
-           "GrammarError", "Model", "ModelError", "PeerError", "Piece", "Scores", "SessionError", "SourceError",
-           "Statistics", "TemplateError", "ToolCall", "convert", "load", "pull"]
+__all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Embedder",
+           "EmbeddingError", "Generation", "GrammarError", "Model", "ModelError", "PeerError", "Piece", "Scores",
+           "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load", "pull"]
 
-_LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
+_LAZY = {"convert": "converters.convert", "load": "model", "pull": "download", "Embedder": "embeddings.embedder",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
          "Statistics": "generation.generation", "Scores": "generation.scoring",
          "CallDelta": "generation.tool_calls", "ToolCall": "generation.tool_calls"}

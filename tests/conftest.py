@@ -54,3 +54,10 @@ def model(smollm2: Path) -> Iterator[edgert.Model]:
     """SmolLM2, loaded with two threads."""
     with edgert.load(smollm2, threads=2, context=1024) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 with 8-bit weights, a folder, fetched if need be."""
+    MODELS.mkdir(parents=True, exist_ok=True)
+    return pull("all-minilm-l6-v2", MODELS)

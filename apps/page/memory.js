@@ -2,7 +2,7 @@
 import { mib } from "./format.js";
 import { html } from "./html.js";
 
-const ORDER = ["process", "server", "growth", "norms and biases", "key-value cache", "working memory", "read ahead"];
+const ORDER = ["process", "server", "embeddings", "growth", "norms and biases", "key-value cache", "working memory", "read ahead"];
 const weights = (name) => name.startsWith("pinned") || name.startsWith("window");
 
 export function Memory({ status }) {

@@ -12,13 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from edgert import EdgertError, Model
+from edgert import EdgertError, Embedder, Model
 
 from . import page_files, tokenizing
 from .bodies import Bodies
 from .chat import Chat
 from .choosing import choosing_routes
 from .completions import Completions
+from .embedding import Embeddings
 from .errors import ApiError, failed, refused
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Models
@@ -39,16 +40,21 @@ _STARTING_CONTEXT = 4096
 @dataclass
 class Application:
     """The server's routes. defaults: settings of `Model.generate` for requests that do not say otherwise. models: where
-    the page may choose among several. window_memory: what the page's window takes, in bytes."""
+    the page may choose among several. window_memory: what the page's window takes, in bytes. embedder: answers
+    /v1/embeddings."""
 
     service: EngineService
     served: Served
     defaults: dict[str, Any] = field(default_factory=dict)
     models: Models | None = None
     window_memory: Callable[[], int | None] | None = None
+    embedder: Embedder | None = None
 
     def __post_init__(self) -> None:
         self._bodies = Bodies()
+        self._embeddings = None
+        if self.embedder is not None:
+            self._embeddings = Embeddings(self.embedder, self._bodies, self.service.queue)
         self._metrics = Metrics(self.service)
 
     def asgi(self) -> Starlette:
@@ -66,7 +72,8 @@ class Application:
                 ("/models", self._models, "GET"), ("/models/{name:path}", self._one_model, "GET"),
                 ("/health", self._health, "GET"), ("/tokenizer_info", self._tokenizer_info, "GET"),
                 ("/tokenize", self._tokenize, "POST"), ("/detokenize", self._detokenize, "POST"),
-                ("/chat/completions", self._chat, "POST"), ("/completions", self._completions, "POST")):
+                ("/chat/completions", self._chat, "POST"), ("/completions", self._completions, "POST"),
+                ("/embeddings", self._embed, "POST")):
             for prefix in ("/v1", ""):
                 routes.append(Route(prefix + path, self._counted(path, endpoint), methods=[method]))
         return Starlette(routes=routes, exception_handlers={
@@ -97,6 +104,12 @@ class Application:
         return await self._answer(request, asked, lambda model: Completions(asked, model, self.served.name,
                                                                             self.defaults))
 
+    async def _embed(self, request: Request) -> Response:
+        if self._embeddings is None:
+            raise ApiError(404, "this server has no model for embeddings; start it with --embeddings MODEL",
+                           code="model_not_found")
+        return await self._embeddings.answer(request)
+
     async def _read(self, request: Request, kind: type[Any]) -> Any:
         watch = self.service.watch
         return await self._bodies.read(request, kind, _STARTING_CONTEXT if watch is None else watch.context)
@@ -125,23 +138,32 @@ class Application:
         return whole
 
     async def _models(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": [self._model()]})
+        return json_response({"object": "list", "data": self._listed()})
 
     async def _one_model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.served.name:
-            raise ApiError(404, f"there is no such model here, only {self.served.name}", param="model",
+        listed = {model["id"]: model for model in self._listed()}
+        if request.path_params["name"] not in listed:
+            raise ApiError(404, f"there is no such model here, only {' and '.join(listed)}", param="model",
                            code="model_not_found")
-        return json_response(self._model())
+        return json_response(listed[request.path_params["name"]])
 
-    def _model(self) -> dict[str, Any]:
+    def _listed(self) -> list[dict[str, Any]]:
         watch = self.service.watch
-        return {"id": self.served.name, "object": "model", "created": self.served.created, "owned_by": "edgert",
-                **({} if watch is None else {"max_model_len": watch.context})}
+        lengths = {self.served.name: None if watch is None else watch.context}
+        if self.embedder is not None:
+            lengths.setdefault(self.embedder.name, self.embedder.max_tokens)
+        return [{"id": name, "object": "model", "created": self.served.created, "owned_by": "edgert",
+                 **({} if length is None else {"max_model_len": length})} for name, length in lengths.items()]
 
     async def _health(self, request: Request) -> Response:
         state = self.service.state
         well = state in ("ready", "unloaded")  # which the next request loads
         return json_response({"status": "ok" if well else state}, 200 if well else 503)
+
+    def close(self) -> None:
+        """End what is not the model's."""
+        if self._embeddings is not None:
+            self._embeddings.close()
 
     async def _metrics_text(self, request: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -150,7 +172,7 @@ class Application:
         return json_response(await self._said())
 
     async def _said(self) -> dict[str, Any]:
-        said = status(self.service, self.served.name)
+        said = status(self.service, self.served.name, 0 if self.embedder is None else self.embedder.used)
         if self.models is not None:
             said["chooser"] = self.models.progress()
         if self.window_memory is not None:

@@ -27,28 +27,38 @@ class Bodies:
 
     async def read(self, request: Request, kind: type[S], context: int) -> S:
         """The body as a struct. context: of the model, in tokens. Raises ApiError."""
-        most = min(LEAST_MOST + PER_TOKEN * context, MOST)
+        return await self.read_within(request, kind, min(LEAST_MOST + PER_TOKEN * context, MOST),
+                                      "more than the model's context could hold")
+
+    async def read_within(self, request: Request, kind: type[S], most: int, otherwise: str) -> S:
+        """The same of a body of so many bytes, at most. otherwise: what is said of larger ones. Raises ApiError."""
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > most:
-            raise _too_large(most)
+            raise _too_large(most, otherwise)
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                if length.isdecimal() and int(length) <= _LARGE:
-                    return _parsed(await _received(request, most), kind)
+                if not is_large(request):
+                    return _parsed(await _received(request, most, otherwise), kind)
                 async with self._one_large:
-                    return _parsed(await _received(request, most), kind)
+                    return _parsed(await _received(request, most, otherwise), kind)
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {_PATIENCE_S:.0f} seconds") from None
         except ClientDisconnect:
             raise ApiError(499, "the client has gone") from None
 
 
-async def _received(request: Request, most: int) -> bytes:
+def is_large(request: Request) -> bool:
+    """Whether a body is large, or may be."""
+    length = request.headers.get("content-length", "")
+    return not (length.isdecimal() and int(length[:20]) <= _LARGE)
+
+
+async def _received(request: Request, most: int, otherwise: str) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise _too_large(most)
+            raise _too_large(most, otherwise)
         parts.append(part)
     return b"".join(parts)
 
@@ -60,6 +70,5 @@ def _parsed(body: bytes, kind: type[S]) -> S:
         raise invalid(error) from None
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body is larger than {most} bytes, more than the model's context could hold",
-                    code="body_too_large")
+def _too_large(most: int, otherwise: str) -> ApiError:
+    return ApiError(413, f"the body is larger than {most} bytes, {otherwise}", code="body_too_large")

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from edgert import Embedder
+from edgert.commands.embedding import embeddings_option, open_embedder, server_memory
 from edgert.commands.loading import load_model, model_options, parallel_option, read_text, sampling_options
 from edgert.errors import ModelError
 from edgert.model import Model
@@ -35,30 +37,35 @@ _LEAST_KEY = 8
                    "catalogue, and delete them.")
 @sampling_options(temperature=0.8)
 @parallel_option
+@embeddings_option
 @model_options
 def command(bundle: str | None, host: str, port: int, api_key_file: str | None, queue: int, structured: bool,
-            chooser: bool, sampling: dict[str, Any], parallel: int, **model_settings: Any) -> None:
+            chooser: bool, sampling: dict[str, Any], parallel: int, embeddings: str | None,
+            **model_settings: Any) -> None:
     """Answer over HTTP with the model in BUNDLE, as OpenAI's interface has it, and Ollama's; without BUNDLE with
     SmolLM2 135M.
 
     Clients of OpenAI's take http://127.0.0.1:8080/v1 as their base URL, those of Ollama's http://127.0.0.1:8080. The
     settings of sampling are for requests that do not say otherwise.
     """
-    serve_bundle(bundle, model_settings, structured=structured, parallel=parallel, chooser=chooser, host=host,
-                 port=port, keys=_keys(api_key_file), queue=queue, defaults=sampling,
+    keys = _keys(api_key_file)
+    embedder = None if embeddings is None else open_embedder(embeddings, model_settings["threads"])
+    serve_bundle(bundle, model_settings, structured=structured, parallel=parallel, chooser=chooser, embedder=embedder,
+                 host=host, port=port, keys=keys, queue=queue, defaults=sampling,
                  when_open=lambda url: show(f"listening at {url}", err=True))
 
 
 def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structured: bool = False, parallel: int = 1,
-                 chooser: bool = False, **settings: Any) -> None:
+                 chooser: bool = False, embedder: Embedder | None = None, **settings: Any) -> None:
     """Serve a bundle until a signal ends it; without one the default model's, which with a chooser the page shows being
     fetched. model_settings: of `load_model`. structured: keep memory for structured output if there is room. parallel,
-    chooser, settings: of `running.serve`. Raises EdgertError."""
+    chooser, embedder, settings: of `running.serve`. Raises EdgertError."""
     from .running import serve
     from .served import Served
 
     def load(path: Path, memory: int | str | None) -> Model:
-        given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory})}
+        given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory}),
+                 "embeddings": 0 if embedder is None else server_memory(embedder)}
         if structured:
             with suppress(ModelError):  # too little memory, or no token that ends a text
                 return load_model(str(path), structured=True, **given)
@@ -70,7 +77,7 @@ def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structur
             raise ModelError(f"{path}: there is no such file")
         show(f"fetching and converting {DEFAULT_MODEL}, this once; the page shows how far it is", err=True)
     serve(Served(path, load), follow_reads=model_settings["trace"] is None, parallel=parallel, chooser=chooser,
-          **settings)
+          embedder=embedder, **settings)
 
 
 def _keys(file: str | None) -> list[str]:

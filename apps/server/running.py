@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from edgert import Embedder
 from edgert.errors import EdgertError
 from edgert.terminal import show
 from edgert.watching import map_large_blocks
@@ -28,13 +29,13 @@ _ENDING_S = 3
 
 def serve(served: Served, *, host: str, port: int, keys: Sequence[str], queue: int, defaults: dict[str, Any],
           follow_reads: bool, parallel: int = 1, chooser: bool = False,
-          window_memory: Callable[[], int | None] | None = None,
+          window_memory: Callable[[], int | None] | None = None, embedder: Embedder | None = None,
           when_open: Callable[[str], None] = lambda url: None) -> None:
     """Serve until a signal ends it. when_open: called with the server's address when it can be asked.
 
     parallel: how many requests are answered at once. chooser: let the page choose among models. A bundle that is not
     there is then made, if it is one of the catalogue's; and a model that cannot be loaded does not end the server.
-    window_memory: what the page's window takes, in bytes.
+    window_memory: what the page's window takes, in bytes. embedder: answers /v1/embeddings; it is closed in the end.
     Raises EdgertError where the address cannot be had, or the model not be loaded.
     """
     if host not in LOOPBACK and not keys:
@@ -42,7 +43,7 @@ def serve(served: Served, *, host: str, port: int, keys: Sequence[str], queue: i
     map_large_blocks()
     service = EngineService(served.opening(served.path), queue, follow_reads, parallel)
     models = Models(service, served) if chooser else None
-    application = Application(service, served, defaults, models, window_memory)
+    application = Application(service, served, defaults, models, window_memory, embedder)
     app = Access(application.asgi(), keys=keys, any_host=host not in LOOPBACK)
     config = uvicorn.Config(app, http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, limit_concurrency=_CONNECTIONS,
@@ -51,12 +52,13 @@ def serve(served: Served, *, host: str, port: int, keys: Sequence[str], queue: i
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if models is not None and not served.path.is_file():
             service.open_model = models.first(served.name)
-        server = _Server(config, service, models, lambda: when_open(address))
+        server = _Server(config, application, models, lambda: when_open(address))
         try:
             server.run(sockets=[listener])
         finally:
             if models is not None:
                 models.close()
+            application.close()
         service.stop()
     if service.error is not None and models is None:
         raise service.error
@@ -82,10 +84,11 @@ def _listening(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Loads the model when the socket is open, and ends answers when it is asked to end."""
 
-    def __init__(self, config: uvicorn.Config, service: EngineService, models: Models | None,
+    def __init__(self, config: uvicorn.Config, application: Application, models: Models | None,
                  when_open: Callable[[], None]) -> None:
         super().__init__(config)
-        self._service, self._models, self._when_open = service, models, when_open
+        self._application, self._service = application, application.service
+        self._models, self._when_open = models, when_open
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -122,6 +125,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.end_all()
+        await asyncio.to_thread(self._application.close)
         if self._models is not None:
             await asyncio.to_thread(self._models.close)
         await super().shutdown(sockets)

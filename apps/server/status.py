@@ -7,12 +7,13 @@ from edgert.watching import used_bytes
 from .service import EngineService
 
 
-def status(service: EngineService, name: str) -> dict[str, Any]:
-    """What the model is doing now. Nothing waits for it. While it loads anew, what was last known."""
+def status(service: EngineService, name: str, embeddings: int) -> dict[str, Any]:
+    """What the model is doing now. Nothing waits for it. While it loads anew, what was last known. embeddings: bytes
+    that their process uses."""
     watch, counts = service.watch, service.counts
     values: dict[str, Any] = {
         "model": name, "state": service.state, "error": None if service.error is None else str(service.error),
-        "used": used_bytes(), "queue": service.waiting, "tokens": counts.tokens, "drafted": counts.drafted,
+        "used": used_bytes() + embeddings, "queue": service.waiting, "tokens": counts.tokens, "drafted": counts.drafted,
         "accepted": counts.accepted}
     if watch is None:
         return {**values, "budget": 0, "smallest": 0, "whole": 0, "parts": {},

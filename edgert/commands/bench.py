@@ -9,7 +9,8 @@ from edgert.bundle import Bundle
 from edgert.errors import PeerError
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
-from edgert.opening import default_threads, load_library, read_text
+from edgert.opening import load_library, read_text
+from edgert.process import default_threads
 from edgert.terminal import show, show_json
 
 from .loading import TEXT, compile_progress

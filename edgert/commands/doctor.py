@@ -20,7 +20,7 @@ from edgert.kernels.formats import QUANTIZED_BLOCK
 from edgert.kernels.records import Code, Quantize
 from edgert.kernels.simd.target import VARIABLE, choose, executable_targets, machine, processor_features
 from edgert.kernels.team import Program, Team
-from edgert.opening import default_threads
+from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, stored_devices
 from edgert.terminal import show, show_json
 

@@ -18,10 +18,12 @@ from edgert.memory.budget import parse_size
 from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
-from edgert.opening import default_threads, load_library, session_settings
+from edgert.opening import load_library, session_settings
+from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, measure_folder
 from edgert.terminal import show, show_json, show_passing
 
+from .embedding import embeddings_option, open_embedder, server_memory
 from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
@@ -83,12 +85,13 @@ class _Measured:
                    "chat, web as much as app.")
 @plan_options
 @parallel_option
+@embeddings_option
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, program: str, threads: int | None, context: int | None,
             prefill_chunk: int, kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int,
-            png: str | None, as_json: bool) -> None:
+            embeddings: str | None, png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     BUNDLE may be a model on the Hugging Face hub, hf:ORG/NAME or hf:ORG/NAME:FILE.gguf: a forecast, for which only the
@@ -101,9 +104,10 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         require_matplotlib()
     budget = None if memory is None else parse_size(memory)
     of_cache = None if kv_memory is None else parse_size(kv_memory)
+    of_embeddings = _embeddings_bytes(embeddings, program, threads)
     with _there(bundle) as (path, more), Bundle(path) as opened, \
             _measured(opened, program, budget, threads, context, prefill_chunk, kv_type, of_cache, kv_policy,
-                      parallel) as measured:
+                      parallel, of_embeddings) as measured:
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
         points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]
@@ -125,6 +129,14 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         _show(chosen, measured, program)
     else:
         _compare(table, points, measured)
+
+
+def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> int:
+    """Bytes of the budget that embeddings take."""
+    if model is None:
+        return 0
+    with open_embedder(model, threads) as embedder:
+        return server_memory(embedder) if program == SERVE else embedder.memory
 
 
 @contextmanager
@@ -150,7 +162,8 @@ def _there(bundle: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | None, context: int | None, chunk: int,
-              kv_type: str | None, kv_memory: int | None, kv_policy: str | None, parallel: int) -> Iterator[_Measured]:
+              kv_type: str | None, kv_memory: int | None, kv_policy: str | None, parallel: int,
+              embeddings: int) -> Iterator[_Measured]:
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
@@ -165,7 +178,7 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
     def planned_with(process: int) -> tuple[CacheRoom, Planner]:
         def planner_for(room: CacheRoom) -> Planner:
             return Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
-                           observes=policy.observes, room=room)
+                           embeddings=embeddings, observes=policy.observes, room=room)
 
         # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
         room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for,

@@ -13,7 +13,7 @@ from edgert.terminal import show
 
 def _list_models(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        for entry in catalog.load().values():
+        for entry in catalog.everything().values():
             show(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
         context.exit()
 
@@ -23,7 +23,7 @@ def _list_models(context: click.Context, parameter: click.Parameter, value: bool
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
               help="List the models of the catalogue and exit.")
 def command(name: str) -> None:
-    """Download the model NAME, check its hash, and print the path of its file.
+    """Download the model NAME, check its hash, and print the path of its file, or of its folder.
 
     NAME is one of the catalogue, or a model on the Hugging Face hub: hf:ORG/NAME, or hf:ORG/NAME:FILE.gguf for one file
     of it. Those go to the hub library's own cache; `edgert plan` makes a forecast before.

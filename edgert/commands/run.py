@@ -8,8 +8,8 @@ import click
 
 from edgert.bundle import Bundle
 from edgert.engine.retention import STOP
-from edgert.measuring.process import peak_rss_bytes
 from edgert.opening import DEFAULT_CONTEXT
+from edgert.process import peak_rss_bytes
 from edgert.terminal import read_standard_input, show, show_json, write_answer
 
 from .loading import TEXT, load_model, model_options, read_text, sampling_options

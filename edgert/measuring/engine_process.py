@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .process import peak_rss_bytes
+from edgert.process import peak_rss_bytes
 
 if TYPE_CHECKING:  # peer.py's process does without
     from edgert.model import Model

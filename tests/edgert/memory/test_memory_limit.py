@@ -98,7 +98,7 @@ def test_many_threads_keep_to_the_budget(smollm2: Path) -> None:
 
 EVERY = """
 import sys, edgert
-from edgert.measuring.process import peak_rss_bytes
+from edgert.process import peak_rss_bytes
 with edgert.load(sys.argv[1], memory=sys.argv[2], context=512, threads=2) as model:
     rows = model.plan.logit_rows
     ids = model.tokenizer.encode("word " * 500)[:512]

@@ -1,8 +1,20 @@
-"""What this process uses."""
+"""What this process uses, and may use."""
 
+import os
 import resource
 import sys
 from pathlib import Path
+
+import psutil
+
+
+def default_threads() -> int:
+    """The number of physical cores that this process may run on."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:
+        allowed = os.cpu_count() or 1
+    return max(min(psutil.cpu_count(logical=False) or allowed, allowed), 1)
 
 
 def peak_rss_bytes() -> int:

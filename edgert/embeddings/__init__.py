@@ -1,0 +1,1 @@
+"""Embeddings of texts, with onnxruntime in a process of its own: the extra `embeddings`."""
