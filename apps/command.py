@@ -7,16 +7,17 @@ from typing import Any
 import click
 
 import edgert
+from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
-from edgert.download import WAITING
+from edgert.download import DEFAULT_MODEL, WAITING
 from edgert.sessions import session_info, using_session
 from edgert.terminal import show
 
-from .bundles import BEGINNING, DEFAULT_MODEL, WAITING_FOR_BUNDLE, make_bundle
+from .bundles import BEGINNING, WAITING_FOR_BUNDLE, make_bundle
 
 
 @click.command("chat")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--system", type=TEXT, help="System message: what the model is told before the conversation.")
 @click.option("--session", metavar="NAME",
               help="Keep the conversation under this name, and go on with it: nothing is computed again.")

@@ -12,11 +12,12 @@ from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
 from edgert.opening import default_threads, load_library, read_text
 from edgert.terminal import show, show_json
 
+from .bundle_argument import BUNDLE
 from .loading import TEXT, compile_progress
 
 
 @click.command("bench")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, in alternating runs.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256),
               help="Number of threads, for both.  [default: one per physical core]")

@@ -24,11 +24,12 @@ from edgert.opening import default_threads
 from edgert.residency.device import Device, device_of, stored_devices
 from edgert.terminal import show, show_json
 
+from .bundle_argument import BUNDLE
 from .loading import compile_progress
 
 
 @click.command("doctor")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str | None, as_json: bool) -> None:
     """Show what this machine offers and what is missing.

@@ -20,6 +20,7 @@ from edgert.opening import default_threads, load_library, session_settings
 from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
+from .bundle_argument import BUNDLE
 from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
@@ -72,7 +73,7 @@ class _Measured:
 
 
 @click.command("plan")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("-m", "--memory", metavar="SIZE",
               help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
 @click.option("--for", "program", type=click.Choice(PROGRAMS), default=CHAT, show_default=True,
