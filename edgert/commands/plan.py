@@ -11,7 +11,7 @@ from edgert.bundle import Bundle, Header
 from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
-from edgert.measuring.startup import APP, CHAT, PROGRAMS, SERVE, ProcessCost, process_cost
+from edgert.measuring.startup import APP, PROGRAMS, RUN, SERVE, ProcessCost, process_cost
 from edgert.memory.budget import parse_size
 from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
@@ -76,9 +76,9 @@ class _Measured:
 @click.argument("bundle", type=BUNDLE)
 @click.option("-m", "--memory", metavar="SIZE",
               help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
-@click.option("--for", "program", type=click.Choice(PROGRAMS), default=CHAT, show_default=True,
-              help="The command that has the budget: a server takes more of it than a chat; run and bench as much as "
-                   "chat, web as much as app.")
+@click.option("--for", "program", type=click.Choice(PROGRAMS), default=RUN, show_default=True,
+              help="The command that has the budget: a chat on a terminal and a server take more of it than run; bench "
+                   "and a chat with other input take as much as run, web as much as app.")
 @plan_options
 @parallel_option
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),

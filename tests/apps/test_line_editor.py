@@ -182,3 +182,22 @@ def test_bytes_that_are_no_text(open_chat: Open, tmp_path: Path) -> None:
     chat.until("that was not UTF-8 text")
     chat.prompt(2)
     assert questions(chat, tmp_path / "chat.json") == []
+
+
+def test_the_budget_holds_whatever_is_typed(smollm2: Path, tmp_path: Path) -> None:
+    """The plan counts the line editor: the process never takes more than the smallest budget that it names."""
+    command = [sys.executable, "-m", "edgert", "chat", str(smollm2), "-c", "512", "-n", "8", "--temperature", "0"]
+    with Screen([*command, "-m", "20M"], 200) as refused:
+        assert refused.ended() == 1
+        smallest = int(re.search(r"at least (\d+) MiB", refused.text())[1])  # type: ignore[index]
+    with Screen([*command, "-m", f"{smallest + 2}M"], 200, XDG_DATA_HOME=str(tmp_path)) as chat:
+        chat.prompt(1)
+        for number in range(3):
+            chat.press(f"/s\t\x15東京 {number}{ALT_ENTER}" + "長い質問です " * 40 + CTRL_R + "東" + "\x07")
+            chat.until("東京")
+            chat.press("\r")
+            chat.until(lambda: chat.rows()[-1] != "" or chat.text().endswith(">>>"))
+            chat.enter("/reset")
+            chat.until("(a new conversation)")
+        peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{chat.process.pid}/status").read_text())[1])
+    assert peak / 1024 <= smallest + 2
