@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import edgert
 from edgert.commands.bundle_argument import BUNDLE
@@ -58,9 +59,10 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
 
 def _as_it_was(name: str, settings: dict[str, Any]) -> None:
     """Where the command line does not say otherwise, a session that is kept goes on with the cache that it had."""
+    source = click.get_current_context().get_parameter_source
     if (kept := session_info(name).saved) is not None:
         for setting, value in (("kv_type", kept.cache_type), ("kv_policy", kept.policy), ("context", kept.context)):
-            if settings[setting] is None:
+            if source(setting) is not ParameterSource.COMMANDLINE:
                 settings[setting] = value
 
 
