@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.loading import model_options
 from edgert.terminal import show
 
@@ -18,7 +19,7 @@ from .launcher import install
 
 
 @click.command("app")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--window", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
               help="A native window (needs pip install 'edgert[desktop]'), Chromium's, or the browser; auto takes the "
                    "first that there is.")

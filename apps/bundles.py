@@ -3,18 +3,12 @@
 from pathlib import Path
 
 import edgert
-from edgert.download import Progress, models_folder
+from edgert.download import Progress, bundle_path
 from edgert.errors import DownloadError
 from edgert.locking import making
 
-DEFAULT_MODEL = "smollm2-135m"
 BEGINNING, CONVERTING = "beginning", "converting"
 WAITING_FOR_BUNDLE = "waiting for another process that fetches and converts it"
-
-
-def bundle_path(name: str) -> Path:
-    """Where the bundle of the catalogue's model `name` is, or will be."""
-    return models_folder() / f"{name}.edge"
 
 
 def make_bundle(name: str, progress: Progress) -> Path:

@@ -1,60 +1,68 @@
 """`edgert chat`: chat with a model in the terminal."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import edgert
+from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
-from edgert.download import WAITING
+from edgert.download import DEFAULT_MODEL, WAITING
 from edgert.sessions import session_info, using_session
 from edgert.terminal import show
 
-from .bundles import BEGINNING, DEFAULT_MODEL, WAITING_FOR_BUNDLE, make_bundle
+from .bundles import BEGINNING, WAITING_FOR_BUNDLE, make_bundle
 
 
 @click.command("chat")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--system", type=TEXT, help="System message: what the model is told before the conversation.")
 @click.option("--session", metavar="NAME",
               help="Keep the conversation under this name, and go on with it: nothing is computed again.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit each answer to this many tokens.")
+@click.option("--history/--no-history", default=True, show_default=True,
+              help="Keep what is typed, in a file that only you may read, for the arrow keys in later chats.")
 @sampling_options(temperature=0.8)
 @model_options
-def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None,
+def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None, history: bool,
             sampling: dict[str, Any], **model_settings: Any) -> None:
     """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, which is downloaded and converted if need be.
 
     If standard input is not a terminal, it is read as one question, and answered.
     """
+    from .chat_settings import Settings
     from .terminal_chat import chat
 
     path = bundle or str(default_bundle())
-    settings: dict[str, Any] = {"max_tokens": max_tokens, **sampling}
+    settings = Settings({"max_tokens": max_tokens, **sampling}, click.get_current_context().command.params)
 
-    def open_model(context: int | None) -> edgert.Model:
-        if context is None:
-            return load_model(path, **model_settings)
-        return load_model(path, **{**model_settings, "context": context, "trace": None})  # what was traced stays
+    def open_model(changes: Mapping[str, Any]) -> edgert.Model:
+        asked = {"bundle": path, **model_settings, **changes}
+        if changes:
+            asked["trace"] = None  # what was traced stays
+        return load_model(asked.pop("bundle"), **asked)
 
     if session is None:
-        chat(open_model, system, settings)
+        chat(open_model, system, settings, history=history)
         return
     with using_session(session) as file:
         if file.exists():
             _as_it_was(session, model_settings)
         if sampling["seed"] is None:
-            settings["seed"] = secrets.randbits(32)
-        chat(open_model, system, settings, file)
+            settings.values["seed"] = secrets.randbits(32)
+        chat(open_model, system, settings, file, history)
 
 
 def _as_it_was(name: str, settings: dict[str, Any]) -> None:
     """Where the command line does not say otherwise, a session that is kept goes on with the cache that it had."""
+    source = click.get_current_context().get_parameter_source
     if (kept := session_info(name).saved) is not None:
         for setting, value in (("kv_type", kept.cache_type), ("kv_policy", kept.policy), ("context", kept.context)):
-            if settings[setting] is None:
+            if source(setting) is not ParameterSource.COMMANDLINE:
                 settings[setting] = value
 
 

@@ -1,12 +1,15 @@
 """What a user types or pastes: a line, several pasted lines, or lines between triple quotes."""
 
+import codecs
 import os
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from edgert import EdgertError
 from edgert.terminal import proper_text
 
-_PROMPT, _MORE, _QUOTES = ">>> ", "... ", '"""'
+PROMPT, MORE, QUOTES = ">>> ", "... ", '"""'
 
 
 class Typed(NamedTuple):
@@ -16,37 +19,94 @@ class Typed(NamedTuple):
     quoted: bool
 
 
-def edit_lines() -> None:
-    """Give `input` a line editor with history and pasting, if Python has one."""
-    try:
-        import readline
-    except ImportError:
-        return
-    if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
-        # Terminals mark what is pasted if asked to, so that its line ends do not send it. GNU readline asks by itself,
-        # but Python tells it not to; libedit cannot.
-        readline.parse_and_bind("set enable-bracketed-paste on")
+class Candidate(NamedTuple):
+    """What a word may be completed to."""
+
+    text: str
+    about: str = ""
 
 
-def read_typed() -> Typed:
-    """Read the next line or lines. Raises EOFError, KeyboardInterrupt, and EdgertError for bytes that are not text."""
-    text = _read(_PROMPT).strip()
-    if "\n" not in text and text.startswith(_QUOTES):
-        while not _is_quoted(text):
-            text = f"{text}\n{_read(_MORE)}"
-    if _is_quoted(text):
-        return Typed(text.strip()[len(_QUOTES):-len(_QUOTES)].strip(), quoted=True)
+class Completion(NamedTuple):
+    """What the end of a line may be completed to. begun: that end. files: what files' names end with, if they may stand
+    there too."""
+
+    begun: str
+    candidates: list[Candidate]
+    files: str | None = None
+
+
+Complete = Callable[[str], Completion]
+"""Is given what stands before the cursor."""
+
+
+class Lines(Protocol):
+    """Where lines come from. keys: what they do, for the help."""
+
+    keys: Mapping[str, str]
+
+    def read(self, complete: Complete) -> Typed:
+        """Read the next line or lines. Raises EOFError, KeyboardInterrupt, and EdgertError for bytes that are not text.
+        """
+        ...
+
+
+def open_lines(history: bool) -> Lines:
+    """The line editor, where the terminal has what it needs. history: keep what is typed, for later chats."""
+    if (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+            and all(codecs.lookup(stream.encoding).name == "utf-8" for stream in (sys.stdin, sys.stdout))):
+        from .line_editor import LineEditor
+        return LineEditor(history)
+    return PlainLines()
+
+
+class PlainLines:
+    """Lines of a terminal that can do little."""
+
+    keys: Mapping[str, str] = {
+        '"""': "begins and ends a question of several lines; most terminals paste several lines as one anyway"}
+
+    def __init__(self) -> None:
+        """Give `input` a line editor with history and pasting, if Python has one."""
+        try:
+            import readline
+        except ImportError:
+            return
+        if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
+            # Terminals mark what is pasted if asked to, so that its line ends do not send it. GNU readline asks by
+            # itself, but Python tells it not to; libedit cannot.
+            readline.parse_and_bind("set enable-bracketed-paste on")
+
+    def read(self, _complete: Complete) -> Typed:
+        text = read_text(lambda: input(PROMPT)).strip()
+        if begins_quote(text):
+            while not is_quoted(text):
+                text = f"{text}\n{read_text(lambda: input(MORE))}"
+        return typed(text)
+
+
+def begins_quote(text: str) -> bool:
+    """Whether a line begins a text of several lines, which is not over yet."""
+    return "\n" not in text and text.startswith(QUOTES) and not is_quoted(text)
+
+
+def typed(text: str) -> Typed:
+    """What a text means that was sent."""
+    text = text.strip()
+    if is_quoted(text):
+        return Typed(text[len(QUOTES):-len(QUOTES)].strip(), quoted=True)
     return Typed(text, quoted=False)
 
 
-def _is_quoted(text: str) -> bool:
+def is_quoted(text: str) -> bool:
+    """Whether a text stands between triple quotes."""
     text = text.strip()
-    return text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 2 * len(_QUOTES)
+    return text.startswith(QUOTES) and text.endswith(QUOTES) and len(text) >= 2 * len(QUOTES)
 
 
-def _read(prompt: str) -> str:
+def read_text(read: Callable[[], str]) -> str:
+    """What `read` reads. Raises EdgertError for bytes that are not text."""
     try:
-        return proper_text(input(prompt))
+        return proper_text(read())
     except UnicodeDecodeError as error:
         raise EdgertError(f"that was not {error.encoding.upper()} text; is the terminal set to another encoding "
                           "than the locale?") from None

@@ -1,72 +1,52 @@
 """The terminal chat: a prompt, streamed answers, a few commands."""
 
-import difflib
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgert import EdgertError, Generation, Model, SessionError
+from edgert.sessions import sessions_folder
 from edgert.terminal import read_standard_input, show, write_answer
 
+from .chat_commands import Commands
+from .chat_settings import Settings
+from .chat_statistics import tokens_of
+from .context_notice import ContextNotice
 from .conversation import Conversation
-from .line_input import edit_lines, read_typed
+from .line_input import Lines, open_lines
 
-HELP = '''\
-/system TEXT   set the system message and start a new conversation; without TEXT show it
-/reset         start a new conversation
-/drop          drop the oldest turns, when the context is full
-/context N     set the context to N tokens; without N show it
-/save FILE     save the conversation as JSON
-/stats         show speed and memory
-/help          show this help
-/exit          leave (also Ctrl-D); Ctrl-C stops an answer
-"""            begins and ends a question of several lines; most terminals paste several lines as one question anyway'''
-_EXITS = ("/exit", "/quit", "/bye")
-
-OpenModel = Callable[[int | None], Model]
-"""Opens the model with a context of this many tokens; None for what the command line asked for."""
+OpenModel = Callable[[Mapping[str, Any]], Model]
+"""Opens the model as the command line asked for it, but with these changes: of "bundle", "memory" and "context"."""
 
 
-@dataclass
 class Chat:
-    """A conversation with a model on a terminal."""
+    """A conversation with a model on a terminal. keep: the file that the conversation is kept in. last: the last
+    answer."""
 
-    open_model: OpenModel
-    conversation: Conversation
-    settings: dict[str, Any]
-    """Passed on to `Model.generate`."""
-    keep: Path | None = None
-    """The file that the conversation is kept in."""
-    last: Generation | None = None
-
-    def __post_init__(self) -> None:
-        self.model = self.open_model(None)
+    def __init__(self, open_model: OpenModel, conversation: Conversation, settings: Settings,
+                 keep: Path | None = None) -> None:
+        self.conversation, self.settings, self.keep = conversation, settings, keep
+        self.last: Generation | None = None
+        self.notice = ContextNotice()
+        self.commands = Commands(self)
+        self._open_model = open_model
+        self._changes: dict[str, Any] = {}
+        self.model = open_model(self._changes)
         if self.keep is not None and self.keep.exists():
             self._go_on(self.keep)
-        self._warned = False  # that the context is filling up
-        self._commands: dict[str, Callable[[str], None]] = {
-            "/system": self._system, "/reset": self._reset, "/drop": self._drop, "/context": self._context,
-            "/save": self._save, "/stats": self._statistics, "/help": self._help}
 
-    def run(self) -> None:
+    def run(self, lines: Lines) -> None:
         """Read questions and commands, and answer, until the user leaves."""
-        edit_lines()
         while True:
             try:
-                text, quoted = read_typed()
-                name, argument = [*text.split(maxsplit=1), "", ""][:2]
-                if not quoted and name in self._commands:
-                    self._commands[name](argument)
-                elif not quoted and name in _EXITS:
+                text, quoted = lines.read(self.commands.candidates)
+                if not quoted and self.commands.is_exit(text):
                     return
-                elif not quoted and text.startswith("/") and "\n" not in text:
-                    self._unknown(name)
-                elif text:
-                    self.conversation.take_back()
-                    self.conversation.ask(text)
-                    self._answer_if_it_fits()
+                if quoted or not self.commands.call(text, lines.keys):
+                    self._ask(text)
             except EOFError:
                 show()
                 return
@@ -75,12 +55,18 @@ class Chat:
             except EdgertError as error:
                 show(error)
 
+    def _ask(self, text: str) -> None:
+        if text:
+            self.conversation.take_back()
+            self.conversation.ask(text)
+            self.answer_if_it_fits()
+
     def answer(self) -> None:
         """Answer the last question. Ctrl-C ends the answer, and the text so far is kept. Raises EdgertError."""
         said: list[str] = []
         generation: Generation | None = None
         try:
-            generation = self.model.chat(self.conversation.messages, **self.settings)
+            generation = self.model.chat(self.conversation.messages, **self.settings.values)
             for piece in generation:
                 said.append(piece.text)
                 write_answer(piece.text)
@@ -96,8 +82,51 @@ class Chat:
         self.conversation.answer("".join(said))
         self._keep()
 
+    def begin(self, conversation: Conversation) -> None:
+        """Go on with another conversation."""
+        self.conversation = conversation
+        self.notice.begin()
+
+    def open_again(self, **changes: Any) -> None:
+        """Open the model with changes, as `OpenModel` has them; or, if that cannot be, as it was. The same bundle goes
+        on where it is: what it has computed is kept meanwhile, in a file. Raises EdgertError and KeyboardInterrupt."""
+        before = {**self._changes, "context": self.model.context}
+        with ExitStack() as stack:
+            computed = None if "bundle" in changes else self._computed(stack)
+            self.model.close()
+            try:
+                self.model = self._open_model({**self._changes, **changes})
+            except (EdgertError, KeyboardInterrupt) as error:
+                self._open_as_before(before, error)
+                raise (error if isinstance(error, KeyboardInterrupt) else
+                       EdgertError(f"{error}; so all goes on as it was")) from None
+            finally:
+                if computed is not None:
+                    with suppress(EdgertError):  # where it has no room it is computed again
+                        self.model.open_session(computed)
+        self._changes |= changes
+        self.notice.begin()
+
+    def _open_as_before(self, before: Mapping[str, Any], why: BaseException) -> None:
+        try:
+            self.model = self._open_model(before)
+        except EdgertError as error:
+            raise EdgertError(f"{why}; and it cannot be opened as it was either: {error}; the conversation is still "
+                              "here: /budget SIZE or /load MODEL opens a model, /save FILE saves it") from None
+
+    def _computed(self, stack: ExitStack) -> Path | None:
+        """A file with all that the model has computed of the conversation; None where there is no room for one."""
+        try:
+            sessions_folder().mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(TemporaryDirectory(prefix=".again-", dir=sessions_folder()))
+            self.model.save_session(path := Path(folder) / "conversation")
+        except (OSError, EdgertError):
+            return None
+        return path
+
     def _go_on(self, path: Path) -> None:
         """Go on with a conversation that was kept. Raises EdgertError."""
+        values = self.settings.values
         try:
             talk = self.model.open_session(path)
             kept = Conversation.from_json(talk)
@@ -107,42 +136,29 @@ class Chat:
         except BaseException:
             self.model.close()
             raise
-        self.conversation, self.settings["seed"] = kept, talk.get("seed")
-        if not isinstance(self.settings["seed"], int | None):
-            self.settings["seed"] = None
+        self.conversation, values["seed"] = kept, talk.get("seed")
+        if not isinstance(values["seed"], int | None):
+            values["seed"] = None
 
     def _keep(self) -> None:
         """Have the conversation written to its file, if it has one, while the user reads the answer."""
         if self.keep is not None:
-            self.model.save_session(self.keep, {**self.conversation.to_json(), "seed": self.settings.get("seed")},
+            self.model.save_session(self.keep, {**self.conversation.to_json(), "seed": self.settings.values["seed"]},
                                     wait=False)
 
-    def _answer_if_it_fits(self) -> None:
+    def answer_if_it_fits(self) -> None:
         """Answer the last question. If the context has no room for it, keep it and tell the user what can be done."""
-        needed = self._tokens()
+        needed = self.tokens()
         if needed > self.model.context and not self.model.endless:
             self._offer(needed)
             return
+        if notice := self.notice.before_answer(self.model, needed, self.settings.values.get("max_tokens")):
+            show(notice)
         self.answer()
-        if self.model.endless:
-            self._say_that_it_forgets()
-            return
-        used = self._used()
-        if used > self.model.context:
-            show("(the context is full, so the answer ends here: "
-                 "/drop leaves out the oldest turns, /context N makes it larger, /reset starts anew)")
-        elif used > 3 * self.model.context // 4 and not self._warned:
-            show(f"(context: {used} of {self.model.context} tokens used; before it is full: "
-                 "/drop leaves out the oldest turns, /context N makes it larger, /reset starts anew)")
-            self._warned = True
+        if notice := self.notice.after_answer(self.model, tokens_of(self.last) if self.last is not None else 0):
+            show(notice)
 
-    def _say_that_it_forgets(self) -> None:
-        if self._used() > self.model.context and not self._warned:
-            show(f"(the conversation is longer than the context of {self.model.context} tokens: from here on the model "
-                 "forgets a part of what came before)")
-            self._warned = True
-
-    def _tokens(self) -> int:
+    def tokens(self) -> int:
         """Number of tokens of the conversation. A question that cannot be asked is dropped, with an EdgertError."""
         try:
             return len(self.model.render(self.conversation.messages))
@@ -150,130 +166,57 @@ class Chat:
             self.conversation.take_back()
             raise
 
-    def _used(self) -> int:
-        """Number of tokens of the last answer and everything before it."""
-        return 0 if self.last is None else len(self.last.prompt_ids) + len(self.last.token_ids)
-
-    def _most(self) -> int:
+    @property
+    def most(self) -> int:
         """The largest context that the model takes."""
         return self.model.header.config.max_position_embeddings
 
     def _offer(self, needed: int) -> None:
         alone = Conversation(self.conversation.system, self.conversation.turns[-1:])
         droppable = len(self.model.render(alone.messages)) <= self.model.context
-        larger = min(max(2 * self.model.context, 2 * needed), self._most())
+        larger = min(max(2 * self.model.context, 2 * needed), self.most)
         if not droppable and needed > larger:
             self.conversation.take_back()
             raise EdgertError(f"the question has {needed} tokens with what came before, and no context of this model "
-                              f"has room for more than {self._most()}; shorten it")
+                              f"has room for more than {self.most}; shorten it")
         show(f"The conversation has {needed} tokens with this question, the context room for {self.model.context}. "
              "The question waits; choose:")
         if droppable:
             show("  /drop          leave out the oldest turns, and answer it")
         if needed <= larger:
-            show(f"  {f'/context {larger}':14} take a larger context (this model: up to {self._most()}), and answer it")
+            show(f"  {f'/context {larger}':14} take a larger context (this model: up to {self.most}), and answer it")
         show("  /reset         start anew")
 
-    def _system(self, argument: str) -> None:
-        if argument:
-            self.conversation = Conversation(system=argument)
-            self._warned = False
-        show(f"system: {self.conversation.system or '(the model’s own)'}")
 
-    def _reset(self, _: str) -> None:
-        self.conversation = Conversation(self.conversation.system)
-        self._warned = False
-        show("(a new conversation)")
-
-    def _drop(self, _: str) -> None:
-        """Drop turns until the rest takes half of the context, so that there is room for more than one answer."""
-        before = self.conversation.left_out
-        while self._tokens() > self.model.context // 2 and self.conversation.leave_out():
-            pass
-        number = self.conversation.left_out - before
-        show(f"({number} of {len(self.conversation.turns)} messages are left out; /save still writes them)" if number
-             else "(there is nothing to leave out: the rest takes less than half of the context, or is one turn)")
-        self._warned = False
-        if self.conversation.unanswered:
-            self._answer_if_it_fits()
-
-    def _context(self, argument: str) -> None:
-        """Open the model again with another context length."""
-        now, most = self.model.context, self._most()
-        if argument:
-            if not (argument.isascii() and argument.isdecimal() and 1 <= int(argument) <= most):
-                raise EdgertError(f"{argument}: give a number of tokens from 1 to {most}, which this model takes")
-            self.model.close()
-            try:
-                self.model = self.open_model(int(argument))
-            except (EdgertError, KeyboardInterrupt):
-                self.model = self.open_model(now)
-                raise
-            self._warned = False
-        show(f"(the context has room for {self.model.context} tokens; this model takes up to {most})")
-        if argument and self.conversation.unanswered:
-            self._answer_if_it_fits()
-
-    def _save(self, argument: str) -> None:
-        if not argument:
-            raise EdgertError("/save needs the name of a file, like /save chat.json")
-        self.conversation.save(argument)
-        show(f"saved to {argument}")
-
-    def _statistics(self, _: str) -> None:
-        show("\n".join(self._statistics_lines()))
-
-    def _help(self, _: str) -> None:
-        show(HELP)
-
-    def _unknown(self, name: str) -> None:
-        near = difflib.get_close_matches(name, [*self._commands, *_EXITS], 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise EdgertError(f'there is no command {name}{meant}; /help lists them, and a question that begins with a '
-                          'slash goes between """ and """')
-
-    def _statistics_lines(self) -> Iterator[str]:
-        plan = self.model.plan
-        if self.last is not None:
-            s = self.last.statistics
-            yield (f"last answer: {s.generated_tokens} tokens at {s.decode_tok_s:.1f} tokens/s; "
-                   f"first after {s.first_token_s:.2f} s ({s.prompt_computed} of {s.prompt_tokens} prompt tokens were "
-                   f"new, {s.prefill_tok_s:.0f} tokens/s)")
-            if s.guessed:
-                yield (f"guesses: {s.right} of {s.guessed} were right, {100 * s.agreement:.0f} % of those with only "
-                       f"right ones before them; {s.tokens_per_pass:.1f} tokens came of each pass over the weights; "
-                       f"guessing took {s.draft_s:.1f} s, checking {s.verify_s:.1f} s")
-            yield f"context: {self._used()} of {self.model.context} tokens used"
-            if (disk := plan.disk) is not None:
-                yield (f"flash: {s.flash_bytes_per_token / 1e6:.0f} MB read for each token at "
-                       f"{s.flash_bandwidth / 1e9:.2f} GB/s (the disk was measured at {disk.bandwidth / 1e9:.2f}); "
-                       f"{100 * s.flash_wait_share:.0f} % of the time was waiting for it; "
-                       f"{100 * plan.pinned_share:.0f} % of the weights are in memory")
-        if count := self.model.read_again:
-            yield f"disk: {count} read{'s' * (count > 1)} failed or came damaged, and went well the second time"
-        yield "memory: " + ", ".join(f"{name} {size / (1 << 20):.0f} MiB" for name, size in plan.parts.items())
-        yield f"threads: {self.model.threads}"
-
-
-def chat(open_model: OpenModel, system: str | None, settings: dict[str, Any], keep: Path | None = None) -> None:
+def chat(open_model: OpenModel, system: str | None, settings: Settings, keep: Path | None = None,
+         history: bool = True) -> None:
     """Chat on the terminal, or answer standard input where it is not one. keep: the file of a conversation that goes
-    on, or begins to be kept. Raises EdgertError."""
-    question = None if sys.stdin.isatty() else read_standard_input().strip()
-    if question == "":
-        raise EdgertError("standard input is empty; write the question there, or call this on a terminal")
+    on, or begins to be kept. history: keep what is typed for later chats. Raises EdgertError."""
+    if not sys.stdin.isatty():
+        _answer_standard_input(open_model, system, settings, keep)
+        return
+    lines = open_lines(history)  # before the model is opened: its plan counts what the process takes
     session = Chat(open_model, Conversation(system=system), settings, keep)
     try:
-        if question is not None:
-            session.conversation.ask(question)
-            session.answer()
-            session.model.wait_for_session()
-            return
         if session.model.plan.disk is None:
             show(f"memory: {session.model.plan.summary}")
         show("Ask something; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.")
         if turns := session.conversation.turns:
             show(f"(going on with {keep.stem if keep else ''}: {len(turns)} messages so far)")
-        session.run()
+        session.run(lines)
+        session.model.wait_for_session()
+    finally:
+        session.model.close()
+
+
+def _answer_standard_input(open_model: OpenModel, system: str | None, settings: Settings, keep: Path | None) -> None:
+    question = read_standard_input().strip()
+    if not question:
+        raise EdgertError("standard input is empty; write the question there, or call this on a terminal")
+    session = Chat(open_model, Conversation(system=system), settings, keep)
+    try:
+        session.conversation.ask(question)
+        session.answer()
         session.model.wait_for_session()
     finally:
         session.model.close()

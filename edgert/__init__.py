@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from .generation.generation import Generation, Piece, Statistics
     from .generation.scoring import Scores
     from .generation.tool_calls import CallDelta, ToolCall
+    from .memory.budget import parse_size
     from .model import Model, load
 
 __version__ = "0.1.0"
 __all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Embedder",
            "EmbeddingError", "Generation", "GrammarError", "Model", "ModelError", "PeerError", "Piece", "Scores",
-           "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load", "pull"]
+           "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load", "parse_size",
+           "pull"]
 
-_LAZY = {"convert": "converters.convert", "load": "model", "pull": "download", "Embedder": "embeddings.embedder",
+_LAZY = {"convert": "converters.convert", "load": "model", "parse_size": "memory.budget", "pull": "download",
+         "Embedder": "embeddings.embedder",
          "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
          "Statistics": "generation.generation", "Scores": "generation.scoring",
          "CallDelta": "generation.tool_calls", "ToolCall": "generation.tool_calls"}

@@ -7,6 +7,7 @@ import warnings
 from typing import TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from . import __version__
 from .errors import EdgertError
@@ -43,6 +44,11 @@ class _Commands(click.Group):
         command: click.Command = importlib.import_module(COMMANDS[name][0]).command
         return command
 
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands with their help, without importing them."""
+        named = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*named, *click.Command.shell_complete(self, context, incomplete)]
+
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -50,8 +56,21 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", message="edgert %(version)s")
-def cli() -> None:
-    """Run language models that are larger than the memory they may use."""
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Run language models that are larger than the memory they may use.
+
+    Options have other defaults where the file config.toml says so; edgert doctor shows where that is.
+    """
+    from .commands.defaults import read_defaults
+
+    name = context.invoked_subcommand or ""
+    try:
+        if (defaults := read_defaults()) is not None and (command := cli.get_command(context, name)) is not None:
+            context.default_map = {name: defaults.of(name, command, COMMANDS)}
+    except EdgertError:
+        if name != "doctor":  # which tells it, and what else is wrong
+            raise
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int,

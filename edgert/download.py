@@ -25,6 +25,7 @@ from edgert.locking import making
 from edgert.models import catalog
 from edgert.models.catalog import Entry, File
 
+DEFAULT_MODEL, BUNDLE_SUFFIX = "smollm2-135m", ".edge"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""
 WAITING = "waiting for another process that fetches it"
@@ -51,6 +52,29 @@ def models_folder() -> Path:
     if folder := os.environ.get("EDGERT_MODELS"):
         return Path(folder)
     return Path(platformdirs.user_cache_dir("edgert")) / "models"
+
+
+def bundle_path(name: str) -> Path:
+    """Where the bundle of the catalogue's model `name` is, or will be."""
+    return models_folder() / f"{name}{BUNDLE_SUFFIX}"
+
+
+def bundles_here() -> list[Path]:
+    """The bundles in the models' folder, in the order of their names."""
+    try:
+        return sorted(path for path in models_folder().iterdir()
+                      if path.suffix == BUNDLE_SUFFIX and not path.name.startswith("."))
+    except OSError:  # there is no such folder yet
+        return []
+
+
+def find_bundle(named: str) -> Path:
+    """The bundle that a user names: by its path or, where there is no such file, as it is called in the models' folder,
+    without `.edge`."""
+    there = os.path.exists(named)  # noqa: PTH110 (which raises nothing, whatever the name is)
+    if not there and any(named == path.stem for path in bundles_here()):
+        return bundle_path(named)
+    return Path(named)
 
 
 def pull(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:

@@ -198,6 +198,11 @@ class Model:
         return self._session.context
 
     @property
+    def kv_policy(self) -> str:
+        """What happens when the context is full, as `load` was told."""
+        return self._kv_policy
+
+    @property
     def endless(self) -> bool:
         """Whether conversations may go on when the context is full: the model then forgets, as its kv_policy says."""
         return self._engine.policy.goes_at_once(self.context) > 0

@@ -20,7 +20,9 @@ MODELS = Path(os.environ.get("EDGERT_TEST_MODELS", Path.home() / ".cache" / "edg
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels once, before workers start, for every instruction set that this machine has."""
+    """Compile the kernels once, before workers start, for every instruction set that this machine has. No test goes by
+    the defaults of whoever runs it."""
+    os.environ["EDGERT_CONFIG"] = os.devnull
     if not hasattr(config, "workerinput"):
         with ThreadPoolExecutor(os.cpu_count()) as compilers:
             list(compilers.map(native.object_file, [target.name for target in executable_targets()]))

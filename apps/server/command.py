@@ -7,20 +7,21 @@ from typing import Any
 import click
 
 from edgert import Embedder
+from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.embedding import embeddings_option, open_embedder, server_memory
 from edgert.commands.loading import load_model, model_options, parallel_option, read_text, sampling_options
+from edgert.download import DEFAULT_MODEL, bundle_path
 from edgert.errors import ModelError
 from edgert.model import Model
 from edgert.terminal import show
 
-from ..bundles import DEFAULT_MODEL, bundle_path
 from ..command import default_bundle
 
 _LEAST_KEY = 8
 
 
 @click.command("serve")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address to listen at. Any other than this machine's own needs --api-key-file.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True,

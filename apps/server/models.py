@@ -2,15 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgert import EdgertError, Model
-from edgert.download import bytes_there, catalogue, models_folder
+from edgert.download import bundle_path, bundles_here, bytes_there, catalogue, models_folder
 
-from ..bundles import bundle_path
 from ..maker import CancelledError, Maker
 from .errors import ApiError
 from .served import Served
@@ -61,7 +59,7 @@ class Models:
         besides."""
         known = catalogue()
         described = {bundle_path(name).resolve(): entry.description for name, entry in known.items()}
-        paths = {path.resolve(): path for path in (*_bundles(), self._given)}
+        paths = {path.resolve(): path for path in (*bundles_here(), self._given)}
         here = [Choice(_text(path), _text(path.stem), described.get(resolved, ""), path, size)
                 for resolved, path in paths.items() if (size := _size(path)) is not None]
         absent = [Choice(f"catalogue:{name}", name, entry.description, path, None, entry.size,
@@ -212,13 +210,6 @@ class Models:
             self.error = str(error)
         finally:
             self._choosing = None
-
-
-def _bundles() -> Iterable[Path]:
-    try:
-        return [path for path in models_folder().iterdir() if path.suffix == ".edge" and not path.name.startswith(".")]
-    except OSError:  # there is no such folder yet
-        return []
 
 
 def _size(path: Path) -> int | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.loading import model_options
 from edgert.terminal import show
 
@@ -12,7 +13,7 @@ from .command import serve_bundle
 
 
 @click.command("web")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @model_options
 def command(bundle: str | None, **model_settings: Any) -> None:
     """Chat with the model in BUNDLE in the browser; without BUNDLE with SmolLM2 135M.

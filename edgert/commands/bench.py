@@ -13,11 +13,12 @@ from edgert.opening import load_library, read_text
 from edgert.process import default_threads
 from edgert.terminal import show, show_json
 
+from .bundle_argument import BUNDLE
 from .loading import TEXT, compile_progress
 
 
 @click.command("bench")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, in alternating runs.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256),
               help="Number of threads, for both.  [default: one per physical core]")

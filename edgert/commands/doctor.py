@@ -15,6 +15,7 @@ import psutil
 
 from edgert import __version__
 from edgert.download import models_folder
+from edgert.errors import EdgertError
 from edgert.kernels import native
 from edgert.kernels.formats import QUANTIZED_BLOCK
 from edgert.kernels.records import Code, Quantize
@@ -24,31 +25,68 @@ from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, stored_devices
 from edgert.terminal import show, show_json
 
+from .bundle_argument import BUNDLE
+from .defaults import defaults_file, read_defaults
 from .loading import compile_progress
+from .mending import Problem, extra_problems, mend, model_problems, package_problem
 
 
 @click.command("doctor")
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
+@click.option("--fix", is_flag=True, help="Say of each thing that is missing which command mends it, and call that if "
+                                          "you consent.")
+@click.option("--yes", is_flag=True, help="With --fix: consent to all but what few people want.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: str | None, as_json: bool) -> None:
+@click.pass_context
+def command(context: click.Context, bundle: str | None, fix: bool, yes: bool, as_json: bool) -> None:
     """Show what this machine offers and what is missing.
 
-    With BUNDLE, measure the disk that holds it again (three seconds) and show only that disk.
+    Compiles the kernels for this processor, if that was not done yet. With BUNDLE, measure the disk that holds it again
+    (three seconds) and show only that disk.
     """
+    if (yes and not fix) or (fix and as_json):
+        raise click.UsageError("--yes goes with --fix, and --json without it")
     devices = [device_of(bundle, again=True)] if bundle else stored_devices()
     facts, problems = examine()
-    problems += [f"{device.name} refuses direct reading; what edgert reads there passes through the page cache, "
-                 "which costs time: keep bundles on another disk" for device in devices if not device.direct]
+    problems += [Problem(f"{device.name} refuses direct reading; what edgert reads there passes through the page "
+                         "cache, which costs time: keep bundles on another disk")
+                 for device in devices if not device.direct]
+    problems += _defaults_problems(context)
+    texts = [problem.text for problem in problems]
     if as_json:
-        show_json({**facts, "flash": [asdict(device) for device in devices], "problems": problems})
+        show_json({**facts, "flash": [asdict(device) for device in devices], "problems": texts})
+    elif fix:
+        problems = [*problems, *model_problems(bool(devices)), *extra_problems()]
+        if not problems:
+            show("Nothing is missing.")
+        if not mend(problems, yes):
+            raise click.exceptions.Exit(1)
+        return
     else:
         flash = [_describe(device) for device in devices] or ["not measured yet: edgert doctor BUNDLE"]
         width = max(map(len, facts))
         for name, value in [*facts.items(), *(("flash", line) for line in flash)]:
             show(f"{name:{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
-        show("\n".join(["", *problems]) if problems else "\nNothing is missing.")
-    if any(problem.startswith("missing") for problem in problems):
+        show("\n".join(["", *texts]) if texts else "\nNothing is missing.")
+    if any(problem.needed for problem in problems):
         raise click.exceptions.Exit(1)
+
+
+def _defaults_problems(context: click.Context) -> list[Problem]:
+    """What is wrong in config.toml, for each command that it names."""
+    group = context.parent.command if context.parent is not None else None
+    if not isinstance(group, click.Group):
+        return []
+    try:
+        if (defaults := read_defaults()) is None:
+            return []
+        names = group.list_commands(context)
+        for name in ["doctor", *(name for name in names if name in defaults.values)]:
+            if (named := group.get_command(context, name)) is not None:
+                defaults.of(name, named, names)
+    except EdgertError as error:
+        return [Problem(str(error))]
+    return []
 
 
 def _describe(device: Device) -> str:
@@ -60,9 +98,9 @@ def _describe(device: Device) -> str:
             f"{1e6 * device.latency_s:.0f} µs for 4 KiB; {'direct' if device.direct else 'through the page cache'}")
 
 
-def examine() -> tuple[dict[str, Any], list[str]]:
+def examine() -> tuple[dict[str, Any], list[Problem]]:
     """Facts by name, and what is missing or makes edgert slower than it could be, one sentence each."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     features = processor_features()
     wanted = ("avx512_vnni", "avx_vnni", "avx2", "fma", "f16c", "asimddp", "asimdhp")
     facts: dict[str, Any] = {
@@ -74,6 +112,7 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "memory": f"{psutil.virtual_memory().available / 1e9:.1f} of {psutil.virtual_memory().total / 1e9:.1f} GB free",
         "huge pages": _huge_pages(),
         "models": f"{models_folder()}, {_free(models_folder())} free",
+        "defaults": f"{defaults_file()}{'' if defaults_file().exists() else ', not there'}",
         "compiled kernels": f"{native.cache_folder()}, {_free(native.cache_folder())} free",
     }
     for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", "llama-cpp-python"):
@@ -82,20 +121,21 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
             if package == "llama-cpp-python":
-                problems.append("llama-cpp-python is not installed; only `--against` needs it: "
-                                "pip install 'edgert[peer]'")
+                problems.append(Problem("llama-cpp-python is not installed; only `--against` needs it: "
+                                        "pip install 'edgert[peer]'", [["pip", "install", "edgert[peer]"]],
+                                        wanted=False))
             else:
-                problems.append(f"missing: {package}; install edgert again")
+                problems.append(package_problem(package))
     try:
         target = choose()
     except ValueError as error:
-        problems.append(f"missing: kernels for this processor: {error}")
+        problems.append(Problem(f"missing: kernels for this processor: {error}", needed=True))
         return facts, problems
     facts["instruction sets"] = [t.name for t in executable_targets()]
     facts["instruction set in use"] = target.name + (f" ({VARIABLE})" if os.environ.get(VARIABLE) else "")
     if target.name == "plain":
-        problems.append("this processor has none of the instruction sets that edgert is fast with: "
-                        "AVX2, AVX-VNNI, AVX-512 VNNI, NEON dot product")
+        problems.append(Problem("this processor has none of the instruction sets that edgert is fast with: "
+                                "AVX2, AVX-VNNI, AVX-512 VNNI, NEON dot product"))
     started = time.perf_counter()
     cached = native.cached_object(target.name).exists()
     library = native.library(progress=compile_progress)

@@ -22,6 +22,7 @@ from edgert.measuring.questions import (
 from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
+from .bundle_argument import BUNDLE
 from .loading import load_model, model_options, read_text
 
 _ROWS = 64
@@ -40,7 +41,7 @@ class _Engine(NamedTuple):
 
 
 @click.command("eval")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("--text", "text_file", metavar="FILE", help="Measure the perplexity of this text.")
 @click.option("--questions", "questions_file", metavar="FILE|shipped",
               help="Multiple-choice questions, JSON lines of \"question\", \"choices\" and \"answer\" (an index), or "

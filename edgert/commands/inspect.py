@@ -10,9 +10,11 @@ from edgert.bundle.contents import contents, table
 from edgert.control_characters import one_line
 from edgert.terminal import show, show_json
 
+from .bundle_argument import BUNDLE
+
 
 @click.command("inspect")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, tensors: bool, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from edgert.download import models_folder
 from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
-from edgert.measuring.startup import APP, CHAT, PROGRAMS, SERVE, ProcessCost, process_cost
+from edgert.measuring.startup import APP, PROGRAMS, RUN, SERVE, ProcessCost, process_cost
 from edgert.memory.budget import parse_size
 from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
@@ -23,6 +23,7 @@ from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, measure_folder
 from edgert.terminal import show, show_json, show_passing
 
+from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
@@ -77,12 +78,12 @@ class _Measured:
 
 
 @click.command("plan")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("-m", "--memory", metavar="SIZE",
               help="Memory that the whole process may use, like 600M or 1.5G.  [default: compare several budgets]")
-@click.option("--for", "program", type=click.Choice(PROGRAMS), default=CHAT, show_default=True,
-              help="The command that has the budget: a server takes more of it than a chat; run and bench as much as "
-                   "chat, web as much as app.")
+@click.option("--for", "program", type=click.Choice(PROGRAMS), default=RUN, show_default=True,
+              help="The command that has the budget: a chat on a terminal and a server take more of it than run; bench "
+                   "and a chat with other input take as much as run, web as much as app.")
 @plan_options
 @parallel_option
 @embeddings_option

@@ -12,6 +12,7 @@ from edgert.opening import DEFAULT_CONTEXT
 from edgert.process import peak_rss_bytes
 from edgert.terminal import read_standard_input, show, show_json, write_answer
 
+from .bundle_argument import BUNDLE
 from .loading import TEXT, load_model, model_options, read_text, sampling_options
 from .statistics import flash_use, speculation_use
 
@@ -20,7 +21,7 @@ _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
 
 
 @click.command("run")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 @click.option("-p", "--prompt", type=TEXT, help="The prompt.  [default: standard input]")
 @click.option("-f", "--prompt-file", type=click.Path(), help="Read the prompt from this file.")
 @click.option("--chat", is_flag=True, help="Send the prompt as a user's message in the model's chat template.")

@@ -6,9 +6,11 @@ from edgert.bundle import Bundle
 from edgert.errors import BundleError
 from edgert.terminal import show
 
+from .bundle_argument import BUNDLE
+
 
 @click.command("verify")
-@click.argument("bundle")
+@click.argument("bundle", type=BUNDLE)
 def command(bundle: str) -> None:
     """Check every checksum of BUNDLE: the header's, each section's, each neuron group's."""
     with Bundle(bundle) as opened:

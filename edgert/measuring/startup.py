@@ -1,9 +1,7 @@
-"""How much memory a process uses before anything is loaded: measured in a fresh process that starts like `edgert chat`,
-`edgert serve` or `edgert app`.
+"""How much memory a process uses before anything is loaded: measured in a fresh process that starts like `edgert run`,
+`edgert chat` on a terminal, `edgert serve` or `edgert app`.
 
-Of all other commands, chat uses most memory; so a budget that is planned with it works with each of them.
-
-    python -m edgert.measuring.startup BUNDLE chat|serve|app
+    python -m edgert.measuring.startup BUNDLE run|chat|serve|app
 
 prints it as JSON: the fields of `ProcessCost`.
 """
@@ -18,10 +16,11 @@ from typing import Any
 
 from edgert.errors import EdgertError
 
-CHAT, SERVE, APP = PROGRAMS = ("chat", "serve", "app")
+RUN, CHAT, SERVE, APP = PROGRAMS = ("run", "chat", "serve", "app")
 _SERVER = ("edgert.apps.server.running", "uvicorn.protocols.http.h11_impl", "uvicorn.loops.asyncio",
            "uvicorn.lifespan.off")
-_MODULES = {CHAT: ("edgert.apps.terminal_chat",), SERVE: _SERVER, APP: _SERVER}
+_CHAT = ("edgert.apps.terminal_chat", "edgert.apps.line_editor")
+_MODULES = {RUN: (), CHAT: _CHAT, SERVE: _SERVER, APP: _SERVER}
 """What each has imported, beside its command, when it makes its plan. By name: they are above this room."""
 _PATIENCE_S = 120.0
 
@@ -37,7 +36,7 @@ class ProcessCost:
     window: int | None
 
 
-def process_cost(bundle: str | os.PathLike[str], program: str = CHAT) -> ProcessCost:
+def process_cost(bundle: str | os.PathLike[str], program: str = RUN) -> ProcessCost:
     """What a program costs with a bundle. program: of `PROGRAMS`. Raises EdgertError."""
     try:
         done = subprocess.run([sys.executable, "-P", "-m", "edgert.measuring.startup", os.fspath(bundle), program],

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 import edgert
-from edgert.apps.conversation import Conversation
-from edgert.apps.terminal_chat import Chat
+from edgert.apps.chat_statistics import statistics_lines
 
 CHAT = [sys.executable, "-m", "edgert", "chat"]
 
@@ -141,19 +140,6 @@ def test_what_a_command_lacks_is_said(terminal: Terminal, tmp_path: Path) -> Non
     assert terminal.saved(tmp_path / "chat.json") == []
 
 
-PASTED = "def twice(x):\n\treturn 2 * x"
-
-
-@pytest.mark.parametrize("line_end", ["\n", "\r"])  # what terminals send differs
-def test_pasted_lines_are_one_question(open_terminal: Callable[..., Terminal], tmp_path: Path, line_end: str) -> None:
-    chat = open_terminal("-n", "4", TERM="xterm")
-    os.write(chat._master, f"\x1b[200~{PASTED}\n/exit\n\x1b[201~".replace("\n", line_end).encode())
-    chat.type("")
-    chat.until(r"\w\n[\s\S]*>>> ")
-    questions = [m["content"] for m in chat.saved(tmp_path / "chat.json") if m["role"] == "user"]
-    assert questions == [f"{PASTED}\n/exit"]
-
-
 def test_lines_between_triple_quotes_are_one_question(open_terminal: Callable[..., Terminal], tmp_path: Path) -> None:
     chat = open_terminal("-n", "4")
     for line in ('"""/etc/hosts', "", "  is what?"):
@@ -245,21 +231,19 @@ def test_typed_bytes_that_are_no_text(smollm2: Path) -> None:
 
 
 def test_stats_tell_of_reads_that_were_done_again(model: edgert.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = Chat(lambda context: model, Conversation(), {})
-    assert not any("second time" in line for line in chat._statistics_lines())
+    assert not any("second time" in line for line in statistics_lines(model, None))
     monkeypatch.setattr(model._file, "read_again", 2)
-    assert "disk: 2 reads failed or came damaged, and went well the second time" in list(chat._statistics_lines())
+    assert "disk: 2 reads failed or came damaged, and went well the second time" in list(statistics_lines(model, None))
 
 
 def test_stats_tell_what_was_guessed(model: edgert.Model) -> None:
-    chat = Chat(lambda context: model, Conversation(), {})
-    chat.last = model.generate("Once upon a time", max_tokens=4)
-    chat.last.text()
-    statistics = chat.last.statistics
+    last = model.generate("Once upon a time", max_tokens=4)
+    last.text()
+    statistics = last.statistics
     statistics.guessed = 0
-    assert not any(line.startswith("guesses:") for line in chat._statistics_lines())
+    assert not any(line.startswith("guesses:") for line in statistics_lines(model, last))
     statistics.generated_tokens, statistics.passes = 31, 10
     statistics.guessed, statistics.right, statistics.wrong = 40, 20, 5
     statistics.draft_s, statistics.verify_s = 1.5, 2.5
     assert ("guesses: 20 of 40 were right, 80 % of those with only right ones before them; 3.0 tokens came of each "
-            "pass over the weights; guessing took 1.5 s, checking 2.5 s") in list(chat._statistics_lines())
+            "pass over the weights; guessing took 1.5 s, checking 2.5 s") in list(statistics_lines(model, last))
