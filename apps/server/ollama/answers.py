@@ -13,6 +13,7 @@ from ..streams import made
 from ..tickets import Made, Ticket
 from ..tokens import chat_logprobs
 from .durations import time_text
+from .filling import prompt_between
 from .requests import Asking, ChatRequest, GenerateRequest
 
 _NANO = 1_000_000_000
@@ -101,12 +102,14 @@ class ChatAnswer(Answer):
 
 
 class GenerateAnswer(Answer):
-    """A prompt is a user's message, unless it is raw, or the model has no template for chats. Raises EdgertError for
-    what the model refuses, and ApiError."""
+    """A prompt is a user's message, unless it is raw, something follows it, or the model has no template for chats.
+    Raises EdgertError for what the model refuses, and ApiError."""
 
     def __init__(self, asked: GenerateRequest, model: Model, defaults: dict[str, Any], times: Times) -> None:
         settings = asked.settings(defaults)
-        if asked.raw or (model.chat_template is None and not asked.system):
+        if asked.suffix:
+            generation = model.generate(prompt_between(model, asked.prompt or "", asked.suffix), **settings)
+        elif asked.raw or (model.chat_template is None and not asked.system):
             generation = model.generate(asked.prompt or "", **settings)
         else:
             generation = model.chat(asked.turns(), **settings)

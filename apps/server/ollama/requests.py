@@ -102,19 +102,19 @@ class ChatRequest(Asking, kw_only=True):
 
 
 class GenerateRequest(Asking, kw_only=True):
-    """The body of /api/generate."""
+    """The body of /api/generate. suffix: what follows the answer."""
 
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
-    suffix: Unsupported = UNSET
     template: Unsupported = UNSET
     context: Unsupported = UNSET
     images: Unsupported = UNSET
 
     def check(self) -> None:
         super().check()
-        refuse(self, ("suffix", "template", "context", "images"))
+        refuse(self, ("template", "context", "images"))
         if self.raw and self.system:
             raise ApiError(400, "raw mode does not support system; write it into the prompt")
 

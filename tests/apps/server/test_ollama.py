@@ -13,6 +13,7 @@ import ollama
 import pytest
 from served import Server
 from tiny_model import give_tokenizer, write_model
+from tokenizers import Tokenizer
 
 import edgert
 from edgert.converters.convert import convert
@@ -116,6 +117,24 @@ def test_generate(client: ollama.Client, model: edgert.Model, said: str) -> None
             == model.chat(pirate, max_tokens=24).text())
     assert (client.generate(NAME, "Once upon a time", raw=True, options=GREEDY).response
             == model.generate("Once upon a time", max_tokens=24).text())
+
+
+@pytest.mark.parametrize("marks", [("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+                                   ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")])
+def test_what_stands_between_two_texts(tmp_path: Path, marks: tuple[str, str, str]) -> None:
+    folder = give_tokenizer(write_model(tmp_path / "filler", vocab_size=261, max_position_embeddings=512))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(list(marks))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    convert(str(folder), bundle := folder.with_suffix(".edge"), "q4")
+    server = Server(bundle, errors=tmp_path / "errors").until_ready()
+    client, (before, after, middle) = ollama.Client(server.url), marks
+    raw = client.generate("filler", f"{before}def f({after}):{middle}", raw=True, options=GREEDY)
+    answer = client.generate("filler", "def f(", suffix="):", options=GREEDY)
+    assert (answer.response, answer.prompt_eval_count) == (raw.response, raw.prompt_eval_count) and answer.response
+    plain = client.generate("filler", "def f(", suffix=middle, options=GREEDY)
+    assert plain.prompt_eval_count == 3 + len("def f(") + len(middle), "no text makes a mark"
+    assert server.end() == 0
 
 
 def test_options(client: ollama.Client, model: edgert.Model, said: str) -> None:
@@ -231,7 +250,7 @@ GENERATE = {"model": "tiny", "prompt": "a"}
     ("chat", {**CHAT, "messages": [{"role": "user", "content": "a", "images": ["aGk="]}]}, 400,
      "messages[0].images is not supported"),
     ("generate", {**GENERATE, "images": ["aGk="]}, 400, "images is not supported"),
-    ("generate", {**GENERATE, "suffix": "b"}, 400, "suffix is not supported"),
+    ("generate", {**GENERATE, "suffix": "b"}, 400, "suffix is not supported: this model has no marks"),
     ("generate", {**GENERATE, "template": "{{ .Prompt }}"}, 400, "template is not supported"),
     ("generate", {**GENERATE, "context": [1, 2]}, 400, "context is not supported"),
     ("generate", {**GENERATE, "raw": True, "system": "b"}, 400, "raw mode does not support system"),
