@@ -13,7 +13,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, PathCompleter
 from prompt_toolkit.completion import Completion as Completed
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import has_focus
+from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.processors import TabsProcessor
 
@@ -37,7 +37,8 @@ class LineEditor:
     def __init__(self, history: bool) -> None:
         self._quoting = False  # Enter begins a new line, up to the closing quotes
         self._session: PromptSession[str] = PromptSession(
-            PROMPT, history=open_history(history), multiline=True, key_bindings=self._bindings(), enable_suspend=True,
+            PROMPT, history=open_history(history), key_bindings=self._bindings(), enable_suspend=True,
+            multiline=Condition(lambda: "\n" in self._session.default_buffer.text),
             prompt_continuation=lambda width, number, wrapped: "" if wrapped else MORE,
             input_processors=[TabsProcessor(char1=" ", char2=" ")], complete_while_typing=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from edgert import EdgertError
-from edgert.terminal import proper_text
+from edgert.terminal import proper_text, show
 
 PROMPT, MORE, QUOTES = ">>> ", "... ", '"""'
 
@@ -77,10 +77,14 @@ class PlainLines:
             readline.parse_and_bind("set enable-bracketed-paste on")
 
     def read(self, _complete: Complete) -> Typed:
-        text = read_text(lambda: input(PROMPT)).strip()
-        if begins_quote(text):
-            while not is_quoted(text):
-                text = f"{text}\n{read_text(lambda: input(MORE))}"
+        try:
+            text = read_text(lambda: input(PROMPT)).strip()
+            if begins_quote(text):
+                while not is_quoted(text):
+                    text = f"{text}\n{read_text(lambda: input(MORE))}"
+        except (EOFError, KeyboardInterrupt):
+            show()  # the cursor is still behind what was typed
+            raise
         return typed(text)
 
 

@@ -48,10 +48,9 @@ class Chat:
                 if quoted or not self.commands.call(text, lines.keys):
                     self._ask(text)
             except EOFError:
-                show()
                 return
             except KeyboardInterrupt:
-                show("\n(Ctrl-D or /exit ends)")
+                show("(Ctrl-D or /exit ends)")
             except EdgertError as error:
                 show(error)
 

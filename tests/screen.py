@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyte
 
-UP, LEFT, ALT_ENTER, CTRL_A, CTRL_C, CTRL_D, CTRL_G, CTRL_R = (
-    "\x1b[A", "\x1b[D", "\x1b\r", "\x01", "\x03", "\x04", "\x07", "\x12")
+UP, LEFT, ALT_ENTER, CTRL_A, CTRL_C, CTRL_D, CTRL_G, CTRL_L, CTRL_R = (
+    "\x1b[A", "\x1b[D", "\x1b\r", "\x01", "\x03", "\x04", "\x07", "\x0c", "\x12")
 
 
 def _hear_interrupts() -> None:

@@ -63,7 +63,7 @@ def test_settings(open_chat: Open) -> None:
 
 def test_a_budget_changes_nothing_but_the_speed(open_chat: Open, tmp_path: Path) -> None:
     answers = []
-    for budgets in ((), ("/budget 1G", "/budget 150M")):
+    for budgets in ((), ("/budget 150M",)):
         chat = open_chat("-n", "12", "-c", "512")
         said(chat, "Name a large city in France.")
         for budget in budgets:

@@ -10,7 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from screen import ALT_ENTER, CTRL_A, CTRL_C, CTRL_D, CTRL_G, CTRL_R, LEFT, UP, Screen
+from screen import ALT_ENTER, CTRL_A, CTRL_C, CTRL_D, CTRL_G, CTRL_L, CTRL_R, LEFT, UP, Screen
+
+from edgert import EdgertError
+from edgert.apps.line_history import open_history
+from edgert.apps.text_editor import edit_text
 
 Open = Callable[..., Screen]
 
@@ -26,6 +30,38 @@ def open_chat(smollm2: Path, tmp_path: Path) -> Iterator[Open]:
             return chat
 
         yield open_one
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the chat that tests share has its history, an editor and models."""
+    return tmp_path_factory.mktemp("chat")
+
+
+@pytest.fixture(scope="module")
+def shared(smollm2: Path, folder: Path) -> Iterator[Screen]:
+    editor = folder / "my editor"
+    editor.write_text("#!/bin/sh\ncat \"$2\" > \"$1\"\nprintf ' rivers\\nand lakes\\n' >> \"$2\"\n")
+    editor.chmod(0o755)
+    (folder / "models").mkdir()
+    (folder / "models" / "little.edge").symlink_to(smollm2)
+    command = [sys.executable, "-m", "edgert", "chat", str(smollm2), "--temperature", "0", "-n", "4"]
+    with Screen(command, 80, XDG_DATA_HOME=str(folder), EDITOR=f"'{editor}' {folder}/seen",
+                EDGERT_MODELS=str(folder / "models")) as chat:
+        chat.prompt(1)
+        yield chat
+
+
+@pytest.fixture
+def chat(shared: Screen) -> Screen:
+    """The chat that tests share, with a new conversation and an empty screen."""
+    shared.press(CTRL_C)
+    shared.until(lambda: shared.text().endswith("(Ctrl-D or /exit ends)\n>>>"))
+    shared.enter("/reset")
+    shared.until(lambda: shared.text().endswith("(a new conversation)\n>>>"))
+    shared.press(CTRL_L)
+    shared.until(lambda: shared.text() == ">>>")
+    return shared
 
 
 def questions(chat: Screen, file: Path) -> list[str]:
@@ -60,29 +96,35 @@ def test_what_was_typed_comes_back_in_a_later_chat(open_chat: Open, tmp_path: Pa
     assert history(tmp_path).read_text().count("+/set seed 17") == 2
 
 
-def test_without_history_nothing_is_kept(open_chat: Open, tmp_path: Path) -> None:
-    chat = open_chat("--no-history")
-    chat.enter("/set seed 17")
-    chat.prompt(2)
-    chat.press(UP)
-    chat.until(lambda: chat.text().count("/set seed 17") == 2)
-    assert not history(tmp_path).exists()
-
-
-def test_a_history_that_cannot_be_kept_is_told(open_chat: Open, tmp_path: Path) -> None:
+def test_a_history_that_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    open_history(False).append_string("/set seed 17")
+    assert not list(tmp_path.iterdir())
     history(tmp_path).mkdir(parents=True)
-    chat = open_chat()
-    assert "what you type is not kept for later chats: " in chat.text().replace("\n", "")
-    chat.enter("/set seed 17")
-    chat.until("seed  17\n")
+    opened = open_history(True)
+    opened.append_string("/set seed 17")
+    assert opened.get_strings() == ["/set seed 17"]
+    said = capsys.readouterr().err
+    assert said.startswith("what you type is not kept for later chats: ") and "is a directory" in said
+
+
+def test_a_long_history_keeps_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    opened = open_history(True)
+    for number in range(1200):
+        opened.store_string(f"{number}\n{'長' * 300}")
+    texts = list(open_history(True).load_history_strings())
+    assert len(texts) == 1000 and texts[0].startswith("1199\n") and texts[-1].startswith("200\n")
+    assert stat.S_IMODE(history(tmp_path).stat().st_mode) == 0o600
+    assert [path.name for path in history(tmp_path).parent.iterdir()] == ["chat-history"]
 
 
 PASTED = "def twice(x):\n\treturn 2 * x"
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r"])  # what terminals send differs
-def test_pasted_lines_are_one_question(open_chat: Open, tmp_path: Path, line_end: str) -> None:
-    chat = open_chat()
+def test_pasted_lines_are_one_question(chat: Screen, tmp_path: Path, line_end: str) -> None:
     chat.press(f"\x1b[200~{PASTED}\n/exit\n\x1b[201~".replace("\n", line_end))
     chat.until("... /exit")
     chat.enter()
@@ -90,8 +132,7 @@ def test_pasted_lines_are_one_question(open_chat: Open, tmp_path: Path, line_end
     assert questions(chat, tmp_path / "chat.json") == [f"{PASTED}\n/exit"]
 
 
-def test_several_lines(open_chat: Open, tmp_path: Path) -> None:
-    chat = open_chat()
+def test_several_lines(chat: Screen, tmp_path: Path) -> None:
     chat.press('"""/etc/hosts\r\r  is what?')
     shown = chat.until("...   is what?")
     assert '>>> """/etc/hosts\n...\n...   is what?' in shown
@@ -120,10 +161,7 @@ def test_wide_characters(open_chat: Open, tmp_path: Path, columns: int) -> None:
     assert questions(chat, tmp_path / "chat.json") == [f"✨ {asked[:-3]}とても{asked[-3:]}"]
 
 
-def test_tab_completes(open_chat: Open, tmp_path: Path, smollm2: Path) -> None:
-    (models := tmp_path / "models").mkdir()
-    (models / "little.edge").symlink_to(smollm2)
-    chat = open_chat(EDGERT_MODELS=str(models))
+def test_tab_completes(chat: Screen, folder: Path) -> None:
     chat.press("/st\t")
     chat.until(">>> /stats")
     chat.press("\x15/s\t")
@@ -133,31 +171,37 @@ def test_tab_completes(open_chat: Open, tmp_path: Path, smollm2: Path) -> None:
     chat.until(">>> /set temperature")
     chat.press("\x15/load li\t")
     chat.until(">>> /load little")
-    chat.press(f"\x15/save {tmp_path}/mod\t")
-    chat.until(lambda: f"/save {tmp_path}/models" in chat.text().replace("\n", ""))
+    chat.press(f"\x15/save {folder}/mod\t")
+    chat.until(lambda: f"/save {folder}/models" in chat.text().replace("\n", ""))
     chat.press("\x15Words\t")
     chat.until(lambda: chat.rows()[-1] == "" and ">>> Words" in chat.text())
 
 
-def test_an_editor_of_ones_own(open_chat: Open, tmp_path: Path) -> None:
-    editor = tmp_path / "my editor"
-    editor.write_text("#!/bin/sh\ncat \"$2\" > \"$1\"\nprintf ' rivers\\nand lakes\\n' >> \"$2\"\n")
-    editor.chmod(0o755)
-    chat = open_chat(EDITOR=f"'{editor}' {tmp_path}/seen")
+def test_an_editor_of_ones_own(chat: Screen, folder: Path, tmp_path: Path) -> None:
     chat.press("Name" + CTRL_G)
     chat.until(">>> Name rivers\n... and lakes")
-    assert (tmp_path / "seen").read_text() == "Name"
+    assert (folder / "seen").read_text() == "Name"
     chat.enter()
     chat.prompt(2)
     assert questions(chat, tmp_path / "chat.json") == ["Name rivers\nand lakes"]
 
 
-def test_an_editor_that_is_not_there(open_chat: Open) -> None:
-    chat = open_chat(VISUAL="nothing-of-that-name -w")
-    chat.press("Name" + CTRL_G)
-    shown = chat.until("set it to an editor")
-    assert "VISUAL is nothing-of-that-name -w, and there is no such program" in shown
-    chat.until(lambda: chat.rows()[chat.text().count("\n")] == ">>> Name")
+def test_editors_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EDITOR", raising=False)
+    for visual, words in (
+            ("nothing-of-that-name -w", "VISUAL is nothing-of-that-name -w, and there is no such program; set it"),
+            ("'", "VISUAL is \"'\", which is no command: "),
+            ("sh -c 'printf \"\\377\" > \"$0\"'", "sh left a text that is not UTF-8"),
+            ("rm", "question.md: no such file or directory; the question is as before")):
+        monkeypatch.setenv("VISUAL", visual)
+        with pytest.raises(EdgertError, match=re.escape(words)):
+            edit_text("Name 川")
+    monkeypatch.setenv("VISUAL", "false")
+    assert edit_text("Name 川") == "Name 川", "an editor that says it failed changes nothing"
+    monkeypatch.delenv("VISUAL")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EdgertError, match="there is no editor; set EDITOR"):
+        edit_text("Name")
 
 
 def test_interrupts(open_chat: Open) -> None:
@@ -174,8 +218,7 @@ def test_interrupts(open_chat: Open) -> None:
     assert chat.ended() == 0
 
 
-def test_bytes_that_are_no_text(open_chat: Open, tmp_path: Path) -> None:
-    chat = open_chat()
+def test_bytes_that_are_no_text(chat: Screen, tmp_path: Path) -> None:
     os.write(chat._master, b"caf\xe9")
     chat.until(">>> caf")
     chat.enter()
