@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgert import EdgertError, Generation, Model, SessionError
+from edgert import EdgertError, Generation, LanguageModel, SessionError
 from edgert.terminal import read_standard_input, show, write_answer
 
 from .conversation import Conversation
@@ -25,7 +25,7 @@ HELP = '''\
 """            begins and ends a question of several lines; most terminals paste several lines as one question anyway'''
 _EXITS = ("/exit", "/quit", "/bye")
 
-OpenModel = Callable[[int | None], Model]
+OpenModel = Callable[[int | None], LanguageModel]
 """Opens the model with a context of this many tokens; None for what the command line asked for."""
 
 
@@ -156,7 +156,7 @@ class Chat:
 
     def _most(self) -> int:
         """The largest context that the model takes."""
-        return self.model.header.config.max_position_embeddings
+        return self.model.longest_context
 
     def _offer(self, needed: int) -> None:
         alone = Conversation(self.conversation.system, self.conversation.turns[-1:])

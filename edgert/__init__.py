@@ -22,6 +22,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .answering import LanguageModel
     from .converters.convert import convert
     from .download import pull
     from .generation.generation import Generation, Piece, Statistics
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Generation",
-           "GrammarError", "Model", "ModelError", "PeerError", "Piece", "Scores", "SessionError", "SourceError",
-           "Statistics", "TemplateError", "ToolCall", "convert", "load", "pull"]
+           "GrammarError", "LanguageModel", "Model", "ModelError", "PeerError", "Piece", "Scores", "SessionError",
+           "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "pull": "download",
-         "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
+         "LanguageModel": "answering", "Model": "model",
+         "Generation": "generation.generation", "Piece": "generation.generation",
          "Statistics": "generation.generation", "Scores": "generation.scoring",
          "CallDelta": "generation.tool_calls", "ToolCall": "generation.tool_calls"}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from edgert import LanguageModel
 from edgert.commands.loading import load_model, model_options, parallel_option, read_text, sampling_options
 from edgert.errors import ModelError
-from edgert.model import Model
 from edgert.terminal import show
 
 from ..bundles import DEFAULT_MODEL, bundle_path
@@ -53,7 +53,7 @@ def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structur
     from .running import serve
     from .served import Served
 
-    def load(path: Path, memory: int | str | None) -> Model:
+    def load(path: Path, memory: int | str | None) -> LanguageModel:
         given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory})}
         if structured:
             with suppress(ModelError):  # too little memory, or no token that ends a text

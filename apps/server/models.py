@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgert import EdgertError, Model
+from edgert import EdgertError, LanguageModel
 from edgert.download import bytes_there, catalogue, models_folder
 
 from ..bundles import bundle_path
@@ -109,7 +109,7 @@ class Models:
         path = bundle_path(name)
         self._begin(Choice(f"catalogue:{name}", name, "", path, None))
 
-        def open_model(memory: int | str | None) -> Model:
+        def open_model(memory: int | str | None) -> LanguageModel:
             try:
                 self._make()
                 return self._served.opening(path)(memory)
