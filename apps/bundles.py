@@ -1,9 +1,10 @@
-"""Bundles of the catalogue's models: fetched and converted where they are not in the models' folder yet."""
+"""The catalogue's models: fetched and converted where they are not in the models' folder yet. Those of families that
+edgert does not know are not converted: what is opened is their GGUF file."""
 
 from pathlib import Path
 
 import edgert
-from edgert.download import Progress, models_folder
+from edgert.download import Progress, catalogue, models_folder
 from edgert.errors import DownloadError
 from edgert.locking import making
 
@@ -13,12 +14,13 @@ WAITING_FOR_BUNDLE = "waiting for another process that fetches and converts it"
 
 
 def bundle_path(name: str) -> Path:
-    """Where the bundle of the catalogue's model `name` is, or will be."""
-    return models_folder() / f"{name}.edge"
+    """Where the bundle of the catalogue's model `name` is, or will be; or the GGUF file of one that has no bundle."""
+    entry = catalogue().get(name)
+    return models_folder() / (f"{name}.edge" if entry is None or entry.has_bundle else entry.file)
 
 
 def make_bundle(name: str, progress: Progress) -> Path:
-    """The bundle of the catalogue's model `name`. If it is missing, one process downloads and converts it.
+    """What is opened for the catalogue's model `name`. If it is missing, one process downloads and converts it.
 
     progress: called as `edgert.pull` does, which downloads; with BEGINNING before that, with CONVERTING and numbers of
     weights after it, and with WAITING_FOR_BUNDLE where another process is at it. Raises EdgertError.
@@ -26,6 +28,8 @@ def make_bundle(name: str, progress: Progress) -> Path:
     path = bundle_path(name)
     if path.exists():
         return path
+    if path.suffix != ".edge":
+        return edgert.pull(name, progress=progress)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with making(path, lambda: progress(WAITING_FOR_BUNDLE, 0, 0)):

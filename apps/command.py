@@ -9,6 +9,7 @@ import click
 import edgert
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
 from edgert.download import WAITING
+from edgert.errors import SessionError
 from edgert.sessions import session_info, using_session
 from edgert.terminal import show
 
@@ -34,9 +35,14 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
     path = bundle or str(default_bundle())
     settings: dict[str, Any] = {"max_tokens": max_tokens, **sampling}
 
-    def open_model(context: int | None) -> edgert.Model:
+    def open_model(context: int | None) -> edgert.LanguageModel:
         if context is None:
-            return load_model(path, **model_settings)
+            model = load_model(path, **model_settings)
+            if session is not None and not model.keeps_sessions:
+                model.close()
+                raise SessionError("conversations with a model that llama.cpp runs cannot be kept; leave --session "
+                                   "away")
+            return model
         return load_model(path, **{**model_settings, "context": context, "trace": None})  # what was traced stays
 
     if session is None:

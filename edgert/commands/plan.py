@@ -20,6 +20,7 @@ from edgert.opening import default_threads, load_library, session_settings
 from edgert.residency.device import Device, device_of
 from edgert.terminal import show, show_json, show_passing
 
+from .gguf import bundle_of
 from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
@@ -95,8 +96,9 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         require_matplotlib()
     budget = None if memory is None else parse_size(memory)
     of_cache = None if kv_memory is None else parse_size(kv_memory)
-    with Bundle(bundle) as opened, _measured(opened, program, budget, threads, context, prefill_chunk, kv_type,
-                                             of_cache, kv_policy, parallel) as measured:
+    with (Bundle(bundle_of(bundle)) as opened,
+          _measured(opened, program, budget, threads, context, prefill_chunk, kv_type, of_cache, kv_policy, parallel
+                    ) as measured):
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
         points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]

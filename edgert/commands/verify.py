@@ -6,12 +6,14 @@ from edgert.bundle import Bundle
 from edgert.errors import BundleError
 from edgert.terminal import show
 
+from .gguf import bundle_of
+
 
 @click.command("verify")
 @click.argument("bundle")
 def command(bundle: str) -> None:
     """Check every checksum of BUNDLE: the header's, each section's, each neuron group's."""
-    with Bundle(bundle) as opened:
+    with Bundle(bundle_of(bundle)) as opened:
         problems = opened.verify()
         groups = sum(n.groups for n in opened.header.neurons)
         sections = len(opened.header.sections)
