@@ -12,12 +12,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edgert.errors import SourceError, UnsupportedError
+
+_INTERRUPTED = 130
+_AGAIN_S = 3
+"""Seconds after which it interrupts itself again: Python drops an interrupt that comes while it imports."""
 
 
 def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object]) -> None:
@@ -47,6 +52,8 @@ def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object
         return
     if "error" in last:
         raise (UnsupportedError if last["unsupported"] else SourceError)(last["error"])
+    if status in (_INTERRUPTED, -signal.SIGINT):
+        raise SourceError(f"{source}: converting it was interrupted")
     raise SourceError(f"{source}: the process that converts it ended with status {status}; is there enough memory?")
 
 
@@ -70,13 +77,15 @@ def main(source: str, out: str) -> None:
     except Exception as error:
         tell(error=str(error) or type(error).__name__, unsupported=isinstance(error, UnsupportedError))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
 
 
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_AGAIN_S)
 
 
 if __name__ == "__main__":

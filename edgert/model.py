@@ -18,7 +18,7 @@ from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
 from .errors import ModelError
 from .generation.generation import Computing
-from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammars
+from .generation.grammar import Grammars, grammar_bytes
 from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
 from .generation.turns import Turn, Turns, turn_lost
@@ -222,7 +222,7 @@ class Model(LanguageModel):
         with self._grammars_lock:
             if self._grammars is None:
                 vocab_size = self.header.config.vocab_size
-                needed = PARSER_BYTES + TABLE_BYTES * vocab_size
+                needed = grammar_bytes(vocab_size)
                 if (spare := self.plan.budget - sum(self.plan.parts.values())) < needed:
                     raise ModelError(f"answers that follow a grammar take {size_text(needed)}, and the memory budget "
                                      f"has {size_text(spare)} to spare; raise that, or load the model with "

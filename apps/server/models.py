@@ -61,7 +61,7 @@ class Models:
         besides."""
         known = catalogue()
         described = {bundle_path(name).resolve(): entry.description for name, entry in known.items()}
-        paths = {path.resolve(): path for path in (*_bundles(), self._given)}
+        paths = {path.resolve(): path for path in (*_bundles(), *map(bundle_path, known), self._given)}
         here = [Choice(_text(path), _text(path.stem), described.get(resolved, ""), path, size)
                 for resolved, path in paths.items() if (size := _size(path)) is not None]
         absent = [Choice(f"catalogue:{name}", name, entry.description, path, None, entry.size,

@@ -82,8 +82,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
             if package == "llama-cpp-python":
-                problems.append("llama-cpp-python is not installed; only `--against` needs it: "
-                                "pip install 'edgert[peer]'")
+                problems.append("llama-cpp-python is not installed; only models of families that edgert does not know, "
+                                "and `--against`, need it: pip install 'edgert[llama]'")
             else:
                 problems.append(f"missing: {package}; install edgert again")
     try:

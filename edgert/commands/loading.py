@@ -141,8 +141,7 @@ def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int
                  context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
                  kv_policy: str | None = None, kv_memory: str | None = None, speculation: str = AUTO,
                  trace: str | None = None, parallel: int = 1, structured: bool = False) -> LanguageModel:
-    """Have llama.cpp run a GGUF file, and tell the user. Raises ModelError, also for settings that it does not have;
-    structured output it always has."""
+    """Have llama.cpp run a GGUF file, and tell the user. Raises ModelError, also for settings that it does not have."""
     refused = [name for name, given in (
         ("--kv-policy", kv_policy not in (None, STOP)), ("--kv-memory", kv_memory is not None),
         ("--speculation", speculation not in (AUTO, OFF)), ("--trace", trace is not None),
@@ -152,9 +151,9 @@ def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int
     from edgert.fallback.model import LlamaModel
 
     model = LlamaModel(file.path, memory=memory, threads=threads, context=context, batch=prefill_chunk,
-                       kv_type=kv_type)
+                       kv_type=kv_type, structured=structured)
     bound = ("and edgert does not bound its memory" if model.plan.limit is None else
-             f"and the kernel keeps it within {size_text(model.plan.limit)}")
+             f"and the kernel keeps it within what edgert leaves of {size_text(model.plan.limit)}")
     show(f"{file.why}; so llama.cpp runs it, {bound}", err=True)
     return model
 

@@ -1,12 +1,14 @@
 """The connection to a llama.cpp process: a thread that speaks with it, and starts a new one where it has ended."""
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from edgert.errors import ModelError
+from edgert.generation.grammar import grammar_bytes
 from edgert.memory.budget import process_bytes, size_text
 
 from .child import Child, EndedError
@@ -24,13 +26,14 @@ class Connection:
     """Runs jobs with the process, one after another, in a thread of its own.
 
     Ctrl-C ends the wait for a job, and not what the two tell each other. limit: bytes that this process and llama.cpp's
-    may take together, which the kernel keeps; None for no limit. Raises ModelError.
+    may take together, which the kernel keeps; None for no limit. structured: whether answers may follow grammars, which
+    takes memory here. Raises ModelError.
     """
 
-    def __init__(self, opening: Open, limit: int | None) -> None:
-        self._opening, self._limit = opening, limit
+    def __init__(self, opening: Open, limit: int | None, *, structured: bool = False) -> None:
+        self._opening, self._limit, self._structured = opening, limit, structured
         self._child: Child | None = None
-        self._closed = False
+        self._closed, self._ident = False, 0
         self._thread = ThreadPoolExecutor(1, "edgert-llama")
         try:
             self.opened: Opened = self.run(lambda child: child.opened)
@@ -69,10 +72,12 @@ class Connection:
         self._closed = True
         if (child := self._child) is not None:
             child.kill()
-        self._thread.shutdown(wait=True)
+        # A model may be garbage-collected in this very thread, at the end of its last job.
+        self._thread.shutdown(wait=threading.get_ident() != self._ident)
         self._let_go()
 
     def _do(self, job: Callable[[Child], T], only: Child | None) -> T:
+        self._ident = threading.get_ident()
         child = self._living(only)
         try:
             return job(child)
@@ -94,6 +99,8 @@ class Connection:
                 child.kill()
             try:
                 child.open(self._opening)
+                if child.group is not None and self._structured:
+                    child.group.lower(child.group.limit - grammar_bytes(child.opened.vocab_size))
             except BaseException:
                 self._let_go()
                 raise

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgert.errors import ModelError
+from edgert.memory.budget import size_text
 
 _NAME = re.compile(r"edgert-llama-(\d+)-\d+")
 _COUNT = itertools.count()
@@ -58,6 +59,14 @@ class ControlGroup:
                     self._folder.rmdir()
         raise ModelError(f"llama.cpp runs this model, and edgert cannot keep it within --memory here ({problem}); "
                          "leave that away, or run as root or in a control group that may be divided")
+
+    def lower(self, limit: int) -> None:
+        """Set another limit, below that of before. Raises ModelError where more is in use."""
+        try:
+            (self._folder / self._version.limit).write_text(str(limit))
+        except OSError:
+            raise ModelError(f"llama.cpp's process needs more than {size_text(limit)}") from None
+        self.limit = limit
 
     @property
     def processes(self) -> Path:

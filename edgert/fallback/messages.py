@@ -14,8 +14,7 @@ class Open(Struct, tag=True, frozen=True):
     """The first request: load a GGUF file. Answered by Opened.
 
     context: in tokens; None for `usual_context`, or the model's maximum if less. batch: tokens that are computed at
-    once, at most. repack: copy weights into a layout that is faster, instead of mapping them all. kv_type: of
-    llama_cpp.KV_TYPES.
+    once, at most. kv_type: of llama_cpp.KV_TYPES.
     """
 
     path: str
@@ -23,7 +22,6 @@ class Open(Struct, tag=True, frozen=True):
     context: int | None
     usual_context: int
     batch: int
-    repack: bool
     kv_type: str
 
 

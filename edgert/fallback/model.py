@@ -16,7 +16,7 @@ import xxhash
 from edgert.answering import LanguageModel
 from edgert.errors import ModelError, SessionError
 from edgert.generation.generation import Computing, Generation
-from edgert.generation.grammar import Grammars
+from edgert.generation.grammar import Grammars, grammar_bytes
 from edgert.generation.scoring import Scores, Scoring
 from edgert.generation.steps import Choosing, Step
 from edgert.generation.turns import Turn, Turns, turn_lost
@@ -35,7 +35,7 @@ TRANSCRIPT = """\
 {% endfor %}
 Assistant:"""
 """How a conversation is written for a model that has no chat template: as it stands in books."""
-_NEXT_QUESTION = "\nUser:"
+_NEXT_TURN = ("\nUser:", "\nAssistant:")
 _ROWS = 32
 """Positions whose logits are in memory at once while a text is scored."""
 _DIGESTED = 1 << 20
@@ -65,8 +65,8 @@ class LlamaModel(LanguageModel):
     """A GGUF file that llama.cpp runs. Tokens are chosen, texts rendered and answers read by edgert, as of any model.
 
     memory: bytes, or a text like "600M", that this process and llama.cpp's may take; the kernel keeps llama.cpp's
-    within what this one leaves, and where it cannot, this is refused. context, threads, batch, kv_type: as of
-    `edgert.load`. Raises ModelError: without llama-cpp-python, for a file that llama.cpp cannot load, and so on.
+    within what this one leaves, and where it cannot, this is refused. context, threads, batch, kv_type, structured: as
+    of `edgert.load`. Raises ModelError: without llama-cpp-python, for a file that llama.cpp cannot load, and so on.
 
     Where llama.cpp's process ends, whatever ends it, the answer that is under way ends with a ModelError, and the next
     one gets a new process.
@@ -79,17 +79,17 @@ class LlamaModel(LanguageModel):
     read_bytes = 0
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
-                 context: int | None = None, batch: int = 256, kv_type: str | None = None) -> None:
+                 context: int | None = None, batch: int = 256, kv_type: str | None = None,
+                 structured: bool = False) -> None:
         self.path = Path(path)
         if find_spec("llama_cpp") is None:
             raise ModelError(f"{self.path}: only llama.cpp runs this model, through llama-cpp-python, which is not "
                              "installed: pip install 'edgert[llama]'")
         self.threads = default_threads() if threads is None else threads
         self._limit = parse_size(memory) if isinstance(memory, str) else memory
-        opening = Open(str(self.path.absolute()), self.threads, context, DEFAULT_CONTEXT, batch,
-                       repack=self._limit is None, kv_type=kv_type or "f16")
-        self._batch = batch
-        self._connection = Connection(opening, self._limit)
+        opening = Open(str(self.path.absolute()), self.threads, context, DEFAULT_CONTEXT, batch, kv_type or "f16")
+        self._batch, self._structured = batch, structured
+        self._connection = Connection(opening, self._limit, structured=structured)
         self._finalizer = weakref.finalize(self, self._connection.close)
         self._turns = Turns()
         self._grammars: Grammars | None = None
@@ -135,10 +135,10 @@ class LlamaModel(LanguageModel):
         return needed, needed
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:
-        """As `LanguageModel.chat`. Without a chat template, an answer ends before the next question."""
+        """As `LanguageModel.chat`. Without a chat template, an answer ends where the next turn begins."""
         if self._connection.opened.template is None:
             stop = settings.get("stop") or ()
-            settings["stop"] = [*([stop] if isinstance(stop, str) else stop), _NEXT_QUESTION]
+            settings["stop"] = [*([stop] if isinstance(stop, str) else stop), *_NEXT_TURN]
         return super().chat(messages, **settings)
 
     def _check_open(self) -> None:
@@ -182,6 +182,9 @@ class LlamaModel(LanguageModel):
     def _loaded_grammars(self) -> Grammars:
         with self._grammars_lock:
             if self._grammars is None:
+                if self._limit is not None and not self._structured:
+                    raise ModelError(f"answers that follow a grammar take {size_text(grammar_bytes(self.vocab_size))}, "
+                                     "for which the memory budget keeps no room; load the model with structured=True")
                 self.tokenizer.ask_all()
                 self._grammars = Grammars(self.tokenizer, self.vocab_size)
             return self._grammars

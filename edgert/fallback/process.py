@@ -78,8 +78,8 @@ def _opened(opening: Open) -> "LlamaCpp":
     from .llama_cpp import LlamaCpp
 
     return LlamaCpp(llama_cpp, opening.path, threads=opening.threads, context=opening.context,
-                    usual_context=opening.usual_context, repack=opening.repack, kv_type=opening.kv_type,
-                    batch=opening.batch)
+                    usual_context=opening.usual_context, kv_type=opening.kv_type, batch=opening.batch,
+                    repack=False)  # copies would count in full, and round otherwise: the answer is that of any limit
 
 
 def _described(engine: "LlamaCpp") -> Opened:

@@ -69,6 +69,11 @@ def schema_text(schema: Any) -> str:
     return text
 
 
+def grammar_bytes(vocab_size: int) -> int:
+    """What grammars take at most, with a vocabulary of so many tokens."""
+    return PARSER_BYTES + TABLE_BYTES * vocab_size
+
+
 class Grammars:
     """Makes constraints for the answers of one model, from tables of its vocabulary that take some memory."""
 

@@ -21,7 +21,7 @@ def import_llama_cpp() -> Any:
     try:
         import llama_cpp
     except ImportError as error:
-        raise PeerError("comparing needs llama-cpp-python: pip install 'edgert[peer]' (builds it, some minutes); "
+        raise PeerError("comparing needs llama-cpp-python: pip install 'edgert[llama]' (builds it, some minutes); "
                         f"importing it failed: {error}") from None
     return llama_cpp
 
