@@ -1,4 +1,5 @@
-"""Bundles of the catalogue's models: fetched and converted where they are not in the models' folder yet."""
+"""The catalogue's models: fetched and converted where they are not in the models' folder yet. Those of families that
+edgert does not know are not converted: what is opened is their GGUF file."""
 
 from pathlib import Path
 
@@ -12,7 +13,7 @@ WAITING_FOR_BUNDLE = "waiting for another process that fetches and converts it"
 
 
 def make_bundle(name: str, progress: Progress) -> Path:
-    """The bundle of the catalogue's model `name`. If it is missing, one process downloads and converts it.
+    """What is opened for the catalogue's model `name`. If it is missing, one process downloads and converts it.
 
     progress: called as `edgert.pull` does, which downloads; with BEGINNING before that, with CONVERTING and numbers of
     weights after it, and with WAITING_FOR_BUNDLE where another process is at it. Raises EdgertError.
@@ -20,6 +21,8 @@ def make_bundle(name: str, progress: Progress) -> Path:
     path = bundle_path(name)
     if path.exists():
         return path
+    if path.suffix != ".edge":
+        return edgert.pull(name, progress=progress)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with making(path, lambda: progress(WAITING_FOR_BUNDLE, 0, 0)):

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from edgert import Generation, Model
+from edgert import Generation, LanguageModel
 
 
-def statistics_lines(model: Model, last: Generation | None) -> Iterator[str]:
+def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[str]:
     """Lines for people. last: the last answer."""
     plan = model.plan
     if last is not None:

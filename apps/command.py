@@ -12,6 +12,7 @@ import edgert
 from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
 from edgert.download import DEFAULT_MODEL, WAITING
+from edgert.errors import SessionError
 from edgert.sessions import session_info, using_session
 from edgert.terminal import show
 
@@ -40,11 +41,15 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
     path = bundle or str(default_bundle())
     settings = Settings({"max_tokens": max_tokens, **sampling}, click.get_current_context().command.params)
 
-    def open_model(changes: Mapping[str, Any]) -> edgert.Model:
+    def open_model(changes: Mapping[str, Any]) -> edgert.LanguageModel:
         asked = {"bundle": path, **model_settings, **changes}
         if changes:
             asked["trace"] = None  # what was traced stays
-        return load_model(asked.pop("bundle"), **asked)
+        model = load_model(asked.pop("bundle"), **asked)
+        if session is not None and not changes and not model.keeps_sessions:
+            model.close()
+            raise SessionError("conversations with a model that llama.cpp runs cannot be kept; leave --session away")
+        return model
 
     if session is None:
         chat(open_model, system, settings, history=history)

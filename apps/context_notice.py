@@ -1,6 +1,6 @@
 """What is said of the context before it is full: how much of it is left, and what happens then."""
 
-from edgert import Model
+from edgert import LanguageModel
 
 _ROOM = 256
 """Tokens. If an answer has less room than that, this is said before it begins."""
@@ -22,7 +22,7 @@ class ContextNotice:
         """A new conversation, or the context has more room now."""
         self._said.clear()
 
-    def before_answer(self, model: Model, needed: int, most: int | None) -> str | None:
+    def before_answer(self, model: LanguageModel, needed: int, most: int | None) -> str | None:
         """needed: tokens of the question with all before it, which has room. most: tokens that the answer may have."""
         left = model.context - needed
         if model.endless or left >= min(_ROOM, model.context // 2) or (most is not None and most <= left):
@@ -30,7 +30,7 @@ class ContextNotice:
         return (f"(the answer has room for {left} tokens, then the context of {model.context} is full and it ends; "
                 f"Ctrl-C stops it; {_CHOICES})")
 
-    def after_answer(self, model: Model, used: int) -> str | None:
+    def after_answer(self, model: LanguageModel, used: int) -> str | None:
         """used: tokens of the answer and all before it."""
         if used > model.context and not model.endless:
             return f"(the context is full, so the answer ends here: {_CHOICES})"

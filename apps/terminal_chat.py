@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgert import EdgertError, Generation, Model, SessionError
+from edgert import EdgertError, Generation, LanguageModel, SessionError
 from edgert.sessions import sessions_folder
 from edgert.terminal import read_standard_input, show, write_answer
 
@@ -18,7 +18,7 @@ from .context_notice import ContextNotice
 from .conversation import Conversation
 from .line_input import Lines, open_lines
 
-OpenModel = Callable[[Mapping[str, Any]], Model]
+OpenModel = Callable[[Mapping[str, Any]], LanguageModel]
 """Opens the model as the command line asked for it, but with these changes: of "bundle", "memory" and "context"."""
 
 
@@ -168,7 +168,7 @@ class Chat:
     @property
     def most(self) -> int:
         """The largest context that the model takes."""
-        return self.model.header.config.max_position_embeddings
+        return self.model.longest_context
 
     def _offer(self, needed: int) -> None:
         alone = Conversation(self.conversation.system, self.conversation.turns[-1:])

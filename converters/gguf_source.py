@@ -11,7 +11,7 @@ from gguf.constants import GGMLQuantizationType as Type
 from gguf.quants import Q4_K, dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
-from edgert.errors import SourceError
+from edgert.errors import SourceError, UnsupportedError
 
 from .gguf_header import Header, TensorInfo, read_header
 from .reading import check_rows, family_config, model_tensors, require_finite
@@ -75,12 +75,20 @@ def open_gguf(path: str | Path, *, hashed: bool = True) -> Source:
     """The model in a GGUF file. Reads the header, the file once for its hash (if `hashed`), and no tensor before it is
     asked for.
 
-    Raises SourceError where the file is damaged, hostile, in parts, or of a family or a quantization that edgert does
-    not read.
+    Raises SourceError where the file is damaged or hostile, and UnsupportedError where it is in parts, or of a family
+    or a quantization that edgert does not read.
     """
     path = Path(path)
     file = SourceFile(path)
     header = read_header(path)
+    try:
+        return _source(path, file, header, hashed=hashed)
+    except SourceError as error:
+        raise UnsupportedError(str(error)) from error
+
+
+def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> Source:
+    """The model in a file whose header is whole. Raises SourceError."""
     metadata = header.metadata
     if metadata.get("split.count", 0) not in (0, 1):
         raise SourceError(f"{path}: is one of {metadata['split.count']} parts of a model: join them into one file "

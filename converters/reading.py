@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgert.errors import SourceError
+from edgert.errors import SourceError, UnsupportedError
 from edgert.models.config import Config
-from edgert.models.families import FAMILIES
+from edgert.models.families import FAMILIES, Family
 from edgert.models.tensors import TensorSpec
 
 from .source import SourceTensor
@@ -41,15 +41,22 @@ def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     return values
 
 
+def known_family(path: Path, architecture: object) -> Family:
+    """The family of that name. Raises UnsupportedError."""
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise UnsupportedError(f"{path}: architecture {architecture!r} is not supported; "
+                               f"supported: {', '.join(FAMILIES)}")
+    return FAMILIES[architecture]
+
+
 def family_config(path: Path, architecture: object, build: Callable[[type[Config]], Config]) -> Config:
     """`build` called with the `Config` class of the named family.
 
     Raises SourceError where the family is unknown, or `build` finds hyper-parameters missing or impossible.
     """
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
-        raise SourceError(f"{path}: architecture {architecture!r} is not supported; supported: {', '.join(FAMILIES)}")
+    config = known_family(path, architecture).Config
     try:
-        return build(FAMILIES[architecture].Config)
+        return build(config)
     except KeyError as error:
         raise SourceError(f"{path}: the model configuration has no {error.args[0]!r}") from error
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:

@@ -23,6 +23,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .answering import LanguageModel
     from .converters.convert import convert
     from .download import pull
     from .embeddings.embedder import Embedder
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "EdgertError", "Embedder",
-           "EmbeddingError", "Generation", "GrammarError", "Model", "ModelError", "PeerError", "Piece", "Scores",
-           "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load", "parse_size",
-           "pull"]
+           "EmbeddingError", "Generation", "GrammarError", "LanguageModel", "Model", "ModelError", "PeerError", "Piece",
+           "Scores", "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load",
+           "parse_size", "pull"]
 
 _LAZY = {"convert": "converters.convert", "load": "model", "parse_size": "memory.budget", "pull": "download",
-         "Embedder": "embeddings.embedder",
-         "Model": "model", "Generation": "generation.generation", "Piece": "generation.generation",
+         "Embedder": "embeddings.embedder", "LanguageModel": "answering", "Model": "model",
+         "Generation": "generation.generation", "Piece": "generation.generation",
          "Statistics": "generation.generation", "Scores": "generation.scoring",
          "CallDelta": "generation.tool_calls", "ToolCall": "generation.tool_calls"}
 

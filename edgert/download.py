@@ -55,8 +55,9 @@ def models_folder() -> Path:
 
 
 def bundle_path(name: str) -> Path:
-    """Where the bundle of the catalogue's model `name` is, or will be."""
-    return models_folder() / f"{name}{BUNDLE_SUFFIX}"
+    """Where the bundle of the catalogue's model `name` is, or will be; or the GGUF file of one that has no bundle."""
+    entry = catalogue().get(name)
+    return models_folder() / (f"{name}{BUNDLE_SUFFIX}" if entry is None or entry.has_bundle else entry.file)
 
 
 def bundles_here() -> list[Path]:

@@ -23,6 +23,10 @@ class SourceError(EdgertError):
     """A model cannot be converted: it is unreadable, damaged, malicious, or of an unknown kind."""
 
 
+class UnsupportedError(SourceError):
+    """A model's file is whole, and edgert does not know what is in it: its family, its quantization, its tokenizer."""
+
+
 class ModelError(EdgertError):
     """A model cannot run as asked: a setting is out of range, the context is full, the model was closed, ..."""
 
@@ -53,4 +57,4 @@ class EmbeddingError(EdgertError):
 
 
 class PeerError(EdgertError):
-    """llama.cpp, which was asked for as the peer to compare with, cannot be used."""
+    """llama.cpp cannot be used: as the peer to compare with, or for a model of a family that edgert does not know."""

@@ -1,49 +1,40 @@
 """The Python API: load a bundle, generate, chat."""
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from .answering import LanguageModel
 from .bundle import Bundle
 from .bundle.header import Header
 from .engine.retention import STOP
 from .engine.session import Session
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
-from .errors import ContextLengthError, ModelError, TemplateError
-from .generation.generation import Answer, Computing, Generation
-from .generation.grammar import PARSER_BYTES, TABLE_BYTES, Grammar, Grammars, Schema
-from .generation.sampling import Sampling
+from .errors import ModelError
+from .generation.generation import Computing
+from .generation.grammar import Grammars, grammar_bytes
 from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
-from .generation.tool_calls import MARKS, CallReader
-from .generation.tools import Choice, Tools, with_arguments_read
 from .generation.turns import Turn, Turns, turn_lost
 from .kernels.records import CANCELLED
 from .memory.budget import parse_size, size_text
+from .memory.plan import Plan
 from .opening import CompileProgress, Settings, load_library, open_model
 from .process import default_threads
 from .residency.device import device_of
 from .residency.source import ReadHook
 from .speculation.speculator import AUTO, Asked, Speculator, parse
 from .speculation.together import Together
-from .text.chat_template import ChatTemplate
-from .text.tokenizer import check_unicode
 
 DEFAULT_CHUNK = 256
-MOST_LOGPROBS = 1000
-"""Most likely tokens whose log-probabilities may be asked for."""
 _SCORING_ROWS = 2
 """Rows of logits that scoring needs beside those it scores."""
-_LONGEST_TOKEN = 128
-"""In characters; the longest tokens of known vocabularies are runs of spaces."""
 
 
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
@@ -98,7 +89,7 @@ def _bytes(name: str, size: int | str | None) -> int | None:
     return size
 
 
-class Model:
+class Model(LanguageModel):
     """A loaded model, made by `load`. It is a context manager.
 
     It gives one answer at a time, or as many as `parallel` says: a new answer ends the oldest one that is under way, or
@@ -112,6 +103,8 @@ class Model:
     handlers end what is being computed, at once, and leave the model as good as before. A model that is
     garbage-collected without `close` also gives its memory back. A forked process cannot use its parent's models.
     """
+
+    keeps_sessions = True
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
                  context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
@@ -134,7 +127,7 @@ class Model:
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: open_model(path, library, settings, opened, job))
-        (self._bundle, self._text, self._planner, self.plan, self._file, self._sessions, self._prefixes, self._engine,
+        (self._bundle, self._text, self._planner, self._plan, self._file, self._sessions, self._prefixes, self._engine,
          self._grammars) = loaded
         self._session = self._sessions[0]
         """The one that was used last."""
@@ -145,6 +138,11 @@ class Model:
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
         self.tokenizer = self._text.tokenizer
+
+    @property
+    def plan(self) -> Plan:
+        """How memory is used."""
+        return self._plan
 
     @property
     def header(self) -> Header:
@@ -203,75 +201,29 @@ class Model:
         return self._kv_policy
 
     @property
+    def longest_context(self) -> int:
+        """The largest context that the model was made for."""
+        return self.header.config.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits there are, which may be more than there are tokens."""
+        return self.header.config.vocab_size
+
+    @property
     def endless(self) -> bool:
         """Whether conversations may go on when the context is full: the model then forgets, as its kv_policy says."""
         return self._engine.policy.goes_at_once(self.context) > 0
 
-    def generate(self, prompt: str | Sequence[int], *, max_tokens: int | None = None, temperature: float = 0.0,
-                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, repetition_penalty: float = 1.0,
-                 presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
-                 logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
-                 stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
-                 schema: Schema | None = None, regex: str | None = None, grammar: str | None = None,
-                 calls: CallReader | None = None, wait: bool = False) -> Generation:
-        """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
-
-        Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
-        finished raises ModelError when its next piece is asked for. With `wait` this answer starts when the current
-        one, and all that were waiting before, are finished, closed or garbage-collected. (A thread must not wait for
-        an answer that it would have to finish itself.)
-
-        max_tokens: None for as many as the context holds. temperature: 0 is greedy decoding; this and the other
-        sampling settings are explained in `Sampling`. stop: texts that end the answer and are not part of it.
-        logprobs: also give each token's log-probability, and those of this many most likely tokens. ignore_eos: do not
-        stop at the model's end-of-text token.
-
-        The answer follows one of these, if given, and ends where nothing more is allowed; with finish_reason "length"
-        it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
-        value. regex: a regular expression (of Rust's kind) for the whole answer. grammar: one in llguidance's variant
-        of Lark. (generation/grammar.py) calls: reads function calls out of the answer (generation/tool_calls.py);
-        `chat` has tools for that.
-
-        Raises ModelError for settings that are out of range, and ContextLengthError for a prompt that does not fit into
-        the context.
-        """
+    def _check_open(self) -> None:
         self._worker.check()
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed,
-                            presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-                            logit_bias=dict(logit_bias or {}))
-        if (token := max(sampling.logit_bias, default=0)) >= self.header.config.vocab_size:
-            raise ModelError(f"logit_bias names token {token}, which is not in the vocabulary of "
-                             f"{self.header.config.vocab_size}")
-        if max_tokens is not None and max_tokens < 0:
-            raise ModelError(f"max_tokens is {max_tokens}; it is 0 or more")
-        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
-            raise ModelError(f"logprobs is {logprobs}; it goes from 0 to {MOST_LOGPROBS}")
-        stop = [stop] if isinstance(stop, str) else list(stop)
-        for text in stop:
-            check_unicode(text, "A stop string cannot be used")
-        if isinstance(prompt, str):
-            self._check_length(prompt)
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        if not ids:
-            raise ModelError("the prompt is empty; give at least one character")
-        room = sys.maxsize if self.endless else self._session.context - len(ids) + 1
-        if room < 1:
-            raise ContextLengthError(f"the prompt has {len(ids)} tokens, the context room for {self._session.context}; "
-                                     + self._for_room(len(ids)))
-        followed = Grammar.of(schema, regex, grammar)
-        if followed is not None and ignore_eos:
-            raise ModelError("ignore_eos does not go with a schema or grammar, whose end is the answer's")
-        constraint = self._loaded_grammars().constraint(followed) if followed is not None else None
-        return Generation(Answer(
-            self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
-            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls))
 
     def _loaded_grammars(self) -> Grammars:
         """What makes grammars, prepared now if it was not by `load`. Raises ModelError if the budget has no room."""
         with self._grammars_lock:
             if self._grammars is None:
                 vocab_size = self.header.config.vocab_size
-                needed = PARSER_BYTES + TABLE_BYTES * vocab_size
+                needed = grammar_bytes(vocab_size)
                 if (spare := self.plan.budget - sum(self.plan.parts.values())) < needed:
                     raise ModelError(f"answers that follow a grammar take {size_text(needed)}, and the memory budget "
                                      f"has {size_text(spare)} to spare; raise that, or load the model with "
@@ -364,77 +316,8 @@ class Model:
         if self.parallel > 1:
             raise ModelError(f"this model gives {self.parallel} answers at once; load it with parallel=1 for that")
 
-    def _check_length(self, text: Any) -> None:
-        """Raises ModelError for a text that is far too long: tokenizing it first would take much memory."""
-        if isinstance(text, str) and len(text) > _LONGEST_TOKEN * self._session.context and not self.endless:
-            raise ContextLengthError(f"the prompt has {len(text)} characters, far more than fit in a context of "
-                                     f"{self._session.context} tokens; shorten it or raise the context")
-
-    def _for_room(self, tokens: int) -> str:
-        """What can be done where a prompt has more tokens than the context."""
-        most = self._bundle.header.config.max_position_embeddings
-        if tokens <= most:
-            return "shorten it or raise the context"
-        return (f"shorten it: this model takes {most}; or, with a kv_policy like heavy, it reads all and keeps a part "
-                "of it in mind")
-
     def _flash(self) -> tuple[int, float]:
         return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s
-
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
-             tool_choice: Choice = "auto", parallel_tool_calls: bool = True, schema: Schema | None = None,
-             **settings: Any) -> Generation:
-        """Answer a conversation. messages: dicts with `role` (system, user, assistant, tool) and `content`.
-
-        tools: functions that the model may call, as OpenAI's API has them: {"type": "function", "function": {"name",
-        "description", "parameters": a JSON schema}}. Its calls are `Generation.tool_calls`, and come in pieces as
-        `Piece.calls`; go on with a message of role assistant that has them as `tool_calls`, and one of role tool for
-        each result. tool_choice: "none", "auto", "required" (the answer is a call), or the name of a function, as a
-        text or as {"type": "function", "function": {"name": ...}} (a call of it). parallel_tool_calls: whether an
-        answer may have several. schema: as of `generate`, for an answer that calls nothing.
-
-        Takes the other settings of `generate`, and returns what it returns. Raises what `generate` raises, and
-        TemplateError if the model has no chat template, if it refuses the messages, or has no place for tools.
-        """
-        ids = self.render(messages, tools=tools if tool_choice != "none" else None)
-        if not tools and tool_choice not in ("none", "auto"):
-            raise ModelError(f"tool_choice is {tool_choice!r}, but there are no tools; give tools too")
-        if not tools or tool_choice == "none":
-            return self.generate(ids, schema=schema, **settings)
-        offered = Tools.of(tools)
-        for name in ("regex", "grammar"):
-            if settings.pop(name, None) is not None:
-                raise ModelError(f"tools and {name} were given; an answer that follows the {name} calls nothing")
-        grammar = offered.grammar(tool_choice, self._template.text, self.tokenizer.ids_of(MARKS), schema)
-        calls = CallReader(offered.parameters, most=None if parallel_tool_calls else 1)
-        return self.generate(ids, calls=calls, grammar=grammar, **settings)
-
-    def render(self, messages: Sequence[Mapping[str, Any]], *,
-               tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """The token ids of a conversation, written with the model's chat template up to where the answer starts.
-
-        Only the template can make special tokens: their names in messages are plain text. Raises TemplateError.
-        """
-        for message in messages:
-            self._check_length(message.get("content"))
-        template = self._template
-        if tools and "tools" not in template.text:
-            raise TemplateError("The model's chat template has no place for tools; use a model that was made for them.")
-        text, given = template.render(with_arguments_read(messages), tools=Tools.of(tools).given if tools else None)
-        self._check_length(text)
-        bos = self._token_name(self.tokenizer.bos_token_id)
-        begun = bos and text.startswith(bos) and not any(given[:len(bos)])
-        return self.tokenizer.encode(text, given=given, add_bos=False if begun else None)
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        """The chat template, compiled once. Raises TemplateError if the model has none."""
-        tokenizer = self.tokenizer
-        return ChatTemplate(self._text.template, self._token_name(tokenizer.bos_token_id),
-                            self._token_name(next(iter(tokenizer.eos_token_ids), None)))
-
-    def _token_name(self, index: int | None) -> str:
-        return "" if index is None else self.tokenizer.id_to_token(index) or ""
 
     def score(self, tokens: Sequence[int], *, top: int = 0, start: int = 1, wait: bool = False,
               progress: Callable[[int, int], None] = lambda done, count: None) -> Scores:
@@ -452,16 +335,7 @@ class Model:
         newer answer.
         """
         self._worker.check()
-        ids = [int(token) for token in tokens]
-        if not ids:
-            raise ModelError("there are no tokens to score; give at least one")
-        if len(ids) > self.context:
-            raise ModelError(f"the text has {len(ids)} tokens, the context room for {self.context}; "
-                             "shorten it or raise the context")
-        if not 0 <= top <= MOST_LOGPROBS:
-            raise ModelError(f"top is {top}; it goes from 0 to {MOST_LOGPROBS}")
-        if not 1 <= start <= len(ids):
-            raise ModelError(f"start is {start}; for a text of {len(ids)} tokens it goes from 1 to {len(ids)}")
+        ids = self._checked_for_scores(tokens, top, start)
         scoring, turn = Scoring(ids, top, start), self._turn(ids)
         rows = min(max(self.plan.logit_rows - _SCORING_ROWS, 1), self.plan.chunk)
 
@@ -570,10 +444,3 @@ class Model:
         """End the threads and free the memory. Waits for what another thread is computing."""
         self._turns.close()
         self._worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from .answering import LanguageModel
 from .memory.budget import process_bytes
 from .model import Model
 from .residency.source import Read
@@ -34,17 +35,17 @@ class Watch:
     machine has. reads: whether to follow what is read; the model must then have no trace.
     """
 
-    def __init__(self, model: Model, *, reads: bool = True) -> None:
+    def __init__(self, model: LanguageModel, *, reads: bool = True) -> None:
         self.budget, self.parts = model.plan.budget, model.plan.parts
         self.threads, self.context = model.threads, model.context
         self.smallest, self.whole = model.budgets()
-        self.pinned = _pinned_shares(model)
+        self.pinned = _pinned_shares(model) if isinstance(model, Model) else []
         self.memory_total = int(psutil.virtual_memory().total)
         self._bandwidth = model.plan.disk.bandwidth if model.plan.disk is not None else None
-        self._layers = _layer_of(model)
-        self._model: Model | None = model
+        self._layers = _layer_of(model) if isinstance(model, Model) else {}
+        self._model: LanguageModel | None = model
         self._read_bytes, self._last_read = 0, ""
-        if reads:
+        if reads and isinstance(model, Model):
             model.follow_reads(self._read)
 
     def _read(self, read: Read) -> None:
@@ -55,6 +56,11 @@ class Watch:
         model = self._model
         return Flash(self._read_bytes if model is None else model.read_bytes, self._bandwidth,
                      self._layers.get(self._last_read))
+
+    @property
+    def beside(self) -> int:
+        """Bytes that other processes use for the model now."""
+        return 0 if self._model is None else self._model.beside
 
     def let_go(self) -> None:
         """Look at the model no more, which is about to be closed; what was seen last stays."""
@@ -100,9 +106,13 @@ def give_memory_back() -> None:
     return_freed_memory()
 
 
-def used_bytes() -> int:
+def used_bytes(watch: Watch | None = None) -> int:
     """The memory that this process uses, as the kernel counts it: of its control group, without cache that can be
-    dropped, where it has one for itself; else what is resident."""
+    dropped, where it has one for itself; else what is resident. watch: also what is used beside it for that model."""
+    return _own_bytes() + (0 if watch is None else watch.beside)
+
+
+def _own_bytes() -> int:
     try:
         group = _OWN_GROUP / Path("/proc/self/cgroup").read_text().partition("::/")[2].strip()
         if group != _OWN_GROUP and len((group / "cgroup.procs").read_text().split()) == 1:

@@ -41,13 +41,20 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(File):
-    """A language model: one file, from which a bundle is made."""
+    """A language model: one file, from which a bundle is made, if edgert knows its family."""
 
     description: str
     license: str
-    """SPDX identifier."""
+    """SPDX identifier; LicenseRef-NAME for one that has none."""
     architecture: str
-    """A key of `families.FAMILIES`."""
+    """What its GGUF file calls its family. It need not be in `families.FAMILIES`: llama.cpp runs the others."""
+
+    @property
+    def has_bundle(self) -> bool:
+        """Whether edgert knows its family, so that a bundle can be made of it."""
+        from .families import FAMILIES  # most of what is done with a catalogue needs none of them
+
+        return self.architecture in FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)

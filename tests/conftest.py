@@ -44,6 +44,14 @@ def qwen_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma_gguf() -> Path:
+    """Gemma 3 270M Q4_K_M: there already, or fetched by `make test-all`."""
+    if not os.environ.get("EDGERT_TEST_ALL") and not (MODELS / "gemma-3-270m-q4_k_m.gguf").exists():
+        pytest.skip("Gemma 3 270M is not here; make test-all fetches it")
+    return pull("gemma-3-270m", MODELS)
+
+
+@pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 as a bundle of the default preset."""
     out = tmp_path_factory.mktemp("models") / "smollm2.edge"

@@ -11,7 +11,7 @@ export function Budget({ conversations, asking, instrument }) {
   const [chosen, setChosen] = useState(null);
   const [again, setAgain] = useState(true);
   const { status } = instrument;
-  if (!status?.budget) return null;
+  if (!status?.budget || !status.layers.length) return null; // one that llama.cpp runs has none that could move
   const conversation = conversations.current, message = asking.last(conversation);
   const low = Math.ceil(status.smallest / fromMib(1)) + GROWN;
   const high = Math.max(Math.ceil(status.whole / fromMib(1)), low);

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from edgert import Model, __version__
+from edgert import LanguageModel, __version__
 
 from .requests import Sampled
 
@@ -18,7 +18,7 @@ class Answering(Generic[R]):
     """One request, and the model that answers it. kind: the prefix of its id. object: what OpenAI calls the answer."""
 
     request: R
-    model: Model
+    model: LanguageModel
     name: str
     kind: str
     object: str
@@ -34,7 +34,7 @@ class Answering(Generic[R]):
                 "system_fingerprint": fingerprint(self.model)}
 
 
-def fingerprint(model: Model) -> str:
+def fingerprint(model: LanguageModel) -> str:
     """The same for all answers that are computed alike: by this version, of this bundle."""
     return f"edgert-{__version__}-{model.digest}"
 

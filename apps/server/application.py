@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from edgert import EdgertError, Embedder, Model
+from edgert import EdgertError, Embedder, LanguageModel
 
 from . import page_files, tokenizing
 from .bodies import Bodies
@@ -115,13 +115,13 @@ class Application:
         return await self._bodies.read(request, kind, _STARTING_CONTEXT if watch is None else watch.context)
 
     async def _answer(self, request: Request, asked: Sampled,
-                      make: Callable[[Model], Chat | Completions]) -> Response:
+                      make: Callable[[LanguageModel], Chat | Completions]) -> Response:
         """Everything is checked before a stream opens: a refusal has a status of its own."""
         asked.check()
         started = time.monotonic()
         made: list[Chat | Completions] = []
 
-        def works(model: Model) -> Sequence[Work]:
+        def works(model: LanguageModel) -> Sequence[Work]:
             try:
                 made.append(make(model))
             except EdgertError as error:
@@ -195,7 +195,7 @@ class Application:
     async def _tokenizer_info(self, request: Request) -> Response:
         return json_response(await self._prepared(tokenizing.information))
 
-    async def _prepared(self, make: Callable[[Model], Any]) -> Any:
+    async def _prepared(self, make: Callable[[LanguageModel], Any]) -> Any:
         await self.service.wake()
         return await self.service.prepare(make)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edgert import CallDelta, Generation, Model, Piece
+from edgert import CallDelta, Generation, LanguageModel, Piece
 
 from .answers import Answering, Used, usage
 from .requests import ChatRequest
@@ -15,7 +15,7 @@ from .tokens import chat_logprobs
 class Chat(Answering[ChatRequest], Chunks):
     """A conversation, and its answers."""
 
-    def __init__(self, request: ChatRequest, model: Model, name: str, defaults: dict[str, Any]) -> None:
+    def __init__(self, request: ChatRequest, model: LanguageModel, name: str, defaults: dict[str, Any]) -> None:
         """Raises EdgertError for what the model refuses, and ApiError."""
         super().__init__(request, model, name, "chatcmpl", "chat.completion")
         turns, form = request.turns(), request.form()

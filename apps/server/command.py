@@ -6,13 +6,12 @@ from typing import Any
 
 import click
 
-from edgert import Embedder
+from edgert import Embedder, LanguageModel
 from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.embedding import embeddings_option, open_embedder, server_memory
 from edgert.commands.loading import load_model, model_options, parallel_option, read_text, sampling_options
 from edgert.download import DEFAULT_MODEL, bundle_path
 from edgert.errors import ModelError
-from edgert.model import Model
 from edgert.terminal import show
 
 from ..command import default_bundle
@@ -64,7 +63,7 @@ def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structur
     from .running import serve
     from .served import Served
 
-    def load(path: Path, memory: int | str | None) -> Model:
+    def load(path: Path, memory: int | str | None) -> LanguageModel:
         given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory}),
                  "embeddings": 0 if embedder is None else server_memory(embedder)}
         if structured:

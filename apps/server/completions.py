@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edgert import ContextLengthError, Model, ModelError, Piece, Scores
+from edgert import ContextLengthError, LanguageModel, ModelError, Piece, Scores
 
 from .answers import Answering, Used, usage
 from .requests import CompletionRequest
@@ -18,7 +18,7 @@ _DEFAULT_TOKENS = 16
 class Completions(Answering[CompletionRequest], Chunks):
     """Prompts, and what follows them: for each as many choices as are asked for."""
 
-    def __init__(self, request: CompletionRequest, model: Model, name: str, defaults: dict[str, Any]) -> None:
+    def __init__(self, request: CompletionRequest, model: LanguageModel, name: str, defaults: dict[str, Any]) -> None:
         """Raises EdgertError for what the model refuses, and ApiError."""
         super().__init__(request, model, name, "cmpl", "text_completion")
         limit = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
@@ -54,8 +54,8 @@ class Completions(Answering[CompletionRequest], Chunks):
 class _Choice:
     """One answer to one prompt, and what of it has not been sent."""
 
-    def __init__(self, index: int, model: Model, prompt: str | list[int], request: CompletionRequest, limit: int,
-                 settings: dict[str, Any]) -> None:
+    def __init__(self, index: int, model: LanguageModel, prompt: str | list[int], request: CompletionRequest,
+                 limit: int, settings: dict[str, Any]) -> None:
         """Raises EdgertError."""
         self._index, self._model, self._limit = index, model, limit
         self._top = request.logprobs
@@ -132,7 +132,7 @@ class _Choice:
 class Scoring:
     """A work: how likely the tokens of a text are. Raises EdgertError for a text that is too long."""
 
-    def __init__(self, model: Model, ids: Sequence[int], top: int) -> None:
+    def __init__(self, model: LanguageModel, ids: Sequence[int], top: int) -> None:
         if len(ids) > model.context:
             raise ContextLengthError(f"the prompt has {len(ids)} tokens, the context room for {model.context}; "
                                      "shorten it or raise the context")
@@ -157,9 +157,9 @@ def _changed(settings: dict[str, Any]) -> bool:
         settings.get(name) for name in ("presence_penalty", "frequency_penalty", "logit_bias"))
 
 
-def _checked(model: Model, prompt: str | list[int]) -> str | list[int]:
+def _checked(model: LanguageModel, prompt: str | list[int]) -> str | list[int]:
     """A prompt all of whose ids are tokens. Raises ModelError."""
-    size = model.header.config.vocab_size
+    size = model.vocab_size
     if not isinstance(prompt, str) and prompt and max(prompt) >= size:
         raise ModelError(f"token {max(prompt)} is not in the vocabulary of {size}")
     return prompt

@@ -31,7 +31,7 @@ class Metrics:
             self._gauge(f"edgert_model_{name}", help, partial(self._count, name))
         self._gauge("edgert_model_ready", "1 when the model can answer", lambda: service.state == "ready")
         self._gauge("edgert_queue_length", "Requests that wait", lambda: service.waiting)
-        self._gauge("edgert_memory_bytes", "Memory that the process uses", used_bytes)
+        self._gauge("edgert_memory_bytes", "Memory that the process uses", lambda: used_bytes(service.watch))
         self._gauge("edgert_memory_budget_bytes", "Memory that it may use",
                     lambda: service.watch.budget if service.watch else 0)
         self._gauge("edgert_model_flash_read_bytes", "Bytes read from flash",

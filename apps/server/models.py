@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgert import EdgertError, Model
+from edgert import EdgertError, LanguageModel
 from edgert.download import bundle_path, bundles_here, bytes_there, catalogue, models_folder
 
 from ..maker import CancelledError, Maker
@@ -59,7 +59,7 @@ class Models:
         besides."""
         known = catalogue()
         described = {bundle_path(name).resolve(): entry.description for name, entry in known.items()}
-        paths = {path.resolve(): path for path in (*bundles_here(), self._given)}
+        paths = {path.resolve(): path for path in (*bundles_here(), *map(bundle_path, known), self._given)}
         here = [Choice(_text(path), _text(path.stem), described.get(resolved, ""), path, size)
                 for resolved, path in paths.items() if (size := _size(path)) is not None]
         absent = [Choice(f"catalogue:{name}", name, entry.description, path, None, entry.size,
@@ -151,7 +151,7 @@ class Models:
         path = bundle_path(name)
         self._begin(Choice(f"catalogue:{name}", name, "", path, None))
 
-        def open_model(memory: int | str | None) -> Model:
+        def open_model(memory: int | str | None) -> LanguageModel:
             try:
                 self._make()
                 return self._served.opening(path)(memory)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from edgert import Model
+from edgert import LanguageModel
 
 from .service import OpenModel
 
@@ -13,7 +13,7 @@ class Served:
     """path: of the bundle that was opened last, or will be first. load: loads the bundle at a path with a memory
     budget; with None for what the command line asked for."""
 
-    def __init__(self, path: Path, load: Callable[[Path, int | str | None], Model]) -> None:
+    def __init__(self, path: Path, load: Callable[[Path, int | str | None], LanguageModel]) -> None:
         self.path = path
         self._load = load
 
@@ -30,7 +30,7 @@ class Served:
 
     def opening(self, path: Path) -> OpenModel:
         """What opens the bundle at `path`, which is the one that is served from then on."""
-        def open_model(memory: int | str | None) -> Model:
+        def open_model(memory: int | str | None) -> LanguageModel:
             model = self._load(path, memory)
             self.path = path
             return model

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from edgert import EdgertError, Generation, Model, Scores
+from edgert import EdgertError, Generation, LanguageModel, Scores
 from edgert.watching import Watch, give_memory_back
 
 from .errors import ApiError, failed, refused
 from .tickets import Done, Failed, Made, Ticket, Work
 
 T = TypeVar("T")
-OpenModel = Callable[[int | str | None], Model]
+OpenModel = Callable[[int | str | None], LanguageModel]
 """Loads the model with a memory budget; None for what the command line asked for."""
 
 _LONGEST_RETRY_S = 60
@@ -69,7 +69,7 @@ class EngineService:
     """loading, ready, unloaded until somebody asks (`wake`), or failed."""
     error: EdgertError | None = None
     """Why the model could not be loaded."""
-    model: Model | None = None
+    model: LanguageModel | None = None
     watch: Watch | None = None
     on_settled: Callable[[], object] = lambda: None
     """Called when the model has been loaded for the first time, or could not be."""
@@ -119,7 +119,7 @@ class EngineService:
         each = self.counts.answer_s / self.counts.answers if self.counts.answers else 1.0
         return min(max(round(each * len(self._items) / self.parallel), 1), _LONGEST_RETRY_S)
 
-    async def prepare(self, make: Callable[[Model], T]) -> T:
+    async def prepare(self, make: Callable[[LanguageModel], T]) -> T:
         """make(model), in the thread that prepares. Raises ApiError for what the model refuses."""
         def work() -> T:
             if (model := self.model) is None:  # never for a request that has entered: loading anew waits for it
@@ -132,7 +132,7 @@ class EngineService:
         except EdgertError as error:
             raise refused(error) from None
 
-    async def submit(self, ticket: Ticket, make: Callable[[Model], Sequence[Work]]) -> Sequence[Work]:
+    async def submit(self, ticket: Ticket, make: Callable[[LanguageModel], Sequence[Work]]) -> Sequence[Work]:
         """Make a request's works, and have them computed when its turn comes. Raises ApiError; then it has no place in
         the queue any more."""
         try:

@@ -13,7 +13,8 @@ def status(service: EngineService, name: str, embeddings: int) -> dict[str, Any]
     watch, counts = service.watch, service.counts
     values: dict[str, Any] = {
         "model": name, "state": service.state, "error": None if service.error is None else str(service.error),
-        "used": used_bytes() + embeddings, "queue": service.waiting, "tokens": counts.tokens, "drafted": counts.drafted,
+        "used": used_bytes(watch) + embeddings, "queue": service.waiting, "tokens": counts.tokens,
+        "drafted": counts.drafted,
         "accepted": counts.accepted}
     if watch is None:
         return {**values, "budget": 0, "smallest": 0, "whole": 0, "parts": {},

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from edgert import Model
+from edgert import LanguageModel
 
 from .errors import ApiError
 from .messages import Message, turns_of
@@ -26,7 +26,7 @@ class DetokenizeRequest(Struct):
     tokens: list[Token]
 
 
-def tokenized(model: Model, asked: TokenizeRequest) -> dict[str, Any]:
+def tokenized(model: LanguageModel, asked: TokenizeRequest) -> dict[str, Any]:
     """The token ids of a text, or of a conversation. Raises ApiError and EdgertError."""
     text = asked.prompt if asked.prompt is not None else asked.content
     if (text is None) == (asked.messages is None):
@@ -39,13 +39,13 @@ def tokenized(model: Model, asked: TokenizeRequest) -> dict[str, Any]:
     return {"count": len(ids), "max_model_len": model.context, "tokens": ids, **names}
 
 
-def detokenized(model: Model, asked: DetokenizeRequest) -> dict[str, Any]:
+def detokenized(model: LanguageModel, asked: DetokenizeRequest) -> dict[str, Any]:
     """The text of token ids."""
     text = model.tokenizer.decode(asked.tokens)
     return {"prompt": text, "content": text}
 
 
-def information(model: Model) -> dict[str, Any]:
+def information(model: LanguageModel) -> dict[str, Any]:
     """What evaluations ask of a tokenizer: its special tokens, and the chat template."""
     tokenizer = model.tokenizer
     bos, eos = tokenizer.bos_token_id, next(iter(tokenizer.eos_token_ids), None)

@@ -4,18 +4,18 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from edgert import Model, Piece
+from edgert import LanguageModel, Piece
 
 _LOWEST = -9999.0
 """Stands for the logarithm of zero, which JSON has no number for; as OpenAI writes it."""
 
 
-def text_of(model: Model, token: int) -> str:
+def text_of(model: LanguageModel, token: int) -> str:
     """A token's text; U+FFFD for bytes that are no whole characters."""
     return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
-def name_of(model: Model, token: int) -> str:
+def name_of(model: LanguageModel, token: int) -> str:
     """A text for each token that no other token has: bytes that are no whole characters are written as bytes, as
     OpenAI's completions do."""
     data = model.tokenizer.token_bytes(token)
@@ -30,7 +30,7 @@ def number(logprob: float | None) -> float:
     return _LOWEST if logprob is None or not math.isfinite(logprob) else float(logprob)
 
 
-def chat_logprobs(model: Model, pieces: Iterable[Piece]) -> dict[str, Any]:
+def chat_logprobs(model: LanguageModel, pieces: Iterable[Piece]) -> dict[str, Any]:
     """The tokens of pieces with their log-probabilities, as /v1/chat/completions gives them."""
     return {"content": [{**_entry(model, piece.token_id, piece.logprob),
                          "top_logprobs": [_entry(model, token, logprob) for token, logprob in piece.top_logprobs]}
@@ -38,7 +38,7 @@ def chat_logprobs(model: Model, pieces: Iterable[Piece]) -> dict[str, Any]:
             "refusal": None}
 
 
-def _entry(model: Model, token: int, logprob: float | None) -> dict[str, Any]:
+def _entry(model: LanguageModel, token: int, logprob: float | None) -> dict[str, Any]:
     return {"token": text_of(model, token), "logprob": number(logprob),
             "bytes": list(model.tokenizer.token_bytes(token))}
 
@@ -46,7 +46,7 @@ def _entry(model: Model, token: int, logprob: float | None) -> dict[str, Any]:
 class CompletionLogprobs:
     """The tokens of a text with their log-probabilities, as /v1/completions gives them."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._decoder = model.tokenizer.stream_decoder()
         self._offset = 0

@@ -14,6 +14,7 @@ from edgert.process import default_threads
 from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
+from .gguf import bundle_of
 from .loading import TEXT, compile_progress
 
 
@@ -44,6 +45,7 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
     --context-tokens also with and without flash attention, and the best result counts.
     """
+    bundle = str(bundle_of(bundle))
     with Bundle(bundle) as opened:
         load_library(compile_progress)  # before the processes that measure do
         ids = read_text(opened).tokenizer.encode(prompt)

@@ -121,9 +121,9 @@ def examine() -> tuple[dict[str, Any], list[Problem]]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
             if package == "llama-cpp-python":
-                problems.append(Problem("llama-cpp-python is not installed; only `--against` needs it: "
-                                        "pip install 'edgert[peer]'", [["pip", "install", "edgert[peer]"]],
-                                        wanted=False))
+                problems.append(Problem("llama-cpp-python is not installed; only models of families that edgert does "
+                                        "not know, and `--against`, need it: pip install 'edgert[llama]'",
+                                        [["pip", "install", "edgert[llama]"]], wanted=False))
             else:
                 problems.append(package_problem(package))
     try:

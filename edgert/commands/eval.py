@@ -23,7 +23,7 @@ from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
-from .loading import load_model, model_options, read_text
+from .loading import load_bundle, model_options, read_text
 
 _ROWS = 64
 """Positions whose logits are in memory at once, at most."""
@@ -79,7 +79,7 @@ def command(bundle: str, text_file: str | None, questions_file: str | None, prom
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
     context = max(window if text is not None else 0, _CONTEXT if questions or prompts else 0)
-    with load_model(bundle, **{**model_settings, "context": model_settings["context"] or context}) as model:
+    with load_bundle(bundle, **{**model_settings, "context": model_settings["context"] or context}) as model:
         ours = _Engine("edgert", model.reset, model.extend, min(model.plan.logit_rows, _ROWS))
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens] if text is not None else []

@@ -11,6 +11,7 @@ from edgert.control_characters import one_line
 from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
+from .gguf import bundle_of
 
 
 @click.command("inspect")
@@ -19,7 +20,7 @@ from .bundle_argument import BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, tensors: bool, as_json: bool) -> None:
     """Show what BUNDLE contains: the model, its source, its weight formats, and how many bytes each part takes."""
-    with Bundle(bundle) as opened:
+    with Bundle(bundle_of(bundle)) as opened:
         header, size = opened.header, opened.path.stat().st_size
     kinds = contents(header)
     if as_json:

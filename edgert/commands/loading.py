@@ -8,12 +8,17 @@ from typing import Any
 
 import click
 
-from edgert.engine.retention import POLICIES
+from edgert.answering import LanguageModel
+from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES
+from edgert.memory.budget import size_text
 from edgert.model import DEFAULT_CHUNK, Model, load
 from edgert.opening import MOST_PARALLEL
+from edgert.speculation.speculator import AUTO, OFF
 from edgert.terminal import proper_text, show, show_passing
+
+from .gguf import Foreign, bundle_of, resolve
 
 Command = Callable[..., Any]
 
@@ -116,12 +121,40 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
     return add
 
 
-def load_model(path: str, **settings: Any) -> Model:
-    """Load a bundle and tell the user how memory is used, if weights are streamed, and which kernels are compiled."""
-    model = load(path, compile_progress=compile_progress, **settings)
+def load_model(path: str | Path | Foreign, **settings: Any) -> LanguageModel:
+    """Load a bundle, or a GGUF file, and tell the user how memory is used, if weights are streamed, which kernels are
+    compiled, and that llama.cpp runs the model, if edgert does not know its family."""
+    found = path if isinstance(path, Foreign) else resolve(path)
+    return load_foreign(found, **settings) if isinstance(found, Foreign) else load_bundle(found, **settings)
+
+
+def load_bundle(path: str | Path, **settings: Any) -> Model:
+    """Load a bundle, or a GGUF file of a family that edgert knows, as `load_model` does."""
+    model = load(bundle_of(path), compile_progress=compile_progress, **settings)
     if model.plan.disk is not None:
         refused = "" if model.direct else "; direct reading is refused here, so through the page cache"
         show(f"memory: {model.plan.summary}{refused}", err=True)
+    return model
+
+
+def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int | None = None,
+                 context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
+                 kv_policy: str | None = None, kv_memory: str | None = None, speculation: str = AUTO,
+                 trace: str | None = None, parallel: int = 1, structured: bool = False) -> LanguageModel:
+    """Have llama.cpp run a GGUF file, and tell the user. Raises ModelError, also for settings that it does not have."""
+    refused = [name for name, given in (
+        ("--kv-policy", kv_policy not in (None, STOP)), ("--kv-memory", kv_memory is not None),
+        ("--speculation", speculation not in (AUTO, OFF)), ("--trace", trace is not None),
+        ("--parallel", parallel > 1)) if given]
+    if refused:
+        raise ModelError(f"{file.why}; llama.cpp would run it, but without {' and '.join(refused)}: leave that away")
+    from edgert.fallback.model import LlamaModel
+
+    model = LlamaModel(file.path, memory=memory, threads=threads, context=context, batch=prefill_chunk,
+                       kv_type=kv_type, structured=structured)
+    bound = ("and edgert does not bound its memory" if model.plan.limit is None else
+             f"and the kernel keeps it within what edgert leaves of {size_text(model.plan.limit)}")
+    show(f"{file.why}; so llama.cpp runs it, {bound}", err=True)
     return model
 
 

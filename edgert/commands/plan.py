@@ -25,6 +25,7 @@ from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
+from .gguf import bundle_of
 from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
@@ -144,7 +145,7 @@ def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> i
 def _there(bundle: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A bundle to plan with, and what is known of one that is not here. Raises EdgertError."""
     if not bundle.startswith(_HUB):
-        yield bundle, {}
+        yield str(bundle_of(bundle)), {}
         return
     converters = importlib.import_module("edgert.converters.forecast")  # by name: it is above this room
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from edgert.terminal import show
 def _list_models(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         for entry in catalog.everything().values():
-            show(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {entry.description}")
+            show(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:16} {entry.description}")
         context.exit()
 
 

@@ -2,17 +2,20 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
 from edgert.bundle import Bundle
 from edgert.engine.retention import STOP
+from edgert.model import Model
 from edgert.opening import DEFAULT_CONTEXT
 from edgert.process import peak_rss_bytes
 from edgert.terminal import read_standard_input, show, show_json, write_answer
 
 from .bundle_argument import BUNDLE
+from .gguf import Foreign, resolve
 from .loading import TEXT, load_model, model_options, read_text, sampling_options
 from .statistics import flash_use, speculation_use
 
@@ -53,10 +56,10 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
         raise click.UsageError("--system goes with --chat")
     form = {"schema": schema_file and read_text(schema_file), "regex": regex,
             "grammar": grammar_file and read_text(grammar_file)}
-    started = time.perf_counter()
+    started, found = time.perf_counter(), resolve(bundle)
     if model_settings["context"] is None and max_tokens is not None and model_settings["kv_policy"] in (None, STOP):
-        model_settings["context"] = _enough_context(bundle, text, max_tokens)
-    with load_model(bundle, structured=any(form.values()), **model_settings) as model:
+        model_settings["context"] = None if isinstance(found, Foreign) else _enough_context(found, text, max_tokens)
+    with load_model(found, structured=any(form.values()), **model_settings) as model:
         loaded = time.perf_counter()
         settings: dict[str, Any] = {
             "max_tokens": max_tokens, **sampling, "stop": stop, "logprobs": logprobs, "ignore_eos": ignore_eos, **form}
@@ -81,7 +84,7 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             "load_s": round(loaded - started, 4), "first_token_s": round(statistics.first_token_s, 4),
             "prefill_tok_s": round(statistics.prefill_tok_s, 2), "decode_tok_s": round(statistics.decode_tok_s, 2),
             "threads": model.threads, "peak_rss_bytes": peak_rss_bytes()}
-        if model.plan.disk is not None:
+        if isinstance(model, Model) and model.plan.disk is not None:
             result["flash"] = flash_use(model, statistics)
         if statistics.guessed:
             result["speculation"] = speculation_use(statistics)
@@ -91,7 +94,7 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
         show_json(result)
 
 
-def _enough_context(bundle: str, text: str, max_tokens: int) -> int | None:
+def _enough_context(bundle: Path, text: str, max_tokens: int) -> int | None:
     """A context just long enough for this prompt and answer, None if that is not less than the default. Memory that it
     does not take is used for weights."""
     room = len(text.encode()) + _TEMPLATE_TOKENS + max_tokens  # a token is a byte at least

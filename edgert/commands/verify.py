@@ -7,13 +7,14 @@ from edgert.errors import BundleError
 from edgert.terminal import show
 
 from .bundle_argument import BUNDLE
+from .gguf import bundle_of
 
 
 @click.command("verify")
 @click.argument("bundle", type=BUNDLE)
 def command(bundle: str) -> None:
     """Check every checksum of BUNDLE: the header's, each section's, each neuron group's."""
-    with Bundle(bundle) as opened:
+    with Bundle(bundle_of(bundle)) as opened:
         problems = opened.verify()
         groups = sum(n.groups for n in opened.header.neurons)
         sections = len(opened.header.sections)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from edgert.text.stopping import StopStrings
-from edgert.text.tokenizer import Tokenizer
+from edgert.text.tokenizer import AnyTokenizer
 
 from .grammar import Constraint
 from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
@@ -158,7 +158,7 @@ class Generation:
 class Answer:
     """Makes the pieces of one answer: computes, samples, decodes text, looks for stop strings, keeps statistics."""
 
-    def __init__(self, computing: Computing, tokenizer: Tokenizer, prompt: Sequence[int], room: int, *,
+    def __init__(self, computing: Computing, tokenizer: AnyTokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
                  ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None) -> None:
         self.computing = computing

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgert.errors import GrammarError, ModelError
-from edgert.text.tokenizer import Tokenizer, return_freed_memory
+from edgert.text.tokenizer import AnyTokenizer, return_freed_memory
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -69,10 +69,15 @@ def schema_text(schema: Any) -> str:
     return text
 
 
+def grammar_bytes(vocab_size: int) -> int:
+    """What grammars take at most, with a vocabulary of so many tokens."""
+    return PARSER_BYTES + TABLE_BYTES * vocab_size
+
+
 class Grammars:
     """Makes constraints for the answers of one model, from tables of its vocabulary that take some memory."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, vocab_size: int) -> None:
         """vocab_size: of the model's logits. Raises ModelError."""
         if not tokenizer.eos_token_ids:
             raise ModelError("the model names no token that ends a text; structured output needs one")
@@ -117,7 +122,7 @@ class _Vocabulary:
 
     is_tokenizer_wrapper = True
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, vocab_size: int) -> None:
         self.eos_token_id, self.bos_token_id = tokenizer.eos_token_ids[0], tokenizer.bos_token_id
         self.tokens = [tokenizer.token_bytes(index) for index in range(vocab_size)]
         self.special_token_ids = sorted({*tokenizer.special_ids, *tokenizer.eos_token_ids})

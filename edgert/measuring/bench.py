@@ -64,8 +64,8 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
     context: decode after so many tokens, the prompt repeated; they are computed in each run, and are the prefill that
     is measured, or, where `prefill` is 0, once. llama.cpp is measured with repacked and with memory-mapped weights, and
     with a context also each with and without flash attention. memory: the bundle's memory budget; with one, speculation
-    is measured beside doing without, otherwise it is off. kv_type: of both caches (peer.KV_TYPES); None for what each
-    takes, which is float16. llama.cpp has quantized ones with flash attention only.
+    is measured beside doing without, otherwise it is off. kv_type: of both caches (llama_cpp.KV_TYPES); None for what
+    each takes, which is float16. llama.cpp has quantized ones with flash attention only.
     Returns FIELDS, `tokens_per_pass`, `load_s`, `threads` and `runs`. With `memory` also `no_speculation`, the same
     without, and in it `ratio`, how many times better speculation is. With `against` also `peer`, the best of
     llama.cpp's results for each field; `peer.variants`, all results; and `ratio`, how many times better edgert is.

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgert.errors import ModelError
 from edgert.generation.sampling import log_sum_exp
-from edgert.text.tokenizer import Tokenizer
+from edgert.text.tokenizer import AnyTokenizer
 
 from .json_lines import Line, naming, read_lines
 
@@ -65,7 +65,7 @@ def _question(line: Line) -> Question:
     return Question(question, [line.text("choices", choice) for choice in choices], answer, line.where)
 
 
-def tokenize_question(question: Question, tokenizer: Tokenizer, context: int) -> TokenizedQuestion:
+def tokenize_question(question: Question, tokenizer: AnyTokenizer, context: int) -> TokenizedQuestion:
     """Tokenize a question with each choice, and split where lm-evaluation-harness does (`_encode_pair`): behind as many
     tokens as the question alone has, without the white space at its end.
 

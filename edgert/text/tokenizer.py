@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -46,7 +47,80 @@ def check_unicode(text: str, what: str) -> None:
                          "is no valid Unicode; decode bytes with errors='replace'.") from None
 
 
-class Tokenizer:
+class AnyTokenizer(ABC):
+    """What answers, grammars and servers need of a tokenizer, whoever tokenizes.
+
+    bos_token_id, eos_token_ids, add_bos_token: what begins a text, what ends one, and whether texts begin with the
+    first by themselves. special_ids: tokens that plain text never becomes. strips_space: whether the space in front of
+    a text, which such tokenizers put there themselves, is no part of it.
+    """
+
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    add_bos_token: bool
+    special_ids: frozenset[int]
+    strips_space: bool
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of tokens; a model's embedding may have more rows, as padding."""
+
+    @abstractmethod
+    def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
+               add_bos: bool | None = None) -> list[int]:
+        """The token ids of `text`.
+
+        special: names of special tokens in the text, such as <|im_start|>, become those tokens; otherwise they are
+        plain text, so that what a user types cannot imitate the structure of a chat. given: one byte per character, 1
+        where the character must not be part of such a name. add_bos: put BOS first; None for what the model wants.
+
+        Raises ModelError if the text is not valid Unicode, is longer than LONGEST_TEXT or contains an extremely long
+        word, or if plain text becomes a special token all the same, as an unusual vocabulary might make happen.
+        """
+
+    @abstractmethod
+    def encode_within(self, text: str) -> list[int]:
+        """The token ids of a part of a text that does not begin it: no BOS, no space in front, no special tokens.
+
+        Raises what `encode` raises for texts that cannot be tokenized."""
+
+    @abstractmethod
+    def id_to_token(self, index: int) -> str | None:
+        """The token as the vocabulary spells it; None if there is none. Raises ModelError for a negative id."""
+
+    @abstractmethod
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of text that a token stands for; empty for an id without a token, such as the embedding's padding.
+
+        Raises ModelError for a negative id.
+        """
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of token ids; invalid UTF-8 becomes U+FFFD. Raises ModelError for a negative id."""
+        data = b"".join(self.token_bytes(index) for index in ids if not (skip_special and index in self.special_ids))
+        text = data.decode("utf-8", "replace")
+        return text[1:] if self.strips_space and text.startswith(" ") else text
+
+    def ids_of(self, names: Collection[str]) -> dict[str, int]:
+        """Those of these names that are special tokens, with their ids."""
+        return {name: index for index in self.special_ids
+                if (name := self.token_bytes(index).decode("utf-8", "replace")) in names}
+
+    def stream_decoder(self, *, skip_special: bool = False, shown: Collection[int] = ()) -> "StreamDecoder":
+        """shown: special tokens that are not skipped."""
+        return StreamDecoder(self, self.special_ids.difference(shown) if skip_special else frozenset())
+
+
+def check_text(text: str) -> None:
+    """Raises ModelError for a text that no tokenizer takes: not valid Unicode, or longer than LONGEST_TEXT."""
+    if len(text) > LONGEST_TEXT:
+        raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
+                         "once; shorten it.")
+    check_unicode(text, "The text cannot be tokenized")
+
+
+class Tokenizer(AnyTokenizer):
     """A model's tokenizer: byte-level BPE, or SentencePiece-style with byte fallback.
 
     It wraps the `tokenizers` library, for less memory and for text of others that must not become special tokens.
@@ -88,7 +162,7 @@ class Tokenizer:
         else:
             raise ModelError("The model's tokenizer is neither byte-level BPE nor SentencePiece-style, the two kinds "
                              "that edgert knows; use another model.")
-        self._strips_space = not self._byte_level and any(
+        self.strips_space = not self._byte_level and any(
             step.get("start") == 1 if step.get("type") == "Strip" else
             step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps)
 
@@ -107,19 +181,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
                add_bos: bool | None = None) -> list[int]:
-        """The token ids of `text`.
-
-        special: names of special tokens in the text, such as <|im_start|>, become those tokens; otherwise they are
-        plain text, so that what a user types cannot imitate the structure of a chat. given: one byte per character, 1
-        where the character must not be part of such a name. add_bos: put BOS first; None for what the model wants.
-
-        Raises ModelError if the text is not valid Unicode, is longer than LONGEST_TEXT or contains an extremely long
-        word, or if plain text becomes a special token all the same, as an unusual vocabulary might make happen.
-        """
-        if len(text) > LONGEST_TEXT:
-            raise ModelError(f"The text has {len(text)} characters, more than the {LONGEST_TEXT} that edgert takes at "
-                             "once; shorten it.")
-        check_unicode(text, "The text cannot be tokenized")
+        check_text(text)
         # `encode_special_tokens` is a setting of the shared tokenizer: another thread must not switch it in between.
         with self._lock, _library("The text cannot be tokenized"):
             ids, names = self._encode(text, special)
@@ -137,9 +199,6 @@ class Tokenizer:
         return ids
 
     def encode_within(self, text: str) -> list[int]:
-        """The token ids of a part of a text that does not begin it: no BOS, no space in front, no special tokens.
-
-        Raises what `encode` raises for texts that cannot be tokenized."""
         check_unicode(text, "The text cannot be tokenized")
         with self._lock, _library("The text cannot be tokenized"):
             return self._encode_plain(text, first=False)
@@ -198,21 +257,13 @@ class Tokenizer:
     def _borders(self) -> Borders:
         return Borders(self._tokenizer, self._tables)
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of token ids; invalid UTF-8 becomes U+FFFD. Raises ModelError for a negative id."""
-        data = b"".join(self.token_bytes(index) for index in ids if not (skip_special and index in self.special_ids))
-        text = data.decode("utf-8", "replace")
-        return text[1:] if self._strips_space and text.startswith(" ") else text
-
     @cached_property
     def vocab_size(self) -> int:
-        """Number of tokens; a model's embedding may have more rows, as padding."""
         if self._tables is not None:
             return self._tables.vocab_size
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def id_to_token(self, index: int) -> str | None:
-        """The token as the vocabulary spells it; None if there is none. Raises ModelError for a negative id."""
         if not 0 <= index < 1 << 32:
             raise ModelError(f"{index} is no token id; ids are whole numbers from 0.")
         if self._tables is None:
@@ -222,10 +273,6 @@ class Tokenizer:
         return self._tables.token(index).decode() or None
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of text that a token stands for; empty for an id without a token, such as the embedding's padding.
-
-        Raises ModelError for a negative id.
-        """
         if (added := self._added.get(index)) is not None:
             return added
         token = self.id_to_token(index)
@@ -243,14 +290,6 @@ class Tokenizer:
                 return token.encode()
         return token.replace("▁", " ").encode()
 
-    def ids_of(self, names: Collection[str]) -> dict[str, int]:
-        """Those of these names that are special tokens, with their ids."""
-        return {name: index for index in self.special_ids if (name := self._added[index].decode()) in names}
-
-    def stream_decoder(self, *, skip_special: bool = False, shown: Collection[int] = ()) -> "StreamDecoder":
-        """shown: special tokens that are not skipped."""
-        return StreamDecoder(self, self.special_ids.difference(shown) if skip_special else frozenset())
-
 
 class StreamDecoder:
     """Decodes tokens one by one into pieces of text that together are what `decode` gives.
@@ -258,11 +297,11 @@ class StreamDecoder:
     A piece never ends within a character: up to three bytes are held back until the character is complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int] = frozenset()) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, skipped: frozenset[int] = frozenset()) -> None:
         """skipped: tokens that add no text."""
         self._tokenizer, self._skipped = tokenizer, skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip_next = tokenizer._strips_space
+        self._strip_next = tokenizer.strips_space
 
     def push(self, index: int) -> str:
         """Add a token; returns the text that is complete now, possibly none. Raises ModelError for a negative id."""
@@ -274,7 +313,7 @@ class StreamDecoder:
         """Returns U+FFFD for bytes that were held back and never completed. The decoder can then be used again."""
         text = self._piece(self._decoder.decode(b"", final=True))
         self._decoder.reset()
-        self._strip_next = self._tokenizer._strips_space
+        self._strip_next = self._tokenizer.strips_space
         return text
 
     def _piece(self, text: str) -> str:

@@ -8,6 +8,7 @@ from typing import IO
 
 import pytest
 
+from edgert.apps.bundles import bundle_path, make_bundle
 from edgert.locking import making
 
 MAKES, WAITS = "fetching and converting smollm2-135m, this once\n", (
@@ -52,6 +53,13 @@ def test_the_bundle_of_the_other_is_taken(models: Path, smollm2: Path) -> None:
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "") and output.strip()
     assert bundle.stat().st_mtime_ns == copied
+
+
+def test_one_of_another_family_is_its_gguf_file(models: Path) -> None:
+    file = models / "gemma-3-270m-q4_k_m.gguf"
+    assert bundle_path("gemma-3-270m") == file and bundle_path("smollm2-135m") == models / "smollm2-135m.edge"
+    file.touch()
+    assert make_bundle("gemma-3-270m", lambda what, done, total: None) == file
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

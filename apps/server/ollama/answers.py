@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgert import Generation, Model, Piece, ToolCall
+from edgert import Generation, LanguageModel, Piece, ToolCall
 
 from ..streams import made
 from ..tickets import Made, Ticket
@@ -30,7 +30,7 @@ class Times:
 class Answer:
     """One request, and what comes of it."""
 
-    def __init__(self, asked: Asking, model: Model, generation: Generation, times: Times) -> None:
+    def __init__(self, asked: Asking, model: LanguageModel, generation: Generation, times: Times) -> None:
         self.works: Sequence[Generation] = [generation]
         self._asked, self._model, self._generation, self._times = asked, model, generation, times
         self._sent = 0
@@ -93,7 +93,7 @@ class Answer:
 class ChatAnswer(Answer):
     """Raises EdgertError for what the model refuses, and ApiError."""
 
-    def __init__(self, asked: ChatRequest, model: Model, defaults: dict[str, Any], times: Times) -> None:
+    def __init__(self, asked: ChatRequest, model: LanguageModel, defaults: dict[str, Any], times: Times) -> None:
         generation = model.chat(asked.turns(), tools=asked.tools or None, **asked.settings(defaults))
         super().__init__(asked, model, generation, times)
 
@@ -105,7 +105,7 @@ class GenerateAnswer(Answer):
     """A prompt is a user's message, unless it is raw, something follows it, or the model has no template for chats.
     Raises EdgertError for what the model refuses, and ApiError."""
 
-    def __init__(self, asked: GenerateRequest, model: Model, defaults: dict[str, Any], times: Times) -> None:
+    def __init__(self, asked: GenerateRequest, model: LanguageModel, defaults: dict[str, Any], times: Times) -> None:
         settings = asked.settings(defaults)
         if asked.suffix:
             generation = model.generate(prompt_between(model, asked.prompt or "", asked.suffix), **settings)

@@ -1,6 +1,6 @@
 """What stands between two texts: the prompt for models that were made to fill in."""
 
-from edgert import Model
+from edgert import LanguageModel
 
 from ..errors import ApiError
 
@@ -9,7 +9,7 @@ _MARKS = (("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), ("<fim_prefix>
 kin (Bavarian et al. 2022, "Efficient training of language models to fill in the middle")."""
 
 
-def prompt_between(model: Model, before: str, after: str) -> list[int]:
+def prompt_between(model: LanguageModel, before: str, after: str) -> list[int]:
     """The token ids after which a model writes what stands between two texts. Names of special tokens in them are plain
     text. Raises ApiError for a model without such marks, and EdgertError."""
     for names in _MARKS:

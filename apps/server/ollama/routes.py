@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from edgert import EdgertError, Model
+from edgert import EdgertError, LanguageModel
 
 from ..errors import ApiError, refused
 from ..models import Choice, Models
@@ -85,7 +85,7 @@ class Ollama:
                                   lambda model: GenerateAnswer(asked, model, self._defaults, times))
 
     async def _answer(self, request: Request, asked: Asking, times: Times, nothing: dict[str, Any],
-                      make: Callable[[Model], Answer]) -> Response:
+                      make: Callable[[LanguageModel], Answer]) -> Response:
         """nothing: what an answer without text is."""
         asked.check()
         keeps, choice = asked.keeps, await self._find(asked.model)
@@ -97,7 +97,7 @@ class Ollama:
         times.loaded = time.perf_counter()
         made: list[Answer] = []
 
-        def works(model: Model) -> Sequence[Work]:
+        def works(model: LanguageModel) -> Sequence[Work]:
             made.append(make(model))
             return made[0].works
 

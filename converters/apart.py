@@ -1,0 +1,92 @@
+"""Converting a GGUF file in a process of its own, so that the one that wants the bundle stays within its memory budget.
+
+    python -m edgert.converters.apart SOURCE OUT
+
+It writes JSON objects, one in a line: {"done", "total"} while it goes on, in weights, and in the end {"converted"}, or
+{"error", "unsupported"}. When its standard input ends, or at SIGINT, it tidies up and ends too.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgert.errors import SourceError, UnsupportedError
+
+_INTERRUPTED = 130
+_AGAIN_S = 3
+"""Seconds after which it interrupts itself again: Python drops an interrupt that comes while it imports."""
+
+
+def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object]) -> None:
+    """Convert a GGUF file to a bundle at `out`. progress: called with weights done, and in all.
+
+    Raises SourceError, and UnsupportedError where the file is whole, but of a kind that edgert does not know.
+    """
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "edgert.converters.apart", str(source), str(out)],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        raise SourceError(f"{source}: no process can be started that converts it: {error.strerror or error}") from None
+    last: dict[str, Any] = {}
+    try:
+        for line in process.stdout or ():
+            with suppress(ValueError):  # it was killed in the midst of one
+                last = json.loads(line)
+                if "total" in last:
+                    progress(last["done"], last["total"])
+    finally:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        status = process.wait()
+    if "converted" in last:
+        return
+    if "error" in last:
+        raise (UnsupportedError if last["unsupported"] else SourceError)(last["error"])
+    if status in (_INTERRUPTED, -signal.SIGINT):
+        raise SourceError(f"{source}: converting it was interrupted")
+    raise SourceError(f"{source}: the process that converts it ended with status {status}; is there enough memory?")
+
+
+def main(source: str, out: str) -> None:
+    """Convert, and tell how it goes."""
+    def tell(**values: Any) -> None:
+        with suppress(BrokenPipeError):  # then standard input has ended too
+            os.write(1, json.dumps(values).encode() + b"\n")
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        from .gguf_header import read_header
+        from .reading import known_family
+
+        # First what is quick: converting takes much that has to be imported.
+        known_family(Path(source), read_header(Path(source)).metadata.get("general.architecture"))
+        from .convert import convert
+
+        convert(source, out, progress=lambda what, done, total: tell(done=done, total=total))
+        tell(converted=out)
+    except Exception as error:
+        tell(error=str(error) or type(error).__name__, unsupported=isinstance(error, UnsupportedError))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_AGAIN_S)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

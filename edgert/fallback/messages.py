@@ -1,0 +1,140 @@
+"""What a program and its llama.cpp process tell each other, over pipes: a request, its answer, the next request.
+
+A message is its length (4 bytes, little-endian) and MessagePack. Logits follow theirs as they are: float32.
+"""
+
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+
+class Open(Struct, tag=True, frozen=True):
+    """The first request: load a GGUF file. Answered by Opened.
+
+    context: in tokens; None for `usual_context`, or the model's maximum if less. batch: tokens that are computed at
+    once, at most. kv_type: of llama_cpp.KV_TYPES.
+    """
+
+    path: str
+    threads: int
+    context: int | None
+    usual_context: int
+    batch: int
+    kv_type: str
+
+
+class Encode(Struct, tag=True, frozen=True):
+    """Tokenize texts, each for itself, without BOS. special: names of special tokens become those. Answered by
+    Encoded."""
+
+    texts: list[str]
+    special: bool
+
+
+class Spell(Struct, tag=True, frozen=True):
+    """What so many tokens stand for, from the first one on. Answered by Spelled."""
+
+    first: int
+    count: int
+
+
+class Keep(Struct, tag=True, frozen=True):
+    """Forget all tokens but the first so many. Answered by Kept."""
+
+    count: int
+
+
+class Compute(Struct, tag=True, frozen=True):
+    """Compute tokens after those that are kept. wanted: of how many of the last ones logits are. Answered by Logits."""
+
+    tokens: list[int]
+    wanted: int
+
+
+class Opened(Struct, tag=True, frozen=True):
+    """vocab_size: how many tokens, and logits. special: what special tokens are called. ends: tokens that end an
+    answer, the model's own first."""
+
+    context: int
+    longest_context: int
+    vocab_size: int
+    bos: int | None
+    add_bos: bool
+    ends: list[int]
+    special: dict[int, bytes]
+    template: str | None
+
+
+class Encoded(Struct, tag=True, frozen=True):
+    tokens: list[list[int]]
+
+
+class Spelled(Struct, tag=True, frozen=True):
+    pieces: list[bytes]
+
+
+class Kept(Struct, tag=True, frozen=True):
+    """count: of tokens; 0 where the model's memory cannot forget only the last ones."""
+
+    count: int
+
+
+class Logits(Struct, tag=True, frozen=True):
+    """rows: how many follow, each of `columns`."""
+
+    rows: int
+    columns: int
+
+
+class Failed(Struct, tag=True, frozen=True):
+    """The request cannot be answered. why: one sentence, or a part of one."""
+
+    why: str
+
+
+Request = Open | Encode | Spell | Keep | Compute
+Reply = Opened | Encoded | Spelled | Kept | Logits | Failed
+
+
+def send(stream: BinaryIO, message: Request | Reply, logits: np.ndarray | None = None) -> None:
+    """Write a message, and the logits that it announces. Raises OSError."""
+    data = msgspec.msgpack.encode(message)
+    stream.write(len(data).to_bytes(4, "little") + data)
+    if logits is not None:
+        stream.write(np.ascontiguousarray(logits).data)
+    stream.flush()
+
+
+def receive_request(stream: BinaryIO) -> Request:
+    """Read a request. Raises EOFError where the other one has ended."""
+    return msgspec.msgpack.decode(_received(stream), type=Request)
+
+
+def receive_reply(stream: BinaryIO) -> tuple[Reply, np.ndarray]:
+    """Read an answer, and its logits: of shape (rows, columns), which without any is (0, 0). Raises EOFError where the
+    other one has ended."""
+    reply = msgspec.msgpack.decode(_received(stream), type=Reply)
+    shape = (reply.rows, reply.columns) if isinstance(reply, Logits) else (0, 0)
+    logits = np.empty(shape, np.float32)
+    if logits.size:
+        _fill(stream, logits.data.cast("B"))
+    return reply, logits
+
+
+def _received(stream: BinaryIO) -> bytes:
+    length = bytearray(4)
+    _fill(stream, memoryview(length))
+    data = bytearray(int.from_bytes(length, "little"))
+    _fill(stream, memoryview(data))
+    return bytes(data)
+
+
+def _fill(stream: BinaryIO, room: memoryview) -> None:
+    done = 0
+    while done < len(room):
+        got = stream.readinto(room[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError
+        done += got
