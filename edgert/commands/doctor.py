@@ -26,6 +26,9 @@ from edgert.terminal import show, show_json
 
 from .loading import compile_progress
 
+_OPTIONAL = {"llama-cpp-python": ("`--against`", "peer"), "onnxruntime": ("what makes embeddings", "embeddings")}
+"""What one can do without: what needs each, and the extra that has it."""
+
 
 @click.command("doctor")
 @click.argument("bundle", required=False)
@@ -76,14 +79,14 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "models": f"{models_folder()}, {_free(models_folder())} free",
         "compiled kernels": f"{native.cache_folder()}, {_free(native.cache_folder())} free",
     }
-    for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", "llama-cpp-python"):
+    for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", *_OPTIONAL):
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
-            if package == "llama-cpp-python":
-                problems.append("llama-cpp-python is not installed; only `--against` needs it: "
-                                "pip install 'edgert[peer]'")
+            if package in _OPTIONAL:
+                what, extra = _OPTIONAL[package]
+                problems.append(f"{package} is not installed; only {what} needs it: pip install 'edgert[{extra}]'")
             else:
                 problems.append(f"missing: {package}; install edgert again")
     try:
