@@ -55,10 +55,10 @@ class Embedder:
         self._threads, self._idle_s = default_threads() if threads is None else threads, idle_s
         if not 1 <= self._threads <= 256:
             raise EmbeddingError(f"threads is {threads}; it goes from 1 to 256")
-        self._path = Path(model)
+        self._path = Path(model).absolute()  # for processes that start later
         self._recipe = read_recipe(self._path)
         prepared = prepare(self._path, self._recipe, self._threads, beginning)
-        self._onnx = prepared.onnx
+        self._onnx = prepared.onnx.absolute()
         self.name, self.max_tokens = self._recipe.name, self._recipe.max_tokens
         self.dimension, self.memory = prepared.dimension, prepared.memory
         self._lock = threading.Lock()
