@@ -34,7 +34,7 @@ class EmbeddingRequest(Struct, kw_only=True):
 
     def texts(self) -> list[str]:
         """The texts. Raises ApiError."""
-        if bytes(self.input)[:256].lstrip(b"[ \t\r\n")[:1].isdigit():
+        if bytes(memoryview(self.input)[:256]).lstrip(b"[ \t\r\n")[:1].isdigit():
             raise ApiError(400, "input: token ids are not supported, only texts; LangChain's OpenAIEmbeddings sends "
                            "texts with check_embedding_ctx_length=False", param="input", code="unsupported")
         try:

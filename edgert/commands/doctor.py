@@ -30,6 +30,10 @@ from .defaults import defaults_file, read_defaults
 from .loading import compile_progress
 from .mending import Problem, extra_problems, mend, model_problems, package_problem
 
+_OPTIONAL = {"llama-cpp-python": ("what runs families that edgert does not know, and `--against`,", "llama"),
+             "onnxruntime": ("what makes embeddings", "embeddings")}
+"""What one can do without: what needs each, and the extra that has it."""
+
 
 @click.command("doctor")
 @click.argument("bundle", type=BUNDLE, required=False)
@@ -115,15 +119,16 @@ def examine() -> tuple[dict[str, Any], list[Problem]]:
         "defaults": f"{defaults_file()}{'' if defaults_file().exists() else ', not there'}",
         "compiled kernels": f"{native.cache_folder()}, {_free(native.cache_folder())} free",
     }
-    for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", "llama-cpp-python"):
+    for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", *_OPTIONAL):
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
-            if package == "llama-cpp-python":
-                problems.append(Problem("llama-cpp-python is not installed; only models of families that edgert does "
-                                        "not know, and `--against`, need it: pip install 'edgert[llama]'",
-                                        [["pip", "install", "edgert[llama]"]], wanted=False))
+            if package in _OPTIONAL:
+                what, extra = _OPTIONAL[package]
+                problems.append(Problem(f"{package} is not installed; only {what} needs it: "
+                                        f"pip install 'edgert[{extra}]'", [["pip", "install", f"edgert[{extra}]"]],
+                                        wanted=False))
             else:
                 problems.append(package_problem(package))
     try:

@@ -53,10 +53,12 @@ class Embedder:
         if importlib.util.find_spec("onnxruntime") is None:
             raise EmbeddingError("embeddings need onnxruntime: pip install 'edgert[embeddings]'")
         self._threads, self._idle_s = default_threads() if threads is None else threads, idle_s
-        self._path = Path(model)
+        if not 1 <= self._threads <= 256:
+            raise EmbeddingError(f"threads is {threads}; it goes from 1 to 256")
+        self._path = Path(model).absolute()  # for processes that start later
         self._recipe = read_recipe(self._path)
         prepared = prepare(self._path, self._recipe, self._threads, beginning)
-        self._onnx = prepared.onnx
+        self._onnx = prepared.onnx.absolute()
         self.name, self.max_tokens = self._recipe.name, self._recipe.max_tokens
         self.dimension, self.memory = prepared.dimension, prepared.memory
         self._lock = threading.Lock()
@@ -109,6 +111,8 @@ class Embedder:
                 if self._child is None or not self._child.running:
                     self._child = Child(self._path, self.name, self._onnx, self._threads, self._idle_s)
                 child = self._child
+                if self._closed:  # while it started
+                    child.end()
                 try:
                     return child.ask({"texts": texts})
                 except EmbeddingError:

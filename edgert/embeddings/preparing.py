@@ -118,8 +118,9 @@ def _write(recipe: Recipe, target: Path) -> None:
     if done.stdout:
         raise EmbeddingError(done.stdout)
     if done.returncode or not target.is_file():
-        raise EmbeddingError(f"{recipe.name}: the process that prepares it for onnxruntime ended with status "
-                             f"{done.returncode}; is there enough memory, and room in {target.parent.parent}?")
+        how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+        raise EmbeddingError(f"{recipe.name}: the process that prepares it for onnxruntime {how}; is there enough "
+                             f"memory, and room in {target.parent.parent}?")
 
 
 def main(onnx: str, target: str) -> None:
