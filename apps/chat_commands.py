@@ -1,11 +1,11 @@
 """The commands of the terminal chat: what each does, and what its argument may be completed to."""
 
 import difflib
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgert import EdgertError, parse_size
@@ -149,8 +149,8 @@ class Commands:
         if not argument:
             here = ", ".join(path.stem for path in bundles_here()) or "none, edgert pull and edgert convert make some"
             raise EdgertError(f"/load needs a bundle, by its path or its name in the models' folder; there: {here}")
-        path = find_bundle(str(Path(argument).expanduser()))
-        if not path.is_file():
+        path = find_bundle(os.path.expanduser(argument))  # noqa: PTH111 (which raises nothing, whatever it is given)
+        if not os.path.isfile(path):  # noqa: PTH113 (the same)
             known = f"; it is in the catalogue: edgert pull {argument}" if argument in catalogue() else ""
             raise EdgertError(f"{argument}: there is no such file, nor a bundle of that name{known}")
         chat.open_again(bundle=str(path))

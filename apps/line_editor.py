@@ -97,6 +97,5 @@ class _Completer(Completer):
         for candidate in candidates:
             yield Completed(candidate.text, start_position=-len(begun), display_meta=candidate.about)
         if files is not None:
-            paths = PathCompleter(expanduser=True, file_filter=lambda name: (
-                name.endswith(files) or Path(name).expanduser().is_dir()))
+            paths = PathCompleter(expanduser=True, file_filter=lambda name: name.endswith(files) or Path(name).is_dir())
             yield from paths.get_completions(Document(begun), event)

@@ -89,6 +89,7 @@ class Chat:
     def open_again(self, **changes: Any) -> None:
         """Open the model with changes, as `OpenModel` has them; or, if that cannot be, as it was. The same bundle goes
         on where it is: what it has computed is kept meanwhile, in a file. Raises EdgertError and KeyboardInterrupt."""
+        self.model.wait_for_session()
         before = {**self._changes, "context": self.model.context}
         with ExitStack() as stack:
             computed = None if "bundle" in changes else self._computed(stack)

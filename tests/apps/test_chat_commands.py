@@ -103,6 +103,8 @@ def test_loading_another_model(open_chat: Open, smollm2: Path, little: Path, tmp
     assert said(chat, "And one in Italy?")
     before = kept.read_bytes()
     assert said(chat, "/load lttle") == "lttle: there is no such file, nor a bundle of that name"
+    for wrong in ("~nobody-of-that-name/x", "x" * 300):
+        assert "there is no such file, nor a bundle of that name" in said(chat, f"/load {wrong}")
     assert said(chat, "/load smollm2-135m").endswith("it is in the catalogue: edgert pull smollm2-135m")
     assert said(chat, "/load") == "/load needs a bundle, by its path or its name in the models' folder; there: little"
     assert said(chat, "/load little").replace("\n", "") == (
@@ -127,6 +129,9 @@ def test_when_nothing_can_be_opened_any_more(model: edgert.Model) -> None:
 
         def save_session(self, path: Path) -> None:
             raise edgert.ModelError("there is no room")
+
+        def wait_for_session(self) -> None:
+            pass
 
         def close(self) -> None:
             opened.append("closed")

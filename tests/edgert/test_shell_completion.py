@@ -22,8 +22,12 @@ def test_models_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("little.edge", "large.edge", ".hidden.edge", "model.gguf"):
         (tmp_path / name).touch()
     for command in ("chat", "run", "serve", "doctor"):
-        assert completed("edgert", command, "li") == ["plain,little", "file,li"]
+        assert completed("edgert", command, "li") == ["plain,little"]
+    assert completed("edgert", "chat", "./m") == ["file,./m"]
+    monkeypatch.chdir(tmp_path)
+    assert completed("edgert", "chat", "la") == ["plain,large", "plain,large.edge"]
     monkeypatch.setenv("EDGERT_MODELS", str(tmp_path / "none"))
+    monkeypatch.chdir("/")
     assert completed("edgert", "chat", "") == ["file,"]
 
 

@@ -411,16 +411,17 @@ def test_tables(bundle: Path) -> None:
 
 
 def test_of_a_server(bundle: Path) -> None:
-    chat, serve = (answer(bundle, "-c", 64, "--for", name) for name in ("chat", "serve"))
-    assert serve["structured_output_bytes"] >= PARSER_BYTES and chat["structured_output_bytes"] == 0
-    more = serve["smallest_budget"] - chat["smallest_budget"] - serve["structured_output_bytes"]
+    run, chat, serve = (answer(bundle, "-c", 64, "--for", name) for name in ("run", "chat", "serve"))
+    assert serve["structured_output_bytes"] >= PARSER_BYTES and run["structured_output_bytes"] == 0
+    more = serve["smallest_budget"] - run["smallest_budget"] - serve["structured_output_bytes"]
     assert 2 * MIB < more < 20 * MIB  # its libraries
+    assert 2 * MIB < chat["smallest_budget"] - run["smallest_budget"] < 20 * MIB  # its line editor
     assert re.search(r"^structured output +2\d MiB of the process", call(bundle, "-c", 64, "-m", "1G", "--for",
                                                                          "serve").output, re.M)
     little = (serve["smallest_budget"] - 10 * MIB) // MIB
     shown = call(bundle, "-c", 64, "-m", f"{little}M", "--for", "serve").output
     assert re.search("^structured output +no room for it: schemas and required calls will be refused", shown, re.M)
-    assert "is too small" in str(call(bundle, "-c", 64, "-m", f"{chat['smallest_budget'] // MIB}M", "--for",
+    assert "is too small" in str(call(bundle, "-c", 64, "-m", f"{run['smallest_budget'] // MIB}M", "--for",
                                       "serve").exception)
 
 
