@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,13 +20,14 @@ from .bodies import Bodies
 from .chat import Chat
 from .choosing import choosing_routes
 from .completions import Completions
-from .embedding import Embeddings
+from .embedding import EmbeddingRequest, Embeddings, Texts
 from .errors import ApiError, failed, refused
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Models
+from .ollama.embedding import EmbedRequest
 from .ollama.routes import Ollama, ollama_routes
 from .requests import BudgetRequest, ChatRequest, CompletionRequest, Sampled
-from .responses import error_response, json_response
+from .responses import OLLAMA, error_response, json_response
 from .served import Served
 from .service import EngineService
 from .status import status
@@ -68,12 +70,14 @@ class Application:
             routes += choosing_routes(self.models, self._bodies, self._counted)
         routes += ollama_routes(Ollama(self.service, self.served, self.defaults, self.models, self._read,
                                        self._metrics.seconds.observe), self._counted)
+        routes.append(Route(f"{OLLAMA}embed", self._counted(f"{OLLAMA}embed", partial(self._embed, kind=EmbedRequest)),
+                            methods=["POST"]))
         for path, endpoint, method in (
                 ("/models", self._models, "GET"), ("/models/{name:path}", self._one_model, "GET"),
                 ("/health", self._health, "GET"), ("/tokenizer_info", self._tokenizer_info, "GET"),
                 ("/tokenize", self._tokenize, "POST"), ("/detokenize", self._detokenize, "POST"),
                 ("/chat/completions", self._chat, "POST"), ("/completions", self._completions, "POST"),
-                ("/embeddings", self._embed, "POST")):
+                ("/embeddings", partial(self._embed, kind=EmbeddingRequest), "POST")):
             for prefix in ("/v1", ""):
                 routes.append(Route(prefix + path, self._counted(path, endpoint), methods=[method]))
         return Starlette(routes=routes, exception_handlers={
@@ -104,11 +108,11 @@ class Application:
         return await self._answer(request, asked, lambda model: Completions(asked, model, self.served.name,
                                                                             self.defaults))
 
-    async def _embed(self, request: Request) -> Response:
+    async def _embed(self, request: Request, kind: type[Texts]) -> Response:
         if self._embeddings is None:
             raise ApiError(404, "this server has no model for embeddings; start it with --embeddings MODEL",
                            code="model_not_found")
-        return await self._embeddings.answer(request)
+        return await self._embeddings.answer(request, kind)
 
     async def _read(self, request: Request, kind: type[Any]) -> Any:
         watch = self.service.watch

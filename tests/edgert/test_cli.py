@@ -212,7 +212,7 @@ def test_eval_questions_and_prompts(smollm2: Path, tmp_path: Path) -> None:
         other = json.loads(edgert(*call, "--json", *others).stdout)
         assert {**other, "threads": 2} == result
     assert edgert(*call).stdout == ("2 questions: accuracy 100.0 ± 0.0 %, per byte 100.0 ± 0.0 %\n"
-                                    "1 prompts: 100.0 ± 0.0 % answered exactly\n")
+                                    "1 prompt: 100.0 ± 0.0 % answered exactly\n")
     assert "line 1: question and choice have " in refused(*call, "-c", 8)
     assert "line 1: the prompt has " in refused("eval", smollm2, "--prompts", prompts, "-c", 64)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ollama
 import openai
 import psutil
 import pytest
@@ -53,6 +54,21 @@ def test_openai(both: Server, expected: np.ndarray) -> None:
         assert answer.usage.prompt_tokens == answer.usage.total_tokens > 256
     one = client.embeddings.create(model="any", input=TEXTS[0], dimensions=8).data[0].embedding
     np.testing.assert_allclose(one, expected[0][:8] / np.linalg.norm(expected[0][:8]), rtol=0, atol=2e-6)
+
+
+def test_ollama(both: Server, expected: np.ndarray) -> None:
+    client = ollama.Client(both.url)
+    answer = client.embed("all-minilm-l6-v2", TEXTS)
+    np.testing.assert_allclose(answer.embeddings, expected, rtol=0, atol=2e-6)
+    assert answer.model == "all-minilm-l6-v2" and answer.prompt_eval_count and answer.prompt_eval_count > 256
+    assert answer.total_duration and answer.total_duration > 0
+    one = client.embed("all-minilm:l6-v2", TEXTS[0], dimensions=8).embeddings[0]
+    np.testing.assert_allclose(one, expected[0][:8] / np.linalg.norm(expected[0][:8]), rtol=0, atol=2e-6)
+    for settings, message in (({"model": "other", "input": "a"}, "'other' not found"),
+                              ({"model": "all-minilm-l6-v2", "input": ""}, "empty text"),
+                              ({"model": "all-minilm-l6-v2", "input": "a", "truncate": False}, "truncate is false")):
+        with pytest.raises(ollama.ResponseError, match=message):
+            client.embed(**settings)  # type: ignore[arg-type]
 
 
 def test_langchain(both: Server, expected: np.ndarray) -> None:
