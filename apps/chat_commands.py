@@ -154,7 +154,6 @@ class Commands:
             known = f"; it is in the catalogue: edgert pull {argument}" if argument in catalogue() else ""
             raise EdgertError(f"{argument}: there is no such file, nor a bundle of that name{known}")
         chat.open_again(bundle=str(path))
-        chat.last = None
         chat.begin(Conversation(chat.conversation.system))
         kept = f"; the session {chat.keep.stem} stays as it is, and what follows is not kept" if chat.keep else ""
         chat.keep = None

@@ -10,6 +10,7 @@ from typing import Any
 from edgert import EdgertError, Generation, LanguageModel, SessionError
 from edgert.sessions import sessions_folder
 from edgert.terminal import read_standard_input, show, write_answer
+from edgert.watching import give_memory_back, map_large_blocks
 
 from .chat_commands import Commands
 from .chat_settings import Settings
@@ -34,9 +35,24 @@ class Chat:
         self.commands = Commands(self)
         self._open_model = open_model
         self._changes: dict[str, Any] = {}
-        self.model = open_model(self._changes)
+        self._model: Model | None = open_model(self._changes)
         if self.keep is not None and self.keep.exists():
             self._go_on(self.keep)
+
+    @property
+    def model(self) -> Model:
+        """The model that answers. Raises EdgertError where the last one could not be opened again."""
+        if self._model is None:
+            raise EdgertError("no model is open; /budget SIZE or /load MODEL opens one")
+        return self._model
+
+    def close(self) -> None:
+        """Close the model, when the conversation has been kept. Raises SessionError."""
+        if self._model is not None:
+            try:
+                self._model.wait_for_session()
+            finally:
+                self._model.close()
 
     def run(self, lines: Lines) -> None:
         """Read questions and commands, and answer, until the user leaves."""
@@ -89,27 +105,32 @@ class Chat:
     def open_again(self, **changes: Any) -> None:
         """Open the model with changes, as `OpenModel` has them; or, if that cannot be, as it was. The same bundle goes
         on where it is: what it has computed is kept meanwhile, in a file. Raises EdgertError and KeyboardInterrupt."""
-        self.model.wait_for_session()
-        before = {**self._changes, "context": self.model.context}
+        before = dict(self._changes)
         with ExitStack() as stack:
-            computed = None if "bundle" in changes else self._computed(stack)
-            self.model.close()
+            computed = None
+            if self._model is not None:
+                self._model.wait_for_session()
+                before["context"] = self._model.context
+                computed = None if "bundle" in changes else self._computed(stack)
+                self._model.close()
+            self._model = self.last = None  # which refers to it: the next one's plan counts what this process holds
+            give_memory_back()
             try:
-                self.model = self._open_model({**self._changes, **changes})
+                self._model = self._open_model({**self._changes, **changes})
             except (EdgertError, KeyboardInterrupt) as error:
                 self._open_as_before(before, error)
                 raise (error if isinstance(error, KeyboardInterrupt) else
                        EdgertError(f"{error}; so all goes on as it was")) from None
             finally:
-                if computed is not None:
+                if computed is not None and self._model is not None:
                     with suppress(EdgertError):  # where it has no room it is computed again
-                        self.model.open_session(computed)
+                        self._model.open_session(computed)
         self._changes |= changes
         self.notice.begin()
 
     def _open_as_before(self, before: Mapping[str, Any], why: BaseException) -> None:
         try:
-            self.model = self._open_model(before)
+            self._model = self._open_model(before)
         except EdgertError as error:
             raise EdgertError(f"{why}; and it cannot be opened as it was either: {error}; the conversation is still "
                               "here: /budget SIZE or /load MODEL opens a model, /save FILE saves it") from None
@@ -195,6 +216,7 @@ def chat(open_model: OpenModel, system: str | None, settings: Settings, keep: Pa
     if not sys.stdin.isatty():
         _answer_standard_input(open_model, system, settings, keep)
         return
+    map_large_blocks()
     lines = open_lines(history)  # before the model is opened: its plan counts what the process takes
     session = Chat(open_model, Conversation(system=system), settings, keep)
     try:
@@ -204,9 +226,8 @@ def chat(open_model: OpenModel, system: str | None, settings: Settings, keep: Pa
         if turns := session.conversation.turns:
             show(f"(going on with {keep.stem if keep else ''}: {len(turns)} messages so far)")
         session.run(lines)
-        session.model.wait_for_session()
     finally:
-        session.model.close()
+        session.close()
 
 
 def _answer_standard_input(open_model: OpenModel, system: str | None, settings: Settings, keep: Path | None) -> None:
@@ -217,6 +238,5 @@ def _answer_standard_input(open_model: OpenModel, system: str | None, settings: 
     try:
         session.conversation.ask(question)
         session.answer()
-        session.model.wait_for_session()
     finally:
-        session.model.close()
+        session.close()

@@ -150,6 +150,8 @@ def test_when_nothing_can_be_opened_any_more(model: edgert.Model) -> None:
                                                  "conversation is still here"):
         chat.commands.call("/budget 1G", {})
     assert opened == [{}, "closed", {"memory": "1G"}, {"context": model.context}]
+    with pytest.raises(edgert.EdgertError, match="no model is open; /budget SIZE or /load MODEL opens one"):
+        chat.commands.call("/stats", {})
     chat.settings.values["max_tokens"] = 1
     chat.commands.call("/budget 2G", {})
     assert opened[-1] == {"memory": "2G"} and len(chat.conversation.turns) == 2, "what waited is answered"
