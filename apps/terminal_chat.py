@@ -35,12 +35,12 @@ class Chat:
         self.commands = Commands(self)
         self._open_model = open_model
         self._changes: dict[str, Any] = {}
-        self._model: Model | None = open_model(self._changes)
+        self._model: LanguageModel | None = open_model(self._changes)
         if self.keep is not None and self.keep.exists():
             self._go_on(self.keep)
 
     @property
-    def model(self) -> Model:
+    def model(self) -> LanguageModel:
         """The model that answers. Raises EdgertError where the last one could not be opened again."""
         if self._model is None:
             raise EdgertError("no model is open; /budget SIZE or /load MODEL opens one")
