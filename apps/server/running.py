@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from edgert.commands.gguf import end_conversions
 from edgert.errors import EdgertError
 from edgert.terminal import show
 from edgert.watching import map_large_blocks
@@ -122,6 +123,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.end_all()
+        end_conversions()
         if self._models is not None:
             await asyncio.to_thread(self._models.close)
         await super().shutdown(sockets)
