@@ -25,8 +25,10 @@ _AGAIN_S = 3
 """Seconds after which it interrupts itself again: Python drops an interrupt that comes while it imports."""
 
 
-def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object]) -> None:
-    """Convert a GGUF file to a bundle at `out`. progress: called with weights done, and in all.
+def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object],
+                  started: Callable[[Callable[[], None]], object]) -> None:
+    """Convert a GGUF file to a bundle at `out`. progress: called with weights done, and in all. started: called with
+    what ends it early, from any thread.
 
     Raises SourceError, and UnsupportedError where the file is whole, but of a kind that edgert does not know.
     """
@@ -37,16 +39,17 @@ def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object
     except OSError as error:
         raise SourceError(f"{source}: no process can be started that converts it: {error.strerror or error}") from None
     last: dict[str, Any] = {}
+    assert process.stdin is not None and process.stdout is not None
+    started(process.stdin.close)
     try:
-        for line in process.stdout or ():
+        for line in process.stdout:
             with suppress(ValueError):  # it was killed in the midst of one
                 last = json.loads(line)
                 if "total" in last:
                     progress(last["done"], last["total"])
     finally:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        process.stdin.close()
+        process.stdout.close()
         status = process.wait()
     if "converted" in last:
         return

@@ -51,19 +51,15 @@ class MemoryUse(Protocol):
 class LanguageModel(ABC):
     """A model that answers: a bundle's (`Model`), or one that runs through llama.cpp (`fallback.model.LlamaModel`).
 
-    tokenizer: its own. threads: that compute. parallel: how many answers are given at once. keeps_sessions: whether
-    conversations can be kept in files.
+    tokenizer: its own. plan: how it uses memory. threads: that compute. parallel: how many answers are given at once.
+    keeps_sessions: whether conversations can be kept in files.
     """
 
     tokenizer: AnyTokenizer
+    plan: MemoryUse
     threads: int
     parallel: int
     keeps_sessions: bool
-
-    @property
-    @abstractmethod
-    def plan(self) -> MemoryUse:
-        """How it uses memory."""
 
     @property
     @abstractmethod

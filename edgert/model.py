@@ -104,6 +104,7 @@ class Model(LanguageModel):
     garbage-collected without `close` also gives its memory back. A forked process cannot use its parent's models.
     """
 
+    plan: Plan
     keeps_sessions = True
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
@@ -127,7 +128,7 @@ class Model(LanguageModel):
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: open_model(path, library, settings, opened, job))
-        (self._bundle, self._text, self._planner, self._plan, self._file, self._sessions, self._prefixes, self._engine,
+        (self._bundle, self._text, self._planner, self.plan, self._file, self._sessions, self._prefixes, self._engine,
          self._grammars) = loaded
         self._session = self._sessions[0]
         """The one that was used last."""
@@ -138,11 +139,6 @@ class Model(LanguageModel):
         self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
         self.tokenizer = self._text.tokenizer
-
-    @property
-    def plan(self) -> Plan:
-        """How memory is used."""
-        return self._plan
 
     @property
     def header(self) -> Header:

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from edgert import Embedder
+from edgert.commands.gguf import end_conversions
 from edgert.errors import EdgertError
 from edgert.terminal import show
 from edgert.watching import map_large_blocks
@@ -125,6 +126,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.end_all()
+        end_conversions()
         await asyncio.to_thread(self._application.close)
         if self._models is not None:
             await asyncio.to_thread(self._models.close)

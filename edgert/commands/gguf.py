@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from edgert.download import models_folder
 from edgert.errors import ModelError, SourceError, UnsupportedError
 from edgert.locking import making
 from edgert.terminal import show, show_passing
+
+_under_way: list[Callable[[], None]] = []
+"""What ends the conversions of this process."""
 
 
 class Foreign(NamedTuple):
@@ -37,6 +41,12 @@ def bundle_of(path: str | Path) -> Path:
     return found
 
 
+def end_conversions() -> None:
+    """End what is being converted for other threads: those get a SourceError."""
+    for end in _under_way[:]:
+        end()
+
+
 def _is_gguf(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -56,7 +66,10 @@ def _converted(path: Path) -> Path | Foreign:
         with making(bundle, lambda: show(f"waiting for another process that converts {path.name}", err=True)):
             if not bundle.is_file():
                 convert_apart = importlib.import_module("edgert.converters.apart").convert_apart
-                convert_apart(path, bundle, _Progress(path.name))
+                try:
+                    convert_apart(path, bundle, _Progress(path.name), _under_way.append)
+                finally:
+                    _under_way.clear()
                 for other in bundle.parent.glob(others):
                     if other != bundle:
                         other.unlink(missing_ok=True)

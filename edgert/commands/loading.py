@@ -12,7 +12,7 @@ from edgert.answering import LanguageModel
 from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES
-from edgert.memory.budget import size_text
+from edgert.memory.budget import parse_size, size_text
 from edgert.model import DEFAULT_CHUNK, Model, load
 from edgert.opening import MOST_PARALLEL
 from edgert.speculation.speculator import AUTO, OFF
@@ -140,8 +140,10 @@ def load_bundle(path: str | Path, **settings: Any) -> Model:
 def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int | None = None,
                  context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
                  kv_policy: str | None = None, kv_memory: str | None = None, speculation: str = AUTO,
-                 trace: str | None = None, parallel: int = 1, structured: bool = False) -> LanguageModel:
-    """Have llama.cpp run a GGUF file, and tell the user. Raises ModelError, also for settings that it does not have."""
+                 trace: str | None = None, parallel: int = 1, structured: bool = False,
+                 embeddings: int = 0) -> LanguageModel:
+    """Have llama.cpp run a GGUF file, and tell the user. embeddings: bytes of the budget that are not for it. Raises
+    ModelError, also for settings that it does not have."""
     refused = [name for name, given in (
         ("--kv-policy", kv_policy not in (None, STOP)), ("--kv-memory", kv_memory is not None),
         ("--speculation", speculation not in (AUTO, OFF)), ("--trace", trace is not None),
@@ -150,7 +152,8 @@ def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int
         raise ModelError(f"{file.why}; llama.cpp would run it, but without {' and '.join(refused)}: leave that away")
     from edgert.fallback.model import LlamaModel
 
-    model = LlamaModel(file.path, memory=memory, threads=threads, context=context, batch=prefill_chunk,
+    budget = None if memory is None else parse_size(memory) - embeddings
+    model = LlamaModel(file.path, memory=budget, threads=threads, context=context, batch=prefill_chunk,
                        kv_type=kv_type, structured=structured)
     bound = ("and edgert does not bound its memory" if model.plan.limit is None else
              f"and the kernel keeps it within what edgert leaves of {size_text(model.plan.limit)}")

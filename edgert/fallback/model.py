@@ -98,12 +98,8 @@ class LlamaModel(LanguageModel):
         self._grammars: Grammars | None = None
         self._grammars_lock = threading.Lock()
         self.tokenizer: LlamaTokenizer = LlamaTokenizer(self._connection)
-        self._plan = LlamaMemory(self._limit, {"edgert's process": process_bytes(),
-                                               "llama.cpp's process": self._connection.memory})
-
-    @property
-    def plan(self) -> LlamaMemory:
-        return self._plan
+        self.plan: LlamaMemory = LlamaMemory(self._limit, {
+            "edgert's process": process_bytes(), "llama.cpp's process": self._connection.memory})
 
     @property
     def context(self) -> int:
@@ -134,7 +130,7 @@ class LlamaModel(LanguageModel):
         return self._connection.memory
 
     def budgets(self) -> tuple[int, int]:
-        needed = sum(self._plan.parts.values())
+        needed = sum(self.plan.parts.values())
         return needed, needed
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Generation:

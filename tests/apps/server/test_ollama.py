@@ -264,7 +264,7 @@ GENERATE = {"model": "tiny", "prompt": "a"}
     ("chat", {**CHAT, "messages": [{"role": "assistant", "tool_calls": [{"function": {
         "name": "f", "arguments": "{}"}}]}]}, 400, "messages[0].tool_calls[0].function.arguments: expected"),
     ("pull", {"model": "llama3"}, 404, "model 'llama3' not found; this server has tiny only"),
-    ("embed", {"model": "tiny"}, 404, "there is nothing at /api/embed")])
+    ("embed", {"model": "tiny"}, 404, "this server has no model for embeddings; start it with --embeddings MODEL")])
 def test_what_is_refused(tiny_server: Server, path: str, body: Any, status: int, said: str) -> None:
     for stream in (True, False):
         asked = {**body, "stream": stream} if isinstance(body, dict) else body
