@@ -152,8 +152,8 @@ def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int
         raise ModelError(f"{file.why}; llama.cpp would run it, but without {' and '.join(refused)}: leave that away")
     from edgert.fallback.model import LlamaModel
 
-    budget = None if memory is None else parse_size(memory) - embeddings
-    model = LlamaModel(file.path, memory=budget, threads=threads, context=context, batch=prefill_chunk,
+    budget = parse_size(memory) if isinstance(memory, str) else memory
+    model = LlamaModel(file.path, memory=budget and budget - embeddings, threads=threads, context=context, batch=prefill_chunk,
                        kv_type=kv_type, structured=structured)
     bound = ("and edgert does not bound its memory" if model.plan.limit is None else
              f"and the kernel keeps it within what edgert leaves of {size_text(model.plan.limit)}")
