@@ -153,8 +153,8 @@ def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int
     from edgert.fallback.model import LlamaModel
 
     budget = parse_size(memory) if isinstance(memory, str) else memory
-    model = LlamaModel(file.path, memory=budget and budget - embeddings, threads=threads, context=context, batch=prefill_chunk,
-                       kv_type=kv_type, structured=structured)
+    model = LlamaModel(file.path, memory=None if budget is None else budget - embeddings, threads=threads,
+                       context=context, batch=prefill_chunk, kv_type=kv_type, structured=structured)
     bound = ("and edgert does not bound its memory" if model.plan.limit is None else
              f"and the kernel keeps it within what edgert leaves of {size_text(model.plan.limit)}")
     show(f"{file.why}; so llama.cpp runs it, {bound}", err=True)
