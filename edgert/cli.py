@@ -16,6 +16,10 @@ from .terminal import end_standard_output, prepare_standard_streams, show
 COMMANDS = {
     "pull": ("edgert.commands.pull", "Download a model of the catalogue."),
     "convert": ("edgert.converters.command", "Convert a GGUF file or a Hugging Face model to a bundle."),
+    "list": ("edgert.commands.list", "List the models that are here."),
+    "show": ("edgert.commands.show", "Show what a model is."),
+    "rm": ("edgert.commands.remove", "Remove models."),
+    "ps": ("edgert.commands.processes", "Show the edgert programs that are running."),
     "inspect": ("edgert.commands.inspect", "Show what a bundle contains."),
     "verify": ("edgert.commands.verify", "Check every checksum of a bundle."),
     "chat": ("edgert.apps.command", "Chat with a model in the terminal."),
