@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -46,6 +47,7 @@ def serve(served: Served, *, host: str, port: int, keys: Sequence[str], queue: i
     models = Models(service, served) if chooser else None
     application = Application(service, served, defaults, models, window_memory, embedder)
     app = Access(application.asgi(), keys=keys, any_host=host not in LOOPBACK)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left, which is no news
     config = uvicorn.Config(app, http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, limit_concurrency=_CONNECTIONS,
                             timeout_graceful_shutdown=_ENDING_S)
