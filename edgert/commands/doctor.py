@@ -60,7 +60,8 @@ def command(context: click.Context, bundle: str | None, fix: bool, yes: bool, as
     if as_json:
         show_json({**facts, "flash": [asdict(device) for device in devices], "problems": texts})
     elif fix:
-        problems = [*problems, *model_problems(bool(devices)), *extra_problems()]
+        problems = sorted([*problems, *model_problems(bool(devices)), *extra_problems()],
+                          key=lambda problem: not problem.wanted)  # last what few people want
         if not problems:
             show("Nothing is missing.")
         if not mend(problems, yes):

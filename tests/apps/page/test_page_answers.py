@@ -117,7 +117,7 @@ def test_the_same_of_a_question_and_a_title(page: Any) -> None:
 
 def test_the_policy_is_a_second_wall(page: Any, server: str) -> None:
     """A handler that came through all the same is not run."""
-    policy = page.request.get(server).headers["content-security-policy"]
+    policy = page.request.get(server, headers={"Accept": "text/html"}).headers["content-security-policy"]
     assert "default-src 'self'" in policy and "unsafe" not in policy
 
 

@@ -109,7 +109,7 @@ def test_several_at_once(tiny: Path) -> None:
         while not tickets[3].begun:
             await asyncio.sleep(0.01)
         assert not tickets[4].begun
-        loading = asyncio.create_task(service.reload("500M"))
+        loading = asyncio.create_task(service.reload("4G"))
         for work in (works[3], works[0], works[4]):
             work.open()
         for number in (0, 3, 4):
