@@ -1,6 +1,5 @@
 """What stands before the weights of a model on the Hugging Face hub, fetched with range requests, for a forecast."""
 
-import fnmatch
 import shutil
 import urllib.request
 from dataclasses import dataclass
@@ -36,9 +35,11 @@ def fetch_headers(named: Named, folder: Path) -> Fetched:
     """
     with refusals(named):
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import filter_repo_objects
 
         commit, sizes = files_of(named)
-        texts, weights = _matching(sizes, TEXTS), _matching(sizes, WEIGHTS)
+        texts, weights = (list(filter_repo_objects(sizes, allow_patterns=patterns, ignore_patterns=NOT_FILES))
+                          for patterns in (TEXTS, WEIGHTS))
         if named.file is not None or not weights:
             file = named.file or best_gguf(named.spec, sizes, shutil.disk_usage(folder).free)
             path = folder / Path(file).name
@@ -47,11 +48,6 @@ def fetch_headers(named: Named, folder: Path) -> Fetched:
             shutil.copyfile(hf_hub_download(named.repo, name, revision=commit), folder / name)
         total = sum(_fetch_safetensors(_Hollow(named, commit, name, folder / name)) for name in weights)
     return Fetched(folder, total, None)
-
-
-def _matching(names: dict[str, int], patterns: list[str]) -> list[str]:
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-            and not any(fnmatch.fnmatch(name, pattern) for pattern in NOT_FILES)]
 
 
 class _Hollow:

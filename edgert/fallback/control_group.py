@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgert.errors import ModelError
-from edgert.memory.budget import size_text
+from edgert.memory.budget import own_control_groups, size_text
 
 _NAME = re.compile(r"edgert-llama-(\d+)-\d+")
 _COUNT = itertools.count()
@@ -103,21 +103,12 @@ class ControlGroup:
 def _places() -> Iterator[tuple[Path, int]]:
     """Folders of groups in which one may be made so that it stays within every limit that we have, best first; and of
     which version they are."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            yield Path("/sys/fs/cgroup/memory") / path.lstrip("/"), 1
-        elif controllers == "":
-            own = Path("/sys/fs/cgroup") / path.lstrip("/")
-            if _divides_memory(own):
-                yield own, 2
-            # Beside our own group, where that has no limit: a group with processes cannot be divided.
-            elif own != Path("/sys/fs/cgroup") and _divides_memory(own.parent) and _text(own / "memory.max") == "max":
-                yield own.parent, 2
+    for version, own in own_control_groups():
+        if version == 1 or _divides_memory(own):
+            yield own, version
+        # Beside our own group, where that has no limit: a group with processes cannot be divided.
+        elif own != Path("/sys/fs/cgroup") and _divides_memory(own.parent) and _text(own / "memory.max") == "max":
+            yield own.parent, version
 
 
 def _divides_memory(group: Path) -> bool:

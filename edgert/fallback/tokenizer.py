@@ -34,11 +34,7 @@ class LlamaTokenizer(AnyTokenizer):
             ids = self._encode_around(text, given)
         else:
             ids = self._plain(self._encode([text], special=special)[0], special) if text else []
-        if self.add_bos_token if add_bos is None else add_bos:
-            if self.bos_token_id is None:
-                raise ModelError("The model has no BOS token to add; encode without it.")
-            ids.insert(0, self.bos_token_id)
-        return ids
+        return self._begun(ids, add_bos)
 
     def encode_within(self, text: str) -> list[int]:
         check_text(text)

@@ -73,23 +73,30 @@ def allowance(asked: int | None) -> Allowance:
     return most._replace(comfortable=min(allowed.comfortable for allowed in free))
 
 
-def _control_groups() -> Iterator[tuple[int, int]]:
-    """Limit and use (without cache that can be dropped) of each memory control group with a limit that we are in."""
+def own_control_groups() -> Iterator[tuple[int, Path]]:
+    """Version of the kernel's interface and folder of each memory control group that we are in."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit_name, use_name, cache = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, cache = Path("/sys/fs/cgroup/memory"), "total_inactive_file"
-            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        while folder != base.parent:
+        if controllers == "" or "memory" in controllers.split(","):
+            version = 1 if controllers else 2
+            yield version, _base(version) / path.lstrip("/")
+
+
+def _base(version: int) -> Path:
+    return Path("/sys/fs/cgroup/memory" if version == 1 else "/sys/fs/cgroup")
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Limit and use (without cache that can be dropped) of each memory control group with a limit that we are in."""
+    for version, folder in own_control_groups():
+        limit_name, use_name, cache = "memory.max", "memory.current", "inactive_file"
+        if version == 1:
+            limit_name, use_name, cache = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        while folder != _base(version).parent:
             limit, used = _number(folder / limit_name), _number(folder / use_name)
             if limit is not None and used is not None and limit < _NO_LIMIT:
                 yield limit, max(used - _statistic(folder / "memory.stat", cache), 0)

@@ -79,6 +79,14 @@ class AnyTokenizer(ABC):
         word, or if plain text becomes a special token all the same, as an unusual vocabulary might make happen.
         """
 
+    def _begun(self, ids: list[int], add_bos: bool | None) -> list[int]:
+        """The ids of a text, after BOS if that is asked for, or None and the model wants it. Raises ModelError."""
+        if not (self.add_bos_token if add_bos is None else add_bos):
+            return ids
+        if self.bos_token_id is None:
+            raise ModelError("The model has no BOS token to add; encode without it.")
+        return [self.bos_token_id, *ids]
+
     @abstractmethod
     def encode_within(self, text: str) -> list[int]:
         """The token ids of a part of a text that does not begin it: no BOS, no space in front, no special tokens.
@@ -192,11 +200,7 @@ class Tokenizer(AnyTokenizer):
                              "take special tokens' names out of it.")
         if len(text) > PART:  # the library takes 100 bytes per character, for a moment
             return_freed_memory()
-        if self.add_bos_token if add_bos is None else add_bos:
-            if self.bos_token_id is None:
-                raise ModelError("The model has no BOS token to add; encode without it.")
-            ids.insert(0, self.bos_token_id)
-        return ids
+        return self._begun(ids, add_bos)
 
     def encode_within(self, text: str) -> list[int]:
         check_unicode(text, "The text cannot be tokenized")
