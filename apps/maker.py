@@ -9,14 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgert.errors import DownloadError
+from edgert.telling import AGAIN_S
 
 from .bundles import BEGINNING
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals at which the process tidies up and ends."""
-
-AGAIN_S = 3
-"""Seconds after which it is asked again: Python drops an exception, an interrupt's too, where an object ends."""
 
 
 class CancelledError(DownloadError):

@@ -5,19 +5,15 @@ It writes JSON objects, one in a line: {"doing", "done", "total"} while it goes 
 """
 
 import importlib
-import json
 import os
 import signal
 import sys
-import threading
-import time
-from contextlib import suppress
-from typing import Any
 
 from edgert.errors import EdgertError
+from edgert.telling import end_with_parent, tell
 
 from .bundles import make_bundle
-from .maker import AGAIN_S, ENDING
+from .maker import ENDING
 
 _NICE = 10
 """How much less than others it wants the processor: answers come first."""
@@ -34,13 +30,9 @@ def main(name: str) -> None:
     for module in _IMPORTED_FIRST:
         importlib.import_module(module)
 
-    def tell(**values: Any) -> None:  # in one piece: what has been fetched is told by another thread
-        with suppress(BrokenPipeError):  # then standard input has ended too
-            os.write(1, json.dumps(values).encode() + b"\n")
-
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # Maker starts this process with them blocked
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
         try:
             path = make_bundle(name, lambda what, done, total: tell(doing=what, done=done, total=total))
             tell(path=os.fspath(path))
@@ -55,14 +47,6 @@ def main(name: str) -> None:
 def _ignore_ends() -> None:
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    while True:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,18 @@ It writes JSON objects, one in a line: {"done", "total"} while it goes on, in we
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edgert.errors import SourceError, UnsupportedError
+from edgert.telling import end_with_parent, tell
 
 _INTERRUPTED = 130
-_AGAIN_S = 3
-"""Seconds after which it interrupts itself again: Python drops an interrupt that comes while it imports."""
 
 
 def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object],
@@ -62,11 +58,7 @@ def convert_apart(source: Path, out: Path, progress: Callable[[int, int], object
 
 def main(source: str, out: str) -> None:
     """Convert, and tell how it goes."""
-    def tell(**values: Any) -> None:
-        with suppress(BrokenPipeError):  # then standard input has ended too
-            os.write(1, json.dumps(values).encode() + b"\n")
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         from .gguf_header import read_header
         from .reading import known_family
@@ -81,14 +73,6 @@ def main(source: str, out: str) -> None:
         tell(error=str(error) or type(error).__name__, unsupported=isinstance(error, UnsupportedError))
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    while True:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(_AGAIN_S)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import time
 import pytest
 from fake_models import DEFAULT, Machine
 
-from edgert.apps.maker import AGAIN_S, CancelledError, Maker
+from edgert.apps.maker import CancelledError, Maker
+from edgert.telling import AGAIN_S
 
 pytestmark = pytest.mark.xdist_group("server")
 
