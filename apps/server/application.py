@@ -69,7 +69,7 @@ class Application:
         if self.models is not None:
             routes += choosing_routes(self.models, self._bodies, self._counted)
         routes += ollama_routes(Ollama(self.service, self.served, self.defaults, self.models, self._read,
-                                       self._metrics.seconds.observe), self._counted)
+                                       self._metrics.seconds.observe, self.embedder), self._counted)
         routes.append(Route(f"{OLLAMA}embed", self._counted(f"{OLLAMA}embed", partial(self._embed, kind=EmbedRequest)),
                             methods=["POST"]))
         for path, endpoint, method in (

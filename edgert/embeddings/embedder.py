@@ -44,8 +44,8 @@ class Embedder:
     threads: that compute. Default: one per physical core. idle_s: after so many seconds the process ends.
     beginning: called if the model has to be prepared, which takes some seconds, once (preparing.py).
 
-    name: of the model. dimension: of vectors. max_tokens: what follows them in a text is left out. memory: bytes that
-    the process takes, at most. Raises EmbeddingError.
+    name: of the model. onnx: its file. dimension: of vectors. max_tokens: what follows them in a text is left out.
+    memory: bytes that the process takes, at most. Raises EmbeddingError.
     """
 
     def __init__(self, model: str | os.PathLike[str], *, threads: int | None = None, idle_s: float = 60.0,
@@ -58,8 +58,8 @@ class Embedder:
         self._path = Path(model).absolute()  # for processes that start later
         self._recipe = read_recipe(self._path)
         prepared = prepare(self._path, self._recipe, self._threads, beginning)
-        self._onnx = prepared.onnx.absolute()
-        self.name, self.max_tokens = self._recipe.name, self._recipe.max_tokens
+        self._prepared = prepared.onnx.absolute()
+        self.name, self.onnx, self.max_tokens = self._recipe.name, self._recipe.onnx, self._recipe.max_tokens
         self.dimension, self.memory = prepared.dimension, prepared.memory
         self._lock = threading.Lock()
         self._child: Child | None = None
@@ -109,7 +109,7 @@ class Embedder:
                 if self._closed:
                     raise EmbeddingError(f"{self.name}: was closed")
                 if self._child is None or not self._child.running:
-                    self._child = Child(self._path, self.name, self._onnx, self._threads, self._idle_s)
+                    self._child = Child(self._path, self.name, self._prepared, self._threads, self._idle_s)
                 child = self._child
                 if self._closed:  # while it started
                     child.end()

@@ -1,14 +1,26 @@
-"""/api/embed: vectors of texts, as Ollama's clients ask for them."""
+"""/api/embed: vectors of texts, as Ollama's clients ask for them, and what these are told of the model."""
 
+import hashlib
+import os
 from collections.abc import AsyncIterator
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from edgert import Embedder
+
 from ..embedding import Embedded, Texts, in_parts, numbers
 from ..errors import ApiError
-from .names import plain
+from .durations import time_text
+from .names import plain, shown
+
+_CAPABILITIES = ["embedding"]
+_FAMILY = "bert"
+"""As Ollama calls the family of nearly all such models; an ONNX file does not say which it is."""
+_DETAILS = {"parent_model": "", "format": "onnx", "family": _FAMILY, "families": [_FAMILY], "parameter_size": "",
+            "quantization_level": ""}
 
 
 class EmbedRequest(Texts, kw_only=True):
@@ -30,3 +42,23 @@ class EmbedRequest(Texts, kw_only=True):
         whole, computing = (round(1e9 * seconds) for seconds in embedded.seconds)
         yield (f'],"total_duration":{whole},"load_duration":{whole - computing},'
                f'"prompt_eval_count":{embedded.tokens}}}').encode()
+
+
+def embedding_entry(embedder: Embedder) -> dict[str, Any] | None:
+    """The model for embeddings in a list of models; None where its file is not there any more."""
+    try:
+        stat = embedder.onnx.stat()
+    except OSError:
+        return None
+    name, mark = shown(embedder.name), f"{stat.st_size} {stat.st_mtime_ns} ".encode() + os.fsencode(embedder.onnx)
+    return {"name": name, "model": name, "size": stat.st_size, "digest": hashlib.sha256(mark).hexdigest(),
+            "details": _DETAILS, "capabilities": _CAPABILITIES,
+            "modified_at": time_text(datetime.fromtimestamp(stat.st_mtime, UTC))}
+
+
+def embedding_shown(embedder: Embedder) -> dict[str, Any]:
+    """What /api/show says of it."""
+    return {"license": "", "template": "", "parameters": "", "details": _DETAILS, "capabilities": _CAPABILITIES,
+            "model_info": {"general.architecture": _FAMILY, "general.basename": embedder.name,
+                           f"{_FAMILY}.embedding_length": embedder.dimension,
+                           f"{_FAMILY}.context_length": embedder.max_tokens}}

@@ -20,9 +20,4 @@ def plain(name: str) -> str:
 def find(asked: str, choices: Iterable[Choice]) -> Choice | None:
     """The model that a name means: `smollm2-135m`, `smollm2-135m:latest` and `smollm2:135m` are the same, in capitals
     too. The first one where several have that name; None where none has it."""
-    asked = asked.lower()
-    names = [asked, asked.removesuffix(_LATEST), asked.removesuffix(_LATEST).replace(":", "-")]
-    by_name: dict[str, Choice] = {}
-    for choice in choices:
-        by_name.setdefault(choice.name.lower(), choice)
-    return next((by_name[name] for name in names if name in by_name), None)
+    return next((choice for choice in choices if plain(choice.name) == plain(asked)), None)

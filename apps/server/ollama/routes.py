@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from edgert import EdgertError, LanguageModel
+from edgert import EdgertError, Embedder, LanguageModel
 
 from ..errors import ApiError, refused
 from ..models import Choice, Models
@@ -24,9 +24,10 @@ from ..tickets import Work
 from .answers import Answer, ChatAnswer, GenerateAnswer, Times, chat_said, generate_said
 from .details import Details
 from .durations import time_text
+from .embedding import embedding_entry, embedding_shown
 from .keep_alive import KeepAlive
 from .lines import LineStream
-from .names import find
+from .names import find, plain
 from .pulling import Pull
 from .requests import Asking, ChatRequest, GenerateRequest, Named
 
@@ -39,12 +40,13 @@ _ASKING_S = 0.05
 
 class Ollama:
     """models: where clients may change to other models, fetch and delete them; None where there is one only. read: the
-    body of a request. observe: counts how long an answer took, in seconds."""
+    body of a request. observe: counts how long an answer took, in seconds. embedder: listed beside the models."""
 
     def __init__(self, service: EngineService, served: Served, defaults: dict[str, Any], models: Models | None,
-                 read: Callable[[Request, type[Any]], Awaitable[Any]], observe: Callable[[float], None]) -> None:
+                 read: Callable[[Request, type[Any]], Awaitable[Any]], observe: Callable[[float], None],
+                 embedder: Embedder | None = None) -> None:
         self._service, self._served, self._defaults, self._models = service, served, defaults, models
-        self._read, self._observe = read, observe
+        self._read, self._observe, self._embedder = read, observe, embedder
         self._details, self._keep_alive = Details(), KeepAlive(service)
         self._one_change = asyncio.Lock()
 
@@ -53,7 +55,10 @@ class Ollama:
 
     async def tags(self, _request: Request) -> Response:
         choices = [choice for choice in await self._choices() if choice.size is not None]
-        return json_response({"models": await asyncio.to_thread(self._details.entries, choices)})
+        entries = await asyncio.to_thread(self._details.entries, choices)
+        if self._embedder is not None and (entry := embedding_entry(self._embedder)) is not None:
+            entries.append(entry)
+        return json_response({"models": entries})
 
     async def loaded(self, _request: Request) -> Response:
         return json_response({"models": await self._loaded()})
@@ -68,7 +73,10 @@ class Ollama:
                          "expires_at": time_text(self._keep_alive.expires_at)}]
 
     async def show(self, request: Request) -> Response:
-        choice = await self._find((await self._read(request, Named)).asked)
+        asked = (await self._read(request, Named)).asked
+        if self._embedder is not None and plain(asked) == plain(self._embedder.name):
+            return json_response(embedding_shown(self._embedder))
+        choice = await self._find(asked)
         watch = self._service.watch
         return json_response(await asyncio.to_thread(
             partial(self._details.shown, choice, sys.maxsize if watch is None else watch.context,

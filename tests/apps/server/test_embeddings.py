@@ -71,6 +71,18 @@ def test_ollama(both: Server, expected: np.ndarray) -> None:
             client.embed(**settings)  # type: ignore[arg-type]
 
 
+def test_listed_for_ollama(both: Server, smollm2: Path) -> None:
+    """Open WebUI offers for documents what it finds in the list."""
+    client = ollama.Client(both.url)
+    model, embedding = client.list().models
+    assert (model.model, embedding.model) == (f"{smollm2.stem}:latest", "all-minilm-l6-v2:latest")
+    assert embedding.size and embedding.size > 10 << 20 and embedding.digest and len(embedding.digest) == 64
+    shown = client.show("all-minilm:l6-v2")
+    assert shown.capabilities == ["embedding"] and shown.details == embedding.details
+    assert shown.modelinfo and shown.modelinfo["bert.embedding_length"] == 384
+    assert shown.modelinfo["bert.context_length"] == 256
+
+
 def test_langchain(both: Server, expected: np.ndarray) -> None:
     langchain = pytest.importorskip("langchain_openai")
     embeddings = langchain.OpenAIEmbeddings(model="any", base_url=f"{both.url}/v1", api_key="none",
