@@ -28,11 +28,7 @@ from edgert.terminal import show, show_json
 from .bundle_argument import BUNDLE
 from .defaults import defaults_file, read_defaults
 from .loading import compile_progress
-from .mending import Problem, extra_problems, mend, model_problems, package_problem
-
-_OPTIONAL = {"llama-cpp-python": ("what runs families that edgert does not know, and `--against`,", "llama"),
-             "onnxruntime": ("what makes embeddings", "embeddings")}
-"""What one can do without: what needs each, and the extra that has it."""
+from .mending import OPTIONAL, Problem, mend, model_problems, optional_problem, package_problem
 
 
 @click.command("doctor")
@@ -60,7 +56,7 @@ def command(context: click.Context, bundle: str | None, fix: bool, yes: bool, as
     if as_json:
         show_json({**facts, "flash": [asdict(device) for device in devices], "problems": texts})
     elif fix:
-        problems = sorted([*problems, *model_problems(bool(devices)), *extra_problems()],
+        problems = sorted([*problems, *model_problems(bool(devices))],
                           key=lambda problem: not problem.wanted)  # last what few people want
         if not problems:
             show("Nothing is missing.")
@@ -120,18 +116,12 @@ def examine() -> tuple[dict[str, Any], list[Problem]]:
         "defaults": f"{defaults_file()}{'' if defaults_file().exists() else ', not there'}",
         "compiled kernels": f"{native.cache_folder()}, {_free(native.cache_folder())} free",
     }
-    for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", *_OPTIONAL):
+    for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", *OPTIONAL):
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
-            if package in _OPTIONAL:
-                what, extra = _OPTIONAL[package]
-                problems.append(Problem(f"{package} is not installed; only {what} needs it: "
-                                        f"pip install 'edgert[{extra}]'", [["pip", "install", f"edgert[{extra}]"]],
-                                        wanted=False))
-            else:
-                problems.append(package_problem(package))
+            problems.append((optional_problem if package in OPTIONAL else package_problem)(package))
     try:
         target = choose()
     except ValueError as error:

@@ -1,6 +1,5 @@
 """What is missing, and mending it: `edgert doctor --fix`."""
 
-import importlib.util
 import shlex
 import subprocess
 import sys
@@ -12,7 +11,13 @@ import click
 from edgert.download import DEFAULT_MODEL, bundle_path, bundles_here, catalogue, models_folder
 from edgert.terminal import show
 
-_EXTRAS = {"matplotlib": ("plot", "for edgert plan --png"), "webview": ("desktop", "for a native window of edgert app")}
+OPTIONAL = {
+    "llama-cpp-python": ("llama", "what runs families that edgert does not know, and `--against`,"),
+    "onnxruntime": ("embeddings", "what makes embeddings"),
+    "matplotlib": ("plot", "edgert plan --png"),
+    "pywebview": ("desktop", "a native window of edgert app"),
+}
+"""Packages that one can do without: the extra that has each, and what needs it."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,11 @@ def package_problem(package: str) -> Problem:
     return Problem(f"missing: {package}; install edgert again", [["pip", "install", package]], needed=True)
 
 
-def extra_problems() -> list[Problem]:
-    """Extras that are not installed, none of which edgert needs."""
-    return [Problem(f"the extra {extra} is not installed: {what}", [["pip", "install", f"edgert[{extra}]"]],
-                    wanted=False)
-            for module, (extra, what) in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+def optional_problem(package: str) -> Problem:
+    """A package is missing that only some people need."""
+    extra, what = OPTIONAL[package]
+    return Problem(f"{package} is not installed; only {what} needs it: pip install 'edgert[{extra}]'",
+                   [["pip", "install", f"edgert[{extra}]"]], wanted=False)
 
 
 def model_problems(measured: bool) -> list[Problem]:

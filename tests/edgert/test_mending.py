@@ -66,13 +66,10 @@ def test_what_fails_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert mend([Problem("slow", [])], yes=True)
 
 
-def test_what_few_people_want_is_not_done_without_asking(capfd: pytest.CaptureFixture[str],
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mending.importlib.util, "find_spec", lambda name: None)
-    problems = mending.extra_problems()
-    assert [problem.commands for problem in problems] == [
-        [["pip", "install", "edgert[plot]"]], [["pip", "install", "edgert[desktop]"]]]
-    mend(problems, yes=True)
+def test_what_few_people_want_is_not_done_without_asking(capfd: pytest.CaptureFixture[str]) -> None:
+    problem = mending.optional_problem("matplotlib")
+    assert "only edgert plan --png needs it" in problem.text
+    mend([problem], yes=True)
     assert "pip install 'edgert[plot]'\n    not done; call that yourself if you want it" in capfd.readouterr().out
 
 
