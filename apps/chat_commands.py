@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgert import EdgertError, parse_size
+from edgert.commands.loading import tell_price
 from edgert.download import bundles_here, catalogue, find_bundle
 from edgert.terminal import show
 
@@ -134,6 +135,8 @@ class Commands:
             show(settings.show(name))
         else:  # an answer that nobody asks for: it checks the settings, and computes nothing
             show(settings.change(name, value.strip(), lambda values: model.generate([0], **values)))
+            if "loss" in name:
+                tell_price(model, settings.values["max_loss"])
 
     def _complete_set(self, argument: str) -> Completion:
         name, space, value = argument.partition(" ")

@@ -17,6 +17,9 @@ def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[
             yield (f"guesses: {s.right} of {s.guessed} were right, {100 * s.agreement:.0f} % of those with only "
                    f"right ones before them; {s.tokens_per_pass:.1f} tokens came of each pass over the weights; "
                    f"guessing took {s.draft_s:.1f} s, checking {s.verify_s:.1f} s")
+        if s.lenient:
+            yield (f"max-loss: {s.lenient} of the right ones were not what the model chose, but nearly as likely; the "
+                   f"answer is {100 * s.loss_per_token:.2g} % less likely a token")
         yield f"context: {tokens_of(last)} of {model.context} tokens used"
         if (disk := plan.disk) is not None:
             yield (f"flash: {s.flash_bytes_per_token / 1e6:.0f} MB read for each token at "

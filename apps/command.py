@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 import edgert
 from edgert.commands.bundle_argument import BUNDLE
-from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
+from edgert.commands.loading import TEXT, load_model, model_options, sampling_options, tell_price
 from edgert.download import DEFAULT_MODEL, WAITING
 from edgert.errors import SessionError
 from edgert.sessions import session_info, using_session
@@ -49,6 +49,7 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
         if session is not None and not changes and not model.keeps_sessions:
             model.close()
             raise SessionError("conversations with a model that llama.cpp runs cannot be kept; leave --session away")
+        tell_price(model, settings.values["max_loss"])
         return model
 
     if session is None:

@@ -87,6 +87,11 @@ class LanguageModel(ABC):
         """Whether conversations may go on when the context is full."""
 
     @property
+    def drafts(self) -> bool:
+        """Whether it guesses tokens with what stays in memory of its weights."""
+        return False
+
+    @property
     @abstractmethod
     def digest(self) -> str:
         """The same for all files that give the same answers, in hexadecimal digits."""
@@ -164,7 +169,7 @@ class LanguageModel(ABC):
                  logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
                  stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
                  schema: Schema | None = None, regex: str | None = None, grammar: str | None = None,
-                 calls: CallReader | None = None, wait: bool = False) -> Generation:
+                 calls: CallReader | None = None, max_loss: float = 0.0, wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
         Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
@@ -176,6 +181,10 @@ class LanguageModel(ABC):
         sampling settings are explained in `Sampling`. stop: texts that end the answer and are not part of it.
         logprobs: also give each token's log-probability, and those of this many most likely tokens. ignore_eos: do not
         stop at the model's end-of-text token.
+
+        max_loss: 0.03 lets an answer be up to 3 % less likely a token than what the model would choose, for speed where
+        guesses are drafted: those that are nearly as likely are taken (generation/lenience.py). What it cost is in the
+        statistics. Such answers depend on the memory budget, and on how fast things happen to be.
 
         The answer follows one of these, if given, and ends where nothing more is allowed; with finish_reason "length"
         it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
@@ -215,7 +224,8 @@ class LanguageModel(ABC):
         constraint = self._loaded_grammars().constraint(followed) if followed is not None else None
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
-            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls))
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls,
+            max_loss=max_loss))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              tool_choice: Choice = "auto", parallel_tool_calls: bool = True, schema: Schema | None = None,

@@ -29,7 +29,7 @@ from .opening import CompileProgress, Settings, load_library, open_model
 from .process import default_threads
 from .residency.device import device_of
 from .residency.source import ReadHook
-from .speculation.speculator import AUTO, Asked, Speculator, parse
+from .speculation.speculator import AUTO, OFF, Asked, Speculator, parse
 from .speculation.together import Together
 
 DEFAULT_CHUNK = 256
@@ -205,6 +205,11 @@ class Model(LanguageModel):
     def vocab_size(self) -> int:
         """How many logits there are, which may be more than there are tokens."""
         return self.header.config.vocab_size
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it guesses tokens with what stays in memory of its weights."""
+        return self._engine.drafts and self._speculator.mode != OFF
 
     @property
     def endless(self) -> bool:

@@ -9,7 +9,14 @@ import click
 from edgert import Embedder, LanguageModel
 from edgert.commands.bundle_argument import BUNDLE
 from edgert.commands.embedding import embeddings_option, open_embedder, server_memory
-from edgert.commands.loading import load_model, model_options, parallel_option, read_text, sampling_options
+from edgert.commands.loading import (
+    load_model,
+    model_options,
+    parallel_option,
+    read_text,
+    sampling_options,
+    tell_price,
+)
 from edgert.download import DEFAULT_MODEL, bundle_path
 from edgert.errors import ModelError
 from edgert.terminal import show
@@ -66,10 +73,13 @@ def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structur
     def load(path: Path, memory: int | str | None) -> LanguageModel:
         given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory}),
                  "embeddings": 0 if embedder is None else server_memory(embedder)}
+        model = None
         if structured:
             with suppress(ModelError):  # too little memory, or no token that ends a text
-                return load_model(str(path), structured=True, **given)
-        return load_model(str(path), **given)
+                model = load_model(str(path), structured=True, **given)
+        model = model or load_model(str(path), **given)
+        tell_price(model, settings.get("defaults", {}).get("max_loss", 0.0))
+        return model
 
     path = Path(bundle or (bundle_path(DEFAULT_MODEL) if chooser else default_bundle()))
     if not path.is_file():

@@ -46,6 +46,7 @@ class Sampled(Struct, kw_only=True):
     logit_bias: Biases | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    max_loss: float | None = None
 
     def check(self) -> None:
         """Raises ApiError for what cannot be had."""
@@ -64,7 +65,7 @@ class Sampled(Struct, kw_only=True):
     def settings(self, defaults: dict[str, Any], number: int) -> dict[str, Any]:
         """The settings of `Model.generate`, for the answer with this number."""
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-                 "frequency_penalty", "logit_bias", "seed")
+                 "frequency_penalty", "logit_bias", "seed", "max_loss")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         settings = {**defaults, **given}
         if settings.get("seed") is not None:

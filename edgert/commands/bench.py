@@ -8,14 +8,14 @@ import click
 from edgert.bundle import Bundle
 from edgert.errors import PeerError
 from edgert.kernels.pages import CACHE_TYPES
-from edgert.measuring.bench import DEFAULT_PROMPT, NO_SPECULATION, bench
+from edgert.measuring.bench import DEFAULT_PROMPT, NO_LOSS, NO_SPECULATION, bench
 from edgert.opening import load_library, read_text
 from edgert.process import default_threads
 from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
 from .gguf import bundle_of
-from .loading import TEXT, compile_progress
+from .loading import SHARE, TEXT, compile_progress
 
 
 @click.command("bench")
@@ -36,15 +36,21 @@ from .loading import TEXT, compile_progress
               "measured; with --prefill 0 they are computed once.")
 @click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
               help="Type of both key-value caches.  [default: f16]")
+@click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
+              help="With --memory: let answers be up to so much less likely a token, like 3%, and also measure without "
+              "that.")
 @click.option("-p", "--prompt", type=TEXT, default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
-            prefill: int, context_tokens: int | None, kv_type: str | None, prompt: str, as_json: bool) -> None:
+            prefill: int, context_tokens: int | None, kv_type: str | None, max_loss: float, prompt: str,
+            as_json: bool) -> None:
     """Measure how fast BUNDLE generates tokens (decode) and processes a prompt (prefill).
 
     Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
     --context-tokens also with and without flash attention, and the best result counts.
     """
+    if max_loss and memory is None:
+        raise click.UsageError("--max-loss goes with --memory: with all weights in memory nothing is drafted")
     bundle = str(bundle_of(bundle))
     with Bundle(bundle) as opened:
         load_library(compile_progress)  # before the processes that measure do
@@ -55,12 +61,12 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
         raise PeerError(f"{against}: there is no such file")
 
     def report(name: str, run: int, result: dict[str, Any]) -> None:
-        label = name if name in ("edgert", NO_SPECULATION) else f"llama.cpp, {name}"
+        label = name if name in ("edgert", NO_SPECULATION, NO_LOSS) else f"llama.cpp, {name}"
         prefilled = f", prefill {result['prefill_tok_s']:8.2f} tok/s" if "prefill_tok_s" in result else ""
         show(f"run {run + 1}: {label:37} decode {result['decode_tok_s']:7.2f} tok/s{prefilled}", err=True)
 
     result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
-                   prefill=prefill, context=context_tokens, memory=memory, kv_type=kv_type, report=report)
+                   prefill=prefill, context=context_tokens, memory=memory, kv_type=kv_type, max_loss=max_loss, report=report)
     if as_json:
         show_json(result)
     else:
@@ -73,8 +79,9 @@ def _table(result: dict[str, Any]) -> str:
              "tok/s", 1.0), (f"first token after {result['prompt_tokens']}", "first_token_s", "ms", 1e3),
             ("peak memory", "peak_rss_bytes", "MB", 1e-6)]
     others: list[tuple[str, dict[str, Any], dict[str, float]]] = []
-    if without := result.get("no_speculation"):
-        others.append(("no speculation", without, without["ratio"]))
+    for key, name in (("no_loss", "no loss"), ("no_speculation", "no speculation")):
+        if other := result.get(key):
+            others.append((name, other, other["ratio"]))
     if peer := result.get("peer"):
         others.append(("llama.cpp", peer, result["ratio"]))
     lines = [f"{'median of ' + str(result['runs']) + ', ' + str(result['threads']) + ' threads':28} {'edgert':>16}"
@@ -83,6 +90,6 @@ def _table(result: dict[str, Any]) -> str:
         if field in result:
             lines.append(f"{title:28} {result[field] * factor:10.2f} {unit:5}" + "".join(
                 f" {other[field] * factor:10.2f} {unit:5} {ratio[field]:7.2f}" for _, other, ratio in others))
-    if without:
+    if "no_speculation" in result:
         lines.append(f"{'tokens a pass':28} {result['tokens_per_pass']:10.2f}")
     return "\n".join(lines)

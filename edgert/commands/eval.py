@@ -23,7 +23,7 @@ from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
-from .loading import load_bundle, model_options, read_text
+from .loading import SHARE, load_bundle, model_options, read_text
 
 _ROWS = 64
 """Positions whose logits are in memory at once, at most."""
@@ -54,10 +54,13 @@ class _Engine(NamedTuple):
 @click.option("--window", type=click.IntRange(4, 1 << 20), default=512, show_default=True,
               help="Length of a window in tokens; the second half of each window is scored.")
 @click.option("--max-tokens", type=click.IntRange(4), help="Use at most this many tokens of the text.")
+@click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
+              help="Of the answers to --prompts, as of edgert run.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the pick for every question.")
 def command(bundle: str, text_file: str | None, questions_file: str | None, prompts_file: str | None,
-            against: str | None, window: int, max_tokens: int | None, as_json: bool, **model_settings: Any) -> None:
+            against: str | None, window: int, max_tokens: int | None, max_loss: float, as_json: bool,
+            **model_settings: Any) -> None:
     """Measure how good BUNDLE is, in one way or several.
 
     --text: the text's perplexity, in the same windows as llama.cpp's own tool.
@@ -73,6 +76,8 @@ def command(bundle: str, text_file: str | None, questions_file: str | None, prom
         raise click.UsageError("give --text, --questions or --prompts, or several of them")
     if against is not None and text_file is None and questions_file is None:
         raise click.UsageError("--against goes with --text or --questions")
+    if max_loss and prompts_file is None:
+        raise click.UsageError("--max-loss goes with --prompts: it changes answers, not how likely a text is")
     text = read_text(text_file) if text_file is not None else None
     questions = read_questions(questions_file) if questions_file is not None else []
     prompts = read_prompts(prompts_file) if prompts_file is not None else []
@@ -96,7 +101,7 @@ def command(bundle: str, text_file: str | None, questions_file: str | None, prom
             scores = _scores(ours, questions, tokens)
             result["questions"] = {"file": questions_file, **_accuracies(questions, scores)}
         if prompts:
-            result["prompts"] = {"file": prompts_file, **_matches(prompts, asked, model)}
+            result["prompts"] = {"file": prompts_file, **_matches(prompts, asked, model, max_loss)}
     if against is not None:
         from edgert.measuring.peer import Peer
         longest = max([*map(len, parts), *(question.computed for question in tokens)])
@@ -157,10 +162,10 @@ def _accuracies(questions: Sequence[Question], scores: Sequence[Scores]) -> dict
                       "log_likelihoods": s.log_likelihoods} for q, s in pairs]}
 
 
-def _matches(prompts: Sequence[Prompt], asked: Sequence[list[int]], model: Model) -> dict[str, Any]:
+def _matches(prompts: Sequence[Prompt], asked: Sequence[list[int]], model: Model, max_loss: float) -> dict[str, Any]:
     each: list[dict[str, Any]] = []
     for prompt, ids in zip(prompts, asked, strict=True):
-        answer = answer_to(ids, model)
+        answer = answer_to(ids, model, max_loss)
         each.append({"answer": answer, "right": normalized(answer) in prompt.answers})
         show_passing(f"edgert: prompt {len(each)} of {len(prompts)}" if len(each) < len(prompts) else "")
     match = Accuracy.of([answered["right"] for answered in each])

@@ -11,6 +11,7 @@ import click
 from edgert.answering import LanguageModel
 from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
+from edgert.generation.lenience import MOST_LOSS
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.memory.budget import parse_size, size_text
 from edgert.model import DEFAULT_CHUNK, Model, load
@@ -38,6 +39,27 @@ class _Text(click.ParamType):
 
 
 TEXT = _Text()
+
+
+class _Share(click.ParamType):
+    """A percentage, as a fraction: 3% is 0.03, and so is 0.03."""
+
+    name = "percentage"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            number = float(value.removesuffix("%").strip())
+        except ValueError:
+            self.fail(f"{value!r} is no percentage; give one like 3%", parameter, context)
+        share = number / 100 if value.endswith("%") else number
+        if not 0 <= share <= MOST_LOSS:
+            self.fail(f"{value} is not between 0% and {100 * MOST_LOSS:.0f}%; give one like 3%", parameter, context)
+        return share
+
+
+SHARE = _Share()
 
 
 def model_options(command: Command) -> Command:
@@ -106,6 +128,10 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
                                           help="The same for each time that the answer has them."),
         "seed": click.option("--seed", type=click.IntRange(0, 2 ** 64 - 1),
                              help="Seed of the random numbers: the same seed samples the same tokens."),
+        "max_loss": click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
+                                 help="For speed where weights are streamed: guesses are taken that the model likes "
+                                      "nearly as much as its own choice, so that the answer is up to so much less "
+                                      "likely a token, like 3%. It then depends on the budget.  [default: 0%]"),
     }
 
     def add(command: Command) -> Command:
@@ -119,6 +145,15 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
         return decorated
 
     return add
+
+
+def tell_price(model: LanguageModel, max_loss: float) -> None:
+    """Tell the user what `max_loss` means for this model, where it is given."""
+    if max_loss and model.drafts:
+        show(f"max-loss {100 * max_loss:g} %: answers depend on the memory budget, and may differ from one time to the "
+             f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose", err=True)
+    elif max_loss:
+        show("max-loss changes little here: nothing is drafted, as it is where weights are streamed", err=True)
 
 
 def load_model(path: str | Path | Foreign, **settings: Any) -> LanguageModel:

@@ -26,7 +26,7 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .gguf import bundle_of
-from .loading import compile_progress, parallel_option, plan_options
+from .loading import SHARE, compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 
 MIB = 1 << 20
@@ -67,15 +67,15 @@ class _Measured:
     part is 0 where the budget has no room for that."""
 
     def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal,
-                 cost: ProcessCost) -> None:
-        self._header, self._planner, self._rehearsal = header, planner, rehearsal
+                 cost: ProcessCost, max_loss: float) -> None:
+        self._header, self._planner, self._rehearsal, self._max_loss = header, planner, rehearsal, max_loss
         self.room, self.disk, self.cost = room, disk, cost
         self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
 
     def planned(self, budget: int) -> Planned:
         plan = self._planner.plan(budget, lambda: self.disk)
         return Planned(plan, predict(self._header, plan, self.disk, self._rehearsal.seconds,
-                                     self._rehearsal.draft_seconds))
+                                     self._rehearsal.draft_seconds, max_loss=self._max_loss))
 
 
 @click.command("plan")
@@ -88,12 +88,14 @@ class _Measured:
 @plan_options
 @parallel_option
 @embeddings_option
+@click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
+              help="Of the answers, as of edgert run: speculation is faster then.")
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, memory: str | None, program: str, threads: int | None, context: int | None,
             prefill_chunk: int, kv_type: str | None, kv_memory: str | None, kv_policy: str | None, parallel: int,
-            embeddings: str | None, png: str | None, as_json: bool) -> None:
+            embeddings: str | None, max_loss: float, png: str | None, as_json: bool) -> None:
     """Show where memory goes when BUNDLE runs with --memory SIZE, and predict how fast that is.
 
     BUNDLE may be a model on the Hugging Face hub, hf:ORG/NAME or hf:ORG/NAME:FILE.gguf: a forecast, for which only the
@@ -109,7 +111,7 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
     of_embeddings = _embeddings_bytes(embeddings, program, threads)
     with _there(bundle) as (path, more), Bundle(path) as opened, \
             _measured(opened, program, budget, threads, context, prefill_chunk, kv_type, of_cache, kv_policy,
-                      parallel, of_embeddings) as measured:
+                      parallel, of_embeddings, max_loss) as measured:
         chosen = None if budget is None else measured.planned(budget)
         table = [] if chosen else [measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _ROWS)]
         points = ([measured.planned(b) for b in _budgets(measured.smallest, measured.whole, _POINTS)]
@@ -165,7 +167,7 @@ def _there(bundle: str) -> Iterator[tuple[str, dict[str, Any]]]:
 @contextmanager
 def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | None, context: int | None, chunk: int,
               kv_type: str | None, kv_memory: int | None, kv_policy: str | None, parallel: int,
-              embeddings: int) -> Iterator[_Measured]:
+              embeddings: int, max_loss: float) -> Iterator[_Measured]:
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
@@ -201,7 +203,7 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
             for tokens in MEASURED:
                 rehearsal.seconds(tokens)
             rehearsal.draft_seconds  # noqa: B018
-        yield _Measured(header, planner, room, disk, rehearsal, cost)
+        yield _Measured(header, planner, room, disk, rehearsal, cost, max_loss)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from edgert.terminal import read_standard_input, show, show_json, write_answer
 
 from .bundle_argument import BUNDLE
 from .gguf import Foreign, resolve
-from .loading import TEXT, load_model, model_options, read_text, sampling_options
+from .loading import TEXT, load_model, model_options, read_text, sampling_options, tell_price
 from .statistics import flash_use, speculation_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
@@ -61,6 +61,7 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
         model_settings["context"] = None if isinstance(found, Foreign) else _enough_context(found, text, max_tokens)
     with load_model(found, structured=any(form.values()), **model_settings) as model:
         loaded = time.perf_counter()
+        tell_price(model, sampling["max_loss"])
         settings: dict[str, Any] = {
             "max_tokens": max_tokens, **sampling, "stop": stop, "logprobs": logprobs, "ignore_eos": ignore_eos, **form}
         if chat:

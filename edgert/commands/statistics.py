@@ -30,5 +30,6 @@ def speculation_use(statistics: Statistics) -> dict[str, Any]:
     return {
         "passes": statistics.passes, "guessed": statistics.guessed, "right": statistics.right,
         "agreement": round(statistics.agreement, 4), "tokens_per_pass": round(statistics.tokens_per_pass, 3),
+        "lenient": statistics.lenient, "loss_per_token": round(statistics.loss_per_token, 5),
         "draft_s": round(statistics.draft_s, 4), "verify_s": round(statistics.verify_s, 4),
     }

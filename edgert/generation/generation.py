@@ -1,6 +1,7 @@
 """One answer, generated token by token."""
 
 import contextlib
+import math
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,6 +14,7 @@ from edgert.text.stopping import StopStrings
 from edgert.text.tokenizer import AnyTokenizer
 
 from .grammar import Constraint
+from .lenience import Account
 from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
 from .steps import Choosing, Chosen, Step
 from .tool_calls import MARKS, CallDelta, CallReader, Read, ToolCall
@@ -47,6 +49,8 @@ class Statistics:
     passes: over all weights, while decoding. guessed: tokens that were guessed before a pass that checked them; right,
     wrong: those of them that were what the model chose, and that were not; what follows a wrong one is neither.
     siblings: wrong ones whose second choice was checked too, and right.
+    lenient: how many of the right ones were not what the model chose, but taken for what `max_loss` allows; loss: what
+    that cost of the answer's likelihood, in nats (lenience.py).
     draft_s, verify_s: times of guessing and of the passes that checked.
     """
 
@@ -66,6 +70,13 @@ class Statistics:
     siblings: int = 0
     draft_s: float = 0.0
     verify_s: float = 0.0
+    lenient: int = 0
+    loss: float = 0.0
+
+    @property
+    def loss_per_token(self) -> float:
+        """By how much the answer is less likely a token than if each were the model's choice: 0.03 for 3 %."""
+        return math.expm1(self.loss / self.generated_tokens) if self.generated_tokens else 0.0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -160,14 +171,15 @@ class Answer:
 
     def __init__(self, computing: Computing, tokenizer: AnyTokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
-                 ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None) -> None:
+                 ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None,
+                 max_loss: float = 0.0) -> None:
         self.computing = computing
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
         self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt))
         self._tokenizer = tokenizer
         self._limit = room if max_tokens is None else min(max_tokens, room)
-        self._sampler = Sampler(sampling)
+        self._sampler, self._account = Sampler(sampling), Account(max_loss)
         self._stops = StopStrings(stop)
         self._logprobs = logprobs
         self._constraint = constraint
@@ -189,7 +201,7 @@ class Answer:
         last = time.perf_counter()
         flash = self.computing.flash()
         computed, came = held, list[Chosen]()
-        choosing = Choosing(self._exact, self._guess)
+        choosing = Choosing(self._exact, self._guess, self._lenient)
         while reason == "length":
             for chosen in self._and_forced(came):
                 if chosen.ends:
@@ -257,9 +269,20 @@ class Answer:
         s.wrong += int(step.right < min(step.guessed, len(step.chosen)))
         s.draft_s += step.draft_s
         s.verify_s += step.verify_s
+        s.lenient, s.loss = self._account.taken, self._account.spent
 
     def _exact(self, logits: np.ndarray, after: Sequence[int]) -> Chosen:
-        token = self._choose(logits, after).token
+        return self._with_logprobs(self._choose(logits, after).token, logits)
+
+    def _lenient(self, logits: np.ndarray, after: Sequence[int], guess: int, chosen: Chosen) -> Chosen | None:
+        """An answer ends where the model ends it, and nowhere else."""
+        if not self._account.open or chosen.ends or guess in self._ends:
+            return None
+        recent, position, answer, allowed = self._place(logits, after)
+        cost = self._sampler.loss(guess, chosen.token, logits, recent, position, answer=answer, allowed=allowed)
+        return self._with_logprobs(guess, logits) if self._account.pays(cost, len(answer) + 1) else None
+
+    def _with_logprobs(self, token: int, logits: np.ndarray) -> Chosen:
         if self._logprobs is None:
             return Chosen(token, token in self._ends)
         normalizer = log_sum_exp(logits)
@@ -270,9 +293,13 @@ class Answer:
         return self._choose(logits, after, want_margin=True)
 
     def _choose(self, logits: np.ndarray, after: Sequence[int], *, want_margin: bool = False) -> Choice:
+        recent, position, answer, allowed = self._place(logits, after)
+        return self._sampler.choose(logits, recent, position, answer=answer, allowed=allowed, want_margin=want_margin)
+
+    def _place(self, logits: np.ndarray, after: Sequence[int]) -> tuple[list[int], int, list[int], np.ndarray | None]:
+        """What the sampler wants to know besides logits: recent, position, answer, allowed."""
         answer = [*self.token_ids, *after]
         allowed = self._constraint.allowed(answer) if self._constraint is not None else None
         if allowed is not None and not allowed[:len(logits)].any():
             allowed = None  # a draft's logits reach none of them: whatever it guesses is wrong
-        return self._sampler.choose(logits, [*self.prompt_ids[-64:], *answer], len(self.prompt_ids) + len(answer),
-                                    answer=answer, allowed=allowed, want_margin=want_margin)
+        return [*self.prompt_ids[-64:], *answer], len(self.prompt_ids) + len(answer), answer, allowed

@@ -107,6 +107,28 @@ class Sampler:
             return _choice(token, second, *(float(logits[i]) if i >= 0 else -math.inf for i in (token, second)))
         return self._with_noise(logits, _kept(logits, s), position, want_margin)
 
+    def loss(self, token: int, chosen: int, logits: np.ndarray, recent: Sequence[int], position: int, *,
+             answer: Sequence[int] = (), allowed: np.ndarray | None = None) -> float:
+        """How much less likely than the choice another token is, in nats; inf for one that is not kept.
+
+        chosen: what `choose` returned for the same. With a temperature their scores with noise are compared, as nats of
+        logits: what is near there is a sample of nearly the same probabilities.
+        """
+        s = self._sampling
+        if allowed is not None and not allowed[token]:
+            return math.inf
+        logits = self._adjusted(logits, recent[-s.repetition_window:] if s.repetition_window else [], answer)
+        if s.temperature == 0:
+            return float(logits[chosen]) - float(logits[token])
+        if allowed is not None:
+            logits = np.where(allowed[:len(logits)], logits, np.float32(-np.inf))
+        if not np.isin(token, _kept(logits, s)):
+            return math.inf
+        ids = np.array([chosen, token])
+        noise = gumbel(self._seed, position, ids)
+        values = logits[ids].astype(np.float64) + s.temperature * noise
+        return float(values[0] - values[1])
+
     def _adjusted(self, logits: np.ndarray, window: Sequence[int], answer: Sequence[int]) -> np.ndarray:
         """The logits after bias and penalties; a copy where there are any."""
         s = self._sampling

@@ -28,12 +28,15 @@ class Choosing(NamedTuple):
     """From the model's logits."""
     guess: Callable[[np.ndarray, Sequence[int]], Choice]
     """From a draft's, which may be of the first tokens of the vocabulary only; with the margin."""
+    lenient: Callable[[np.ndarray, Sequence[int], int, Chosen], Chosen | None]
+    """A guess, the third argument, in place of what the model's logits chose, the fourth, where its price can be paid
+    (lenience.py); it is a token of the answer then."""
 
 
 @dataclass
 class Step:
     """What computing brought. chosen: the next tokens. guessed, right: how many were guessed before, and how many of
-    those were right. siblings: 1 where the first that was not right had a second choice that was. draft_s, verify_s:
+    those were right, or taken all the same. siblings: 1 where the first that was not right had a second choice that was. draft_s, verify_s:
     seconds of guessing and of checking, of all answers that were computed together."""
 
     chosen: list[Chosen] = field(default_factory=list)

@@ -17,6 +17,8 @@ VARIANTS = ("repack", "mmap", "repack, no flash attention", "mmap, no flash atte
 """Ways in which llama.cpp is measured (peer.py)."""
 NO_SPECULATION = "edgert, no speculation"
 """The bundle again, in the same budget but a token a pass."""
+NO_LOSS = "edgert, no loss"
+"""The bundle again, in the same budget, as exact as it is."""
 _FEWER_IS_BETTER = {"first_token_s", "peak_rss_bytes"}
 
 
@@ -58,16 +60,18 @@ class EngineProcess:
 
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
           prefill: int, context: int | None = None, memory: str | None = None, kv_type: str | None = None,
+          max_loss: float = 0.0,
           report: Callable[[str, int, dict[str, Any]], None] = lambda name, run, result: None) -> dict[str, Any]:
     """Median speeds of a bundle, and of llama.cpp on a GGUF file if one is given, in alternating runs.
 
     context: decode after so many tokens, the prompt repeated; they are computed in each run, and are the prefill that
     is measured, or, where `prefill` is 0, once. llama.cpp is measured with repacked and with memory-mapped weights, and
     with a context also each with and without flash attention. memory: the bundle's memory budget; with one, speculation
-    is measured beside doing without, otherwise it is off. kv_type: of both caches (llama_cpp.KV_TYPES); None for what
+    is measured beside doing without, otherwise it is off. max_loss: of the answers; then doing without that is measured
+    too. kv_type: of both caches (llama_cpp.KV_TYPES); None for what
     each takes, which is float16. llama.cpp has quantized ones with flash attention only.
     Returns FIELDS, `tokens_per_pass`, `load_s`, `threads` and `runs`. With `memory` also `no_speculation`, the same
-    without, and in it `ratio`, how many times better speculation is. With `against` also `peer`, the best of
+    without, and in it `ratio`, how many times better speculation is; with a `max_loss` likewise `no_loss`. With `against` also `peer`, the best of
     llama.cpp's results for each field; `peer.variants`, all results; and `ratio`, how many times better edgert is.
     Raises PeerError, EdgertError.
     """
@@ -76,10 +80,13 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
         prompt, prefill = (list(prompt) * (context // len(prompt) + 1))[:context], 0
     room = str(max(len(prompt) + decode * (runs + 1 if once else 1), prefill) + 64)
     cache = kv_type or ""
-    engines = {"edgert": ("engine_process", [bundle, str(threads), room, OFF, cache])}
+    modes = {"edgert": (OFF, 0.0)}
     if memory is not None:
-        engines = {name: ("engine_process", [bundle, str(threads), room, mode, cache, memory])
-                   for name, mode in (("edgert", AUTO), (NO_SPECULATION, OFF))}
+        modes = {"edgert": (AUTO, max_loss), **({NO_LOSS: (AUTO, 0.0)} if max_loss else {}),
+                 NO_SPECULATION: (OFF, 0.0)}
+    engines = {name: ("engine_process", [bundle, str(threads), room, mode, cache, str(loss),
+                                         *([] if memory is None else [memory])])
+               for name, (mode, loss) in modes.items()}
     if against is not None:
         for variant in VARIANTS if context is not None and kv_type not in ("q8", "q4") else VARIANTS[:2]:
             engines[variant] = ("peer", [against, str(threads), room, variant, cache])
@@ -105,11 +112,12 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
             process.close()
     medians = {name: {"load_s": processes[name].load_s, **_medians(found)} for name, found in results.items()}
     answer: dict[str, Any] = {"bundle": bundle, "threads": threads, "runs": runs, "prompt_tokens": len(prompt),
-                              "decode_tokens": decode, "memory": memory, "kv_type": kv_type,
+                              "decode_tokens": decode, "memory": memory, "kv_type": kv_type, "max_loss": max_loss,
                               "prefill_tokens": prefill if context is None else 0 if once else context,
                               **medians.pop("edgert")}
-    if without := medians.pop(NO_SPECULATION, None):
-        answer["no_speculation"] = {**without, "ratio": _ratio(answer, without)}
+    for key, name in (("no_loss", NO_LOSS), ("no_speculation", NO_SPECULATION)):
+        if other := medians.pop(name, None):
+            answer[key] = {**other, "ratio": _ratio(answer, other)}
     if against is not None:
         best = {field: (min if field in _FEWER_IS_BETTER else max)(m[field] for m in medians.values() if field in m)
                 for field in FIELDS if field in answer}

@@ -1,6 +1,6 @@
 """A process that holds one engine and measures it on request, so that several engines can be measured alternately.
 
-    python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT SPECULATION KV_TYPE [MEMORY]
+    python -m edgert.measuring.engine_process BUNDLE THREADS CONTEXT SPECULATION KV_TYPE MAX_LOSS [MEMORY]
 
 KV_TYPE may be empty. Requests are lines of JSON on standard input: {"prompt": [ids], "decode": n, "prefill": n,
 "go_on": false}; so are the answers.
@@ -83,13 +83,13 @@ def one_by_one(forward: Forward) -> Callable[[Sequence[int], int], Passes]:
 class _Answers:
     """Answers of a model, each after all before it until `reset`."""
 
-    def __init__(self, model: "Model") -> None:
-        self._model = model
+    def __init__(self, model: "Model", max_loss: float) -> None:
+        self._model, self._max_loss = model, max_loss
         self._before: list[int] = []
 
     def decode(self, prompt: Sequence[int], count: int) -> Passes:
         ids = [*self._before, *prompt]
-        answer = self._model.generate(ids, max_tokens=count, ignore_eos=True)
+        answer = self._model.generate(ids, max_tokens=count, ignore_eos=True, max_loss=self._max_loss)
         passes: Passes = []
         for piece in answer:
             if piece.token_id is not None:
@@ -113,11 +113,11 @@ def serve(engine: Measured, load_s: float) -> None:
 
 def main() -> None:
     from edgert.model import load
-    path, threads, context, speculation, kv_type, *memory = sys.argv[1:]
+    path, threads, context, speculation, kv_type, max_loss, *memory = sys.argv[1:]
     started = time.perf_counter()
     with load(path, threads=int(threads), context=int(context), speculation=speculation, kv_type=kv_type or None,
               memory=memory[0] if memory else None) as model:
-        answers = _Answers(model)
+        answers = _Answers(model, float(max_loss))
         serve(Measured(answers.decode, model.extend, answers.reset), time.perf_counter() - started)
 
 

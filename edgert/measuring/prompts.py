@@ -64,9 +64,9 @@ def tokenize_prompt(prompt: Prompt, model: Model) -> list[int]:
     return ids
 
 
-def answer_to(ids: list[int], model: Model) -> str:
+def answer_to(ids: list[int], model: Model, max_loss: float = 0.0) -> str:
     """The model's greedy answer, up to the end of its first line that is not empty."""
-    text, answer = "", model.generate(ids, max_tokens=MAX_TOKENS)
+    text, answer = "", model.generate(ids, max_tokens=MAX_TOKENS, max_loss=max_loss)
     for piece in answer:
         text += piece.text
         if "\n" in text.lstrip():

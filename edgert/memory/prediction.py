@@ -29,6 +29,9 @@ measured on Qwen2.5-Coder-1.5B, with prompts of many kinds (docs/notes/speculati
 _OF_DETAILS = ((0, 0.77), (0.43, 0.88), (0.77, 0.92), (1, 1.0))
 """The agreement by the share of those neurons whose details take part too."""
 
+_TAKEN = ((0, 0.0), (0.005, 0.13), (0.01, 0.22), (0.02, 0.33), (0.03, 0.41), (0.05, 0.49), (0.1, 0.55), (1, 0.57))
+"""The share of wrong guesses that are taken all the same, by what an answer may lose (generation/lenience.py)."""
+
 Seconds = Callable[[int], tuple[float, float]]
 """From tokens at once, one of MEASURED, to seconds: for all layers, and for as many rows of the output head."""
 
@@ -71,11 +74,11 @@ class Prediction:
 
 
 def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, draft_seconds: tuple[float, float],
-            prompt: int = PROMPT) -> Prediction:
+            prompt: int = PROMPT, max_loss: float = 0.0) -> Prediction:
     """Predict the speed of a plan at the start of a conversation.
 
     seconds, draft_seconds: measuring.compute.Rehearsal's. disk: what the bundle is on, also where the plan does not
-    stream.
+    stream. max_loss: what answers may lose; guesses that are taken for it count as right ones.
     """
     row = _embedding_row_s(header, plan, disk)
     head = seconds(1)[1]
@@ -91,7 +94,9 @@ def predict(header: Header, plan: Plan, disk: Device, seconds: Seconds, draft_se
             layers, rows = (_between([(n, seconds(n)[of]) for n in MEASURED], tokens) for of in (0, 1))
             return max(reading, layers + rows + tokens * (row + _AROUND_S))
 
-        best = _best_speculation(_agreement(header, plan), _draft_s(header, plan, seconds, draft_seconds), verify_s,
+        right = _agreement(header, plan)
+        taken = right + (1 - right) * _between(_TAKEN, max_loss)
+        best = _best_speculation(taken, _draft_s(header, plan, seconds, draft_seconds), verify_s,
                                  min(plan.verify_rows, plan.chunk) - 1)
     return Prediction(plain, max(prompt_reading, prompt_computing), "flash" if reading > computing else "computing",
                       best if best is not None and best.decode_tok_s > plain else None)

@@ -6,7 +6,7 @@ exact model's choice after each of them (Leviathan et al. 2023, "Fast Inference 
 Decoding"; Zhang et al. 2024, "Draft & Verify", for drafting with a part of the same model). Guesses are also taken from
 what followed the last tokens before (lookup.py): they cost nothing. Only what the exact model chooses becomes part of
 an answer, and choices depend on nothing but logits and place (generation.sampling): answers are those without
-speculation, also sampled ones.
+speculation, also sampled ones. Unless an answer may be lenient (generation.lenience), which is a mode of its own.
 
 A guess is worth its time as long as the probability that it and all before it are right, divided by what it costs, is
 more than the tokens a second that come anyway.
@@ -24,7 +24,7 @@ from edgert.engine.engine import Engine, NewTokens
 from edgert.engine.session import Session
 from edgert.engine.worker import CancelledError
 from edgert.errors import ModelError
-from edgert.generation.steps import Choosing, Step
+from edgert.generation.steps import Choosing, Chosen, Step
 
 from .costs import Costs
 from .lookup import Lookup
@@ -106,7 +106,7 @@ class Speculator:
     """
 
     def __init__(self, engine: Engine, mode: str | int) -> None:
-        self._engine, self._mode = engine, mode
+        self._engine, self.mode = engine, mode
         self._lookups: WeakKeyDictionary[Session, Lookup] = WeakKeyDictionary()
         self._costs = Costs(streamed=engine.source.streams)
         self._draft_odds, self._lookup_odds, self._sibling_odds = draft_odds(), lookup_odds(), sibling_odds()
@@ -185,7 +185,7 @@ class Speculator:
 
     def _limit(self, asked: Asked, share: int | None) -> int:
         """How many tokens may be guessed. share: rows of the pass that are this answer's, None for all."""
-        wanted = self._mode if isinstance(self._mode, int) else min(MOST, self._engine.logit_rows - 1)
+        wanted = self.mode if isinstance(self.mode, int) else min(MOST, self._engine.logit_rows - 1)
         if share is not None:
             wanted = min(wanted, share - 1)
         return min(wanted, self._engine.chunk - 1, asked.most - 1, asked.session.room - 1)
@@ -196,8 +196,8 @@ class Speculator:
         session, last = asked.session, asked.new[0]
         guesses, before, room = _Guesses(others), [*session.tokens, last], session.room
         limit = self._limit(asked, share)
-        forced = isinstance(self._mode, int) and self._engine.drafts
-        if self._mode == OFF or limit < 1 or not (forced or self._costs.known):
+        forced = isinstance(self.mode, int) and self._engine.drafts
+        if self.mode == OFF or limit < 1 or not (forced or self._costs.known):
             return guesses
         lookup = self._lookups.setdefault(session, Lookup())
         token = last
@@ -287,6 +287,8 @@ class Speculator:
         tokens = guesses.tokens
         for number, guess in enumerate([*guesses.all, None]):
             chosen = asked.choosing.exact(every[number], tokens[:number])
+            if guess is not None and guess.token != chosen.token and not self._costs_nothing(guesses, number, chosen):
+                chosen = asked.choosing.lenient(every[number], tokens[:number], guess.token, chosen) or chosen
             step.chosen.append(chosen)
             if guess is None or chosen.ends:
                 break
@@ -301,3 +303,8 @@ class Speculator:
                     step.chosen.append(asked.choosing.exact(every[at], [*tokens[:number], chosen.token]))
                 break
             step.right += 1
+
+    def _costs_nothing(self, guesses: _Guesses, number: int, chosen: Chosen) -> bool:
+        """Whether the last guess need not be taken leniently: its sibling brings as much, and is right."""
+        last = number + 1 == len(guesses.all)
+        return last and number in guesses.siblings and guesses.all[number].second == chosen.token

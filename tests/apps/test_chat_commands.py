@@ -44,17 +44,20 @@ def test_settings(open_chat: Open) -> None:
     lines = said(chat, "/set").splitlines()
     assert [line.split()[0] for line in lines] == [
         "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-        "frequency_penalty", "seed"]
-    assert lines[1].split() == ["temperature", "0"] and lines[-1].endswith("not set")
+        "frequency_penalty", "seed", "max_loss"]
+    assert lines[1].split() == ["temperature", "0"] and lines[-2].endswith("not set")
     assert said(chat, "/set temperature 0.5") == "temperature  0.5"
     assert said(chat, "/set top-k 7") == "top_k  7"
     assert said(chat, "/set repeat-penalty 1.1") == "repetition_penalty  1.1"
     assert said(chat, "/set seed").startswith("seed  not set  Seed of the random numbers")
+    assert said(chat, "/set max_loss 3%").startswith("max_loss  0.03\nmax-loss changes little here")
+    assert said(chat, "/set max-loss 0%") == "max_loss  0"
     assert said(chat, "/set max_tokens 2") == "max_tokens  2"
     assert len(said(chat, "Name three rivers.").split()) <= 2
     assert said(chat, "/set max_tokens default") == "max_tokens  6"
     for wrong, words in (("warmth 1", "there is no setting warmth; there are max_tokens, temperature, "),
                          ("temperature hot", "temperature: 'hot' is not a valid float; Higher is more random"),
+                         ("max_loss 3", "max_loss: 3 is not between 0% and 100%; give one like 3%"),
                          ("temperature -1", "temperature"), ("top_p 1.5", "top_p"), ("temperature nan", "temperature"),
                          ("top_k -1", "top_k: -1 is not in the range x>=0"), ("n 0", "there is no setting n")):
         assert words in said(chat, f"/set {wrong}")

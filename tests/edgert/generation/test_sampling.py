@@ -163,6 +163,27 @@ def margin(values: list[float], **settings: float) -> float:
     return sampler.choose(np.array(values, np.float32), [0], 3, want_margin=True).margin
 
 
+@given(st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=40), st.integers(0, 2 ** 63), st.data())
+def test_what_another_token_would_cost(values: list[float], seed: int, data: st.DataObject) -> None:
+    """Greedy: the difference of logits. With a temperature: of logits with noise times the temperature."""
+    logits = np.array(values, np.float32)
+    temperature = data.draw(st.sampled_from([0.0, 0.3, 1.0, 2.0]))
+    sampling = Sampling(temperature=temperature, top_k=data.draw(st.integers(0, 5)), top_p=1, min_p=0, seed=seed)
+    sampler, token = Sampler(sampling), data.draw(st.integers(0, len(values) - 1))
+    chosen = sampler.choose(logits, [], 7).token
+    cost = sampler.loss(token, chosen, logits, [], 7)
+    scores = logits.astype(np.float64)
+    if temperature:
+        scores = scores + temperature * gumbel(seed, 7, np.arange(len(values)))
+        kept = np.argsort(-logits, kind="stable")[:sampling.top_k or len(values)]
+        if token not in kept:
+            assert cost == math.inf
+            return
+    assert cost == pytest.approx(scores[chosen] - scores[token], abs=1e-9) and cost >= 0
+    assert sampler.loss(chosen, chosen, logits, [], 7) == 0
+    assert sampler.loss(token, chosen, logits, [], 7, allowed=np.arange(len(values)) != token) == math.inf
+
+
 def test_margins_at_the_edges() -> None:
     assert margin([2.0, 5.0, 4.5]) == 0.5
     assert margin([6.0, 5.0, 4.5], repetition_penalty=2.0) == 0.5

@@ -18,7 +18,7 @@ def test_a_process_that_complains_a_lot(smollm2: Path, tmp_path: Path, monkeypat
                                                "faulthandler.dump_traceback_later(60, exit=True, file=quiet)\n"
                                                "sys.stderr.write('x' * 1_000_000)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = EngineProcess("engine_process", [str(smollm2), "1", "64", "off", ""])
+    process = EngineProcess("engine_process", [str(smollm2), "1", "64", "off", "", "0"])
     try:
         assert process.load_s > 0
         assert len(process.measure([1, 2, 3], decode=4, prefill=0)["token_ids"]) == 4
@@ -28,14 +28,14 @@ def test_a_process_that_complains_a_lot(smollm2: Path, tmp_path: Path, monkeypat
 
 def test_a_process_that_fails(tmp_path: Path) -> None:
     with pytest.raises(EdgertError, match=r"none\.edge: .*no such file"):
-        EngineProcess("engine_process", [str(tmp_path / "none.edge"), "1", "64", "off", ""])
+        EngineProcess("engine_process", [str(tmp_path / "none.edge"), "1", "64", "off", "", "0"])
 
 
 def test_an_answer_goes_on_where_the_last_one_ended(smollm2: Path) -> None:
     """And it is that of a longer answer, with guesses or without."""
     found = []
     for mode in ("off", "auto"):
-        process = EngineProcess("engine_process", [str(smollm2), "2", "64", mode, "q8"])
+        process = EngineProcess("engine_process", [str(smollm2), "2", "64", mode, "q8", "0"])
         try:
             whole = process.measure([5, 6, 7], decode=12, prefill=0)["token_ids"]
             first = process.measure([5, 6, 7], decode=5, prefill=0, go_on=True)["token_ids"]
