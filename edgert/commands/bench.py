@@ -66,7 +66,8 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
         show(f"run {run + 1}: {label:37} decode {result['decode_tok_s']:7.2f} tok/s{prefilled}", err=True)
 
     result = bench(bundle, ids, against=against, threads=threads or default_threads(), runs=runs, decode=decode,
-                   prefill=prefill, context=context_tokens, memory=memory, kv_type=kv_type, max_loss=max_loss, report=report)
+                   prefill=prefill, context=context_tokens, memory=memory, kv_type=kv_type, max_loss=max_loss,
+                   report=report)
     if as_json:
         show_json(result)
     else:

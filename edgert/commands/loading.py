@@ -151,7 +151,8 @@ def tell_price(model: LanguageModel, max_loss: float) -> None:
     """Tell the user what `max_loss` means for this model, where it is given."""
     if max_loss and model.drafts:
         show(f"max-loss {100 * max_loss:g} %: answers depend on the memory budget, and may differ from one time to the "
-             f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose", err=True)
+             f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose",
+             err=True)
     elif max_loss:
         show("max-loss changes little here: nothing is drafted, as it is where weights are streamed", err=True)
 

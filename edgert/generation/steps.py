@@ -36,8 +36,8 @@ class Choosing(NamedTuple):
 @dataclass
 class Step:
     """What computing brought. chosen: the next tokens. guessed, right: how many were guessed before, and how many of
-    those were right, or taken all the same. siblings: 1 where the first that was not right had a second choice that was. draft_s, verify_s:
-    seconds of guessing and of checking, of all answers that were computed together."""
+    those were right, or taken all the same. siblings: 1 where the first that was not right had a second choice that
+    was. draft_s, verify_s: seconds of guessing and of checking, of all answers that were computed together."""
 
     chosen: list[Chosen] = field(default_factory=list)
     guessed: int = 0

@@ -68,12 +68,12 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
     is measured, or, where `prefill` is 0, once. llama.cpp is measured with repacked and with memory-mapped weights, and
     with a context also each with and without flash attention. memory: the bundle's memory budget; with one, speculation
     is measured beside doing without, otherwise it is off. max_loss: of the answers; then doing without that is measured
-    too. kv_type: of both caches (llama_cpp.KV_TYPES); None for what
-    each takes, which is float16. llama.cpp has quantized ones with flash attention only.
+    too. kv_type: of both caches (llama_cpp.KV_TYPES); None for what each takes, which is float16. llama.cpp has
+    quantized ones with flash attention only.
     Returns FIELDS, `tokens_per_pass`, `load_s`, `threads` and `runs`. With `memory` also `no_speculation`, the same
-    without, and in it `ratio`, how many times better speculation is; with a `max_loss` likewise `no_loss`. With `against` also `peer`, the best of
-    llama.cpp's results for each field; `peer.variants`, all results; and `ratio`, how many times better edgert is.
-    Raises PeerError, EdgertError.
+    without, and in it `ratio`, how many times better speculation is; with a `max_loss` likewise `no_loss`. With
+    `against` also `peer`, the best of llama.cpp's results for each field; `peer.variants`, all results; and `ratio`,
+    how many times better edgert is. Raises PeerError, EdgertError.
     """
     once = context is not None and not prefill
     if context is not None:

@@ -165,7 +165,7 @@ def test_wrong_usage_is_status_2() -> None:
     assert edgert("run").returncode == 2
     assert edgert("nonsense").returncode == 2
     assert edgert("run", "x.edge", "-p", "x", "--threads", "many").returncode == 2
-    for arguments, words in ((("run", "x.edge", "-p", "x", "--max-loss", "a bit"), "'a bit' is no percentage; give one"),
+    for arguments, words in ((("run", "x.edge", "-p", "x", "--max-loss", "a bit"), "'a bit' is no percentage; give"),
                              (("chat", "x.edge", "--max-loss", "3"), "3 is not between 0% and 100%; give one like 3%"),
                              (("bench", "x.edge", "--max-loss", "3%"), "--max-loss goes with --memory"),
                              (("eval", "x.edge", "--text", "t", "--max-loss", "3%"), "--max-loss goes with --prompts")):

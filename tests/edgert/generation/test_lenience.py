@@ -38,5 +38,5 @@ def test_nothing_may_be_lost() -> None:
 
 @pytest.mark.parametrize("max_loss", [-0.1, 1.1, math.nan, math.inf, "3%", None])
 def test_out_of_range(max_loss: Any) -> None:
-    with pytest.raises(ModelError, match="max_loss is .*; it goes from 0 to 1, for 100 %"):
+    with pytest.raises(ModelError, match=r"max_loss is .*; it goes from 0 to 1, for 100 %"):
         Account(max_loss)

@@ -21,7 +21,8 @@ Load = Callable[[str | int], edgert.Model]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_model(tmp_path_factory.mktemp("lenient") / "model", size=0.2, num_hidden_layers=2,
-                         intermediate_size=700, vocab_size=300, hidden_size=64, num_attention_heads=4, max_position_embeddings=256)
+                         intermediate_size=700, vocab_size=300, hidden_size=64, num_attention_heads=4,
+                         max_position_embeddings=256)
     convert(str(give_tokenizer(folder)), folder.with_name("m.edge"), "q4")
     return folder.with_name("m.edge")
 
