@@ -8,10 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from . import config
-from .config import check_positive, check_whole, hidden_act
-
-_MAX_FREQUENCY = 1e9
-"""Radians per position. The highest of every real model is 1."""
+from .config import MAX_FREQUENCY, check_positive, check_whole, hidden_act
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,6 @@ class RopeScaling:
 class Config(config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json. Raises ValueError for such as no model has."""
 
-    attention_bias: ClassVar[bool] = False
-    """Whether the q, k and v projections have biases."""
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "half"
     """`rope_pairing` in the family's GGUF files."""
 
@@ -62,7 +57,7 @@ class Config(config.Config):
             for factor in factors:
                 check_positive("a rope frequency factor", factor)
         with np.errstate(all="ignore"):
-            if not (self.rope_frequencies() < _MAX_FREQUENCY).all():  # or NaN
+            if not (self.rope_frequencies() < MAX_FREQUENCY).all():  # or NaN
                 raise ValueError(f"rope_theta {self.rope_theta} and its scaling give impossible rotary frequencies")
 
     @property
