@@ -8,10 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from . import config
-from .config import check_positive, check_whole, hidden_act
-
-_MAX_FREQUENCY = 1e9
-"""Radians per position. The highest of every real model is 1."""
+from .config import MAX_FREQUENCY, check_positive, check_whole, hidden_act
 
 
 @dataclass(frozen=True)
@@ -37,18 +34,16 @@ class RopeScaling:
 class Config(config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json. Raises ValueError for such as no model has."""
 
-    attention_bias: ClassVar[bool] = False
-    """Whether the q, k and v projections have biases."""
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "half"
     """`rope_pairing` in the family's GGUF files."""
 
     rms_norm_eps: float
     rope_theta: float
     rope_pairing: Literal["half", "interleaved"]
-    """Which two components of a head rotate together: i and i + head_dim/2, or 2i and 2i + 1."""
+    """Which two components of a head rotate together: i and i + rotary_dim/2, or 2i and 2i + 1."""
     rope_scaling: RopeScaling | None = None
     rope_frequency_factors: tuple[float, ...] | None = None
-    """Divisors of the rotary frequencies, head_dim/2 of them (GGUF tensor `rope_freqs.weight`)."""
+    """Divisors of the rotary frequencies, rotary_dim/2 of them (GGUF tensor `rope_freqs.weight`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,12 +52,12 @@ class Config(config.Config):
         if self.rope_pairing not in ("half", "interleaved"):
             raise ValueError(f"rope_pairing is {self.rope_pairing!r}, expected 'half' or 'interleaved'")
         if (factors := self.rope_frequency_factors) is not None:
-            if len(factors) != self.head_dim // 2:
-                raise ValueError(f"{len(factors)} rope frequency factors, expected {self.head_dim // 2}")
+            if len(factors) != self.rotary_dim // 2:
+                raise ValueError(f"{len(factors)} rope frequency factors, expected {self.rotary_dim // 2}")
             for factor in factors:
                 check_positive("a rope frequency factor", factor)
         with np.errstate(all="ignore"):
-            if not (self.rope_frequencies() < _MAX_FREQUENCY).all():  # or NaN
+            if not (self.rope_frequencies() < MAX_FREQUENCY).all():  # or NaN
                 raise ValueError(f"rope_theta {self.rope_theta} and its scaling give impossible rotary frequencies")
 
     @property
@@ -148,7 +143,7 @@ class Config(config.Config):
         return super().from_json(values)
 
     def rope_frequencies(self) -> np.ndarray:
-        frequencies = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        frequencies = self.rope_theta ** (-np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim)
         if self.rope_frequency_factors is not None:
             frequencies = frequencies / np.array(self.rope_frequency_factors, dtype=np.float64)
         if (scaling := self.rope_scaling) is not None:

@@ -39,6 +39,8 @@ class Spec:
     tied: bool
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     act: str = "silu"
+    own: dict[str, Any] = field(default_factory=dict)
+    """What only the family has."""
 
 
 SPECS = {
@@ -49,6 +51,14 @@ SPECS = {
     "llama-relu": Spec("llama", torch.float32, 2, 24, 76, 3, 1, 8, True, act="relu"),
     "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
+    "gemma2-bf16": Spec("gemma2", torch.bfloat16, 3, 56, 76, 4, 2, 20, True, own={
+        "sliding_window": 17, "query_pre_attn_scalar": 6, "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 20.0}),
+    "gemma3": Spec("gemma3", torch.float32, 3, 40, 44, 5, 1, 12, True, own={
+        "sliding_window": 9, "query_pre_attn_scalar": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, rope={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
 }
 
 
@@ -68,7 +78,9 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     """A model in float32 whose weights are exact in spec.dtype."""
     kinds: dict[str, tuple[Any, Any]] = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
                                          "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-                                         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM)}
+                                         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM),
+                                         "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+                                         "gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM)}
     make_config, make_model = kinds[spec.family]
     own: dict[str, Any] = {
         "intermediate_size": spec.intermediate, "num_key_value_heads": spec.key_value_heads, "head_dim": spec.head_dim,
@@ -76,6 +88,9 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     if spec.family == "opt":
         own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act,
                "pad_token_id": None}
+    if spec.family.startswith("gemma"):
+        own = {name: value for name, value in own.items() if name != "hidden_act"} | {"pad_token_id": None}
+    own |= spec.own
     config = make_config(
         hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, vocab_size=VOCABULARY,
         max_position_embeddings=128, tie_word_embeddings=spec.tied, bos_token_id=0, eos_token_id=[0, 2],
@@ -90,7 +105,8 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
                 gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.0
                 values.copy_(noise * gain / (1.0 if "embed" in name else values.shape[1] ** 0.5))
             else:
-                values.copy_(0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise)
+                center = 0 if spec.family.startswith("gemma") else 1  # whose norms multiply by 1 + w
+                values.copy_(0.5 * noise if name.endswith("bias") else center + 0.3 * noise)
             values.copy_(values.to(spec.dtype).float())
     return model
 
