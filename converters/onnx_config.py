@@ -80,7 +80,7 @@ def _neurons(found: Mapping[str, SourceTensor], path: Path) -> int:
 def _epsilon(graph: Graph) -> float | None:
     """Of the first norm. It is a float32; the shortest number that is the same one is meant."""
     for node in graph.nodes:
-        if node.op_type in NORMS and (epsilon := attribute(node, "epsilon")) is not None:
+        if node.op_type in NORMS and (epsilon := attribute(node, "epsilon", 0.0)) > 0:
             return float(str(np.float32(epsilon)))
     return None
 
@@ -136,7 +136,7 @@ def _rotary_table(graph: Graph, path: Path) -> tuple[Stored, Stored]:
             cosines, sines = (of for of in found if of is not None)
             if cosines.shape == sines.shape:
                 return cosines, sines
-    return _missing(path, "rope_theta, nor is there one table of rotary angles in the graph")  # type: ignore[no-any-return]
+    return _missing(path, "rope_theta, nor is there one table of rotary angles in the graph")
 
 
 def _frequencies(cosines: Stored, sines: Stored, config: rotary_config.Config, path: Path) -> np.ndarray:

@@ -91,7 +91,7 @@ def read_model(path: Path) -> Any:
     except OverflowError as error:
         raise SourceError(f"{path}: has a graph of more than {_MAX_LEFT >> 20} MiB beside its weights, "
                           "which no real model has") from error
-    if not model.graph.node:
+    if not model.graph.node or not model.opset_import:
         raise damaged
     return model
 
@@ -213,7 +213,7 @@ def stored(tensor: Any, path: Path, files: dict[str, SourceFile]) -> Stored:
 def _beside(tensor: Stored, entries: Mapping[str, str], path: Path, files: dict[str, SourceFile]) -> Stored:
     """A tensor that is in a file, as its external data says."""
     location = entries.get("location", "")
-    if not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
+    if not isinstance(location, str) or not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
         raise SourceError(f"{path}: tensor {tensor.name} is said to be in {location!r}, which is not the name of a "
                           "file in this folder")
     if location not in files:

@@ -1,8 +1,8 @@
 """The weights in an ONNX graph: which node uses which constant, and of which module of the model that is.
 
-What a weight is stands in its node's metadata (torch's newer exporter) or name (`/model/layers.0/self_attn/q_proj/MatMul`),
-or in its own name (`model.layers.0.self_attn.q_proj.weight`), in this order: its own is often `onnx::MatMul_1019`, and
-of a matrix that is embedding and output head it can name but one.
+What a weight is stands in its node's metadata (torch's newer exporter), in its node's name, such as
+`/model/layers.0/self_attn/q_proj/MatMul`, or in its own (`model.layers.0.self_attn.q_proj.weight`), in this order: its
+own is often `onnx::MatMul_1019`, and of a matrix that is embedding and output head it can name but one.
 """
 
 import re
@@ -89,6 +89,7 @@ class Graph:
     def _add(self, graph: Any, count: list[int]) -> None:
         number = count[0]
         count[0] += 1
+        self._check_texts(graph)
         self._constants |= {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             self.nodes.append(node)
@@ -99,6 +100,16 @@ class Graph:
             for of in node.attribute:
                 if of.HasField("g"):
                     self._add(of.g, count)
+
+    def _check_texts(self, graph: Any) -> None:
+        """Texts that are not UTF-8 come as bytes."""
+        texts = [tensor.name for tensor in graph.initializer]
+        for node in graph.node:
+            texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+            texts += [of.name for of in node.attribute]
+            texts += [text for entry in node.metadata_props for text in (entry.key, entry.value)]
+        if not all(isinstance(text, str) for text in texts):
+            raise SourceError(f"{self.path}: has names that are not UTF-8: the file is damaged")
 
     def _check_operators(self) -> None:
         for node in self.nodes:
@@ -129,11 +140,11 @@ class Graph:
                 names = [self._scoped(node, kind), self._named(node.name, kind), self._named(of.name, kind)]
                 if kind == "bias":
                     names.insert(0, self._bias_of(node))
-                certain = certain or of.name.endswith((".weight", ".bias")) or kind == "bias" and bool(names[0])
+                certain = certain or of.name.endswith((".weight", ".bias")) or (kind == "bias" and bool(names[0]))
                 yield Use(tuple(dict.fromkeys(filter(None, names))) or (of.name,), tensor, of, certain, graph)
 
     def _of(self, node: Any) -> Iterator[tuple[str, SourceTensor, Stored, bool]]:
-        """The weights of a node: whether a weight or a bias, the tensor, what it is made of, whether that is certain."""
+        """The weights of a node: weight or bias, the tensor, what it is made of, whether that is certain."""
         kind, inputs = node.op_type, node.input
         if kind == "MatMulNBits":
             yield "weight", *self._n_bits(node), True
@@ -165,7 +176,7 @@ class Graph:
             if node.op_type == "DequantizeLinear" and self.stored(node.input[0]) is not None:
                 raise UnsupportedError(f"{self.path}: weight {node.input[0]} is quantized for DequantizeLinear, which "
                                        "edgert does not read: take the model in floats, or quantized with MatMulNBits")
-            if node.op_type == "Transpose" and list(attribute(node, "perm", [])) == [1, 0]:
+            if node.op_type == "Transpose" and attribute(node, "perm", []) == [1, 0]:
                 transposed = not transposed
             elif node.op_type not in _ALIKE:
                 return None
@@ -243,7 +254,7 @@ class Graph:
             blocks * BITS[zeros.type] // 8 if zeros.type in TYPE_NAMES else -(-blocks * made.bits // 8))
         if rows < 1 or columns < 1 or made.codes.size != rows * row \
                 or made.scales.size * 8 != rows * blocks * BITS[made.scales.type] \
-                or zeros is not None and zeros.size != zero_size:
+                or (zeros is not None and zeros.size != zero_size):
             raise SourceError(f"{self.path}: node {node.name} has weights, scales or zero points of the wrong size for "
                               f"{rows} rows of {columns} in blocks of {made.block_size}: the file is damaged")
 
@@ -268,10 +279,11 @@ class Graph:
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
-    """A node's attribute by name."""
+    """A node's attribute by name, if it is there and of the default's type; otherwise the default."""
     import onnx
 
-    return next((onnx.helper.get_attribute_value(of) for of in node.attribute if of.name == name), default)
+    found = next((onnx.helper.get_attribute_value(of) for of in node.attribute if of.name == name), None)
+    return found if found is not None and (default is None or isinstance(found, type(default))) else default
 
 
 def _weight_types() -> set[int]:

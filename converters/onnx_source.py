@@ -1,4 +1,4 @@
-"""Decoder models exported to ONNX, by Hugging Face's optimum, onnxruntime-genai's model builder or torch: as a `Source`.
+"""Decoder models in ONNX, as Hugging Face's optimum, onnxruntime-genai's model builder and torch write it: a `Source`.
 
 The weights are taken out of the graph by their modules' names; what the graph computes is taken to be what the family
 does. Tokenizer and config.json are those of the folder, as beside safetensors.
@@ -115,7 +115,7 @@ def _config(folder: Path, graph: Graph, uses: Iterable[Use]) -> tuple[Config, Ma
 def _found(uses: Iterable[Use], config: Config, path: Path) -> tuple[dict[str, SourceTensor], Config]:
     """The tensors by their canonical names, others by their own; and the config, tied as the graph is.
 
-    Raises SourceError where there are two tensors for one, UnsupportedError where there are weights of no known module.
+    Raises SourceError where there are two tensors for one, UnsupportedError where weights are of no known module.
     """
     specs = {tail(spec.name): spec for spec in replace(config, tie_word_embeddings=False).tensors()}
     chosen: dict[str, Use] = {}
@@ -139,8 +139,8 @@ def _found(uses: Iterable[Use], config: Config, path: Path) -> tuple[dict[str, S
             raise SourceError(f"{path}: tensor {use.of.name} has {use.tensor.shape[0]} rows, expected {first}")
     if unknown and any(name not in found for name in specs):
         name, use = next(iter(unknown.items()))
-        raise UnsupportedError(f"{path}: nothing says what tensor {name} is for (its node is of {use.names[0]}): this is "
-                               f"not how architecture {config.architecture} is exported by optimum or "
+        raise UnsupportedError(f"{path}: nothing says what tensor {name} is for (its node is of {use.names[0]}): this "
+                               f"is not how architecture {config.architecture} is exported by optimum or "
                                "onnxruntime-genai")
     for name, spec in specs.items():
         if isinstance(blocks := found.get(name), Blocks):
@@ -161,7 +161,7 @@ def _parts(name: str, specs: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def _without_filling(blocks: Blocks, shape: tuple[int, ...]) -> Blocks:
-    """A matrix in blocks whose rows the exporter has filled up to whole blocks, with the columns that it should have."""
+    """A matrix in blocks whose rows the exporter has filled up to whole ones, with the columns that it should have."""
     rows, columns = blocks.shape
     filled = -(-shape[1] // blocks.block_size) * blocks.block_size
     return replace(blocks, shape=(rows, shape[1]), padded=True) if columns == filled and not blocks.padded else blocks

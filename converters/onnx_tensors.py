@@ -105,7 +105,7 @@ class Blocks:
     codes: Stored
     scales: Stored
     zero_points: Stored | None
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     bits: int
     block_size: int
     zero: int

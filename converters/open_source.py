@@ -42,5 +42,5 @@ def open_source(spec: str, *, hashed: bool = True) -> Source:
     if path.suffix == ".safetensors":
         raise SourceError(f"{spec}: holds weights alone: give the folder that it is in, "
                           "with config.json and tokenizer.json")
-    raise SourceError(f"{spec}: is not a model that edgert reads: give a GGUF or an ONNX file, a folder with safetensors "
-                      "or ONNX files, or hf:organisation/name")
+    raise SourceError(f"{spec}: is not a model that edgert reads: give a GGUF or an ONNX file, a folder with "
+                      "safetensors or ONNX files, or hf:organisation/name")
