@@ -373,6 +373,12 @@ def further_bias(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Add", [product.output[0], "anonymous"], ["sum"], "/odd/Add"))
 
 
+def adapter(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((48, 4), np.float32), "onnx::MatMul_1"))
+    model.graph.node.append(helper.make_node("MatMul", [first(model).input[0], "onnx::MatMul_1"], ["low"],
+                                             "/model/layers.0/attn/q_proj/lora_A/MatMul"))
+
+
 def packed_rows(model: onnx.ModelProto) -> None:
     """A query head less than genai_config.json says."""
     attribute(first(model), "N", 64)
@@ -402,6 +408,7 @@ def packed_rows(model: onnx.ModelProto) -> None:
     (two_decoders, ["two tensors for layers.0.attn.qkv_proj.weight"]),
     (missing_layer, ["model.layers.1.mlp.up_proj.weight is missing"]),
     (further_bias, ["anonymous is not one that architecture llama has"]),
+    (adapter, ["onnx::MatMul_1 is not one that architecture llama has"]),
     (packed_rows, ["has 64 rows, expected 80"]),
 ])
 def test_other_graphs(tmp_path: Path, change: Callable[[onnx.ModelProto], None], words: list[str]) -> None:
