@@ -28,7 +28,7 @@ from .presets import DEFAULT, PRESETS
 def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
-    SOURCE is a GGUF file, a folder with a safetensors model, or hf:org/name[@revision].
+    SOURCE is a GGUF file, a folder with a safetensors or an ONNX model, an ONNX file, or hf:org/name[@revision].
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

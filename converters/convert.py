@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
             texts: Sequence[str | os.PathLike[str]] = ()) -> list[Kind]:
-    """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
+    """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
     calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
     so that it changes least (calibration.py). texts: files to calibrate with; without them it is a text that comes with

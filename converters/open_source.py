@@ -7,12 +7,13 @@ from edgert.errors import SourceError
 
 from .gguf_source import open_gguf
 from .hub import PREFIX, fetch_hub
+from .onnx_source import has_onnx, open_onnx
 from .safetensors_source import PICKLED, open_safetensors, pickle_refused
 from .source import Source
 
 
 def open_source(spec: str, *, hashed: bool = True) -> Source:
-    """The model that `spec` names: `hf:organisation/name[@revision][:file.gguf]`, a folder, or a GGUF file.
+    """The model that `spec` names: `hf:organisation/name[@revision][:file.gguf]`, a folder, a GGUF or an ONNX file.
 
     hashed: whether files are read once for their hashes. Raises SourceError where it cannot be used, DownloadError
     where it cannot be fetched.
@@ -25,7 +26,7 @@ def open_source(spec: str, *, hashed: bool = True) -> Source:
     path = Path(spec)
     try:
         if path.is_dir():
-            return open_safetensors(path, hashed=hashed)
+            return (open_onnx if has_onnx(path) else open_safetensors)(path, hashed=hashed)
         if not path.is_file():
             raise SourceError(f"{spec}: no such file or folder (a model on the hub is written hf:organisation/name)")
         with path.open("rb") as file:
@@ -36,8 +37,10 @@ def open_source(spec: str, *, hashed: bool = True) -> Source:
         return open_gguf(path, hashed=hashed)
     if path.suffix in PICKLED or magic[:1] == b"\x80":
         raise pickle_refused(path)
+    if path.suffix == ".onnx":
+        return open_onnx(path, hashed=hashed)
     if path.suffix == ".safetensors":
         raise SourceError(f"{spec}: holds weights alone: give the folder that it is in, "
                           "with config.json and tokenizer.json")
-    raise SourceError(f"{spec}: is not a model that edgert reads: give a GGUF file, a folder with safetensors, "
-                      "or hf:organisation/name")
+    raise SourceError(f"{spec}: is not a model that edgert reads: give a GGUF or an ONNX file, a folder with "
+                      "safetensors or ONNX files, or hf:organisation/name")

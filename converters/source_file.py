@@ -36,6 +36,11 @@ class SourceFile:
             self._unreadable(error)
         return status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._status[0]
+
     def _unreadable(self, error: OSError) -> NoReturn:
         raise SourceError(f"{self.path}: cannot be read: {error.strerror}") from error
 

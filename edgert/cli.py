@@ -15,7 +15,7 @@ from .terminal import end_standard_output, prepare_standard_streams, show
 
 COMMANDS = {
     "pull": ("edgert.commands.pull", "Download a model of the catalogue."),
-    "convert": ("edgert.converters.command", "Convert a GGUF file or a Hugging Face model to a bundle."),
+    "convert": ("edgert.converters.command", "Convert a GGUF file, a Hugging Face or an ONNX model to a bundle."),
     "list": ("edgert.commands.list", "List the models that are here."),
     "show": ("edgert.commands.show", "Show what a model is."),
     "rm": ("edgert.commands.remove", "Remove models."),
