@@ -61,9 +61,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any
     special.update(index for token in END_OF_GENERATION if (index := ids.get(token)) is not None)
     try:
         built = _byte_level(metadata, ids, pre) if pre else _sentencepiece(metadata, ids, special)
-        built.add_special_tokens([AddedToken(tokens[i], normalized=False, special=True) for i in sorted(special)])
-        built.add_tokens([AddedToken(tokens[i], normalized=False, special=False)
-                          for i, kind in enumerate(types) if kind == USER_DEFINED and i not in special])
+        strip = _is_phi_3(metadata)
+        added = [AddedToken(tokens[i], normalized=False, special=i in special,
+                            rstrip=strip and tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
+                 for i, kind in enumerate(types) if i in special or kind == USER_DEFINED]
+        built.add_special_tokens([token for token in added if token.special])
+        built.add_tokens([token for token in added if not token.special])
         return built.to_str(), generation
     except SourceError:
         raise
@@ -140,6 +143,13 @@ def _generation(metadata: Mapping[str, Any], ids: dict[str, int], *, default_bos
                           "(tokenizer.ggml.bos_token_id).")
     return {"bos_token_id": bos, "eos_token_ids": list(dict.fromkeys(i for i in ends if i is not None)),
             "add_bos_token": add_bos}
+
+
+def _is_phi_3(metadata: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp knows the model by its name as one whose added tokens absorb the white space behind them: the
+    file does not say so."""
+    name = str(metadata.get("general.name", "")).lower()
+    return "phi-3" in name or "phi3" in name
 
 
 def _pre(metadata: Mapping[str, Any]) -> str:

@@ -114,6 +114,15 @@ def test_llama_cpp_would_merge_plain_text_to_control_tokens() -> None:
     assert generation == {"bos_token_id": 1, "eos_token_ids": [2], "add_bos_token": True}
 
 
+@pytest.mark.parametrize(("name", "ids"), [("Phi 3", [2, 265, 261, 2]), ("Phi-3 mini", [2, 261, 2]),
+                                           ("my_phi3", [2, 261, 2])])
+def test_phi_3_strips_behind_its_tokens(name: str, ids: list[int]) -> None:
+    """As llama.cpp does by the model's name (llama-vocab.cpp); `make_tokens.py` has no such model."""
+    metadata = {**sentencepiece(add_space_prefix=False), "general.name": name}
+    tokenizer = Tokenizer.from_json(tokenizer_from_gguf(metadata)[0])
+    assert tokenizer.encode("</s> s</s>  ", add_bos=False)[:len(ids)] == ids
+
+
 def test_defaults_of_llama_3() -> None:
     with pytest.raises(SourceError, match="BOS"):
         tokenizer_from_gguf(byte_level(pre="llama-bpe"))

@@ -29,7 +29,8 @@ PATTERNS = {
               r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
               r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
     "deepseek_hf": (r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
-                    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^""" "\r\n" r"""\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+                    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^""" "\r\n"
+                    r"""\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
                     " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|" r"\s+(?!\S)|\s+"),
 }
 ADDED = [AddedToken("<|a_b|>", special=True, normalized=False), AddedToken("x y", special=False, normalized=False),
