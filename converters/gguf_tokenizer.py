@@ -12,33 +12,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from edgert.errors import SourceError
 
+from .gguf_splits import BOS_BY_DEFAULT, SPLITS, WHOLE_WORDS
+
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Values of `tokenizer.ggml.token_type` that matter here (gguf-py, TokenType)."""
 
 LONGEST_PIECE = 1024
 """Characters in one SentencePiece token; finding its merges takes time quadratic in them. Real ones have under 100."""
-
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Not `(?i:'s|...)`, as in the original: that would also match the long s of "'ſ", which llama.cpp does not.
-CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-LLAMA3_SPLIT = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-DEFAULT_SPLITS = (r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")
-
-SPLITS: dict[str, tuple[str, ...]] = {
-    "default": DEFAULT_SPLITS,
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), (GPT2_SPLIT,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-                    (r"\p{N}", GPT2_SPLIT)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "smaug-bpe", "dbrx"),
-                    (LLAMA3_SPLIT,)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"), (QWEN2_SPLIT,)),
-}
-"""Regular expressions that split text into words, one after the other, by `tokenizer.ggml.pre`."""
-
-WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"}
-"""Pre-tokenizers where a word that is a token is taken whole, whatever the merges say, and BOS is added by default."""
 
 END_OF_GENERATION = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -76,14 +56,17 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any
     pre = _pre(metadata) if model == "gpt2" else None
     generation = _generation(metadata, ids, default_bos=1 if model == "llama" else None,
                              default_eos=2 if model == "llama" else None,
-                             default_add_bos=model == "llama" or pre in WHOLE_WORDS)
+                             default_add_bos=model == "llama" or pre in BOS_BY_DEFAULT)
     special = {index for index, kind in enumerate(types) if kind in (UNKNOWN, CONTROL)}
     special.update(index for token in END_OF_GENERATION if (index := ids.get(token)) is not None)
     try:
         built = _byte_level(metadata, ids, pre) if pre else _sentencepiece(metadata, ids, special)
-        built.add_special_tokens([AddedToken(tokens[i], normalized=False, special=True) for i in sorted(special)])
-        built.add_tokens([AddedToken(tokens[i], normalized=False, special=False)
-                          for i, kind in enumerate(types) if kind == USER_DEFINED and i not in special])
+        strip = _is_phi_3(metadata)
+        added = [AddedToken(tokens[i], normalized=False, special=i in special,
+                            rstrip=strip and tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
+                 for i, kind in enumerate(types) if i in special or kind == USER_DEFINED]
+        built.add_special_tokens([token for token in added if token.special])
+        built.add_tokens([token for token in added if not token.special])
         return built.to_str(), generation
     except SourceError:
         raise
@@ -162,11 +145,18 @@ def _generation(metadata: Mapping[str, Any], ids: dict[str, int], *, default_bos
             "add_bos_token": add_bos}
 
 
+def _is_phi_3(metadata: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp knows the model by its name as one whose added tokens absorb the white space behind them: the
+    file does not say so."""
+    name = str(metadata.get("general.name", "")).lower()
+    return "phi-3" in name or "phi3" in name
+
+
 def _pre(metadata: Mapping[str, Any]) -> str:
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in SPLITS:
-        raise SourceError(f"The GGUF's pre-tokenizer {_shown(pre)} is not known; known are "
-                          f"{', '.join(sorted(SPLITS))}.")
+        raise SourceError(f"The GGUF's pre-tokenizer {_shown(pre)} is not known; take the model's safetensors files, "
+                          "which have a tokenizer.json.")
     return pre
 
 

@@ -32,15 +32,23 @@ _NO_SPACE = (r"(?<=[A-Za-z0-9])(?=[\n!-&(-/:-@\[-`{-~])|(?<=[A-Za-z])(?=[0-9])" 
 
 _NEWLINE = r"(?<=\n)(?=\S)"
 
-_CONTRACTIONS = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-                 "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"}
+_ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_ASCII_CASE = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_ALTERNATIVES = _CONTRACTIONS | {
-    r" ?\p{L}+", r" ?\p{N}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\s?\p{L}+", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}",
-    r"[0-9][0-9][0-9]", r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-    r"[\p{P}\$\+<=>\^~\|]+", r"\s?\p{P}+", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+", r"[\r\n]",
-    *(rf"[^\r\n\p{{L}}\p{{N}}]?{letters}{ending}" for letters in (f"{_UPPER}*{_LOWER}+", f"{_UPPER}+{_LOWER}*")
-      for ending in ("", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?")),
+_NOT_LOWER, _NOT_UPPER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
+_CASED = (f"{_UPPER}*{_LOWER}+", f"{_UPPER}+{_LOWER}*", f"{_NOT_LOWER}*{_NOT_UPPER}+", f"{_NOT_LOWER}+{_NOT_UPPER}*")
+_ALTERNATIVES = {
+    "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _ANY_CASE, _ASCII_CASE,
+    "'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])",
+    r" ?\p{L}+", r" ?\p{N}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r"\s?\p{L}+",
+    *(rf"[^\r\n\p{{L}}\p{{N}}]?{letters}{ending}" for letters in _CASED
+      for ending in ("", f"{_ANY_CASE}?", f"{_ASCII_CASE}?")),
+    r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+", r"[!-/:-@\[-`{-~][A-Za-z]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""", "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\p{N}{1}", r"[0-9][0-9][0-9]",
+    r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[^\s\p{L}\p{N}\r\n]+",
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r" ?[\p{P}\p{S}]+[\r\n]*", r"[\p{P}\$\+<=>\^~\|]+", r"[\p{P}\$\+<=>\^~\|`]+",
+    r"\s?\p{P}+", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+", r"[\r\n]",
 }
 """The alternatives (between the bars) of the regular expressions by which known models split text into words."""
 
@@ -142,12 +150,13 @@ def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tok
         return (_SPACE if words == {"▁"} or merged else None), merged
     if r"\s+" not in words:
         return None, False
-    punctuation = any(word.startswith(r" ?[^\s\p{L}\p{N}]+") for word in words)
+    punctuation = any(word.startswith((r" ?[^\s\p{L}", r" ?[\p{P}\p{S}]+")) for word in words)
     prefixed = any(step.get("add_prefix_space") for step in front)
     return (f"{_SPACE}|{_NO_SPACE}" if punctuation and not prefixed else _SPACE), False
 
 
 def _alternatives(pattern: str) -> set[str]:
     """The alternatives of a regular expression: what is between its bars, except those inside brackets."""
+    pattern = pattern.replace("\r", r"\r").replace("\n", r"\n")  # some have the characters themselves
     found = re.findall(r"(?:\\.|\[(?:\\.|[^\]])*\]|\((?:\\.|[^()])*\)|[^|\\\[(])+", pattern)
     return set(found) if "|".join(found) == pattern else {pattern}

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from array import array
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 import gguf
 import llama_cpp
 from texts import TEXTS, long_text
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from edgert.converters.gguf_splits import SPLITS
 
 HERE = Path(__file__).parent
 MODELS = {
@@ -80,9 +84,38 @@ def small_vocabulary() -> tuple[list[str], list[float], list[int]]:
     return tokens, scores, [int(kind) for kind in types]
 
 
-def write_vocabulary(path: Path, space_prefix: bool) -> None:
-    """A GGUF of `small_vocabulary` and nothing else."""
-    tokens, scores, types = small_vocabulary()
+def small_merges() -> tuple[list[str], list[str]]:
+    """Tokens and merges of bytes, trained on whole texts: they join what pre-tokenizers part."""
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                                  show_progress=False, max_token_length=12)
+    library.train_from_iterator([text.replace("</s>", "") for text in (*TEXTS.values(), long_text(60_000))], trainer)
+    model = json.loads(library.to_str())["model"]
+    return sorted(model["vocab"], key=model["vocab"].get), [" ".join(merge) for merge in model["merges"]]
+
+
+def write_merges(path: Path, tokens: list[str], merges: list[str], pre: str) -> None:
+    """A GGUF of tokens of bytes with this pre-tokenizer, and nothing else."""
+    writer = begun(path)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_merges(merges)
+    writer.add_token_types([int(gguf.TokenType.NORMAL)] * len(tokens))
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    written(writer)
+
+
+def words(path: Path) -> dict[str, Any]:
+    """The digest of the ids of all texts one after the other, and of a long one."""
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    return digest([index for text in (*TEXTS.values(), long_text(50_000)) if text
+                   for index in model.tokenize(text.encode(), add_bos=False, special=True)])
+
+
+def begun(path: Path) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -90,6 +123,20 @@ def write_vocabulary(path: Path, space_prefix: bool) -> None:
     writer.add_feed_forward_length(8)
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-5)
+    return writer
+
+
+def written(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_vocabulary(path: Path, space_prefix: bool) -> None:
+    """A GGUF of `small_vocabulary` and nothing else."""
+    tokens, scores, types = small_vocabulary()
+    writer = begun(path)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
@@ -98,10 +145,7 @@ def write_vocabulary(path: Path, space_prefix: bool) -> None:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_add_space_prefix(space_prefix)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    written(writer)
 
 
 def main() -> None:
@@ -116,6 +160,15 @@ def main() -> None:
         text = json.dumps(golden(path), indent=None, separators=(",", ":"))
         target.write_text(text.replace('],"', '],\n"').replace('},"', '},\n"') + "\n")
         print(target.name, target.stat().st_size)
+    tokens, merges = small_merges()
+    write_merges(HERE / "bpe.gguf", tokens, merges, "default")
+    found = {}
+    for pre in sorted(SPLITS):
+        with tempfile.TemporaryDirectory() as folder:
+            write_merges(Path(folder) / "bpe.gguf", tokens, merges, pre)
+            found[pre] = words(Path(folder) / "bpe.gguf")
+    lines = ",\n".join(f"{json.dumps(pre)}: {json.dumps(value)}" for pre, value in found.items())
+    (HERE / "tokens-words.json").write_text(f"{{{lines}}}\n")
 
 
 if __name__ == "__main__":
