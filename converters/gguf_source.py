@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, LlamaFileType
 from gguf.constants import GGMLQuantizationType as Type
-from gguf.quants import Q4_K, dequantize
+from gguf.quants import dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError, UnsupportedError
 
+from .gguf_grids import grid_of
 from .gguf_header import Header, TensorInfo, read_header
 from .reading import check_rows, family_config, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
@@ -20,7 +21,9 @@ from .source_file import SourceFile
 
 _PLAIN = (Type.F32, Type.F16, Type.BF16)
 _TYPES = (*_PLAIN, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0,
-          Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K)
+          Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,
+          Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S, Type.IQ4_NL,
+          Type.IQ4_XS, Type.TQ1_0, Type.TQ2_0, Type.MXFP4, Type.NVFP4)
 _MAX_ROPE_FACTORS = 65_536
 
 
@@ -43,26 +46,20 @@ class GgufTensor:
         return require_finite(values, self.file.path, self.info.name)
 
     def grid(self, start: int, stop: int) -> Grid | None:
-        """The 4-bit grid of rows start to stop of a Q4_0, Q4_1 or Q4_K tensor; otherwise None. Raises SourceError.
+        """The grid of rows start to stop, where the type has one; otherwise None. Raises SourceError.
 
-        Scales are never negative: where the file's is, the grid is the mirrored one, with q' = 15 - q.
+        Scales are never negative: where the file's is, the grid is the mirrored one, with q' = top - q.
         """
-        if self.info.type not in (Type.Q4_0, Type.Q4_1, Type.Q4_K):
-            return None
         blocks = self._rows(start, stop).reshape(-1, GGML_QUANT_SIZES[self.info.type][1])
-        d, second = _halves(blocks[:, :2]), _halves(blocks[:, 2:4])
         with np.errstate(all="ignore"):  # infinities are found below
-            if self.info.type == Type.Q4_0:
-                scale, minimum = d, 8 * d
-            elif self.info.type == Type.Q4_1:
-                scale, minimum = d, -second
-            else:
-                scales, minimums = Q4_K.get_scale_min(blocks[:, 4:16])
-                scale, minimum = d * scales, second * minimums
+            found = grid_of(self.info.type, blocks)
+        if found is None:
+            return None
+        (scale, minimum), top = found
         shape = (stop - start, self.shape[-1] // 32)
         scale = require_finite(scale, self.file.path, self.info.name).reshape(shape)
         minimum = require_finite(minimum, self.file.path, self.info.name).reshape(shape)
-        return Grid(np.abs(scale), np.where(scale < 0, minimum - 15 * scale, minimum))
+        return Grid(np.abs(scale), np.where(scale < 0, minimum - top * scale, minimum), top)
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         """The bytes of rows start to stop, uint8 of shape (rows, bytes per row)."""
@@ -122,11 +119,6 @@ def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> So
         raise SourceError(f"{path}: tokenizer.chat_template is not text")
     provenance = _provenance(file, metadata, hashed=hashed)
     return Source(config, tensors, tokenizer_json, generation, template, provenance, (file,))
-
-
-def _halves(columns: np.ndarray) -> np.ndarray:
-    """Two bytes per block as float32 of shape (blocks, 1)."""
-    return np.ascontiguousarray(columns).view(np.float16).astype(np.float32)
 
 
 def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:

@@ -18,7 +18,7 @@ PRESETS = {
 }
 DEFAULT = "q4"
 
-_FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"}
+_FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "MXFP4"}
 _SIXTEEN_OR_MORE = {"F16", "BF16", "F32"}
 _SENSITIVE = {Role.VALUE, Role.DOWN}
 _PADDING_COUNTS = {Role.EMBEDDING, Role.ATTENTION_OUTPUT}

@@ -14,13 +14,14 @@ from .calibration import Calibration
 from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
 from .ordering import NeuronOrder
+from .quantizer import on_grid
 from .source import Source
 
 
 def newly_rounded(source: Source, header: Header) -> set[str]:
     """The matrices that become 4 bits in a bundle of this header and do not stand on a grid of 4 bits yet, by name."""
     return {spec.name for spec in source.config.tensors() if spec.is_matrix and _format(spec, header) == "q4"
-            and source.tensors[spec.name].grid(0, 0) is None}
+            and not on_grid(source.tensors[spec.name], "q4")}
 
 
 def _format(matrix: TensorSpec, header: Header) -> str:
