@@ -1,7 +1,7 @@
 """What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits and were not
 before, and of which neurons of sparse layers are active."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +71,12 @@ class Importances:
         if self._latest is None or self._latest[0] is not moments:  # q, k and v have the same inputs
             self._latest = moments, Importance(moments)
         return self._latest[1] if self._latest[1].usable else None
+
+    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+        """As `Calibration.state`."""
+        return (0, {}) if self._calibration is None else self._calibration.state()
+
+    def go_on(self, ran: int, values: Mapping[int, np.ndarray]) -> None:
+        """As `Calibration.go_on`."""
+        if self._calibration is not None:
+            self._calibration.go_on(ran, values)
