@@ -40,7 +40,8 @@ _GROUPS = "groups"
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
-            texts: Sequence[str | os.PathLike[str]] = (), say: Callable[[str], object] = lambda text: None) -> list[Kind]:
+            texts: Sequence[str | os.PathLike[str]] = (),
+            say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder or `hf:org/name[@rev]` to a bundle at `out`.
 
     calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
@@ -48,8 +49,8 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     edgert. progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes
     back. Where `out` is a link, what it points to is written.
 
-    A conversion that takes longer keeps every few seconds what it has done, beside `out`; interrupted, the next of the same
-    files with the same options goes on from there, and say(sentence) is called with that. The bundle is the same.
+    A conversion that takes longer keeps every few seconds what it has done, beside `out`. Interrupted, the next of the
+    same files with the same options goes on from there, and say(sentence) is called with that. The bundle is the same.
 
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.

@@ -1,4 +1,4 @@
-"""The grids that the blocks of GGUF's types stand on: weight = scale * q - minimum for 32 weights, as the bundle has it.
+"""The grids that the blocks of GGUF's types stand on: weight = scale * q - minimum for 32 weights, as in a bundle.
 
 A type that is not here has none: two scales for 32 weights (Q2_K, Q3_K, Q6_K, IQ1_M, IQ2_XS, IQ2_S, NVFP4), or values
 at uneven distances (IQ4_NL, IQ4_XS). IQ2_XXS and IQ3_XXS are nearly even: what their weights differ by from the

@@ -1,6 +1,6 @@
 """GGUF files, llama.cpp's format: the model in one, as a `Source`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from edgert.errors import SourceError, UnsupportedError
 
 from .gguf_grids import grid_of
 from .gguf_header import Header, TensorInfo, read_header
+from .gguf_parts import existing_parts, require_part
 from .reading import check_rows, family_config, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
@@ -69,43 +70,40 @@ class GgufTensor:
 
 
 def open_gguf(path: str | Path, *, hashed: bool = True) -> Source:
-    """The model in a GGUF file. Reads the header, the file once for its hash (if `hashed`), and no tensor before it is
-    asked for.
+    """The model in a GGUF file, or in all those of which it is one. Reads the headers, the files once for their hashes
+    (if `hashed`), and no tensor before it is asked for.
 
-    Raises SourceError where the file is damaged or hostile, and UnsupportedError where it is in parts, or of a family
-    or a quantization that edgert does not read.
+    Raises SourceError where a file is damaged or hostile, or missing, and UnsupportedError where it is of a family or a
+    quantization that edgert does not read.
     """
-    path = Path(path)
-    file = SourceFile(path)
-    header = read_header(path)
+    paths = existing_parts(Path(path))
+    parts = [(SourceFile(part), read_header(part)) for part in paths]
     try:
-        return _source(path, file, header, hashed=hashed)
+        return _source(paths[0], parts, hashed=hashed)
     except SourceError as error:
         raise UnsupportedError(str(error)) from error
 
 
-def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> Source:
-    """The model in a file whose header is whole. Raises SourceError."""
-    metadata = header.metadata
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise SourceError(f"{path}: is one of {metadata['split.count']} parts of a model: join them into one file "
-                          "first, with llama.cpp's llama-gguf-split --merge")
-    for info in header.tensors.values():
+def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: bool) -> Source:
+    """The model in files whose headers are whole; the first, at `path`, has all but tensors. Raises SourceError."""
+    metadata, there = parts[0][1].metadata, _tensors(parts)
+    for tensor in there.values():
+        info = tensor.info
         if info.type not in _TYPES:
-            raise SourceError(f"{path}: tensor {info.name} is quantized as {info.type.name}, which edgert does not "
-                              f"read; it reads {', '.join(kind.name for kind in _TYPES)}")
+            raise SourceError(f"{tensor.file.path}: tensor {info.name} is quantized as {info.type.name}, which edgert "
+                              f"does not read; it reads {', '.join(kind.name for kind in _TYPES)}")
         if len(info.shape) == 1 and info.type not in _PLAIN:
-            raise SourceError(f"{path}: tensor {info.name} is a vector stored as {info.type.name}, which no model has")
-    if "token_embd.weight" not in header.tensors:
+            raise SourceError(f"{tensor.file.path}: tensor {info.name} is a vector stored as {info.type.name}, which "
+                              "no model has")
+    if "token_embd.weight" not in there:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
-    factors = _rope_factors(file, header)
+    factors = _rope_factors(there.get("rope_freqs.weight"))
     config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
         metadata,
-        vocab_size=header.tensors["token_embd.weight"].shape[0],
-        tie_word_embeddings="output.weight" not in header.tensors,
+        vocab_size=there["token_embd.weight"].shape[0],
+        tie_word_embeddings="output.weight" not in there,
         rope_frequency_factors=factors))
-    found: dict[str, SourceTensor] = {name: GgufTensor(file, info) for name, info in header.tensors.items()
-                                      if name != "rope_freqs.weight"}
+    found: dict[str, SourceTensor] = {name: tensor for name, tensor in there.items() if name != "rope_freqs.weight"}
     tensors = model_tensors(path, config, found, lambda spec: spec.gguf)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
@@ -117,24 +115,44 @@ def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> So
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise SourceError(f"{path}: tokenizer.chat_template is not text")
-    provenance = _provenance(file, metadata, hashed=hashed)
-    return Source(config, tensors, tokenizer_json, generation, template, provenance, (file,))
+    files = tuple(file for file, _ in parts)
+    provenance = _provenance(files, metadata, hashed=hashed)
+    return Source(config, tensors, tokenizer_json, generation, template, provenance, files)
 
 
-def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:
-    info = header.tensors.get("rope_freqs.weight")
-    if info is None:
+def _tensors(parts: Sequence[tuple[SourceFile, Header]]) -> dict[str, GgufTensor]:
+    """The tensors of all files by name. Raises SourceError where these are not the parts of one model."""
+    found: dict[str, GgufTensor] = {}
+    for number, (file, header) in enumerate(parts):
+        require_part(file.path, header.metadata, number, len(parts))
+        if twice := found.keys() & header.tensors.keys():
+            raise SourceError(f"{file.path}: tensor {min(twice)} is there twice: these are parts of two models")
+        found |= {name: GgufTensor(file, info) for name, info in header.tensors.items()}
+    path, metadata = parts[0][0].path, parts[0][1].metadata
+    if len(parts) > 1 and (all_of := metadata.get("split.tensors.count")) not in (None, len(found)):
+        raise SourceError(f"{path}: says that all parts have {all_of} tensors, but they have {len(found)}: these are "
+                          "parts of two models")
+    return found
+
+
+def _rope_factors(tensor: GgufTensor | None) -> tuple[float, ...] | None:
+    if tensor is None:
         return None
-    if len(info.shape) != 1 or info.shape[0] > _MAX_ROPE_FACTORS:
-        raise SourceError(f"{file.path}: tensor rope_freqs.weight has the impossible shape {list(info.shape)}")
-    factors = GgufTensor(file, info).read(0, info.shape[0])
+    if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_ROPE_FACTORS:
+        raise SourceError(f"{tensor.file.path}: tensor rope_freqs.weight has the impossible shape {list(tensor.shape)}")
+    factors = tensor.read(0, tensor.shape[0])
     if (factors <= 0).any():
-        raise SourceError(f"{file.path}: tensor rope_freqs.weight has values that are not above 0")
+        raise SourceError(f"{tensor.file.path}: tensor rope_freqs.weight has values that are not above 0")
     return tuple(float(factor) for factor in factors)
 
 
-def _provenance(file: SourceFile, metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:
-    provenance = {"source": file.path.name, **({"sha256": file.sha256} if hashed else {}), "type": "gguf"}
+def _provenance(files: Sequence[SourceFile], metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:
+    provenance: dict[str, Any] = {"source": files[0].path.name}
+    if hashed and len(files) == 1:
+        provenance["sha256"] = files[0].sha256
+    elif hashed:
+        provenance["files"] = {file.path.name: file.sha256 for file in files}
+    provenance["type"] = "gguf"
     with suppress(ValueError):  # where it is not given, or is one of a newer llama.cpp
         provenance["file_type"] = LlamaFileType(metadata.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
     for field in ("name", "license"):

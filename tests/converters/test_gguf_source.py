@@ -8,98 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFEndian, GGUFReader, GGUFWriter
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import dequantize, quantize
+from gguf import GGUFEndian, GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_gguf import HEADS, HIDDEN, VOCAB, random_tensor, write
 
-from edgert.bundle import Bundle
 from edgert.converters import gguf_header
-from edgert.converters.convert import convert
 from edgert.converters.gguf_header import read_header
 from edgert.converters.gguf_source import open_gguf
 from edgert.errors import SourceError
-from edgert.kernels.formats import FORMATS, unpack
-
-HIDDEN, INNER, VOCAB, HEADS, KV_HEADS = 256, 256, 32, 4, 2
-HALVES = {Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2), Type.Q8_0: (0,), Type.Q2_K: (80, 82),
-          Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,), Type.IQ1_S: (0,), Type.IQ1_M: (),
-          Type.IQ2_XXS: (0,), Type.IQ2_XS: (0,), Type.IQ2_S: (0,), Type.IQ3_XXS: (0,), Type.IQ3_S: (0,),
-          Type.IQ4_NL: (0,), Type.IQ4_XS: (0,), Type.TQ1_0: (52,), Type.TQ2_0: (64,), Type.MXFP4: (), Type.NVFP4: ()}
-"""Where in a block of the type the float16 values are."""
-TYPES = (Type.F32, Type.F16, Type.BF16, *HALVES)
-TOPS = {Type.Q4_0: 15, Type.Q4_1: 15, Type.Q4_K: 15, Type.Q5_0: 31, Type.Q5_1: 31, Type.Q5_K: 31, Type.TQ1_0: 2,
-        Type.TQ2_0: 3, Type.IQ1_S: 2, Type.IQ2_XXS: 5, Type.IQ3_XXS: 15, Type.IQ3_S: 15, Type.MXFP4: 24}
-"""The largest q of those that have a grid."""
-BESIDE = {Type.IQ2_XXS: 0.5 / 17, Type.IQ3_XXS: 2 / 8}
-"""How far weights may be from the grid, in steps of it: half of 17 and its multiples for 8, 25 and 43; 60 for 62."""
-
-
-def random_tensor(type_: Type, rows: int, columns: int, seed: int = 0, *, like_a_model: bool = False) -> np.ndarray:
-    """The raw bytes of a tensor of finite values; quantized ones are arbitrary blocks. like_a_model: with scales that
-    are all of one size."""
-    random = np.random.default_rng(seed)
-    if type_ not in HALVES:
-        return quantize(random.standard_normal((rows, columns)).astype(np.float32), type_)
-    block, size = GGML_QUANT_SIZES[type_]
-    raw = random.integers(0, 256, (rows * columns // block, size), dtype=np.uint8)
-    for column in HALVES[type_]:
-        d = random.uniform(0.5, 1.5, (len(raw), 1)) if like_a_model else random.standard_normal((len(raw), 1))
-        raw[:, column:column + 2] = d.astype(np.float16).view(np.uint8)
-    if type_ in (Type.Q4_1, Type.Q5_1) and like_a_model:  # a minimum below 0
-        raw[:, 2:4] = (-8 * raw[:, :2].copy().view(np.float16)).view(np.uint8)
-    if type_ == Type.IQ1_M:  # whose float16 is in the upper halves of four numbers
-        raw[:, 55] = raw[:, 55] & 15 | 0x30
-    if type_ == Type.MXFP4:
-        raw[:, 0] = random.integers(120, 126, len(raw))
-    if type_ == Type.NVFP4 and like_a_model:
-        raw[:, :4] = random.integers(48, 64, (len(raw), 4))
-    return raw.reshape(rows, -1)
-
-
-def shapes(*, tied: bool = True) -> dict[str, tuple[int, ...]]:
-    key_value = HIDDEN * KV_HEADS // HEADS
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    block = {"attn_norm": (HIDDEN,), "attn_q": (HIDDEN, HIDDEN), "attn_k": (key_value, HIDDEN),
-             "attn_v": (key_value, HIDDEN), "attn_output": (HIDDEN, HIDDEN), "ffn_norm": (HIDDEN,),
-             "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
-    found.update({f"blk.0.{name}.weight": shape for name, shape in block.items()})
-    return found if tied else {**found, "output.weight": (VOCAB, HIDDEN)}
-
-
-def write(path: Path, *, type_: Type = Type.F16, metadata: dict | None = None, tensors: dict | None = None,
-          tied: bool = True, architecture: str = "llama", endian: GGUFEndian = GGUFEndian.LITTLE) -> Path:
-    """A whole tiny model. metadata overrides or (None) removes keys; tensors overrides, adds or (None) removes."""
-    writer = GGUFWriter(path, architecture, endianess=endian)
-    values = {"block_count": 1, "context_length": 64, "embedding_length": HIDDEN, "feed_forward_length": INNER,
-              "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS}
-    values = {f"{architecture}.{key}": value for key, value in values.items()}
-    tokens = ["<s>", "</s>", "Ġ", "ab", *(chr(97 + i) for i in range(26))]
-    values = {"general.name": "Tiny", "general.license": "apache-2.0", "general.file_type": 1, **values,
-              f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2",
-              "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3, 3, *[1] * 28],
-              "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
-              "tokenizer.chat_template": "{{ messages }}", **(metadata or {})}
-    for key, value in values.items():
-        if isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        elif value is not None:
-            writer.add_uint32(key, value)
-    content = {name: (random_tensor(type_, *shape), type_) if len(shape) == 2 else
-               (np.ones(shape, dtype=np.float32), Type.F32) for name, shape in shapes(tied=tied).items()}
-    for name, entry in {**content, **(tensors or {})}.items():
-        if entry is not None:
-            writer.add_tensor(name, entry[0], raw_dtype=None if entry[0].dtype.kind == "f" else entry[1])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -128,71 +45,6 @@ def test_header_is_what_the_gguf_library_reads(tiny: Path) -> None:
     assert {name: (info.shape, info.type, info.offset, info.size) for name, info in header.tensors.items()} == {
         tensor.name: (tuple(tensor.shape.tolist()[::-1]), tensor.tensor_type, tensor.data_offset, tensor.n_bytes)
         for tensor in reader.tensors}
-
-
-@pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.name)
-def test_every_type(tmp_path: Path, type_: Type) -> None:
-    source = open_gguf(write(tmp_path / "m.gguf", type_=type_, tied=False))
-    tensor = source.tensors["model.layers.0.mlp.down_proj.weight"]
-    expected = dequantize(random_tensor(type_, HIDDEN, INNER), type_)
-    assert tensor.type_name == type_.name
-    np.testing.assert_array_equal(tensor.read(0, HIDDEN), expected)
-    np.testing.assert_array_equal(tensor.read(7, 40), expected[7:40])
-    assert tensor.read(9, 9).shape == (0, INNER)
-    assert source.tensors["lm_head.weight"].shape == (VOCAB, HIDDEN)
-    norm = source.tensors["model.norm.weight"]
-    np.testing.assert_array_equal(norm.read(3, 10), np.ones(7, dtype=np.float32))
-    assert norm.grid(0, 4) is None
-    with pytest.raises(IndexError):
-        tensor.read(0, HIDDEN + 1)
-
-
-@pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.name)
-def test_grid(tmp_path: Path, type_: Type) -> None:
-    """The values stand on the grid; those of a negative scale, which half the blocks have here, on the mirrored one."""
-    tensor = open_gguf(write(tmp_path / "m.gguf", type_=type_)).tensors["model.layers.0.mlp.gate_proj.weight"]
-    grid = tensor.grid(5, 50)
-    if type_ not in TOPS:
-        assert grid is None
-        return
-    assert grid is not None and grid.top == TOPS[type_]
-    assert grid.scale.shape == grid.minimum.shape == (45, HIDDEN // 32)
-    assert grid.scale.dtype == grid.minimum.dtype == np.float32
-    assert (grid.scale >= 0).all()
-    scale, minimum = np.repeat(grid.scale, 32, axis=1), np.repeat(grid.minimum, 32, axis=1)
-    values = tensor.read(5, 50)
-    with np.errstate(all="ignore"):
-        q = np.where(scale > 0, np.round((values + minimum) / scale), 0).clip(0, grid.top)
-    off = np.abs(q * scale - minimum - values)
-    assert (off <= BESIDE.get(type_, 0) * scale + 1e-6 * np.abs(values).max()).all()
-
-
-KEPT = {Type.Q4_0: 0.006, Type.Q4_1: 0.006, Type.Q4_K: 0.006, Type.Q5_0: 0.006, Type.Q5_1: 0.006, Type.Q5_K: 0.006,
-        Type.TQ1_0: 0.003, Type.TQ2_0: 0.003, Type.IQ1_S: 0.005, Type.IQ3_S: 0.007, Type.IQ3_XXS: 0.03,
-        Type.IQ2_XXS: 0.03, Type.MXFP4: 0}
-"""What converting to preset q4 changes in weights that stay on their grid, in parts of their root mean square: the scale
-and minimum of 32 weights become 8 bits each."""
-ROUNDED = {Type.Q2_K: 0.06, Type.Q3_K: 0.06, Type.IQ1_M: 0.06, Type.IQ2_XS: 0.07, Type.IQ2_S: 0.07, Type.IQ4_NL: 0.07,
-           Type.IQ4_XS: 0.07, Type.NVFP4: 0.08, Type.Q6_K: 0.02, Type.Q8_0: 0.02}
-"""The same of those that have no grid."""
-
-
-@pytest.mark.parametrize("type_", HALVES, ids=lambda type_: type_.name)
-def test_what_a_bundle_has_of_every_type(tmp_path: Path, type_: Type) -> None:
-    """Against the gguf library's own reading of the same bytes."""
-    raw = {f"blk.0.{name}.weight": (random_tensor(type_, *shapes()[f"blk.0.{name}.weight"], seed, like_a_model=True),
-                                    type_) for seed, name in enumerate(("attn_output", "attn_q"))}
-    convert(str(write(tmp_path / "m.gguf", type_=Type.Q4_0, tensors=raw)), tmp_path / "m.edge", calibrate=False)
-    with Bundle(tmp_path / "m.edge") as bundle:
-        for gguf_name, name in (("attn_output", "o_proj"), ("attn_q", "q_proj")):
-            tensor = bundle.header.tensors[f"model.layers.0.self_attn.{name}.weight"]
-            form, section = FORMATS[tensor.format], np.frombuffer(bundle.read_section(tensor.section), np.uint8)
-            tiles = section[tensor.offset:tensor.offset + tensor.length].reshape(-1, form.tile_bytes(HIDDEN))
-            expected = dequantize(*raw[f"blk.0.{gguf_name}.weight"])
-            off = np.sqrt(np.square(unpack(form, tiles) - expected).mean() / np.square(expected).mean())
-            assert off <= {**KEPT, **ROUNDED}[type_]
-            if type_ in (Type.TQ1_0, Type.TQ2_0, Type.MXFP4):
-                assert (unpack(form, tiles)[expected == 0] == 0).all()
 
 
 def test_rope_factors_and_qwen2(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     python tests/large/make_shards.py FOLDER [--layers 32] [--gb-per-file 2]
 
-For what a conversion takes of memory: 0.44 GB a layer, and 0.26 GB each for embedding and head (a vocabulary of 32,000).
+For what a conversion takes of memory: 0.44 GB a layer, 0.26 GB each for embedding and head (a vocabulary of 32,000).
 """
 
 import argparse
