@@ -193,8 +193,9 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
     if any(padding):
         values = np.pad(values, ((0, padding[0]), (0, padding[1])))
         if grid is not None:
-            grid = Grid(*(np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
-                          for v in (grid.scale, grid.minimum)), grid.top)
+            scale, minimum = (np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
+                              for v in (grid.scale, grid.minimum))
+            grid = Grid(scale, minimum, grid.top)
     return pack(form, quantize(form, values, grid, importance) if form.activation is not Activation.FLOAT else values)
 
 

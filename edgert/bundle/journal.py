@@ -41,10 +41,11 @@ class Journal:
     def write(self, entry: Entry) -> None:
         """Replace the entry by a later one. Raises OSError; then the earlier one is still there."""
         text = json.dumps({"key": self._key, "written": entry.written, "digests": entry.digests, "state": entry.state})
+        arrays: dict[str, Any] = {"entry": np.frombuffer(text.encode(), np.uint8), **entry.arrays}
         try:
             with self._new.open("wb") as file:
                 file.write(_MAGIC)
-                np.savez(file, **{"entry": np.frombuffer(text.encode(), np.uint8), **entry.arrays})
+                np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             self._new.replace(self.path)
