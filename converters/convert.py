@@ -1,41 +1,35 @@
 """Converting: a source becomes a bundle, tensor by tensor, in memory bounded by the largest part of one tensor."""
 
 import hashlib
-import math
 import os
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 import edgert
 from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
-from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
+from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER
 from edgert.bundle.journal import Entry
-from edgert.kernels.formats import SLAB
-from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
+from edgert.models.tensors import Role, TensorSpec
 
 from .destination import destination, require_apart
 from .interruption import cleaned_up
 from .layout import lay_out
 from .open_source import open_source
-from .packing import Packing
+from .pieces import Piece, Pieces, weights_of
 from .presets import DEFAULT, preset
-from .rounding import Importances, newly_rounded
+from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
 
 Progress = Callable[[str, int, int], None]
 
 KEEP_S = 10
 """Seconds after which what is done is kept again."""
-_GROUPS = "groups"
-"""What is kept under that name: the checksums of the neuron groups."""
 
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
@@ -65,8 +59,17 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     paths = [Path(text) for text in texts] if calibrate else []
     if paths and (newly_rounded(opened, header) or opened.config.sparse):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
-    with cleaned_up(), BundleWriter(path, header, _key(header, calibrate, paths)) as writer:
-        conversion = _Conversion(opened, header, writer, progress, calibrate, paths)
+    windows = windows_for(opened, header, paths) if calibrate else None
+    importances = None if windows is None else Importances(opened, header, windows, lambda n: calibrating(n))
+    pieces = Pieces(opened, header, importances)
+    total = sum(map(weights_of, opened.config.tensors())) + (importances.weights if importances else 0)
+    with cleaned_up(), BundleWriter(path, header, _key(header, calibrate, windows)) as writer:
+        conversion = _Conversion(opened, header, pieces, writer, progress, total)
+
+        def calibrating(weights: int) -> None:
+            conversion.calibrated += weights
+            conversion.report("calibrating")
+
         if writer.kept is not None:
             conversion.go_on(writer.kept)
             say(f"{out}: going on with what an interrupted conversion has left: {conversion.share:.0%} is done")
@@ -77,68 +80,49 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     return contents(header)
 
 
-def _key(header: Header, calibrate: bool, texts: Sequence[Path]) -> str:
+def _key(header: Header, calibrate: bool, windows: np.ndarray | None) -> str:
     """What a bundle's bytes depend on: the source's hashes, edgert's version and the preset, which are in the header,
     and how it is calibrated."""
     digest = hashlib.sha256(header.to_json())
     digest.update(bytes([calibrate]))
-    for text in filter(Path.is_file, texts):  # whoever reads it says what is wrong with another
-        with suppress(OSError), text.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    if windows is not None:
+        digest.update(windows.tobytes())
     return digest.hexdigest()
 
 
 class _Conversion:
-    """All that goes into a bundle, written section by section and reported part by part."""
+    """All that goes into a bundle, written section by section and reported part by part.
 
-    def __init__(self, source: Source, header: Header, writer: BundleWriter, progress: Progress,
-                 calibrate: bool, texts: Sequence[Path]) -> None:
-        self._source, self._header, self._writer, self._progress = source, header, writer, progress
+    pieces: what it is made of. total: weights to go through in all.
+    """
+
+    def __init__(self, source: Source, header: Header, pieces: Pieces, writer: BundleWriter, progress: Progress,
+                 total: int) -> None:
+        self._source, self._header, self._pieces, self._writer = source, header, pieces, writer
+        self._progress, self._total = progress, total
         self._tensors = list(source.config.tensors())
-        self._importances = (Importances(source, header, texts, lambda n: self._report("calibrating", n)) if calibrate
-                             else None)
-        self._packing = Packing(source, header, self._importances.of if self._importances else lambda name: None)
-        self._done = 0
-        self._total = sum(map(_weights, self._tensors)) + (self._importances.weights if self._importances else 0)
+        self._tensors_done = self._written = self.calibrated = 0
+        """How many tensors are written; how many weights are, and how many were gone through to calibrate."""
         self._ends: dict[str, int] = defaultdict(int)
-        self._tensors_done = 0
-        self._groups = array("Q")
-        self._slabs: dict[str, array[int]] = {}
+        self._checksums = {layout.name: array("Q") for layout in header.unit_layouts()}
         self._kept_at = time.monotonic()
 
     @property
     def share(self) -> float:
         """How much is done."""
-        return self._done / self._total
+        return (self._written + self.calibrated) / self._total
 
     def go_on(self, entry: Entry) -> None:
         """Be where an earlier conversion was when it kept this."""
         state, arrays = entry.state, dict(entry.arrays)
-        self._tensors_done, self._done = state["tensors"], state["weights"]
+        self._tensors_done, self._written, self.calibrated = state["tensors"], state["written"], state["calibrated"]
         self._ends |= state["ends"]
         if self._header.config.sparse:
             self._header.quantization["activity"] = state["activity"]
-        self._groups = array("Q", arrays.pop(_GROUPS).tobytes())
-        for section in state["slabs"]:
-            self._slabs[section] = array("Q", arrays.pop(section).tobytes())
-        if self._importances:
-            self._importances.go_on(state["calibrated"], {int(number): values for number, values in arrays.items()})
-        self._progress("going on", self._done, self._total)
-
-    def _keep(self, spec: TensorSpec) -> None:
-        """Keep what is done, if it is time, nothing is half done, and none of the layer's neurons are in an order that
-        the rest of it needs."""
-        if time.monotonic() < self._kept_at + KEEP_S or (spec.layer is not None and spec.role is not Role.DOWN):
-            return
-        calibrated = self._importances.state() if self._importances else (0, {})
-        if calibrated is None:
-            return
-        arrays = {_GROUPS: np.array(self._groups), **{str(number): x for number, x in calibrated[1].items()},
-                  **{section: np.array(checksums) for section, checksums in self._slabs.items()}}
-        self._writer.keep({
-            "tensors": self._tensors_done, "weights": self._done, "ends": self._ends, "slabs": list(self._slabs),
-            "activity": self._header.quantization.get("activity"), "calibrated": calibrated[0]}, arrays)
-        self._kept_at = time.monotonic()
+        for name in self._checksums:
+            self._checksums[name] = array("Q", arrays.pop(name).tobytes())
+        self._pieces.go_on(state["steps"], {int(number): values for number, values in arrays.items()})
+        self.report("going on")
 
     def run(self) -> None:
         """Write everything that is not yet written. Raises SourceError or BundleError."""
@@ -146,89 +130,44 @@ class _Conversion:
             self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
             if self._source.chat_template is not None:
                 self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
-        parts = feed_forward_parts(self._tensors, sparse=self._header.config.sparse)
-        deciding = {part.deciding: layer for layer, part in enumerate(parts)}
         for spec in self._tensors[self._tensors_done:]:
-            if spec in deciding:
-                self._order(deciding[spec], parts[deciding[spec]])
+            for piece in self._pieces.of(spec):
+                self._write(piece)
+                self._written += piece.weights
+                self.report(spec.name)
             self._tensors_done += 1
-            if not spec.is_matrix:
-                self._write(spec.name, self._packing.vector(spec))
-                self._report(spec.name, _weights(spec))
-            elif spec.role not in self._header.config.in_groups:
-                self._slabs[self._header.tensors[spec.name].section] = self._write_matrix(spec)
-            elif spec.role is Role.DOWN:
-                assert spec.layer is not None
-                self._groups += self._write_neurons(spec.layer, parts[spec.layer])
-            else:
-                continue  # gate and up go with down
             self._keep(spec)
-        for section in self._header.matrices_in_slabs():
-            self._groups += self._slabs[section]
-        self._writer.write(GROUP_CHECKSUMS, np.array(self._groups, dtype="<u8"))
+        checksums = sum((self._checksums[layout.name] for layout in self._header.unit_layouts()), array("Q"))
+        self._writer.write(GROUP_CHECKSUMS, np.array(checksums, dtype="<u8"))
 
-    def _order(self, layer: int, part: FeedForward) -> None:
-        """Put the neurons of a sparse layer in order, if anything is known of them."""
-        order = self._importances.order(layer) if self._importances else None
-        if order is not None:
-            self._packing.reorder(part, order)
-            self._header.activity[layer] = np.round(10000 * order.misses).astype(int).tolist()
+    def report(self, what: str) -> None:
+        """Say how much is done."""
+        self._progress(what, self._written + self.calibrated, self._total)
 
-    def _write_matrix(self, spec: TensorSpec) -> "array[int]":
-        """A matrix that is not in neuron groups; its slabs' checksums come back."""
-        checksums = array("Q")
-        report = self._in_parts([spec], self._header.tensors[spec.name].length)
-        for number, tiles in enumerate(self._packing.matrix(spec)):
-            self._write(spec.name, tiles, more=number > 0)
-            checksums.extend(xxhash.xxh3_64_intdigest(tiles[i:i + SLAB].tobytes()) for i in range(0, len(tiles), SLAB))
-            report(tiles.nbytes)
-        return checksums
+    def _write(self, piece: Piece) -> None:
+        """A piece, at its place in its section."""
+        section, tensor = piece.place, self._header.tensors.get(piece.place)
+        if tensor is not None:
+            section = tensor.section
+            if (gap := tensor.offset - self._ends[section]) > 0:
+                self._writer.write(section, bytes(gap))
+                self._ends[section] = tensor.offset
+        self._writer.write(section, np.ascontiguousarray(piece.data))
+        self._ends[section] += piece.data.nbytes
+        if section in self._checksums:
+            self._checksums[section].extend(piece.checksums)
 
-    def _write_neurons(self, layer: int, part: FeedForward) -> "array[int]":
-        """A layer's groups, or units; their checksums come back, then those of their details."""
-        neurons = self._header.neurons[layer]
-        checksums = {section: array("Q") for section, _ in neurons.parts()}
-        report = self._in_parts([*part.in_groups, part.down], neurons.groups)
-        for some in self._units(layer, part):
-            for section, planes in zip(checksums, some, strict=True):
-                checksums[section].extend(map(xxhash.xxh3_64_intdigest, planes))
-                self._writer.write(section, planes)
-            report(len(some[0]))
-        return sum(checksums.values(), array("Q"))
-
-    def _units(self, layer: int, part: FeedForward) -> Iterator[Sequence[np.ndarray]]:
-        """A layer's groups, or units, some at a time, as `Packing.neurons` has them."""
-        if self._header.config.sparse:
-            return ([units] for units in self._packing.units(layer, part))
-        headers, groups = self._packing.neurons(layer, part)
-        if headers.size:
-            self._write(down_headers(layer), headers)
-        return groups
-
-    def _write(self, name: str, data: np.ndarray, *, more: bool = False) -> None:
-        """A tensor, or more of it, at its place in its section."""
-        tensor = self._header.tensors[name]
-        if not more and self._ends[tensor.section] < tensor.offset:
-            self._writer.write(tensor.section, bytes(tensor.offset - self._ends[tensor.section]))
-            self._ends[tensor.section] = tensor.offset
-        self._writer.write(tensor.section, np.ascontiguousarray(data))
-        self._ends[tensor.section] += data.nbytes
-
-    def _in_parts(self, specs: Sequence[TensorSpec], parts: int) -> Callable[[int], None]:
-        """To be called with how many of some tensors' parts have been done: reports their weights."""
-        weights, done = sum(map(_weights, specs)), 0
-
-        def report(more: int) -> None:
-            nonlocal done
-            before, done = done, done + more
-            self._report(specs[-1].name, weights * done // parts - weights * before // parts)
-
-        return report
-
-    def _report(self, what: str, weights: int) -> None:
-        self._done += weights
-        self._progress(what, self._done, self._total)
-
-
-def _weights(spec: TensorSpec) -> int:
-    return math.prod(spec.shape)
+    def _keep(self, spec: TensorSpec) -> None:
+        """Keep what is done, if it is time, nothing is half done, and none of the layer's neurons are in an order that
+        the rest of it needs."""
+        if time.monotonic() < self._kept_at + KEEP_S or (spec.layer is not None and spec.role is not Role.DOWN):
+            return
+        if (calibrated := self._pieces.state()) is None:
+            return
+        steps, values = calibrated
+        self._writer.keep({
+            "tensors": self._tensors_done, "written": self._written, "calibrated": self.calibrated,
+            "ends": self._ends, "activity": self._header.quantization.get("activity"), "steps": steps,
+        }, {**{name: np.array(found) for name, found in self._checksums.items()},
+            **{str(number): x for number, x in values.items()}})
+        self._kept_at = time.monotonic()

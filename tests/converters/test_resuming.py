@@ -123,7 +123,7 @@ def test_what_has_changed_starts_again(tmp_path: Path, monkeypatch: pytest.Monke
     elif change == "calibrate":
         options = {"calibrate": False}
     elif change == "texts":
-        text.write_text(TEXT.upper() + TEXT)
+        text.write_text(TEXT[::-1])
     else:
         monkeypatch.setattr(edgert, "__version__", "0.0.0")
     said: list[str] = []
