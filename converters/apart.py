@@ -61,10 +61,12 @@ def main(source: str, out: str) -> None:
     end_with_parent()
     try:
         from .gguf_header import read_header
+        from .gguf_parts import parts_of
         from .reading import known_family
 
         # First what is quick: converting takes much that has to be imported.
-        known_family(Path(source), read_header(Path(source)).metadata.get("general.architecture"))
+        first = parts_of(Path(source))[0]
+        known_family(first, read_header(first).metadata.get("general.architecture"))
         from .convert import convert
 
         convert(source, out, progress=lambda what, done, total: tell(done=done, total=total))

@@ -9,8 +9,9 @@ text that a model is judged by belongs in it.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
+from weakref import ref
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class Calibration:
         self._windows = windows[:, :source.config.max_position_embeddings]  # learned positions have no more
         self._source, self._wanted, self._progress = source, wanted, progress
         self._steps: deque[Callable[[], None]] = deque()
+        self._ran = 0
+        self._activations: list[ref[_Activation]] = []
+        """Those of all steps; there are still those that steps to come need."""
         self._moments: dict[str, np.ndarray] = {}
         self.weights = 0
         """How many weights are gone through in all."""
@@ -58,7 +62,7 @@ class Calibration:
         Raises SourceError."""
         with np.errstate(all="ignore"):  # what is not finite is for the caller to see
             while name not in self._moments:
-                self._steps.popleft()()
+                self._run()
         return self._moments.pop(name)
 
     def active(self, layer: int) -> np.ndarray:
@@ -66,13 +70,34 @@ class Calibration:
         what the next layer uses. Raises SourceError."""
         with np.errstate(all="ignore"):
             while layer not in self._active:
-                self._steps.popleft()()
+                self._run()
         return self._active.pop(layer)
+
+    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+        """What to `go_on` with in another process, after the same that was asked for until now; None while something is
+        computed that has not been asked for."""
+        if self._moments or self._active:
+            return None
+        there = ((number, found()) for number, found in enumerate(self._activations))
+        return self._ran, {number: x.values for number, x in there if x is not None and hasattr(x, "values")}
+
+    def go_on(self, ran: int, values: Mapping[int, np.ndarray]) -> None:
+        """Be where another one was that gave this as its state."""
+        for _ in range(ran):
+            self._steps.popleft()
+        self._ran = ran
+        for number, value in values.items():
+            if (x := self._activations[number]()) is not None:
+                x.values = value
+
+    def _run(self) -> None:
+        self._steps.popleft()()
+        self._ran += 1
 
     # The operations of models.network.Network.
 
     def embedding(self, weight: str, *, scale: float = 1.0) -> _Activation:
-        x = _Activation()
+        x = self._activation()
 
         def step() -> None:
             tensor = self._source.tensors[weight]
@@ -91,7 +116,7 @@ class Calibration:
         self._steps.append(step)
 
     def norm(self, x: _Activation, weight: str, *, bias: str | None = None, centered: bool = False) -> _Activation:
-        out = _Activation()
+        out = self._activation()
 
         def step() -> None:
             center = centered or bias is not None
@@ -104,7 +129,7 @@ class Calibration:
 
     def linear(self, x: _Activation, names: Sequence[str], *, bias: bool = False,
                add_to: _Activation | None = None) -> _Activation:
-        out = _Activation() if add_to is None else add_to
+        out = self._activation() if add_to is None else add_to
         self._count([name + ".weight" for name in names])
 
         def step() -> None:
@@ -132,7 +157,7 @@ class Calibration:
         self._steps.append(step)
 
     def attention(self, qkv: _Activation, layer: int) -> _Activation:
-        out, c = _Activation(), self._source.config
+        out, c = self._activation(), self._source.config
         sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
         tokens = self._windows.shape[1]
         unseen = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
@@ -161,7 +186,7 @@ class Calibration:
         return out
 
     def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation | None = None) -> _Activation:
-        out = _Activation() if add_to is None else add_to
+        out = self._activation() if add_to is None else add_to
         part, act = self._feed_forward[layer], _ACTIVATIONS[self._source.config.hidden_act]
         by_rows, down = [spec.name for spec in part.by_rows], part.down.name
         self._count([*by_rows, down])
@@ -208,6 +233,11 @@ class Calibration:
         self._steps.append(lambda: self._observe(h.values, [head + ".weight"]))
 
     # What they are made of.
+
+    def _activation(self) -> _Activation:
+        made = _Activation()
+        self._activations.append(ref(made))
+        return made
 
     def _count(self, names: Sequence[str]) -> None:
         self.weights += sum(int(np.prod(self._source.tensors[name].shape)) for name in names)

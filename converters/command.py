@@ -8,10 +8,15 @@ import click
 
 from edgert.bundle import Bundle
 from edgert.bundle.contents import table
+from edgert.bundle.writer import is_begun
 from edgert.control_characters import visible
+from edgert.errors import EdgertError
 from edgert.terminal import show
 
 from .presets import DEFAULT, PRESETS
+
+_SPEED_OVER_S = 600
+"""Seconds over which the speed is measured that says how long it takes: one matrix may take many."""
 
 
 @click.command("convert")
@@ -28,7 +33,8 @@ from .presets import DEFAULT, PRESETS
 def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
-    SOURCE is a GGUF file, a folder with a safetensors or an ONNX model, an ONNX file, or hf:org/name[@revision].
+    SOURCE is a GGUF file (of several, any), a folder with a safetensors or an ONNX model, an ONNX file, or
+    hf:org/name[@revision]. Interrupted, the same command goes on where it was.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -41,11 +47,21 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
     columns = (TextColumn("{task.description:42}", markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+                      speed_estimate_period=_SPEED_OVER_S) as bars:
             task = bars.add_task(visible(f"reading {Path(source).name}"), total=None)
-            kinds = convert(source, out, preset, lambda what, done, total: bars.update(
-                task, description=visible(what), completed=done, total=total), calibrate=not no_calibrate,
-                texts=texts)
+
+            def progress(what: str, done: int, total: int) -> None:
+                if bars.tasks[0].total is None:  # what an earlier conversion did was not done in this time
+                    bars.reset(task, total=total, completed=done)
+                bars.update(task, description=visible(what), completed=done)
+
+            kinds = convert(source, out, preset, progress, calibrate=not no_calibrate, texts=texts,
+                            say=lambda sentence: show(sentence, err=True))
+    except (KeyboardInterrupt, SystemExit, EdgertError):
+        if is_begun(Path(out)):
+            show(f"{out}: what is done is kept beside it; the same command goes on from there", err=True)
+        raise
     except OSError as error:
         if isinstance(error.__context__, SystemExit):  # a SIGHUP, after which there is no terminal to tidy up
             raise error.__context__ from None

@@ -1,42 +1,50 @@
 """Converting: a source becomes a bundle, tensor by tensor, in memory bounded by the largest part of one tensor."""
 
-import math
+import hashlib
 import os
+import time
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 import edgert
 from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
-from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, down_headers
-from edgert.kernels.formats import SLAB
-from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
+from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER
+from edgert.bundle.journal import Entry
+from edgert.models.tensors import Role, TensorSpec
 
 from .destination import destination, require_apart
 from .interruption import cleaned_up
 from .layout import lay_out
 from .open_source import open_source
-from .packing import Packing
+from .pieces import Piece, Pieces, weights_of
 from .presets import DEFAULT, preset
-from .rounding import Importances, newly_rounded
+from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
 
 Progress = Callable[[str, int, int], None]
 
+KEEP_S = 10
+"""Seconds after which what is done is kept again."""
+
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
-            texts: Sequence[str | os.PathLike[str]] = ()) -> list[Kind]:
+            texts: Sequence[str | os.PathLike[str]] = (),
+            say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
     calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
     so that it changes least (calibration.py). texts: files to calibrate with; without them it is a text that comes with
     edgert. progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes
     back. Where `out` is a link, what it points to is written.
+
+    A conversion that takes longer keeps every few seconds what it has done, beside `out`. Interrupted, the next of the
+    same files with the same options goes on from there, and say(sentence) is called with that. The bundle is the same.
 
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
@@ -51,107 +59,115 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     paths = [Path(text) for text in texts] if calibrate else []
     if paths and (newly_rounded(opened, header) or opened.config.sparse):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
-    with cleaned_up(), BundleWriter(path, header) as writer:
-        _Conversion(opened, header, writer, progress, calibrate, paths).run()
+    windows = windows_for(opened, header, paths) if calibrate else None
+    importances = None if windows is None else Importances(opened, header, windows, lambda n: calibrating(n))
+    pieces = Pieces(opened, header, importances)
+    total = sum(map(weights_of, opened.config.tensors())) + (importances.weights if importances else 0)
+    with cleaned_up(), BundleWriter(path, header, _key(header, calibrate, windows)) as writer:
+        conversion = _Conversion(opened, header, pieces, writer, progress, total)
+
+        def calibrating(weights: int) -> None:
+            conversion.calibrated += weights
+            conversion.report("calibrating")
+
+        if writer.kept is not None:
+            conversion.go_on(writer.kept)
+            say(f"{out}: going on with what an interrupted conversion has left: {conversion.share:.0%} is done")
+        conversion.run()
         for file in opened.files:
             file.require_unchanged()
         writer.commit()
     return contents(header)
 
 
-class _Conversion:
-    """All that goes into a bundle, written section by section and reported part by part."""
+def _key(header: Header, calibrate: bool, windows: np.ndarray | None) -> str:
+    """What a bundle's bytes depend on: the source's hashes, edgert's version and the preset, which are in the header,
+    and how it is calibrated."""
+    digest = hashlib.sha256(header.to_json())
+    digest.update(bytes([calibrate]))
+    if windows is not None:
+        digest.update(windows.tobytes())
+    return digest.hexdigest()
 
-    def __init__(self, source: Source, header: Header, writer: BundleWriter, progress: Progress,
-                 calibrate: bool, texts: Sequence[Path]) -> None:
-        self._source, self._header, self._writer, self._progress = source, header, writer, progress
+
+class _Conversion:
+    """All that goes into a bundle, written section by section and reported part by part.
+
+    pieces: what it is made of. total: weights to go through in all.
+    """
+
+    def __init__(self, source: Source, header: Header, pieces: Pieces, writer: BundleWriter, progress: Progress,
+                 total: int) -> None:
+        self._source, self._header, self._pieces, self._writer = source, header, pieces, writer
+        self._progress, self._total = progress, total
         self._tensors = list(source.config.tensors())
-        self._importances = (Importances(source, header, texts, lambda n: self._report("calibrating", n)) if calibrate
-                             else None)
-        self._packing = Packing(source, header, self._importances.of if self._importances else lambda name: None)
-        self._done = 0
-        self._total = sum(map(_weights, self._tensors)) + (self._importances.weights if self._importances else 0)
+        self._tensors_done = self._written = self.calibrated = 0
+        """How many tensors are written; how many weights are, and how many were gone through to calibrate."""
         self._ends: dict[str, int] = defaultdict(int)
+        self._checksums = {layout.name: array("Q") for layout in header.unit_layouts()}
+        self._kept_at = time.monotonic()
+
+    @property
+    def share(self) -> float:
+        """How much is done."""
+        return (self._written + self.calibrated) / self._total
+
+    def go_on(self, entry: Entry) -> None:
+        """Be where an earlier conversion was when it kept this."""
+        state, arrays = entry.state, dict(entry.arrays)
+        self._tensors_done, self._written, self.calibrated = state["tensors"], state["written"], state["calibrated"]
+        self._ends |= state["ends"]
+        if self._header.config.sparse:
+            self._header.quantization["activity"] = state["activity"]
+        for name in self._checksums:
+            self._checksums[name] = array("Q", arrays.pop(name).tobytes())
+        self._pieces.go_on(state["steps"], {int(number): values for number, values in arrays.items()})
+        self.report("going on")
 
     def run(self) -> None:
-        """Write everything. Raises SourceError or BundleError."""
-        self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
-        if self._source.chat_template is not None:
-            self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
-        groups: list[int] = []
-        slabs: dict[str, list[int]] = {}
-        parts = feed_forward_parts(self._tensors, sparse=self._header.config.sparse)
-        deciding = {part.deciding: layer for layer, part in enumerate(parts)}
-        feed_forward = enumerate(parts)
-        for spec in self._tensors:
-            if spec in deciding:
-                self._order(deciding[spec], parts[deciding[spec]])
-            written: Sequence[TensorSpec] = [spec]
-            if not spec.is_matrix:
-                self._write(spec.name, self._packing.vector(spec))
-            elif spec.role not in self._header.config.in_groups:
-                slabs[self._header.tensors[spec.name].section] = self._write_matrix(spec)
-            elif spec.role is Role.DOWN:
-                layer, part = next(feed_forward)
-                written = [*part.in_groups, part.down]
-                groups += self._write_neurons(layer, part)
-            else:
-                continue  # gate and up go with down
-            self._report(spec.name, sum(map(_weights, written)))
-        for section in self._header.matrices_in_slabs():
-            groups += slabs[section]
-        self._writer.write(GROUP_CHECKSUMS, np.array(groups, dtype="<u8"))
+        """Write everything that is not yet written. Raises SourceError or BundleError."""
+        if not self._tensors_done:
+            self._writer.write(TOKENIZER, self._source.tokenizer_json.encode())
+            if self._source.chat_template is not None:
+                self._writer.write(CHAT_TEMPLATE, self._source.chat_template.encode())
+        for spec in self._tensors[self._tensors_done:]:
+            for piece in self._pieces.of(spec):
+                self._write(piece)
+                self._written += piece.weights
+                self.report(spec.name)
+            self._tensors_done += 1
+            self._keep(spec)
+        checksums = sum((self._checksums[layout.name] for layout in self._header.unit_layouts()), array("Q"))
+        self._writer.write(GROUP_CHECKSUMS, np.array(checksums, dtype="<u8"))
 
-    def _order(self, layer: int, part: FeedForward) -> None:
-        """Put the neurons of a sparse layer in order, if anything is known of them."""
-        order = self._importances.order(layer) if self._importances else None
-        if order is not None:
-            self._packing.reorder(part, order)
-            self._header.activity[layer] = np.round(10000 * order.misses).astype(int).tolist()
+    def report(self, what: str) -> None:
+        """Say how much is done."""
+        self._progress(what, self._written + self.calibrated, self._total)
 
-    def _write_matrix(self, spec: TensorSpec) -> list[int]:
-        """A matrix that is not in neuron groups; its slabs' checksums come back."""
-        checksums = []
-        for number, tiles in enumerate(self._packing.matrix(spec)):
-            self._write(spec.name, tiles, more=number > 0)
-            checksums += [xxhash.xxh3_64_intdigest(tiles[i:i + SLAB].tobytes()) for i in range(0, len(tiles), SLAB)]
-        return checksums
+    def _write(self, piece: Piece) -> None:
+        """A piece, at its place in its section."""
+        section, tensor = piece.place, self._header.tensors.get(piece.place)
+        if tensor is not None:
+            section = tensor.section
+            if (gap := tensor.offset - self._ends[section]) > 0:
+                self._writer.write(section, bytes(gap))
+                self._ends[section] = tensor.offset
+        self._writer.write(section, np.ascontiguousarray(piece.data))
+        self._ends[section] += piece.data.nbytes
+        if section in self._checksums:
+            self._checksums[section].extend(piece.checksums)
 
-    def _write_neurons(self, layer: int, part: FeedForward) -> list[int]:
-        """A layer's groups; their checksums come back, then those of their details."""
-        if self._header.config.sparse:
-            return self._write_units(layer, part)
-        headers, groups = self._packing.neurons(layer, part)
-        if headers.size:
-            self._write(down_headers(layer), headers)
-        checksums: dict[str, list[int]] = {section: [] for section, _ in self._header.neurons[layer].parts()}
-        for some in groups:
-            for section, planes in zip(checksums, some, strict=True):
-                checksums[section] += [xxhash.xxh3_64_intdigest(plane) for plane in planes]
-                self._writer.write(section, planes)
-        return [checksum for of_section in checksums.values() for checksum in of_section]
-
-    def _write_units(self, layer: int, part: FeedForward) -> list[int]:
-        """A sparse layer's units; their checksums come back."""
-        checksums = []
-        for units in self._packing.units(layer, part):
-            checksums += [xxhash.xxh3_64_intdigest(unit) for unit in units]
-            self._writer.write(self._header.neurons[layer].section, units)
-        return checksums
-
-    def _write(self, name: str, data: np.ndarray, *, more: bool = False) -> None:
-        """A tensor, or more of it, at its place in its section."""
-        tensor = self._header.tensors[name]
-        if not more and self._ends[tensor.section] < tensor.offset:
-            self._writer.write(tensor.section, bytes(tensor.offset - self._ends[tensor.section]))
-            self._ends[tensor.section] = tensor.offset
-        self._writer.write(tensor.section, np.ascontiguousarray(data))
-        self._ends[tensor.section] += data.nbytes
-
-    def _report(self, what: str, weights: int) -> None:
-        self._done += weights
-        self._progress(what, self._done, self._total)
-
-
-def _weights(spec: TensorSpec) -> int:
-    return math.prod(spec.shape)
+    def _keep(self, spec: TensorSpec) -> None:
+        """Keep what is done, if it is time, nothing is half done, and none of the layer's neurons are in an order that
+        the rest of it needs."""
+        if time.monotonic() < self._kept_at + KEEP_S or (spec.layer is not None and spec.role is not Role.DOWN):
+            return
+        if (calibrated := self._pieces.state()) is None:
+            return
+        steps, values = calibrated
+        self._writer.keep({
+            "tensors": self._tensors_done, "written": self._written, "calibrated": self.calibrated,
+            "ends": self._ends, "activity": self._header.quantization.get("activity"), "steps": steps,
+        }, {**{name: np.array(found) for name, found in self._checksums.items()},
+            **{str(number): x for number, x in values.items()}})
+        self._kept_at = time.monotonic()

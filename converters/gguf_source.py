@@ -1,6 +1,6 @@
 """GGUF files, llama.cpp's format: the model in one, as a `Source`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,23 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, LlamaFileType
 from gguf.constants import GGMLQuantizationType as Type
-from gguf.quants import Q4_K, dequantize
+from gguf.quants import dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError, UnsupportedError
 
+from .gguf_grids import grid_of
 from .gguf_header import Header, TensorInfo, read_header
+from .gguf_parts import existing_parts, require_part
 from .reading import check_rows, family_config, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
 _PLAIN = (Type.F32, Type.F16, Type.BF16)
 _TYPES = (*_PLAIN, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0,
-          Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K)
+          Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,
+          Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S, Type.IQ4_NL,
+          Type.IQ4_XS, Type.TQ1_0, Type.TQ2_0, Type.MXFP4, Type.NVFP4)
 _MAX_ROPE_FACTORS = 65_536
 
 
@@ -43,26 +47,20 @@ class GgufTensor:
         return require_finite(values, self.file.path, self.info.name)
 
     def grid(self, start: int, stop: int) -> Grid | None:
-        """The 4-bit grid of rows start to stop of a Q4_0, Q4_1 or Q4_K tensor; otherwise None. Raises SourceError.
+        """The grid of rows start to stop, where the type has one; otherwise None. Raises SourceError.
 
-        Scales are never negative: where the file's is, the grid is the mirrored one, with q' = 15 - q.
+        Scales are never negative: where the file's is, the grid is the mirrored one, with q' = top - q.
         """
-        if self.info.type not in (Type.Q4_0, Type.Q4_1, Type.Q4_K):
-            return None
         blocks = self._rows(start, stop).reshape(-1, GGML_QUANT_SIZES[self.info.type][1])
-        d, second = _halves(blocks[:, :2]), _halves(blocks[:, 2:4])
         with np.errstate(all="ignore"):  # infinities are found below
-            if self.info.type == Type.Q4_0:
-                scale, minimum = d, 8 * d
-            elif self.info.type == Type.Q4_1:
-                scale, minimum = d, -second
-            else:
-                scales, minimums = Q4_K.get_scale_min(blocks[:, 4:16])
-                scale, minimum = d * scales, second * minimums
+            found = grid_of(self.info.type, blocks)
+        if found is None:
+            return None
+        (scale, minimum), top = found
         shape = (stop - start, self.shape[-1] // 32)
         scale = require_finite(scale, self.file.path, self.info.name).reshape(shape)
         minimum = require_finite(minimum, self.file.path, self.info.name).reshape(shape)
-        return Grid(np.abs(scale), np.where(scale < 0, minimum - 15 * scale, minimum))
+        return Grid(np.abs(scale), np.where(scale < 0, minimum - top * scale, minimum), top)
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         """The bytes of rows start to stop, uint8 of shape (rows, bytes per row)."""
@@ -72,43 +70,40 @@ class GgufTensor:
 
 
 def open_gguf(path: str | Path, *, hashed: bool = True) -> Source:
-    """The model in a GGUF file. Reads the header, the file once for its hash (if `hashed`), and no tensor before it is
-    asked for.
+    """The model in a GGUF file, or in all those of which it is one. Reads the headers, the files once for their hashes
+    (if `hashed`), and no tensor before it is asked for.
 
-    Raises SourceError where the file is damaged or hostile, and UnsupportedError where it is in parts, or of a family
-    or a quantization that edgert does not read.
+    Raises SourceError where a file is damaged or hostile, or missing, and UnsupportedError where it is of a family or a
+    quantization that edgert does not read.
     """
-    path = Path(path)
-    file = SourceFile(path)
-    header = read_header(path)
+    paths = existing_parts(Path(path))
+    parts = [(SourceFile(part), read_header(part)) for part in paths]
     try:
-        return _source(path, file, header, hashed=hashed)
+        return _source(paths[0], parts, hashed=hashed)
     except SourceError as error:
         raise UnsupportedError(str(error)) from error
 
 
-def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> Source:
-    """The model in a file whose header is whole. Raises SourceError."""
-    metadata = header.metadata
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise SourceError(f"{path}: is one of {metadata['split.count']} parts of a model: join them into one file "
-                          "first, with llama.cpp's llama-gguf-split --merge")
-    for info in header.tensors.values():
+def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: bool) -> Source:
+    """The model in files whose headers are whole; the first, at `path`, has all but tensors. Raises SourceError."""
+    metadata, there = parts[0][1].metadata, _tensors(parts)
+    for tensor in there.values():
+        info = tensor.info
         if info.type not in _TYPES:
-            raise SourceError(f"{path}: tensor {info.name} is quantized as {info.type.name}, which edgert does not "
-                              f"read; it reads {', '.join(kind.name for kind in _TYPES)}")
+            raise SourceError(f"{tensor.file.path}: tensor {info.name} is quantized as {info.type.name}, which edgert "
+                              f"does not read; it reads {', '.join(kind.name for kind in _TYPES)}")
         if len(info.shape) == 1 and info.type not in _PLAIN:
-            raise SourceError(f"{path}: tensor {info.name} is a vector stored as {info.type.name}, which no model has")
-    if "token_embd.weight" not in header.tensors:
+            raise SourceError(f"{tensor.file.path}: tensor {info.name} is a vector stored as {info.type.name}, which "
+                              "no model has")
+    if "token_embd.weight" not in there:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
-    factors = _rope_factors(file, header)
+    factors = _rope_factors(there.get("rope_freqs.weight"))
     config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
         metadata,
-        vocab_size=header.tensors["token_embd.weight"].shape[0],
-        tie_word_embeddings="output.weight" not in header.tensors,
+        vocab_size=there["token_embd.weight"].shape[0],
+        tie_word_embeddings="output.weight" not in there,
         rope_frequency_factors=factors))
-    found: dict[str, SourceTensor] = {name: GgufTensor(file, info) for name, info in header.tensors.items()
-                                      if name != "rope_freqs.weight"}
+    found: dict[str, SourceTensor] = {name: tensor for name, tensor in there.items() if name != "rope_freqs.weight"}
     tensors = model_tensors(path, config, found, lambda spec: spec.gguf)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
@@ -120,29 +115,44 @@ def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> So
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise SourceError(f"{path}: tokenizer.chat_template is not text")
-    provenance = _provenance(file, metadata, hashed=hashed)
-    return Source(config, tensors, tokenizer_json, generation, template, provenance, (file,))
+    files = tuple(file for file, _ in parts)
+    provenance = _provenance(files, metadata, hashed=hashed)
+    return Source(config, tensors, tokenizer_json, generation, template, provenance, files)
 
 
-def _halves(columns: np.ndarray) -> np.ndarray:
-    """Two bytes per block as float32 of shape (blocks, 1)."""
-    return np.ascontiguousarray(columns).view(np.float16).astype(np.float32)
+def _tensors(parts: Sequence[tuple[SourceFile, Header]]) -> dict[str, GgufTensor]:
+    """The tensors of all files by name. Raises SourceError where these are not the parts of one model."""
+    found: dict[str, GgufTensor] = {}
+    for number, (file, header) in enumerate(parts):
+        require_part(file.path, header.metadata, number, len(parts))
+        if twice := found.keys() & header.tensors.keys():
+            raise SourceError(f"{file.path}: tensor {min(twice)} is there twice: these are parts of two models")
+        found |= {name: GgufTensor(file, info) for name, info in header.tensors.items()}
+    path, metadata = parts[0][0].path, parts[0][1].metadata
+    if len(parts) > 1 and (all_of := metadata.get("split.tensors.count")) not in (None, len(found)):
+        raise SourceError(f"{path}: says that all parts have {all_of} tensors, but they have {len(found)}: these are "
+                          "parts of two models")
+    return found
 
 
-def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:
-    info = header.tensors.get("rope_freqs.weight")
-    if info is None:
+def _rope_factors(tensor: GgufTensor | None) -> tuple[float, ...] | None:
+    if tensor is None:
         return None
-    if len(info.shape) != 1 or info.shape[0] > _MAX_ROPE_FACTORS:
-        raise SourceError(f"{file.path}: tensor rope_freqs.weight has the impossible shape {list(info.shape)}")
-    factors = GgufTensor(file, info).read(0, info.shape[0])
+    if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_ROPE_FACTORS:
+        raise SourceError(f"{tensor.file.path}: tensor rope_freqs.weight has the impossible shape {list(tensor.shape)}")
+    factors = tensor.read(0, tensor.shape[0])
     if (factors <= 0).any():
-        raise SourceError(f"{file.path}: tensor rope_freqs.weight has values that are not above 0")
+        raise SourceError(f"{tensor.file.path}: tensor rope_freqs.weight has values that are not above 0")
     return tuple(float(factor) for factor in factors)
 
 
-def _provenance(file: SourceFile, metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:
-    provenance = {"source": file.path.name, **({"sha256": file.sha256} if hashed else {}), "type": "gguf"}
+def _provenance(files: Sequence[SourceFile], metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:
+    provenance: dict[str, Any] = {"source": files[0].path.name}
+    if hashed and len(files) == 1:
+        provenance["sha256"] = files[0].sha256
+    elif hashed:
+        provenance["files"] = {file.path.name: file.sha256 for file in files}
+    provenance["type"] = "gguf"
     with suppress(ValueError):  # where it is not given, or is one of a newer llama.cpp
         provenance["file_type"] = LlamaFileType(metadata.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
     for field in ("name", "license"):

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgert.errors import DownloadError, EdgertError
 
+from .gguf_parts import parts_of
 from .hub_choice import best_gguf
 
 PREFIX = "hf:"
@@ -50,15 +51,20 @@ def fetch_hub(spec: str) -> Path:
     with refusals(named):
         from huggingface_hub import hf_hub_download, snapshot_download  # half a second, so only where it is used
 
+        def gguf(file: str, revision: str | None) -> Path:
+            fetched = [hf_hub_download(named.repo, str(part), revision=revision)
+                       for part in parts_of(PurePosixPath(file))]
+            return Path(fetched[0])
+
         if named.file is not None:
-            return Path(hf_hub_download(named.repo, named.file, revision=named.revision))
+            return gguf(named.file, named.revision)
         folder = Path(snapshot_download(named.repo, revision=named.revision, allow_patterns=[*TEXTS, *WEIGHTS],
                                         ignore_patterns=NOT_FILES))
         if any(folder.glob("*.safetensors")):
             return folder
         revision, sizes = files_of(named)
         file = best_gguf(spec, sizes, shutil.disk_usage(folder).free)
-        return Path(hf_hub_download(named.repo, file, revision=revision))
+        return gguf(file, revision)
 
 
 def files_of(named: Named) -> tuple[str | None, dict[str, int]]:

@@ -4,11 +4,12 @@ import shutil
 import urllib.request
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgert.errors import DownloadError, SourceError
 
 from .gguf_header import read_header
+from .gguf_parts import parts_of
 from .hub import NOT_FILES, TEXTS, WEIGHTS, Named, files_of, refusals
 from .hub_choice import best_gguf
 
@@ -42,8 +43,9 @@ def fetch_headers(named: Named, folder: Path) -> Fetched:
                           for patterns in (TEXTS, WEIGHTS))
         if named.file is not None or not weights:
             file = named.file or best_gguf(named.spec, sizes, shutil.disk_usage(folder).free)
-            path = folder / Path(file).name
-            return Fetched(path, _fetch_gguf(_Hollow(named, commit, file, path)), file)
+            parts = parts_of(PurePosixPath(file))
+            total = sum(_fetch_gguf(_Hollow(named, commit, str(part), folder / part.name)) for part in parts)
+            return Fetched(folder / parts[0].name, total, file)
         for name in texts:
             shutil.copyfile(hf_hub_download(named.repo, name, revision=commit), folder / name)
         total = sum(_fetch_safetensors(_Hollow(named, commit, name, folder / name)) for name in weights)

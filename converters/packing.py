@@ -15,7 +15,7 @@ from edgert.models.tensors import FeedForward, TensorSpec
 
 from .importance import Importance
 from .ordering import NeuronOrder
-from .quantizer import LARGEST, packed, packed_rows
+from .quantizer import LARGEST, on_grid, packed, packed_rows
 from .source import Source
 
 _VALUES_AT_ONCE = 16 << 20
@@ -100,7 +100,8 @@ class Packing:
 
     def _tiles(self, spec: TensorSpec, form: str, importance: Importance | None, start: int, stop: int) -> np.ndarray:
         """Rows start to stop of a matrix, uint8 of shape (tiles, tile_bytes)."""
-        grid = self._tensors[spec.name].grid(start, stop) if form == "q4" else None
+        tensor = self._tensors[spec.name]
+        grid = tensor.grid(start, stop) if on_grid(tensor, form) else None
         return packed(FORMATS[form], self._read(spec, start, stop, form), grid, importance)
 
     def _read(self, spec: TensorSpec, start: int, stop: int, form: str) -> np.ndarray:

@@ -18,8 +18,9 @@ PRESETS = {
 }
 DEFAULT = "q4"
 
-_FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "INT8"}
-_SIXTEEN_OR_MORE = {"F16", "BF16", "F32"}
+_FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "MXFP4", "INT8"}
+_ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XS", "IQ2_S", "IQ4_NL", "IQ4_XS", "NVFP4"}
+"""Types that stand on no grid of 4 bits, nor have so many bits that they need 6 (gguf_grids.py)."""
 _SENSITIVE = {Role.VALUE, Role.DOWN}
 _PADDING_COUNTS = {Role.EMBEDDING, Role.ATTENTION_OUTPUT}
 """Matrices whose padding columns must be exactly 0, which on a grid with a minimum they are not: what is in the padding
@@ -54,7 +55,7 @@ class Preset:
             return "q4"  # read whole for every token: 6 % of the bytes for 0.2 % of perplexity (docs/notes/presets.md)
         if type_name in _FINE_TYPES:
             return "q6"
-        if type_name not in _SIXTEEN_OR_MORE:
+        if type_name not in _ROUNDED_ANEW:
             return "q4"
         if matrix.role is Role.EMBEDDING:
             return "q6"

@@ -4,7 +4,7 @@
 trial scales, round, then solve for the scale and minimum that fit best in the weighted least squares sense, and keep
 the trial with the least error. Then scale and minimum are put on their row's 8-bit grid and the weights rounded again.
 Where it is known what a matrix's inputs are like, errors are weighed by that, and made up for (importance.py).
-8 bits: a scale is searched around max / 127. A source that already stands on a 4-bit grid keeps it.
+8 bits: a scale is searched around max / 127. A source that already stands on a grid of so few values keeps it.
 """
 
 import math
@@ -17,7 +17,7 @@ from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Qua
 from edgert.kernels.neuron_rows import pack_rows
 
 from .importance import Importance
-from .source import Grid
+from .source import Grid, SourceTensor
 from .threaded import threaded
 
 _TRIALS, _SPAN = 21, 1.0
@@ -118,13 +118,27 @@ def _search_symmetric(rows: Any, scale: Any) -> None:  # pragma: no cover
                 scale[i] = s
 
 
+TOPS = {"q4": 15, "q6": 63}
+"""The largest q of the formats that have a grid."""
+
 LARGEST = {"f32": float(np.finfo(np.float32).max), "f16": 65504.0, "q8": 1e30, "q6": 1e30, "q4": 1e30}
 """The largest weight that each format can hold; where scales are searched, the largest that they are searched for."""
 
 
+def on_grid(tensor: SourceTensor, form: str) -> bool:
+    """Whether a tensor stands on a grid that a format keeps. Raises SourceError."""
+    grid = tensor.grid(0, 0)
+    return grid is not None and grid.top <= TOPS.get(form, 0)
+
+
 def _on_row_grid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows, blocks) float32 >= 0 to uint8 steps and (rows,) row scales, exact in bfloat16."""
-    unit = round_bf16(values.max(1) / np.float32(255), up=True)
+    largest = values.max(1)
+    unit = round_bf16(largest / np.float32(255), up=True)
+    # Where all are whole multiples of one power of two, at most 255 times, they are kept to the bit (MXFP4).
+    power = np.ldexp(np.float32(1), np.frexp(largest)[1] - 8)
+    multiples = values / power[:, None]
+    unit = np.where((multiples == np.rint(multiples)).all(1) & (power > 0), power, unit)
     steps = np.rint(values / np.where(unit > 0, unit, 1)[:, None])
     return np.clip(steps, 0, 255).astype(np.uint8), unit
 
@@ -133,8 +147,8 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
              importance: Importance | None = None) -> Quantized:
     """A float32 matrix of whole tiles and blocks in the integers and scales of format q4, q6 or q8.
 
-    grid: the 4-bit grid that the values already stand on; used for q4. importance: of its columns; used for q4 and q6
-    where there is no grid. Shapes as in `Quantized` and `Grid`.
+    grid: the one that the values already stand on, if the format keeps it; for q4 and q6. importance: of its columns;
+    used for q4 and q6 where there is no grid. Shapes as in `Quantized` and `Grid`.
     """
     rows, columns = values.shape
     blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, BLOCK)
@@ -143,10 +157,11 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
         threaded(_search_symmetric, (blocks, scale))
         q = np.rint(blocks / np.where(scale > 0, scale, 1)[:, None])
         return Quantized(np.clip(q, -127, 127).astype(np.int8).reshape(rows, columns), scale.reshape(rows, -1))
-    top = {"q4": 15, "q6": 63}[form.name]
+    top = TOPS[form.name]
     scale, minimum = np.zeros(len(blocks), np.float32), np.zeros(len(blocks), np.float32)
-    if form.name == "q4" and grid is not None:
-        scale, minimum = grid.scale.reshape(-1).copy(), grid.minimum.reshape(-1).copy()
+    if grid is not None:
+        there = blocks.any(1)
+        scale, minimum = grid.scale.reshape(-1) * there, grid.minimum.reshape(-1) * there
         odd = np.flatnonzero((minimum < 0) | (scale < 0))
         if len(odd):
             found_scale, found_minimum = np.zeros(len(odd), np.float32), np.zeros(len(odd), np.float32)
@@ -178,8 +193,9 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
     if any(padding):
         values = np.pad(values, ((0, padding[0]), (0, padding[1])))
         if grid is not None:
-            grid = Grid(*(np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
-                          for v in (grid.scale, grid.minimum)))
+            scale, minimum = (np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
+                              for v in (grid.scale, grid.minimum))
+            grid = Grid(scale, minimum, grid.top)
     return pack(form, quantize(form, values, grid, importance) if form.activation is not Activation.FLOAT else values)
 
 

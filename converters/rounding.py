@@ -1,7 +1,7 @@
 """What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits and were not
 before, and of which neurons of sparse layers are active."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,14 @@ from .calibration import Calibration
 from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
 from .ordering import NeuronOrder
+from .quantizer import on_grid
 from .source import Source
 
 
 def newly_rounded(source: Source, header: Header) -> set[str]:
     """The matrices that become 4 bits in a bundle of this header and do not stand on a grid of 4 bits yet, by name."""
     return {spec.name for spec in source.config.tensors() if spec.is_matrix and _format(spec, header) == "q4"
-            and source.tensors[spec.name].grid(0, 0) is None}
+            and not on_grid(source.tensors[spec.name], "q4")}
 
 
 def _format(matrix: TensorSpec, header: Header) -> str:
@@ -34,39 +35,54 @@ def _format(matrix: TensorSpec, header: Header) -> str:
     return neurons.down if matrix.role is Role.DOWN else neurons.gate_up
 
 
+def windows_for(source: Source, header: Header, texts: Sequence[Path]) -> np.ndarray | None:
+    """What to calibrate with, as calibration_text.py makes it: of these files, or where there are none of the text that
+    ships. None where nothing is to be known. Raises SourceError where a text cannot be used."""
+    wanted = bool(newly_rounded(source, header)) or source.config.sparse
+    if texts:
+        windows = windows_of(source, texts)  # also where they are not wanted: whoever gave them hears what is wrong
+        return windows if wanted else None
+    return shipped_windows(source) if wanted else None
+
+
 class Importances:
     """The importance of the matrices that are newly rounded, and the order of sparse layers' neurons, computed as far
     as they are asked for.
 
-    texts: files to calibrate with; none for the text that ships. progress(weights) is called when so many more have
-    been gone through. Raises SourceError where a text cannot be used.
+    windows: of `windows_for`. progress(weights) is called when so many more have been gone through.
     """
 
-    def __init__(self, source: Source, header: Header, texts: Sequence[Path],
-                 progress: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, header: Header, windows: np.ndarray,
+                 progress: Callable[[int], None] = lambda weights: None) -> None:
         self._rounded = newly_rounded(source, header)
-        self._header, wanted = header, bool(self._rounded) or source.config.sparse
-        windows = windows_of(source, texts) if texts else shipped_windows(source) if wanted else None
-        self._calibration = (Calibration(source, windows, self._rounded, progress)
-                             if wanted and windows is not None else None)
+        self._header = header
+        self._calibration = Calibration(source, windows, self._rounded, progress)
         self._latest: tuple[np.ndarray, Importance] | None = None
-        self.weights = 0 if self._calibration is None else self._calibration.weights
+        self.weights = self._calibration.weights
         """How many weights are gone through in all."""
 
     def order(self, layer: int) -> NeuronOrder | None:
-        """The order of a layer's neurons; None where there are no zeros, or nothing is known. To be asked for once,
-        before the importance of the layer's matrices is. Raises SourceError."""
-        if self._calibration is None or not self._header.config.sparse:
+        """The order of a layer's neurons; None where there are no zeros. To be asked for once, before the importance of
+        the layer's matrices is. Raises SourceError."""
+        if not self._header.config.sparse:
             return None
         units = self._header.neurons[layer].units(self._header.config)
         return NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
 
     def of(self, name: str) -> Importance | None:
-        """Of a matrix; None where it is not newly rounded, or nothing is known. To be asked for once, in the order in
-        which the model uses its matrices. Raises SourceError."""
-        if self._calibration is None or name not in self._rounded:
+        """Of a matrix; None where it is not newly rounded. To be asked for once, in the order in which the model uses
+        its matrices. Raises SourceError."""
+        if name not in self._rounded:
             return None
         moments = self._calibration.moments(name)
         if self._latest is None or self._latest[0] is not moments:  # q, k and v have the same inputs
             self._latest = moments, Importance(moments)
         return self._latest[1] if self._latest[1].usable else None
+
+    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+        """As `Calibration.state`."""
+        return self._calibration.state()
+
+    def go_on(self, ran: int, values: Mapping[int, np.ndarray]) -> None:
+        """As `Calibration.go_on`."""
+        self._calibration.go_on(ran, values)

@@ -56,7 +56,7 @@ class SafetensorsTensor:
         return require_finite(values, self.file.path, self.name).reshape(stop - start, *self.shape[1:])
 
     def grid(self, start: int, stop: int) -> Grid | None:
-        """None: these types have no 4-bit grid."""
+        """None: these types have no grid."""
         return None
 
 

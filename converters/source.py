@@ -13,13 +13,14 @@ from .source_file import SourceFile
 
 @dataclass(frozen=True)
 class Grid:
-    """The 4-bit grid that a source tensor already stands on: weight = scale * q - minimum, q in 0..15, groups of 32.
+    """The grid that a source tensor already stands on: weight = scale * q - minimum, q in 0..top, groups of 32.
 
-    All arrays are float32 of shape (rows, columns / 32).
+    Both arrays are float32 of shape (rows, columns / 32).
     """
 
     scale: np.ndarray
     minimum: np.ndarray
+    top: int = 15
 
 
 class SourceTensor(Protocol):
@@ -34,7 +35,7 @@ class SourceTensor(Protocol):
         """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
 
     def grid(self, start: int, stop: int) -> Grid | None:
-        """The 4-bit grid of rows start to stop, where the source type has one (Q4_0, Q4_1, Q4_K); otherwise None."""
+        """The grid of rows start to stop, where the source type has one (Q4_K, say); otherwise None."""
 
 
 @dataclass(frozen=True)

@@ -10,30 +10,41 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
-from edgert.errors import BundleError
+from edgert.errors import BundleError, SourceError
 
 from .header import MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header
+from .journal import Entry, Journal
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_CHUNK = 4 << 20
+
 
 class BundleWriter:
     """Writes the sections of `header`, each from its start to its end, then the header, then gives the file its name.
 
     A context manager. Within the block the file is called PATH.part and begins with zeros, so that nothing takes it for
-    a bundle; where the block ends without a `commit` it is removed. What an interrupted conversion left under that name
-    is removed, anything else is refused. The bundle gets owner and mode of a file that it replaces. Raises BundleError
-    with what the operating system refused.
+    a bundle; where the block ends without a `commit` it is removed, unless `keep` has said how to go on, and it does
+    not end because the source is at fault. What an interrupted conversion of the same `key` has kept under that name is
+    gone on with from there (`kept`), what another left is removed, anything else is refused. The bundle gets owner and
+    mode of a file that it replaces. Raises BundleError with what the operating system refused.
+
+    key: what the bundle is made of and how, all that its bytes depend on.
     """
 
-    def __init__(self, path: str | os.PathLike[str], header: Header) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Header, key: str = "") -> None:
         self.path = Path(path)
-        self._part = self.path.with_name(self.path.name + ".part")
+        self._part = _part_of(self.path)
+        self._journal = Journal(self._part, key)
+        self._keeps = False
+        self.kept: Entry | None = None
+        """What an earlier conversion has told to `keep`, if this one goes on with it."""
         self._header = header
         self._digests: dict[str, Any] = {name: xxhash.xxh3_64() for name in header.sections}
         self._written = dict.fromkeys(header.sections, 0)
@@ -50,7 +61,7 @@ class BundleWriter:
                 self._reserve(max(s.offset + s.length for s in self._header.sections.values()))
             return self
         except BaseException:
-            self._remove()
+            self._leave()
             raise
 
     @property
@@ -62,7 +73,11 @@ class BundleWriter:
         with contextlib.suppress(FileNotFoundError):
             self._replaced = self.path.stat()
         with contextlib.suppress(FileNotFoundError):
+            self._go_on()
+            if self.kept is not None:
+                return
             self._remove_leftover()
+        self._journal.remove()
         try:
             self._file = self._part.open("x+b", buffering=0)
         except FileExistsError:
@@ -77,6 +92,42 @@ class BundleWriter:
                 os.chown(self._part, self._replaced.st_uid, self._replaced.st_gid)
             with contextlib.suppress(OSError):
                 self._part.chmod(stat.S_IMODE(self._replaced.st_mode))
+
+    def _go_on(self) -> None:
+        """Open what was kept, if it is what it was. Raises FileNotFoundError where there is nothing."""
+        if not stat.S_ISREG(self._part.lstat().st_mode) or (entry := self._journal.read()) is None:
+            return
+        file = self._part.open("r+b", buffering=0)
+        try:
+            self._claim(file)
+            self._keeps = True  # if we are interrupted now
+            self._keeps = self._is_written(file.fileno(), entry)
+            if self._keeps:
+                os.pwrite(file.fileno(), bytes(PREFIX_BYTES), 0)  # it was perhaps whole, but for its name
+                self._file, self._written, self.kept = file, dict(entry.written), entry
+                self._take_after_replaced()
+                return
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+    def _is_written(self, handle: int, entry: Entry) -> bool:
+        """Whether all is in the file that was written before. Sets digests to what they were then."""
+        if set(entry.written) != set(self._header.sections):
+            return False
+        for name, length in entry.written.items():
+            place, digest, done = self._header.sections[name], self._digests[name], 0
+            while done < min(length, place.length):
+                part = os.pread(handle, min(_CHUNK, length - done), place.offset + done)
+                if not part:
+                    break
+                digest.update(part)
+                done += len(part)
+            if digest.hexdigest() != entry.digests.get(name) or done != length:
+                self._digests = {name: xxhash.xxh3_64() for name in self._header.sections}
+                return False
+        return True
 
     def _remove_leftover(self) -> None:
         """Remove what a conversion left that was killed. Raises FileNotFoundError where there is nothing."""
@@ -141,6 +192,15 @@ class BundleWriter:
             while done < len(view):
                 done += os.pwrite(self._handle, view[done:done + (1 << 30)], offset + done)
 
+    def keep(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Have what is written until now stay if the block ends early; state and arrays are what to go on with. Where
+        there is no room for that nothing changes."""
+        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        with contextlib.suppress(OSError):
+            os.fsync(self._handle)
+            self._journal.write(Entry(dict(self._written), digests, state, arrays))
+            self._keeps = True
+
     def commit(self) -> None:
         """Write the header, sync, rename. Every section must be complete."""
         for name, section in self._header.sections.items():
@@ -155,6 +215,7 @@ class BundleWriter:
             os.fsync(self._handle)
             self._part.replace(self.path)
         self._committed = True
+        self._journal.remove()
         with contextlib.suppress(OSError):  # the bundle has its name; some file systems do not sync folders
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
@@ -162,19 +223,34 @@ class BundleWriter:
             finally:
                 os.close(folder)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         if not self._committed:
-            self._remove()
+            self._keeps &= not isinstance(error, SourceError)
+            self._leave()
         if self._file is not None:
             self._file.close()
 
-    def _remove(self) -> None:
-        """Remove PATH.part, unless it is another's."""
+    def _leave(self) -> None:
+        """Remove PATH.part, unless it is kept, or another's."""
+        if self._keeps:
+            return
         with contextlib.suppress(OSError, BundleError):
             if self._file is None:  # interrupted, perhaps when it had just been made
-                self._remove_leftover()
+                if not self._journal.path.exists():
+                    self._remove_leftover()
             elif os.path.samestat(os.fstat(self._handle), self._part.lstat()):
                 self._part.unlink()
+                self._journal.remove()
+
+
+def is_begun(path: Path) -> bool:
+    """Whether something is kept of a bundle that was to be written at `path`."""
+    part = _part_of(path.resolve())
+    return part.exists() and Journal(part, "").path.exists()
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def write_hollow(path: Path, header: Header, texts: Mapping[str, bytes]) -> None:

@@ -64,10 +64,17 @@ def test_a_file_of_more(type_name: str) -> None:
     assert found.pop("head") == "q4" and set(found.values()) == {"q6"}
 
 
+@pytest.mark.parametrize("type_name", ["BF16", "Q2_K", "IQ4_XS"])
 @pytest.mark.parametrize(("layer", "sensitive"), [(0, "q6"), (2, "q4"), (4, "q6"), (15, "q6")])
-def test_sixteen_bits(layer: int, sensitive: str) -> None:
-    assert formats({"rest": "BF16"}, layer=layer) == {"v": sensitive, "o": "q4", "gate": "q4", "down": sensitive,
-                                                      "head": "q4", "embedding": "q6"}
+def test_what_is_rounded_anew(layer: int, sensitive: str, type_name: str) -> None:
+    assert formats({"rest": type_name}, layer=layer) == {"v": sensitive, "o": "q4", "gate": "q4", "down": sensitive,
+                                                         "head": "q4", "embedding": "q6"}
+
+
+def test_what_keeps_its_grid() -> None:
+    """Of few values in 4 bits, of MXFP4 in 6."""
+    assert set(formats({"rest": "TQ2_0", "v": "IQ3_S", "down": "Q4_1"}).values()) == {"q4"}
+    assert formats({"rest": "MXFP4"})["gate"] == "q6"
 
 
 def test_padding_that_counts_is_exactly_zero() -> None:

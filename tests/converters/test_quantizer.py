@@ -5,12 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from gguf.quants import dequantize
+from gguf.quants import Q4_K, dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgert.converters.gguf_source import Q4_K
 from edgert.converters.quantizer import LARGEST, _search_affine, packed, packed_rows, quantize
 from edgert.converters.source import Grid
 from edgert.kernels.formats import BLOCK, FORMATS, Activation, pack, unpack
