@@ -100,7 +100,7 @@ class Config(config.Config):
             raise ValueError("biases in attention are not supported")
         if values.get("use_bidirectional_attention"):
             raise ValueError("attention to what follows is not supported")
-        layers, pattern = values["num_hidden_layers"], values.get("sliding_window_pattern") or cls.pattern
+        layers, pattern = values["num_hidden_layers"], values.get("sliding_window_pattern", cls.pattern)
         check_whole("num_hidden_layers", layers)
         check_whole("sliding_window_pattern", pattern)
         return cls(
