@@ -100,7 +100,7 @@ class Config(config.Config):
             raise ValueError("biases in attention are not supported")
         if values.get("use_bidirectional_attention"):
             raise ValueError("attention to what follows is not supported")
-        layers, pattern = values["num_hidden_layers"], values.get("sliding_window_pattern") or cls.pattern
+        layers, pattern = values["num_hidden_layers"], values.get("sliding_window_pattern", cls.pattern)
         check_whole("num_hidden_layers", layers)
         check_whole("sliding_window_pattern", pattern)
         return cls(
@@ -200,10 +200,11 @@ def frequencies(theta: float, head_dim: int) -> np.ndarray:
 
 def _layer(config: Config, layer: int) -> Iterable[TensorSpec]:
     hidden_size = config.hidden_size
-    yield from block.attention(config, layer)
-    if config.head_norms:
-        for part, role in (("q", Role.QUERY_NORM), ("k", Role.KEY_NORM)):
-            yield of_layer(layer, f"self_attn.{part}_norm.weight", (config.head_dim,), role, f"attn_{part}_norm.weight")
+    *before, output = block.attention(config, layer)
+    yield from before
+    for part, role in (("q", Role.QUERY_NORM), ("k", Role.KEY_NORM)) if config.head_norms else ():
+        yield of_layer(layer, f"self_attn.{part}_norm.weight", (config.head_dim,), role, f"attn_{part}_norm.weight")
+    yield output
     for name, gguf in (("post_attention_layernorm", "post_attention_norm"), ("pre_feedforward_layernorm", "ffn_norm")):
         yield of_layer(layer, f"{name}.weight", (hidden_size,), Role.NORM, f"{gguf}.weight")
     yield from (spec for spec in block.feed_forward(config, layer) if spec.role is not Role.NORM)

@@ -17,7 +17,8 @@ from edgert.converters.source import Source
 from edgert.models.tensors import Role
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt", "gemma2-bf16", "gemma3")
+NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt",
+         "gemma2-bf16", "gemma3")
 
 
 def golden(name: str) -> tuple[Source, np.ndarray, np.ndarray, str]:

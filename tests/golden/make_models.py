@@ -55,7 +55,7 @@ SPECS = {
         "sliding_window": 17, "query_pre_attn_scalar": 6, "attn_logit_softcapping": 4.0,
         "final_logit_softcapping": 20.0}),
     "gemma3": Spec("gemma3", torch.float32, 3, 40, 44, 5, 1, 12, True, own={
-        "sliding_window": 9, "query_pre_attn_scalar": 3,
+        "sliding_window": 9, "query_pre_attn_scalar": 12,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, rope={
             "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),

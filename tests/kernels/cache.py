@@ -174,8 +174,11 @@ class Sight(NamedTuple):
     cap: float = 0.0
 
 
+EVERYTHING = Sight()
+
+
 def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, threads: int = 1, *,
-                  room: int | None = None, sight: Sight = Sight()) -> list[np.ndarray]:
+                  room: int | None = None, sight: Sight = EVERYTHING) -> list[np.ndarray]:
     """softmax(q k * scale) v, float32 of shape (tokens, heads * head_dim) for each session.
 
     room: bytes for parts; by default as many as there can be.
@@ -194,13 +197,13 @@ def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, th
 
 
 def attention(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int, scale: float,
-              threads: int = 1, *, room: int | None = None, sight: Sight = Sight()) -> np.ndarray:
+              threads: int = 1, *, room: int | None = None, sight: Sight = EVERYTHING) -> np.ndarray:
     """The same for one session."""
     return attention_all(team, [New(cache, qkv, position)], layer, scale, threads, room=room, sight=sight)[0]
 
 
 def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int, scale: float,
-                      siblings: tuple[int, ...] = (), sight: Sight = Sight()) -> tuple[np.ndarray, np.ndarray]:
+                      siblings: tuple[int, ...] = (), sight: Sight = EVERYTHING) -> tuple[np.ndarray, np.ndarray]:
     """The same from its definition, in float64 on the cache's values; and how far float32 may be from it."""
     shape = cache.shape
     queries = qkv[:, :shape.heads * shape.head_dim].reshape(len(qkv), shape.heads, shape.head_dim).astype(np.float64)
