@@ -137,6 +137,28 @@ def test_halves(tmp_path: Path, kind: int) -> None:
         assert (tensor.read(0, tensor.shape[0]) == exact).all()
 
 
+@pytest.mark.parametrize("kind", ["Transpose", "Gemm", "Gemm of the transposed"])
+def test_orders(tmp_path: Path, kind: str) -> None:
+    """Matrices whose rows are outputs, turned by a node or an attribute, and such as are multiplied by Gemm."""
+    def change(model: onnx.ModelProto) -> None:
+        for node in [node for node in nodes(model, "MatMul") if "_proj" in node.name]:
+            tensor = constant(model, node.input[1])
+            if kind != "Gemm":
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor).T),
+                                                        tensor.name))
+            if kind == "Transpose":
+                model.graph.node.append(helper.make_node("Transpose", [tensor.name], [f"{tensor.name}_t"], perm=[1, 0]))
+                node.input[1] = f"{tensor.name}_t"
+            else:
+                node.op_type = "Gemm"
+                attribute(node, "transB", int(kind != "Gemm"))
+
+    source = copy(OPTIMUM, tmp_path / "model", change)
+    expected = open_source(str(ONNX / OPTIMUM)).tensors
+    for name, tensor in open_source(str(source)).tensors.items():
+        assert (tensor.read(0, tensor.shape[0]) == expected[name].read(0, tensor.shape[0])).all(), name
+
+
 def test_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transposed matrix that is read in bands of few rows is the same one."""
     whole = open_source(str(ONNX / OPTIMUM)).tensors
