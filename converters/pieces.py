@@ -13,6 +13,7 @@ from edgert.bundle.header import down_headers
 from edgert.kernels.formats import SLAB
 from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
 
+from .calibration import State
 from .packing import Packing
 from .rounding import Importances
 from .source import Source
@@ -57,14 +58,14 @@ class Pieces:
             assert spec.layer is not None
             yield from self._neurons(spec.layer, self._parts[spec.layer])
 
-    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+    def state(self) -> State | None:
         """How far it is calibrated, as `Calibration.state`, for what follows the tensors that were asked for."""
-        return self.importances.state() if self.importances else (0, {})
+        return self.importances.state() if self.importances else State()
 
-    def go_on(self, ran: int, values: dict[int, np.ndarray]) -> None:
+    def go_on(self, state: State) -> None:
         """As `Calibration.go_on`."""
         if self.importances:
-            self.importances.go_on(ran, values)
+            self.importances.go_on(state)
 
     def _order(self, layer: int) -> None:
         """Put the neurons of a sparse layer in order, if anything is known of them."""
