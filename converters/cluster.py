@@ -9,6 +9,7 @@ Workers have the same edgert installed, and find the source at the same path. Wh
 was hashed here (source_file.py).
 """
 
+import logging
 import os
 import signal
 import threading
@@ -117,7 +118,7 @@ def connected(address: str) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, before)  # Ray takes it when it is imported
     try:
         with _failures(ray):
-            ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level="critical")
+            ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         yield ray
     finally:
         ray.shutdown()

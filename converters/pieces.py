@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +85,7 @@ class Pieces:
         """A layer's groups, or a sparse layer's units, some at a time: of each section what they have in it."""
         neurons = self.header.neurons[layer]
         shares = _Shares(sum(map(weights_of, [*part.in_groups, part.down])), neurons.groups)
+        groups: Iterable[list[np.ndarray]]
         if self.header.config.sparse:
             groups = ([units] for units in self._packing.units(layer, part))
         else:
