@@ -47,7 +47,8 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     back. Where `out` is a link, what it points to is written.
 
     A conversion that takes longer keeps every few seconds what it has done, beside `out`. Interrupted, the next of the
-    same files with the same options goes on from there, and say(sentence) is called with that. The bundle is the same.
+    same files with the same options goes on from there, to the same bundle; say(sentence) is called with that, or where
+    it cannot.
 
     cluster: the address of a Ray cluster whose workers convert layers, "" for the nearest (cluster.py).
 
@@ -80,6 +81,9 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
         if writer.kept is not None:
             conversion.go_on(writer.kept)
             say(f"{out}: going on with what an interrupted conversion has left: {conversion.share:.0%} is done")
+        elif writer.discarded:
+            say(f"{out}: starting again: what an interrupted conversion has left is of another source, edgert or "
+                "choice of options, or is damaged")
         conversion.run()
         for file in opened.files:
             file.require_unchanged()
