@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
+from typing import NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -32,6 +33,15 @@ class _Activation:
     values: np.ndarray
 
 
+class State(NamedTuple):
+    """How far a calibration is: the steps that have run, the weights gone through, and the activations that steps to
+    come need, by number."""
+
+    steps: int = 0
+    weights: int = 0
+    values: Mapping[int, np.ndarray] = {}
+
+
 class Calibration:
     """The second moments of the inputs of the matrices named in `wanted`, computed as far as they are asked for.
 
@@ -44,7 +54,8 @@ class Calibration:
         self._windows = windows[:, :source.config.max_position_embeddings]  # learned positions have no more
         self._source, self._wanted, self._progress = source, wanted, progress
         self._steps: deque[Callable[[], None]] = deque()
-        self._ran = 0
+        self._ran = self._gone = 0
+        """Steps that have run, and weights gone through."""
         self._activations: list[ref[_Activation]] = []
         """Those of all steps; there are still those that steps to come need."""
         self._moments: dict[str, np.ndarray] = {}
@@ -73,22 +84,23 @@ class Calibration:
                 self._run()
         return self._active.pop(layer)
 
-    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+    def state(self) -> State | None:
         """What to `go_on` with in another process, after the same that was asked for until now; None while something is
         computed that has not been asked for."""
         if self._moments or self._active:
             return None
         there = ((number, found()) for number, found in enumerate(self._activations))
-        return self._ran, {number: x.values for number, x in there if x is not None and hasattr(x, "values")}
+        values = {number: x.values for number, x in there if x is not None and hasattr(x, "values")}
+        return State(self._ran, self._gone, values)
 
-    def go_on(self, ran: int, values: Mapping[int, np.ndarray]) -> None:
+    def go_on(self, state: State) -> None:
         """Be where another one was that gave this as its state."""
-        for _ in range(ran):
+        for _ in range(state.steps):
             self._steps.popleft()
-        self._ran = ran
-        for number, value in values.items():
+        self._ran, self._gone = state.steps, state.weights
+        for number, values in state.values.items():
             if (x := self._activations[number]()) is not None:
-                x.values = value
+                x.values = values.copy()
 
     def _run(self) -> None:
         self._steps.popleft()()
@@ -254,6 +266,7 @@ class Calibration:
         for start in range(0, rows, at_once):
             stop = min(start + at_once, rows)
             yield tensor.read(start, stop)
+            self._gone += (stop - start) * columns
             self._progress((stop - start) * columns)
 
     def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:

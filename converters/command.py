@@ -30,7 +30,12 @@ _SPEED_OVER_S = 600
               help="Do not calibrate: that is to run some text through the model, and round weights to 4 bits so that "
                    "its results change least. Concerns only weights that have more bits in the source. Takes a minute "
                    "or two for 1.5 billion weights on two cores.")
-def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool) -> None:
+@click.option("--cluster", is_flag=False, flag_value="", metavar="[ADDRESS]",
+              help="Have layers converted by the workers of a Ray cluster, which have edgert and find SOURCE at the "
+                   "same path. Without an address (at the end of the line) it is that of $RAY_ADDRESS, or one on this "
+                   "machine, which is started if need be.")
+def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool,
+            cluster: str | None) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
     SOURCE is a GGUF file (of several, any), a folder with a safetensors or an ONNX model, an ONNX file, or
@@ -56,7 +61,7 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
                     bars.reset(task, total=total, completed=done)
                 bars.update(task, description=visible(what), completed=done)
 
-            kinds = convert(source, out, preset, progress, calibrate=not no_calibrate, texts=texts,
+            kinds = convert(source, out, preset, progress, calibrate=not no_calibrate, texts=texts, cluster=cluster,
                             say=lambda sentence: show(sentence, err=True))
     except (KeyboardInterrupt, SystemExit, EdgertError):
         if is_begun(Path(out)):

@@ -6,6 +6,7 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER
 from edgert.bundle.journal import Entry
-from edgert.models.tensors import Role, TensorSpec
+from edgert.models.tensors import TensorSpec
 
+from .calibration import State
+from .cluster import ClusterPieces, connected
 from .destination import destination, require_apart
 from .interruption import cleaned_up
 from .layout import lay_out
@@ -34,7 +37,7 @@ KEEP_S = 10
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
-            texts: Sequence[str | os.PathLike[str]] = (),
+            texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None,
             say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
@@ -44,7 +47,10 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     back. Where `out` is a link, what it points to is written.
 
     A conversion that takes longer keeps every few seconds what it has done, beside `out`. Interrupted, the next of the
-    same files with the same options goes on from there, and say(sentence) is called with that. The bundle is the same.
+    same files with the same options goes on from there, to the same bundle; say(sentence) is called with that, or where
+    it cannot.
+
+    cluster: the address of a Ray cluster whose workers convert layers, "" for the nearest (cluster.py).
 
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
@@ -61,9 +67,11 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
     windows = windows_for(opened, header, paths) if calibrate else None
     importances = None if windows is None else Importances(opened, header, windows, lambda n: calibrating(n))
-    pieces = Pieces(opened, header, importances)
     total = sum(map(weights_of, opened.config.tensors())) + (importances.weights if importances else 0)
-    with cleaned_up(), BundleWriter(path, header, _key(header, calibrate, windows)) as writer:
+    with (nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up(),
+          BundleWriter(path, header, _key(header, calibrate, windows)) as writer):
+        pieces = (Pieces(opened, header, importances) if ray is None else
+                  ClusterPieces(ray, opened, header, importances, windows))
         conversion = _Conversion(opened, header, pieces, writer, progress, total)
 
         def calibrating(weights: int) -> None:
@@ -73,6 +81,9 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
         if writer.kept is not None:
             conversion.go_on(writer.kept)
             say(f"{out}: going on with what an interrupted conversion has left: {conversion.share:.0%} is done")
+        elif writer.discarded:
+            say(f"{out}: starting again: what an interrupted conversion has left is of another source, edgert or "
+                "choice of options, or is damaged")
         conversion.run()
         for file in opened.files:
             file.require_unchanged()
@@ -121,7 +132,8 @@ class _Conversion:
             self._header.quantization["activity"] = state["activity"]
         for name in self._checksums:
             self._checksums[name] = array("Q", arrays.pop(name).tobytes())
-        self._pieces.go_on(state["steps"], {int(number): values for number, values in arrays.items()})
+        self._pieces.go_on(State(state["steps"], self.calibrated,
+                                 {int(number): values for number, values in arrays.items()}))
         self.report("going on")
 
     def run(self) -> None:
@@ -158,16 +170,14 @@ class _Conversion:
             self._checksums[section].extend(piece.checksums)
 
     def _keep(self, spec: TensorSpec) -> None:
-        """Keep what is done, if it is time, nothing is half done, and none of the layer's neurons are in an order that
-        the rest of it needs."""
-        if time.monotonic() < self._kept_at + KEEP_S or (spec.layer is not None and spec.role is not Role.DOWN):
+        """Keep what is done, if it is time, after a whole layer, or what is in none."""
+        following = self._tensors[self._tensors_done:][:1]
+        within = spec.layer is not None and spec.layer in (after.layer for after in following)
+        if time.monotonic() < self._kept_at + KEEP_S or within or (state := self._pieces.state()) is None:
             return
-        if (calibrated := self._pieces.state()) is None:
-            return
-        steps, values = calibrated
         self._writer.keep({
-            "tensors": self._tensors_done, "written": self._written, "calibrated": self.calibrated,
-            "ends": self._ends, "activity": self._header.quantization.get("activity"), "steps": steps,
+            "tensors": self._tensors_done, "written": self._written, "calibrated": state.weights, "steps": state.steps,
+            "ends": self._ends, "activity": self._header.quantization.get("activity"),
         }, {**{name: np.array(found) for name, found in self._checksums.items()},
-            **{str(number): x for number, x in values.items()}})
+            **{str(number): values for number, values in state.values.items()}})
         self._kept_at = time.monotonic()

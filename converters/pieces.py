@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from edgert.bundle.header import down_headers
 from edgert.kernels.formats import SLAB
 from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
 
+from .calibration import State
 from .packing import Packing
 from .rounding import Importances
 from .source import Source
@@ -57,14 +58,14 @@ class Pieces:
             assert spec.layer is not None
             yield from self._neurons(spec.layer, self._parts[spec.layer])
 
-    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+    def state(self) -> State | None:
         """How far it is calibrated, as `Calibration.state`, for what follows the tensors that were asked for."""
-        return self.importances.state() if self.importances else (0, {})
+        return self.importances.state() if self.importances else State()
 
-    def go_on(self, ran: int, values: dict[int, np.ndarray]) -> None:
+    def go_on(self, state: State) -> None:
         """As `Calibration.go_on`."""
         if self.importances:
-            self.importances.go_on(ran, values)
+            self.importances.go_on(state)
 
     def _order(self, layer: int) -> None:
         """Put the neurons of a sparse layer in order, if anything is known of them."""
@@ -84,6 +85,7 @@ class Pieces:
         """A layer's groups, or a sparse layer's units, some at a time: of each section what they have in it."""
         neurons = self.header.neurons[layer]
         shares = _Shares(sum(map(weights_of, [*part.in_groups, part.down])), neurons.groups)
+        groups: Iterable[list[np.ndarray]]
         if self.header.config.sparse:
             groups = ([units] for units in self._packing.units(layer, part))
         else:

@@ -1,7 +1,7 @@
 """What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits and were not
 before, and of which neurons of sparse layers are active."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from edgert.bundle import Header
 from edgert.bundle.header import ACTIVITY_PARTS
 from edgert.models.tensors import Role, TensorSpec
 
-from .calibration import Calibration
+from .calibration import Calibration, State
 from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
 from .ordering import NeuronOrder
@@ -79,10 +79,19 @@ class Importances:
             self._latest = moments, Importance(moments)
         return self._latest[1] if self._latest[1].usable else None
 
-    def state(self) -> tuple[int, dict[int, np.ndarray]] | None:
+    def pass_by(self, specs: Iterable[TensorSpec]) -> None:
+        """Be where it would be after these tensors' importances were asked for, which nobody wants here."""
+        for spec in specs:
+            if spec.name in self._rounded:
+                self._calibration.moments(spec.name)
+            if self._header.config.sparse and spec.role is Role.DOWN:
+                assert spec.layer is not None
+                self._calibration.active(spec.layer)
+
+    def state(self) -> State | None:
         """As `Calibration.state`."""
         return self._calibration.state()
 
-    def go_on(self, ran: int, values: Mapping[int, np.ndarray]) -> None:
+    def go_on(self, state: State) -> None:
         """As `Calibration.go_on`."""
-        self._calibration.go_on(ran, values)
+        self._calibration.go_on(state)

@@ -27,6 +27,10 @@ class UnsupportedError(SourceError):
     """A model's file is whole, and edgert does not know what is in it: its family, its quantization, its tokenizer."""
 
 
+class ClusterError(EdgertError):
+    """A Ray cluster cannot be used to convert: Ray is missing, it cannot be reached, or it is gone."""
+
+
 class ModelError(EdgertError):
     """A model cannot run as asked: a setting is out of range, the context is full, the model was closed, ..."""
 

@@ -45,6 +45,8 @@ class BundleWriter:
         self._keeps = False
         self.kept: Entry | None = None
         """What an earlier conversion has told to `keep`, if this one goes on with it."""
+        self.discarded = False
+        """Whether an earlier one has kept something that this one cannot go on with."""
         self._header = header
         self._digests: dict[str, Any] = {name: xxhash.xxh3_64() for name in header.sections}
         self._written = dict.fromkeys(header.sections, 0)
@@ -76,6 +78,7 @@ class BundleWriter:
             self._go_on()
             if self.kept is not None:
                 return
+            self.discarded = self._journal.path.exists()
             self._remove_leftover()
         self._journal.remove()
         try:

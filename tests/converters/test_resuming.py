@@ -129,7 +129,7 @@ def test_what_has_changed_starts_again(tmp_path: Path, monkeypatch: pytest.Monke
     said: list[str] = []
     convert(str(model), out, say=said.append, **options)  # type: ignore[arg-type]
     convert(str(model), tmp_path / "other.edge", **options)  # type: ignore[arg-type]
-    assert said == [] and out.read_bytes() == (tmp_path / "other.edge").read_bytes()
+    assert len(said) == 1 and "starting again" in said[0] and out.read_bytes() == (tmp_path / "other.edge").read_bytes()
     assert names(tmp_path) == ["m.edge"]
 
 
@@ -154,8 +154,8 @@ def test_what_is_damaged_starts_again(tmp_path: Path, damage: Callable[[Path], N
     damage(tmp_path / "m.edge.part")
     said: list[str] = []
     convert(str(model), out, say=said.append)
-    assert said == [] and out.read_bytes() == (tmp_path / "whole.edge").read_bytes()
-    assert names(tmp_path) == ["m.edge"]
+    assert all("starting again" in sentence for sentence in said)
+    assert out.read_bytes() == (tmp_path / "whole.edge").read_bytes() and names(tmp_path) == ["m.edge"]
 
 
 def test_a_source_at_fault_keeps_nothing(tmp_path: Path) -> None:

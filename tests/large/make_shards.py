@@ -1,8 +1,9 @@
-"""Writes a safetensors model of random BF16 weights in several files with an index, in the shape of Llama 3 8B.
+"""Writes a safetensors model of random BF16 weights in several files with an index, in the shape of Llama 3 8B or 70B.
 
-    python tests/large/make_shards.py FOLDER [--layers 32] [--gb-per-file 2]
+    python tests/large/make_shards.py FOLDER [--shape 8b] [--layers 32] [--gb-per-file 2]
 
-For what a conversion takes of memory: 0.44 GB a layer, 0.26 GB each for embedding and head (a vocabulary of 32,000).
+For what a conversion takes of memory: 0.44 or 1.71 GB a layer, 0.26 or 0.52 GB each for embedding and head (of 32,000
+tokens).
 """
 
 import argparse
@@ -16,9 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import TensorSpec
 
-CONFIG = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-          "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000, "max_position_embeddings": 8192,
-          "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1}
+SHAPES = {"8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32},
+          "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}}
+CONFIG = {"model_type": "llama", "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000,
+          "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "bos_token_id": 0,
+          "eos_token_id": 1}
 DEVIATION, PIECE = 0.02, 1 << 22
 """Of the weights; how many are drawn and written at a time."""
 
@@ -52,11 +55,12 @@ def write_file(path: Path, specs: list[TensorSpec], random: np.random.Generator)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--gb-per-file", type=float, default=2)
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
-    values = {**CONFIG, "num_hidden_layers": args.layers}
+    values = {**CONFIG, **SHAPES[args.shape], "num_hidden_layers": args.layers}
     (args.folder / "config.json").write_text(json.dumps(values))
     (args.folder / "tokenizer_config.json").write_text("{}")
     words = {"<s>": 0, "</s>": 1, **{c: 2 + i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
