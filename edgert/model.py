@@ -16,7 +16,7 @@ from .engine.retention import STOP
 from .engine.session import Session
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
-from .errors import ModelError
+from .errors import ModelError, SessionError
 from .generation.generation import Computing
 from .generation.grammar import Grammars, grammar_bytes
 from .generation.scoring import Scores, Scoring
@@ -199,7 +199,7 @@ class Model(LanguageModel):
     @property
     def longest_context(self) -> int:
         """The largest context that the model was made for."""
-        return self.header.config.max_position_embeddings
+        return self._bundle.longest_context
 
     @property
     def vocab_size(self) -> int:
@@ -426,6 +426,10 @@ class Model(LanguageModel):
         """
         self._check_alone()
         file = open_session(Path(path))
+        config, context = self.header.config, file.saved.context
+        if config.for_context(context) != config:
+            raise SessionError(f"{path}: was computed with a context of {context}, for which this model's positions are "
+                               f"others than for one of {self.context}; open it with --context {context}")
 
         def work(job: Job[None]) -> None:
             file.check(self._bundle.digest, self._session)

@@ -5,15 +5,16 @@ A family's own `Config`, in its own file, says what else is true of it, and whic
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgert.kernels.records import HIDDEN_ACTS
 
-from .tensors import FEED_FORWARD, Role, TensorSpec
+from .tensors import FEED_FORWARD, Fused, Role, TensorSpec
 
 
 def check_whole(name: str, value: Any) -> None:
@@ -33,7 +34,8 @@ class Config(ABC):
     """Hyper-parameters, named as in Hugging Face's config.json. Raises ValueError for such as no model has."""
 
     architecture: ClassVar[str]
-    """The family's name in config.json (`model_type`), in GGUF files (`general.architecture`) and in bundles."""
+    """The family's name in GGUF files (`general.architecture`) and in bundles, and mostly in config.json
+    (`model_type`)."""
     gated: ClassVar[bool] = True
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
 
@@ -80,6 +82,10 @@ class Config(ABC):
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor that a model of these hyper-parameters has, in the order of use."""
 
+    def fused(self) -> Iterator[Fused]:
+        """Those of them that files have, or may have, as one."""
+        return iter(())
+
     @property
     @abstractmethod
     def norm_epsilon(self) -> float:
@@ -92,7 +98,22 @@ class Config(ABC):
 
     @abstractmethod
     def rope_frequencies(self) -> np.ndarray:
-        """Rotary angles per position, float64 of shape (head_dim / 2,)."""
+        """Rotary angles per position, float64 of shape (rotary_dim / 2,)."""
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many components of a head are rotated, the first ones."""
+        return self.head_dim
+
+    @property
+    def rope_attention_factor(self) -> float:
+        """What the cosines and sines of rotary angles are multiplied by."""
+        return 1.0
+
+    def for_context(self, context: int) -> Self:
+        """The config of a model that is loaded for so many tokens: another one, which may know fewer positions, where
+        its rotary frequencies depend on that (`rope.LongRope`)."""
+        return self
 
     @property
     def query_size(self) -> int:
@@ -110,8 +131,10 @@ class Config(ABC):
     @classmethod
     @abstractmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, vocab_size: int, tie_word_embeddings: bool,
-                  rope_frequency_factors: tuple[float, ...] | None = None) -> Self:
-        """From GGUF metadata (`llama.block_count` and so on). Raises KeyError or ValueError."""
+                  tensors: Set[str] = frozenset(),
+                  rope_tensors: Mapping[str, tuple[float, ...]] = MappingProxyType({})) -> Self:
+        """From GGUF metadata (`llama.block_count` and so on), the names of all tensors, and those of
+        `rope.GGUF_TENSORS` that are there. Raises KeyError or ValueError."""
 
     def to_json(self) -> dict[str, Any]:
         """As bundles have it: without `hidden_act` where that is silu, as in bundles from when there was no other."""
