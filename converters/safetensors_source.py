@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from edgert.errors import SourceError
 
 from .hf_tokenizer import read_json, read_tokenizer
-from .reading import check_rows, family_config, model_tensors, require_finite
+from .reading import family_config, model_tensors, require_finite
+from .rows import check_rows
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -26,6 +27,8 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
 _MAX_SHARDS = 1024
+_CONSTANTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+"""What old exports of Llama and GPT-NeoX carry along."""
 
 
 @dataclass
@@ -71,7 +74,7 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
     config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
-    tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name)
+    tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name, by_head=True)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []
     provenance = {"source": folder.resolve().name, "files": {name: files[name].sha256 for name in names},
@@ -130,7 +133,7 @@ def _tensors(folder: Path, weights: dict[str, list[str] | None],
         for name in there if names is None else names:
             if name not in there:
                 raise SourceError(f"{folder / file}: tensor {name} is missing, which the index says is in this file")
-            if not name.endswith(".rotary_emb.inv_freq"):  # a constant that old exports of Llama carry along
+            if not name.endswith(_CONSTANTS):
                 tensors[name] = _tensor(files[file], name, *there[name])
     return tensors
 
