@@ -28,8 +28,12 @@ class Rotary(config.Config):
     """Whether the q, k and v projections have biases."""
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "half"
     """`rope_pairing` in the family's GGUF files."""
+    gguf_act: ClassVar[str] = "silu"
+    """`hidden_act` in the family's GGUF files, which do not say."""
     usual_theta: ClassVar[float] = 10000.0
     """`rope_theta` where config.json does not say."""
+    usually_tied: ClassVar[bool] = False
+    """`tie_word_embeddings` where config.json does not say."""
     usual_share: ClassVar[float] = 1.0
     """The share of a head that is rotated, where config.json does not say."""
 
@@ -49,7 +53,7 @@ class Rotary(config.Config):
             rope.check_factors("rope_frequency_factors", self.rope_frequency_factors, self.rotary_dim // 2)
         try:
             with np.errstate(all="ignore"):
-                possible = (self.rope_frequencies() < _MAX_FREQUENCY).all()  # not NaN
+                possible = bool((self.rope_frequencies() < _MAX_FREQUENCY).all())  # not NaN
         except ArithmeticError:
             possible = False
         if not possible:
@@ -70,11 +74,10 @@ class Rotary(config.Config):
         return frequencies if self.rope_scaling is None else self.rope_scaling.scaled(frequencies, self.rope_theta)
 
     def for_context(self, context: int) -> Self:
-        if self.rope_scaling is None:
+        if not isinstance(self.rope_scaling, rope.LongRope):
             return self
-        scaling = self.rope_scaling.for_context(context)
-        most = self.max_position_embeddings
-        if isinstance(scaling, rope.LongRope) and not scaling.long:
+        scaling, most = self.rope_scaling.for_context(context), self.max_position_embeddings
+        if not scaling.long:
             most = min(most, scaling.original_max_position_embeddings)
         return replace(self, rope_scaling=scaling, max_position_embeddings=most)
 
@@ -91,7 +94,7 @@ class Rotary(config.Config):
             "vocab_size": values["vocab_size"], "max_position_embeddings": values["max_position_embeddings"],
             "rope_theta": float(settings.get("rope_theta") or cls.usual_theta), "rope_pairing": "half",
             "rope_scaling": rope.scaling_of_hf(settings, values["max_position_embeddings"]),
-            "tie_word_embeddings": bool(values.get("tie_word_embeddings", False)),
+            "tie_word_embeddings": bool(values.get("tie_word_embeddings", cls.usually_tied)),
             "hidden_act": hidden_act(values.get("hidden_act", "silu")),
             **cls._rotated(head_dim, int(head_dim * settings.get("partial_rotary_factor", cls.usual_share)))}
 
@@ -120,6 +123,7 @@ class Rotary(config.Config):
             "num_hidden_layers": int(get("block_count")), "num_attention_heads": heads,
             "num_key_value_heads": int(get("attention.head_count_kv", heads)), "head_dim": head_dim,
             "max_position_embeddings": int(get("context_length")),
+            "hidden_act": cls.gguf_act,
             "rope_theta": float(get("rope.freq_base", 10000.0)), "rope_pairing": cls.gguf_rope_pairing,
             "rope_scaling": rope.scaling_of_gguf(metadata, cls.architecture, rope_tensors),
             "rope_frequency_factors": rope_tensors.get(rope.FACTORS),
@@ -151,8 +155,6 @@ class Partial(Rotary):
 
     def __post_init__(self) -> None:
         check_whole("rotary_ndims", self.rotary_ndims)
-        if self.rotary_ndims % 2 or self.rotary_ndims > self.head_dim:
-            raise ValueError(f"rotary_ndims is {self.rotary_ndims}, expected an even number up to {self.head_dim}")
         super().__post_init__()
 
     @property
