@@ -12,6 +12,7 @@ from gguf.quants import Q4_K, dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError, UnsupportedError
+from edgert.models.families import FAMILIES
 from edgert.models.rope import GGUF_TENSORS
 
 from .gguf_header import Header, TensorInfo, read_header
@@ -104,7 +105,7 @@ def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> So
     if "token_embd.weight" not in header.tensors:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
     factors = _rope_factors(file, header)
-    config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
+    config = family_config(path, metadata.get("general.architecture"), FAMILIES, lambda family: family.from_gguf(
         metadata,
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in header.tensors,

@@ -39,20 +39,21 @@ def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     return values
 
 
-def known_family(path: Path, architecture: object) -> Family:
+def known_family(path: Path, architecture: object, known: Mapping[str, Family] = FAMILIES) -> Family:
     """The family of that name. Raises UnsupportedError."""
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
+    if not isinstance(architecture, str) or architecture not in known:
         raise UnsupportedError(f"{path}: architecture {architecture!r} is not supported; "
-                               f"supported: {', '.join(FAMILIES)}")
-    return FAMILIES[architecture]
+                               f"supported: {', '.join(known)}")
+    return known[architecture]
 
 
-def family_config(path: Path, architecture: object, build: Callable[[type[Config]], Config]) -> Config:
-    """`build` called with the `Config` class of the named family.
+def family_config(path: Path, architecture: object, known: Mapping[str, Family],
+                  build: Callable[[type[Config]], Config]) -> Config:
+    """`build` called with the `Config` class of the named one of the known families.
 
     Raises SourceError where the family is unknown, or `build` finds hyper-parameters missing or impossible.
     """
-    config = known_family(path, architecture).Config
+    config = known_family(path, architecture, known).Config
     try:
         return build(config)
     except KeyError as error:

@@ -14,7 +14,7 @@ def check_rows(start: int, stop: int, rows: int) -> None:
         raise IndexError(f"rows {start} to {stop} of {rows}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rows:
     """A `SourceTensor`: `run` rows of another from `first` on, and so many again after every `step` rows."""
 
@@ -24,9 +24,8 @@ class Rows:
     run: int
     step: int
 
-    @property
-    def type_name(self) -> str:
-        return self.whole.type_name
+    def __post_init__(self) -> None:
+        self.type_name = self.whole.type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from edgert.errors import SourceError
+from edgert.models.families import MODEL_TYPES
 
 from .hf_tokenizer import read_json, read_tokenizer
 from .reading import family_config, model_tensors, require_finite
@@ -73,7 +74,8 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     if values.get("quantization_config"):
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
-    config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
+    config = family_config(folder / "config.json", values.get("model_type"), MODEL_TYPES,
+                           lambda family: family.from_hf(values))
     tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name, by_head=True)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []

@@ -428,8 +428,8 @@ class Model(LanguageModel):
         file = open_session(Path(path))
         config, context = self.header.config, file.saved.context
         if config.for_context(context) != config:
-            raise SessionError(f"{path}: was computed with a context of {context}, for which this model's positions are "
-                               f"others than for one of {self.context}; open it with --context {context}")
+            raise SessionError(f"{path}: was computed with a context of {context}, for which this model's positions "
+                               f"are others than for one of {self.context}; open it with --context {context}")
 
         def work(job: Job[None]) -> None:
             file.check(self._bundle.digest, self._session)

@@ -1,4 +1,4 @@
-"""The model families that edgert knows, by the name in GGUF's `general.architecture` and config.json's `model_type`."""
+"""The model families that edgert knows, by name."""
 
 from typing import Any, Protocol
 
@@ -17,4 +17,8 @@ class Family(Protocol):
         """The whole model of a config, top to bottom, as operations on a network."""
 
 
-FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2, "opt": opt}
+FAMILIES: dict[str, Family] = {
+    "llama": llama, "qwen2": qwen2, "opt": opt}
+
+MODEL_TYPES: dict[str, Family] = {**FAMILIES}
+"""By the name in config.json, which may be another."""

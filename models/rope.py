@@ -47,14 +47,10 @@ class RopeScaling(ABC):
         """What cosines and sines are multiplied by."""
         return 1.0
 
-    def for_context(self, context: int) -> "RopeScaling":
-        """The scaling of a conversation of at most so many tokens."""
-        return self
-
 
 @dataclass(frozen=True)
 class Linear(RopeScaling):
-    """All positions nearer to each other (Chen et al. 2023, "Extending Context Window via Positional Interpolation")."""
+    """All positions nearer to each other (Chen et al. 2023, "Positional Interpolation")."""
 
     SETTINGS: ClassVar[frozenset[str]] = frozenset({"factor"})
     factor: float
@@ -171,6 +167,7 @@ class LongRope(RopeScaling):
         return self.attention_factor
 
     def for_context(self, context: int) -> Self:
+        """That of a conversation of at most so many tokens."""
         return replace(self, long=context > self.original_max_position_embeddings)
 
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
@@ -201,8 +198,8 @@ _ALL_HAVE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "origin
 
 
 def settings_of_hf(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of rotary positions: `rope_parameters` of transformers 5, with theta and the share of a head
-    that is rotated, or `rope_scaling` of older ones, and what stands outside of both. Raises ValueError."""
+    """What config.json says of rotary positions: `rope_parameters` of transformers 5, with theta and the share of a
+    head that is rotated, or `rope_scaling` of older ones, and what stands outside of both. Raises ValueError."""
     found = {name: value for name, value in (values.get("rope_scaling") or values.get("rope_parameters") or {}).items()
              if value is not None}
     if nested := [name for name, value in found.items() if isinstance(value, dict)]:

@@ -1,4 +1,4 @@
-"""Settings of config.json and GGUF metadata that change what a model computes, whichever family it is of: none is passed over.
+"""Settings of config.json and of GGUF metadata that change what a model computes: none is passed over.
 
 A family reads those that it knows. All others must say what is true of every model that does not have them.
 """

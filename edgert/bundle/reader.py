@@ -54,9 +54,9 @@ class Units:
 class Bundle:
     """An open bundle file.
 
-    path: where it is. header: what it holds. longest_context: how many positions its model knows. digest: the header's checksum, in hexadecimal digits; it covers those of
-    all that the bundle contains. Raises BundleError when opened, and when what is read is not what was
-    written.
+    path: where it is. header: what it holds. longest_context: how many positions its model knows. digest: the header's
+    checksum, in hexadecimal digits; it covers those of all that the bundle contains. Raises BundleError when opened,
+    and when what is read is not what was written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -182,7 +182,7 @@ Q = (np.zeros((HIDDEN, HIDDEN), dtype=np.float16), Type.F16)
     ({"tensors": {"token_embd.weight": None}}, "token_embd.weight is missing"),
     ({"tensors": {"output_norm.weight": (np.ones(8, dtype=np.float32), Type.F32)}}, "has shape [8], expected [256]"),
     ({"tensors": {"rope_freqs.weight": (np.zeros(32, dtype=np.float32), Type.F32)}}, "not above 0"),
-    ({"tensors": {"rope_freqs.weight": (np.ones(31, dtype=np.float32), Type.F32)}}, "rope_frequency_factors has 31 numbers"),
+    ({"tensors": {"rope_freqs.weight": (np.ones(31, dtype=np.float32), Type.F32)}}, "factors has 31 numbers"),
     ({"tensors": {"token_embd.weight": (np.zeros((VOCAB, 66), dtype=np.uint8), Type.IQ2_XXS)}}, "quantized as IQ2_XXS"),
     ({"tensors": {"output_norm.weight": (np.zeros(272, dtype=np.uint8), Type.Q8_0)}}, "is a vector stored as Q8_0"),
     ({"endian": GGUFEndian.BIG}, "big-endian"),

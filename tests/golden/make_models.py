@@ -39,6 +39,25 @@ class Spec:
     tied: bool
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     act: str = "silu"
+    every: int = 1
+    """Of how many tokens the logits after one are kept."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What the config says besides."""
+
+
+def plain(theta: float = 10000.0, share: float | None = None) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, **({} if share is None else {"partial_rotary_factor": share})}
+
+
+def small(family: str, *sizes: int, tied: bool = False, rope: dict[str, Any] | None = None, act: str = "silu",
+          **more: Any) -> Spec:
+    """A model whose files are small: of layers, hidden size, neurons, heads, key-value heads, size of a head."""
+    return Spec(family, torch.bfloat16, *sizes, tied, rope or plain(), act, 10, more)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
+            "short_factor": [1 + 0.1 * i for i in range(6)], "long_factor": [1.2 + 0.9 * i for i in range(6)]}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 SPECS = {
@@ -50,6 +69,10 @@ SPECS = {
     "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
 }
+MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
+          "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
+          "stablelm": "StableLm", "phi": "Phi", "gpt_neox": "GPTNeoX"}
+"""What transformers calls them."""
 
 
 def tokenizer() -> Tokenizer:
@@ -66,20 +89,17 @@ def tokenizer() -> Tokenizer:
 
 def build(spec: Spec, seed: int) -> torch.nn.Module:
     """A model in float32 whose weights are exact in spec.dtype."""
-    kinds: dict[str, tuple[Any, Any]] = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-                                         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-                                         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM)}
-    make_config, make_model = kinds[spec.family]
+    make_config, make_model = (getattr(transformers, MODELS[spec.family] + kind) for kind in ("Config", "ForCausalLM"))
     own: dict[str, Any] = {
         "intermediate_size": spec.intermediate, "num_key_value_heads": spec.key_value_heads, "head_dim": spec.head_dim,
-        "rms_norm_eps": 1e-5, "rope_parameters": spec.rope, "hidden_act": spec.act}
+        "rms_norm_eps": 1e-5, "rope_parameters": dict(spec.rope), "hidden_act": spec.act,
+        **spec.more}
     if spec.family == "opt":
-        own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act,
-               "pad_token_id": None}
+        own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act}
     config = make_config(
         hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, vocab_size=VOCABULARY,
         max_position_embeddings=128, tie_word_embeddings=spec.tied, bos_token_id=0, eos_token_id=[0, 2],
-        attn_implementation="eager", **own)
+        pad_token_id=None, attn_implementation="eager", **own)
     model = make_model(config).float().eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -87,8 +107,9 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
             noise = torch.randn(values.shape, generator=random)
             if values.ndim == 2:
                 # Queries and keys larger than usual: attention that looks at single tokens, not at all of them alike.
-                gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.0
-                values.copy_(noise * gain / (1.0 if "embed" in name else values.shape[1] ** 0.5))
+                gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0
+                embeds = "embed" in name and "embed_out" not in name
+                values.copy_(noise * gain / (1.0 if embeds else values.shape[1] ** 0.5))
             else:
                 values.copy_(0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise)
             values.copy_(values.to(spec.dtype).float())
@@ -101,7 +122,9 @@ def make(name: str) -> None:
     tokens = np.random.default_rng(seed).integers(0, VOCABULARY, TOKENS)
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    np.savez(HERE / f"logits-{name}.npz", tokens=tokens.astype(np.int32), logits=logits.astype("<f4"))
+    kept = {} if spec.every == 1 else {"kept": np.arange(spec.every - 1, TOKENS, spec.every, dtype=np.int32)}
+    np.savez(HERE / f"logits-{name}.npz", tokens=tokens.astype(np.int32),
+             logits=logits[kept.get("kept", slice(None))].astype("<f4"), **kept)
     folder = HERE / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
     model.to(spec.dtype).save_pretrained(folder)
