@@ -50,6 +50,8 @@ KINDS = {
     "llama, yarn": Kind("llama", YARN, matrices=USUAL),
     "llama, linear": Kind("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}, matrices=USUAL),
     "qwen2": Kind("qwen2", matrices=USUAL, biased=frozenset(QKV)),
+    "qwen3": Kind("qwen3", {"rope.freq_base": 1e6}, matrices=USUAL, vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}),
+    "qwen3, yarn": Kind("qwen3", YARN, matrices=USUAL, vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}, tied=True),
 }
 
 

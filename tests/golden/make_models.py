@@ -68,6 +68,8 @@ SPECS = {
     "llama-relu": Spec("llama", torch.float32, 2, 24, 76, 3, 1, 8, True, act="relu"),
     "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
+    "qwen3": small("qwen3", 2, 24, 44, 3, 1, 20, rope=plain(5000.0)),
+    "qwen3-tied-yarn": small("qwen3", 2, 24, 70, 4, 2, 12, tied=True, rope=YARN),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
