@@ -70,6 +70,10 @@ SPECS = {
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
     "qwen3": small("qwen3", 2, 24, 44, 3, 1, 20, rope=plain(5000.0)),
     "qwen3-tied-yarn": small("qwen3", 2, 24, 70, 4, 2, 12, tied=True, rope=YARN),
+    "mistral": small("mistral", 2, 24, 44, 3, 1, 12, rope={**plain(), "rope_type": "linear", "factor": 3.0},
+                     sliding_window=None),
+    "ministral3": small("ministral3", 2, 24, 44, 2, 1, 16, tied=True, rope={
+        **YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
