@@ -55,6 +55,10 @@ KINDS = {
     "mistral3": Kind("mistral3", {**YARN, "rope.scaling.original_context_length": CONTEXT,
                                   "rope.scaling.yarn_log_multiplier": 1.0, "rope.scaling.yarn_beta_fast": 16.0,
                                   "attention.temperature_scale": 0.1}, matrices=USUAL),
+    "phi3": Kind("phi3", matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),
+    "phi3, longrope": Kind("phi3", {"rope.dimension_count": 48, "rope.scaling.original_context_length": 256,
+                                    "rope.scaling.attn_factor": 1.19}, rope_factors=FACTORS, tied=True,
+                           matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),
 }
 
 

@@ -74,6 +74,9 @@ SPECS = {
                      sliding_window=None),
     "ministral3": small("ministral3", 2, 24, 44, 2, 1, 16, tied=True, rope={
         **YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}),
+    "phi3": small("phi3", 2, 24, 44, 2, 1, 12, rope=LONGROPE, original_max_position_embeddings=64),
+    "phi3-long-tied": small("phi3", 2, 32, 70, 2, 2, 16, tied=True, original_max_position_embeddings=32, rope={
+        **LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
