@@ -59,6 +59,8 @@ KINDS = {
     "phi3, longrope": Kind("phi3", {"rope.dimension_count": 48, "rope.scaling.original_context_length": 256,
                                     "rope.scaling.attn_factor": 1.19}, rope_factors=FACTORS, tied=True,
                            matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),
+    "granite": Kind("granite", {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.22,
+                                "logit_scale": 4.0}, matrices=USUAL, tied=True),
 }
 
 

@@ -77,6 +77,8 @@ SPECS = {
     "phi3": small("phi3", 2, 24, 44, 2, 1, 12, rope=LONGROPE, original_max_position_embeddings=64),
     "phi3-long-tied": small("phi3", 2, 32, 70, 2, 2, 16, tied=True, original_max_position_embeddings=32, rope={
         **LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}),
+    "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, embedding_multiplier=6.0, residual_multiplier=0.22,
+                     attention_multiplier=0.3, logits_scaling=4.0),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
