@@ -61,6 +61,7 @@ KINDS = {
                            matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),
     "granite": Kind("granite", {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.22,
                                 "logit_scale": 4.0}, matrices=USUAL, tied=True),
+    "smollm3": Kind("smollm3", {"rope.freq_base": 2e6}, matrices=USUAL, tied=True),
 }
 
 
