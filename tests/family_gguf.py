@@ -62,6 +62,8 @@ KINDS = {
     "granite": Kind("granite", {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.22,
                                 "logit_scale": 4.0}, matrices=USUAL, tied=True),
     "smollm3": Kind("smollm3", {"rope.freq_base": 2e6}, matrices=USUAL, tied=True),
+    "olmo2": Kind("olmo2", {"rope.freq_base": 5e5}, norms=("post_attention_norm", "post_ffw_norm"), matrices=USUAL,
+                  vectors={"attn_q_norm": Q, "attn_k_norm": KV}),
 }
 
 

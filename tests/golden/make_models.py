@@ -81,6 +81,8 @@ SPECS = {
                      attention_multiplier=0.3, logits_scaling=4.0),
     "smollm3": small("smollm3", 4, 24, 38, 3, 1, 8, tied=True, rope=plain(500.0)),
     "smollm3-untied": small("smollm3", 2, 24, 38, 2, 2, 12, no_rope_layers=[0, 1]),
+    "olmo2": small("olmo2", 2, 24, 44, 2, 1, 12),
+    "olmo2-whole-heads": small("olmo2", 1, 24, 70, 3, 3, 8, rope=plain(500000.0)),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
