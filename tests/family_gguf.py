@@ -64,6 +64,10 @@ KINDS = {
     "smollm3": Kind("smollm3", {"rope.freq_base": 2e6}, matrices=USUAL, tied=True),
     "olmo2": Kind("olmo2", {"rope.freq_base": 5e5}, norms=("post_attention_norm", "post_ffw_norm"), matrices=USUAL,
                   vectors={"attn_q_norm": Q, "attn_k_norm": KV}),
+    "stablelm": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": False}, matrices=USUAL,
+                     biased=NORMS | QKV.keys(), layer_norm=True),
+    "stablelm, side by side": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": True},
+                                   norms=("attn_norm",), matrices=USUAL, biased=NORMS, layer_norm=True),
 }
 
 
