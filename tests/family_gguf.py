@@ -68,6 +68,9 @@ KINDS = {
                      biased=NORMS | QKV.keys(), layer_norm=True),
     "stablelm, side by side": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": True},
                                    norms=("attn_norm",), matrices=USUAL, biased=NORMS, layer_norm=True),
+    "phi2": Kind("phi2", {"rope.dimension_count": 24, **ALL_HEADS}, norms=("attn_norm",), layer_norm=True,
+                 matrices={**QKV, "attn_k": (Q, HIDDEN), "attn_v": (Q, HIDDEN), **OUTPUT, **PLAIN},
+                 biased=NORMS | QKV.keys() | OUTPUT.keys() | PLAIN.keys() | {"output"}),
 }
 
 
