@@ -2,7 +2,22 @@
 
 from typing import Any, Protocol
 
-from . import config, granite, llama, mistral, mistral3, olmo2, opt, phi2, phi3, qwen2, qwen3, smollm3, stablelm
+from . import (
+    config,
+    gptneox,
+    granite,
+    llama,
+    mistral,
+    mistral3,
+    olmo2,
+    opt,
+    phi2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from .network import Network
 
 
@@ -19,7 +34,7 @@ class Family(Protocol):
 
 FAMILIES: dict[str, Family] = {
     "llama": llama, "qwen2": qwen2, "opt": opt, "qwen3": qwen3, "mistral": mistral, "mistral3": mistral3, "phi3": phi3,
-    "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2}
+    "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2, "gptneox": gptneox}
 
-MODEL_TYPES: dict[str, Family] = {**FAMILIES, "ministral3": mistral3, "phi": phi2}
+MODEL_TYPES: dict[str, Family] = {**FAMILIES, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox}
 """By the name in config.json, which may be another."""

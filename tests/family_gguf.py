@@ -71,6 +71,12 @@ KINDS = {
     "phi2": Kind("phi2", {"rope.dimension_count": 24, **ALL_HEADS}, norms=("attn_norm",), layer_norm=True,
                  matrices={**QKV, "attn_k": (Q, HIDDEN), "attn_v": (Q, HIDDEN), **OUTPUT, **PLAIN},
                  biased=NORMS | QKV.keys() | OUTPUT.keys() | PLAIN.keys() | {"output"}),
+    "gptneox": Kind("gptneox", {"rope.dimension_count": 16, "use_parallel_residual": True, **ALL_HEADS},
+                    layer_norm=True, matrices={**OUTPUT, "attn_qkv": (3 * Q, HIDDEN), **PLAIN},
+                    biased=NORMS | OUTPUT.keys() | PLAIN.keys() | {"attn_qkv"}),
+    "gptneox, in turn": Kind("gptneox", {"rope.dimension_count": 64, "use_parallel_residual": False, **ALL_HEADS},
+                             layer_norm=True, matrices={**OUTPUT, "attn_qkv": (3 * Q, HIDDEN), **PLAIN},
+                             biased=NORMS | OUTPUT.keys() | PLAIN.keys() | {"attn_qkv"}),
 }
 
 

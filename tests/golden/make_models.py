@@ -86,6 +86,9 @@ SPECS = {
     "stablelm": small("stablelm", 2, 24, 44, 2, 1, 12, rope=plain(share=0.4), use_qkv_bias=True),
     "stablelm-aside": small("stablelm", 1, 24, 38, 3, 3, 8, rope=plain(share=0.25), use_parallel_residual=True),
     "phi2": small("phi", 2, 24, 44, 2, 2, 12, rope=plain(share=0.4), act="gelu_new"),
+    "gptneox": small("gpt_neox", 2, 24, 44, 3, 3, 8, rope=plain(share=0.25), act="gelu"),
+    "gptneox-in-turn": small("gpt_neox", 1, 24, 70, 2, 2, 12, rope=plain(share=1.0), act="gelu",
+                             use_parallel_residual=False),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
