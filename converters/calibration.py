@@ -138,7 +138,9 @@ class Calibration:
         out, c = _Activation(), self._source.config
         sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
         tokens = self._windows.shape[1]
-        future = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
+        unseen = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
+        if (window := c.window(layer)) is not None:
+            unseen += np.tril(np.full((tokens, tokens), -np.inf, np.float32), -window)
 
         def step() -> None:
             out.values = np.empty((len(qkv.values), c.query_size), np.float32)
@@ -150,7 +152,10 @@ class Calibration:
                     q, k = (self._rotated(part, *self._rotations[table]) for part in (q, k))
                 share = c.num_attention_heads // c.num_key_value_heads
                 for head in range(c.num_attention_heads):
-                    scores = q[head] @ k[head // share].T * np.float32(c.attention_scale) + future
+                    scores = q[head] @ k[head // share].T * np.float32(c.attention_scale)
+                    if (cap := c.attention_softcap) is not None:
+                        scores = np.float32(cap) * np.tanh(scores / np.float32(cap))
+                    scores += unseen
                     scores = np.exp(scores - scores.max(1, keepdims=True))
                     out.values[start:start + tokens, head * c.head_dim:(head + 1) * c.head_dim] = (
                         scores / scores.sum(1, keepdims=True)) @ v[head // share]

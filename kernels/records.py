@@ -479,7 +479,7 @@ ROPE = offsets(Rope)
 
 
 class Attention(NamedTuple):
-    """softmax(q k * scale) v."""
+    """softmax(q k * scale) v, or softmax(cap * tanh(q k * scale / cap)) v."""
 
     cache_type: int
     qkv: int
@@ -499,6 +499,10 @@ class Attention(NamedTuple):
     partial: int
     """Room for parts: float32 (token, head, part, 16 + padded head_dim); as many tokens and parts as fit."""
     partial_bytes: int
+    window: int = 0
+    """How many positions, the latest ones, itself among them, a token sees; 0 for all."""
+    softcap: int = 0
+    """The bits of a float32; 0 for none."""
 
 
 ATTENTION = offsets(Attention)
@@ -522,6 +526,9 @@ class Masses(NamedTuple):
     masses: int
     """float32, a row for each key-value head, room in it for whole pages."""
     head_stride: int
+    window: int = 0
+    """As in Attention, and the next one."""
+    softcap: int = 0
 
 
 MASSES = offsets(Masses)

@@ -6,8 +6,8 @@ otherwise has its own list and its own `wire` in its own file, the list made of 
 
 from collections.abc import Iterable, Iterator
 
+from .config import Config
 from .network import Activation, Network
-from .rotary_config import Rotary as Config
 from .tensors import Role, TensorSpec
 
 

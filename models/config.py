@@ -16,6 +16,9 @@ from edgert.kernels.records import HIDDEN_ACTS
 
 from .tensors import FEED_FORWARD, Fused, Role, TensorSpec
 
+MAX_FREQUENCY = 1e9
+"""Of rotary positions, in radians per position. The highest of every real model is 1."""
+
 
 def check_whole(name: str, value: Any) -> None:
     """Raises ValueError where the value is no size."""
@@ -38,6 +41,10 @@ class Config(ABC):
     (`model_type`)."""
     gated: ClassVar[bool] = True
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
+    attention_bias: ClassVar[bool] = False
+    """Whether the q, k and v projections have biases."""
+    hf_norm_offset: ClassVar[float] = 0.0
+    """What the weights of norms lack in safetensors files: where norms multiply by 1 + w, these have w."""
 
     hidden_size: int
     intermediate_size: int
@@ -127,6 +134,15 @@ class Config(ABC):
         return self.head_dim ** -0.5
 
     @property
+    def attention_softcap(self) -> float | None:
+        """What tanh keeps the size of these products below: cap * tanh(product / cap)."""
+        return None
+
+    def window(self, layer: int) -> int | None:
+        """How many positions, the latest ones, itself among them, a token sees in a layer; None for all."""
+        return None
+
+    @property
     def logit_scale(self) -> float:
         """What logits are multiplied by."""
         return 1.0
@@ -135,6 +151,11 @@ class Config(ABC):
         """The config of a model that is loaded for so many tokens: another one, which may know fewer positions, where
         its rotary frequencies depend on that (`rope.LongRope`)."""
         return self
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """The same of logits, after that."""
+        return None
 
     @property
     def query_size(self) -> int:

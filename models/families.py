@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 from . import (
     config,
+    gemma2,
+    gemma3,
     gptneox,
     granite,
     llama,
@@ -34,7 +36,9 @@ class Family(Protocol):
 
 FAMILIES: dict[str, Family] = {
     "llama": llama, "qwen2": qwen2, "opt": opt, "qwen3": qwen3, "mistral": mistral, "mistral3": mistral3, "phi3": phi3,
-    "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2, "gptneox": gptneox}
+    "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2, "gptneox": gptneox,
+    "gemma2": gemma2, "gemma3": gemma3}
 
-MODEL_TYPES: dict[str, Family] = {**FAMILIES, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox}
+MODEL_TYPES: dict[str, Family] = {
+    **FAMILIES, "ministral": mistral, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox, "gemma3_text": gemma3}
 """By the name in config.json, which may be another."""

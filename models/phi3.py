@@ -17,7 +17,7 @@ _USUAL_CONTEXT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(rotary_config.Partial, rotary_config.Config):
+class Config(rotary_config.Partial, rotary_config.Windowed, rotary_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "phi3"

@@ -8,12 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from . import config, rope
-from .config import check_positive, check_whole, hidden_act
+from .config import MAX_FREQUENCY, check_positive, check_whole, hidden_act
 from .rope import RopeScaling
 from .unread import reader_of, refuse_unread, refuse_unread_gguf
-
-_MAX_FREQUENCY = 1e9
-"""Radians per position. The highest of every real model is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +21,6 @@ class Rotary(config.Config):
     """The settings of `unread.NEUTRAL` that the family reads."""
     GGUF_READS: ClassVar[frozenset[str]] = frozenset()
     """Those of `unread.GGUF_NEUTRAL`."""
-    attention_bias: ClassVar[bool] = False
-    """Whether the q, k and v projections have biases."""
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "half"
     """`rope_pairing` in the family's GGUF files."""
     gguf_act: ClassVar[str] = "silu"
@@ -53,7 +48,7 @@ class Rotary(config.Config):
             rope.check_factors("rope_frequency_factors", self.rope_frequency_factors, self.rotary_dim // 2)
         try:
             with np.errstate(all="ignore"):
-                possible = bool((self.rope_frequencies() < _MAX_FREQUENCY).all())  # not NaN
+                possible = bool((self.rope_frequencies() < MAX_FREQUENCY).all())  # not NaN
         except ArithmeticError:
             possible = False
         if not possible:
@@ -164,6 +159,52 @@ class Partial(Rotary):
     @classmethod
     def _rotated(cls, head_dim: int, rotary_dim: int) -> dict[str, Any]:
         return {"rotary_ndims": rotary_dim}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windowed(Rotary):
+    """Of families whose layers may see only the latest positions ("Longformer", Beltagy et al. 2020)."""
+
+    sliding_window: int | None
+    """How many of them, itself among them, a token sees; None for all."""
+    full_layers: tuple[int, ...] = ()
+    """Numbers of layers that see all positions nevertheless."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sliding_window is not None:
+            check_whole("sliding_window", self.sliding_window)
+        if not isinstance(self.full_layers, tuple) or {*map(type, self.full_layers)} - {int}:
+            raise ValueError(f"full_layers is {self.full_layers!r}, expected numbers of layers")
+
+    def window(self, layer: int) -> int | None:
+        return None if layer in self.full_layers else self.sliding_window
+
+    @classmethod
+    def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found, types = super().hf_fields(values), values.get("layer_types") or []
+        if not {"sliding_attention", "full_attention"}.issuperset(types):
+            raise ValueError(f"layer_types is {types!r}, expected sliding_attention and full_attention")
+        full = tuple(layer for layer, kind in enumerate(types) if kind == "full_attention")
+        return {**found, **_window(values.get("sliding_window"), found["max_position_embeddings"], full)}
+
+    @classmethod
+    def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
+                    rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
+        found = super().gguf_fields(metadata, tensors, rope_tensors)
+        window = reader_of(metadata, cls.architecture)("attention.sliding_window", 0)
+        return {**found, **_window(window or None, found["max_position_embeddings"], ())}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return super().from_json({**values, "full_layers": tuple(values["full_layers"])})
+
+
+def _window(window: Any, positions: Any, full_layers: tuple[int, ...]) -> dict[str, Any]:
+    """The fields of a window; one that is no shorter than all positions is none."""
+    if window is None or window >= positions:
+        return {"sliding_window": None}
+    return {"sliding_window": window, "full_layers": full_layers}
 
 
 @dataclass(frozen=True, kw_only=True)

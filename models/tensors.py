@@ -31,6 +31,8 @@ class Role(Enum):
     """The output head, where it is not the embedding."""
 
 
+NORMS = frozenset({Role.NORM, Role.QUERY_NORM, Role.KEY_NORM})
+"""Weights of norms."""
 FEED_FORWARD = frozenset({Role.GATE, Role.UP, Role.DOWN})
 """Matrices whose rows (of DOWN: columns) are a layer's neurons."""
 

@@ -161,19 +161,19 @@ class ProgramBuilder:
         out = b.h[Activation.FLOAT]
         shape = (self._cache_type, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
                  layer)
-        table = c.rope_table(layer)
+        table, sight = c.rope_table(layer), (c.window(layer) or 0, _float_bits(c.attention_softcap or 0))
         self.body.append(Code.ROPE, records.Rope(
             *shape, int(c.rotates_neighbours), 0 if self._centers is None else self._centers[layer].ctypes.data,
             0 if table is None else c.rotary_dim, 4 * c.rotary_dim * (table or 0)))
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
-                                   _float_bits(c.attention_scale), b.parts.address, b.parts.stride)
+                                   _float_bits(c.attention_scale), b.parts.address, b.parts.stride, *sight)
         self.body.append(Code.ATTENTION, record)
         self.body.append(Code.COMBINE, record)
         if self._kind is Kind.OBSERVING:
             masses = b.masses[layer]
             self.body.append(Code.MASSES, records.Masses(
                 *shape, _float_bits(c.attention_scale), b.scratch, b.scratch_stride, masses.ctypes.data,
-                masses.strides[0]))
+                masses.strides[0], *sight))
         return self._in_all_forms(out, c.query_size)
 
     def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer | None = None) -> Buffer:
@@ -258,6 +258,6 @@ class ProgramBuilder:
         self.head.append(Code.LINEAR, records.Linear(
             table, counters, tiles, form.code, form.blocks(tensor.columns), source.address, source.stride, out.address,
             out.stride, 0 if head_bias is None else self._weights.address(head_bias), 0, 1, 0))
-        if c.logit_scale != 1:
+        if c.logit_scale != 1 or c.logit_softcap is not None:
             self.head.append(Code.SCALE, records.Scale(
-                out.address, out.stride, tiles, _float_bits(c.logit_scale), _float_bits(0)))
+                out.address, out.stride, tiles, _float_bits(c.logit_scale), _float_bits(c.logit_softcap or 0)))

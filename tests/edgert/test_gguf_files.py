@@ -97,7 +97,8 @@ def test_its_conversations_are_not_kept(models: Path, foreign: Path, tmp_path: P
 
 @pytest.mark.reference
 @WITH_LLAMA
-def test_gemma_3(gemma_gguf: Path) -> None:
+def test_a_real_model_through_llama_cpp(gemma_gguf: Path) -> None:
+    """One that edgert knows too, and llama.cpp runs as it does others."""
     from edgert.fallback.model import LlamaModel
 
     with LlamaModel(gemma_gguf, threads=2) as model:
