@@ -60,7 +60,7 @@ KINDS = {
                                     "rope.scaling.attn_factor": 1.19}, rope_factors=FACTORS, tied=True,
                            matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),
     "granite": Kind("granite", {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.22,
-                                "logit_scale": 4.0}, matrices=USUAL, tied=True),
+                                "logit_scale": 4.0}, matrices=USUAL),
     "smollm3": Kind("smollm3", {"rope.freq_base": 2e6}, matrices=USUAL, tied=True),
     "olmo2": Kind("olmo2", {"rope.freq_base": 5e5}, norms=("post_attention_norm", "post_ffw_norm"), matrices=USUAL,
                   vectors={"attn_q_norm": Q, "attn_k_norm": KV}),

@@ -88,7 +88,7 @@ SPECS = {
         **LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}),
     "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, embedding_multiplier=6.0, residual_multiplier=0.22,
                      attention_multiplier=0.3, logits_scaling=4.0),
-    "smollm3": small("smollm3", 4, 24, 38, 3, 1, 8, tied=True, rope=plain(500.0)),
+    "smollm3": small("smollm3", 3, 32, 38, 3, 1, 8, tied=True, rope=plain(500.0), no_rope_layer_interval=2),
     "smollm3-untied": small("smollm3", 2, 24, 38, 2, 2, 12, no_rope_layers=[0, 1]),
     "olmo2": small("olmo2", 2, 24, 44, 2, 1, 12),
     "stablelm": small("stablelm", 2, 24, 44, 2, 1, 12, rope=plain(share=0.4), use_qkv_bias=True),

@@ -98,7 +98,7 @@ def test_what_config_json_leaves_out() -> None:
     assert config_of({**usual["gptneox"], "rotary_pct": 0.5, "rotary_emb_base": 500}).rotary_dim == 4
     assert config_of({**usual["gptneox"], "rotary_emb_base": 500}).to_json()["rope_theta"] == 500
     smollm3 = {name: value for name, value in usual["smollm3"].items() if name not in (
-        "tie_word_embeddings", "no_rope_layers", "layer_types")}
+        "tie_word_embeddings", "no_rope_layers", "no_rope_layer_interval")} | {"num_hidden_layers": 4}
     assert config_of(smollm3).tie_word_embeddings and config_of(smollm3).to_json()["rope_theta"] == 2000000.0
     assert [config_of(smollm3).rope_table(layer) for layer in range(4)] == [0, 0, 0, None]
     phi3 = values_of("phi3")
