@@ -139,6 +139,9 @@ class Calibration:
         self._steps.append(step)
         return out
 
+    def plain(self, x: _Activation) -> _Activation:
+        return x
+
     def linear(self, x: _Activation, names: Sequence[str], *, bias: bool = False,
                add_to: _Activation | None = None) -> _Activation:
         out = self._activation() if add_to is None else add_to

@@ -12,11 +12,14 @@ from gguf.quants import dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError, UnsupportedError
+from edgert.models.families import FAMILIES
+from edgert.models.rope import GGUF_TENSORS
 
 from .gguf_grids import grid_of
 from .gguf_header import Header, TensorInfo, read_header
 from .gguf_parts import existing_parts, require_part
-from .reading import check_rows, family_config, model_tensors, require_finite
+from .reading import family_config, model_tensors, require_finite
+from .rows import check_rows
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -97,14 +100,15 @@ def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: b
                               "no model has")
     if "token_embd.weight" not in there:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
-    factors = _rope_factors(there.get("rope_freqs.weight"))
-    config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
+    factors = _rope_factors(there)
+    config = family_config(path, metadata.get("general.architecture"), FAMILIES, lambda family: family.from_gguf(
         metadata,
         vocab_size=there["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in there,
-        rope_frequency_factors=factors))
-    found: dict[str, SourceTensor] = {name: tensor for name, tensor in there.items() if name != "rope_freqs.weight"}
-    tensors = model_tensors(path, config, found, lambda spec: spec.gguf)
+        tensors=there.keys(),
+        rope_tensors=factors))
+    found: dict[str, SourceTensor] = {name: tensor for name, tensor in there.items() if name not in GGUF_TENSORS}
+    tensors = model_tensors(path, config, found, lambda spec: spec.gguf, by_head=False)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise SourceError(f"{path}: has {len(tokens)} tokens but embeddings for {config.vocab_size}")
@@ -135,15 +139,18 @@ def _tensors(parts: Sequence[tuple[SourceFile, Header]]) -> dict[str, GgufTensor
     return found
 
 
-def _rope_factors(tensor: GgufTensor | None) -> tuple[float, ...] | None:
-    if tensor is None:
-        return None
-    if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_ROPE_FACTORS:
-        raise SourceError(f"{tensor.file.path}: tensor rope_freqs.weight has the impossible shape {list(tensor.shape)}")
-    factors = tensor.read(0, tensor.shape[0])
-    if (factors <= 0).any():
-        raise SourceError(f"{tensor.file.path}: tensor rope_freqs.weight has values that are not above 0")
-    return tuple(float(factor) for factor in factors)
+def _rope_factors(there: Mapping[str, GgufTensor]) -> dict[str, tuple[float, ...]]:
+    """The tensors that are divisors of rotary frequencies, by name. Raises SourceError."""
+    found = {}
+    for name in there.keys() & set(GGUF_TENSORS):
+        tensor = there[name]
+        if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_ROPE_FACTORS:
+            raise SourceError(f"{tensor.file.path}: tensor {name} has the impossible shape {list(tensor.shape)}")
+        factors = tensor.read(0, tensor.shape[0])
+        if (factors <= 0).any():
+            raise SourceError(f"{tensor.file.path}: tensor {name} has values that are not above 0")
+        found[name] = tuple(float(factor) for factor in factors)
+    return found
 
 
 def _provenance(files: Sequence[SourceFile], metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:

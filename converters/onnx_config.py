@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import SourceError, UnsupportedError
-from edgert.models import rotary_config
 from edgert.models.config import Config
+from edgert.models.families import MODEL_TYPES
+from edgert.models.rotary_config import Rotary
 
 from .onnx_file import Stored
 from .onnx_graph import NORMS, Graph, attribute
@@ -60,8 +61,8 @@ def genai_config(settings: Mapping[str, Any], path: Path, graph: Graph, found: M
         **{name: decoder[name] if name in decoder else _missing(path, name)
            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")}}
     _check_attention(graph, values, path)
-    config = family_config(path, values["model_type"], lambda family: family.from_hf(values))
-    return _with_rotation(config, graph, path) if isinstance(config, rotary_config.Config) else config
+    config = family_config(path, values["model_type"], MODEL_TYPES, lambda family: family.from_hf(values))
+    return _with_rotation(config, graph, path) if isinstance(config, Rotary) else config
 
 
 def _missing(path: Path, what: str) -> Any:
@@ -109,7 +110,7 @@ def _check_attention(graph: Graph, values: Mapping[str, Any], path: Path) -> Non
                                    "config.json of the original model beside it")
 
 
-def _with_rotation(config: rotary_config.Config, graph: Graph, path: Path) -> Config:
+def _with_rotation(config: Rotary, graph: Graph, path: Path) -> Config:
     """The config with the rotary frequencies of the graph's table: a base and, where that is not all, divisors."""
     cosines, sines = _rotary_table(graph, path)
     frequencies = _frequencies(cosines, sines, config, graph.path)
@@ -139,11 +140,11 @@ def _rotary_table(graph: Graph, path: Path) -> tuple[Stored, Stored]:
     return _missing(path, "rope_theta, nor is there one table of rotary angles in the graph")
 
 
-def _frequencies(cosines: Stored, sines: Stored, config: rotary_config.Config, path: Path) -> np.ndarray:
+def _frequencies(cosines: Stored, sines: Stored, config: Rotary, path: Path) -> np.ndarray:
     """Rotary angles per position, float64 of shape (head_dim / 2,): those of position 1, then of 2, 4, 8 ..., of which
     each makes the last estimate better."""
     positions, half = min(cosines.shape[0], _POSITIONS), cosines.shape[1]
-    if 2 * half != config.head_dim:
+    if 2 * half != config.rotary_dim:
         raise UnsupportedError(f"{path}: rotary positions over {2 * half} of {config.head_dim} components of a head "
                                "are not supported")
     c, s = (of.floats(0, positions * half).reshape(positions, half).astype(np.float64) for of in (cosines, sines))

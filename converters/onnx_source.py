@@ -13,6 +13,7 @@ import numpy as np
 
 from edgert.errors import SourceError, UnsupportedError
 from edgert.models.config import Config
+from edgert.models.families import MODEL_TYPES
 from edgert.models.tensors import Role, TensorSpec
 
 from .hf_tokenizer import read_json, read_tokenizer
@@ -68,7 +69,7 @@ def open_onnx(path: str | Path, *, hashed: bool = True) -> Source:
     files = {name: SourceFile(folder / name) for name in _TEXTS if (folder / name).is_file()}
     config, values = _config(folder, graph, uses)
     found, config = _found(uses, config, path)
-    tensors = model_tensors(path, config, found, lambda spec: spec.name)
+    tensors = model_tensors(path, config, found, lambda spec: spec.name, by_head=True)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     hashes = {**weights, **{name: files[name] for name in sorted(files) if name.endswith("config.json")
                             or name == "tokenizer.json"}} if hashed else {}
@@ -103,7 +104,8 @@ def _config(folder: Path, graph: Graph, uses: Iterable[Use]) -> tuple[Config, Ma
     path, genai = folder / "config.json", folder / "genai_config.json"
     if path.is_file():
         values = read_json(path)
-        return family_config(path, values.get("model_type"), lambda family: family.from_hf(values)), values
+        return family_config(path, values.get("model_type"), MODEL_TYPES,
+                             lambda family: family.from_hf(values)), values
     if genai.is_file():
         settings = read_json(genai)
         found = {name: use.tensor for use in reversed(list(uses)) for name in use.names[:1]}

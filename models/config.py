@@ -5,15 +5,16 @@ A family's own `Config`, in its own file, says what else is true of it, and whic
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgert.kernels.records import HIDDEN_ACTS
 
-from .tensors import FEED_FORWARD, Role, TensorSpec
+from .tensors import FEED_FORWARD, Fused, Role, TensorSpec
 
 MAX_FREQUENCY = 1e9
 """Of rotary positions, in radians per position. The highest of every real model is 1."""
@@ -36,7 +37,8 @@ class Config(ABC):
     """Hyper-parameters, named as in Hugging Face's config.json. Raises ValueError for such as no model has."""
 
     architecture: ClassVar[str]
-    """The family's name in config.json (`model_type`), in GGUF files (`general.architecture`) and in bundles."""
+    """The family's name in GGUF files (`general.architecture`) and in bundles, and mostly in config.json
+    (`model_type`)."""
     gated: ClassVar[bool] = True
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
     attention_bias: ClassVar[bool] = False
@@ -90,6 +92,10 @@ class Config(ABC):
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor that a model of these hyper-parameters has, in the order of use."""
 
+    def fused(self) -> Iterator[Fused]:
+        """Those of them that files have, or may have, as one."""
+        return iter(())
+
     @property
     @abstractmethod
     def norm_epsilon(self) -> float:
@@ -141,6 +147,11 @@ class Config(ABC):
         """What logits are multiplied by."""
         return 1.0
 
+    def for_context(self, context: int) -> Self:
+        """The config of a model that is loaded for so many tokens: another one, which may know fewer positions, where
+        its rotary frequencies depend on that (`rope.LongRope`)."""
+        return self
+
     @property
     def logit_softcap(self) -> float | None:
         """The same of logits, after that."""
@@ -162,8 +173,10 @@ class Config(ABC):
     @classmethod
     @abstractmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, vocab_size: int, tie_word_embeddings: bool,
-                  rope_frequency_factors: tuple[float, ...] | None = None) -> Self:
-        """From GGUF metadata (`llama.block_count` and so on). Raises KeyError or ValueError."""
+                  tensors: Set[str] = frozenset(),
+                  rope_tensors: Mapping[str, tuple[float, ...]] = MappingProxyType({})) -> Self:
+        """From GGUF metadata (`llama.block_count` and so on), the names of all tensors, and those of
+        `rope.GGUF_TENSORS` that are there. Raises KeyError or ValueError."""
 
     def to_json(self) -> dict[str, Any]:
         """As bundles have it: without `hidden_act` where that is silu, as in bundles from when there was no other."""

@@ -6,8 +6,9 @@ float32; in bfloat16 transformers rounds that number. Norms multiply by 1 + w, w
 files hold the sum, and so do bundles.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -131,13 +132,14 @@ class Config(config.Config):
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, vocab_size: int, tie_word_embeddings: bool,
-                  rope_frequency_factors: tuple[float, ...] | None = None) -> Self:
+                  tensors: Set[str] = frozenset(),
+                  rope_tensors: Mapping[str, tuple[float, ...]] = MappingProxyType({})) -> Self:
         def get(name: str, default: Any = None) -> Any:
             key = f"{cls.architecture}.{name}"
             return metadata[key] if default is None else metadata.get(key, default)
 
-        if rope_frequency_factors is not None:
-            raise ValueError(f"{cls.architecture} has no rope_freqs tensor")
+        if rope_tensors:
+            raise ValueError(f"{cls.architecture} has no {min(rope_tensors)} tensor")
         layers, heads = int(get("block_count")), int(get("attention.head_count"))
         check_whole("block_count", layers)
         check_whole("attention.head_count", heads)

@@ -11,9 +11,9 @@ class Network(Protocol):
     """Operations on activations. Weights go by their canonical names; "NAME" stands for NAME.weight and NAME.bias.
 
     There are three vectors for each token, and an activation lasts until the next operation that gives one of its kind:
-    the residual stream; what `norm` and `attention` give; and what `linear` and `feed_forward` give when they do not
-    add. So where attention and feed-forward part both start from the same x ("parallel residual": GPT-J, Wang and
-    Komatsuzaki 2021), `wire` calls `norm` twice, also if both use one, and adds what attention gave at the end:
+    the residual stream; what `norm`, `plain` and `attention` give; and what `linear` and `feed_forward` give where they
+    do not add. So where attention and feed-forward part both start from the same x ("parallel residual": GPT-J, Wang
+    and Komatsuzaki 2021), `wire` calls `norm` twice, also if both use one, and adds what attention gave at the end:
 
         qkv = net.linear(net.norm(x, ...), [...])
         y = net.linear(net.attention(qkv, layer), [...])
@@ -29,6 +29,9 @@ class Network(Protocol):
 
     def norm(self, x: Activation, weight: str, *, bias: str | None = None, centered: bool = False) -> Activation:
         """RMSNorm; centered, or with a bias: LayerNorm, for which the mean is taken from x first."""
+
+    def plain(self, x: Activation) -> Activation:
+        """The residual stream as it is, where a family has no norm before a matrix."""
 
     def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
                add_to: Activation | None = None) -> Activation:

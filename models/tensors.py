@@ -55,6 +55,19 @@ class TensorSpec(NamedTuple):
         return len(self.shape) == 2
 
 
+class Fused(NamedTuple):
+    """One tensor of a file that is several of a model, their rows end to end.
+
+    name, gguf: as in TensorSpec. by_head: of how many heads the rows are, in Hugging Face's files: there all parts of
+    the first head come first, then those of the second; 1 where each part is whole.
+    """
+
+    name: str
+    parts: tuple[TensorSpec, ...]
+    gguf: str
+    by_head: int = 1
+
+
 class FeedForward(NamedTuple):
     """The tensors of a layer's feed-forward part. Where there is a gate, there are no biases.
 

@@ -111,6 +111,18 @@ class ProgramBuilder:
                                                  Activation.QUANTIZED: records.NORM.quantized,
                                                  Activation.FINE: records.NORM.fine})
 
+    def plain(self, x: Buffer) -> Vectors:
+        return self._in_all_forms(x, self._config.hidden_size)
+
+    def _in_all_forms(self, x: Buffer, columns: int) -> Vectors:
+        """Vectors that are there as floats already."""
+        b = self._buffers
+        operation = self.body.append(Code.QUANTIZE, records.Quantize(
+            x.address, x.stride, -(-columns // BLOCK),
+            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride))
+        return Vectors(self.body, operation, {**b.h, Activation.FLOAT: x}, {
+            Activation.QUANTIZED: records.QUANTIZE.quantized, Activation.FINE: records.QUANTIZE.fine})
+
     def linear(self, x: Vectors, names: Sequence[str], *, bias: bool = False, add_to: Buffer | None = None) -> Buffer:
         return self._linear(x, names, self._buffers.products if add_to is None else add_to, bias=bias,
                             accumulate=add_to is not None)
@@ -162,11 +174,7 @@ class ProgramBuilder:
             self.body.append(Code.MASSES, records.Masses(
                 *shape, _float_bits(c.attention_scale), b.scratch, b.scratch_stride, masses.ctypes.data,
                 masses.strides[0], *sight))
-        operation = self.body.append(Code.QUANTIZE, records.Quantize(
-            out.address, out.stride, -(-c.query_size // BLOCK),
-            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride))
-        return Vectors(self.body, operation, b.h, {Activation.QUANTIZED: records.QUANTIZE.quantized,
-                                                   Activation.FINE: records.QUANTIZE.fine})
+        return self._in_all_forms(out, c.query_size)
 
     def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer | None = None) -> Buffer:
         out, fresh = self._buffers.products if add_to is None else add_to, int(add_to is None)

@@ -41,7 +41,8 @@ def test_rope_factors_of_gguf() -> None:
     factors = tuple((plain.rope_frequencies() / np.array(LLAMA3_FREQUENCIES)).tolist())
     metadata = {f"llama.{name}": value for name, value in {**GGUF, "embedding_length": 512, "attention.head_count": 16,
                                                            "rope.freq_base": 500000.0}.items()}
-    config = llama.Config.from_gguf(metadata, vocab_size=100, tie_word_embeddings=True, rope_frequency_factors=factors)
+    config = llama.Config.from_gguf(metadata, vocab_size=100, tie_word_embeddings=True,
+                                    rope_tensors={"rope_freqs.weight": factors})
     np.testing.assert_allclose(config.rope_frequencies(), LLAMA3_FREQUENCIES, rtol=1e-12)
 
 
@@ -116,7 +117,7 @@ def test_opt_refused(extra: dict, message: str) -> None:
 
 @pytest.mark.parametrize("extra", [
     {"hidden_size": 0}, {"hidden_size": 1 << 30}, {"vocab_size": "100"}, {"num_key_value_heads": 3}, {"head_dim": 33},
-    {"rms_norm_eps": float("nan")}, {"rope_theta": -1}, {"rope_scaling": {"rope_type": "yarn"}},
+    {"rms_norm_eps": float("nan")}, {"rope_theta": -1}, {"rope_scaling": {"rope_type": "dynamic"}},
     {"hidden_act": "gelu_10"}, {"hidden_act": "fatrelu"}, {"hidden_act": None}, {"hidden_act": ["relu"]},
     {"mlp_bias": True}, {"attention_bias": True}, {"use_sliding_window": True},
 ])

@@ -54,7 +54,7 @@ def config_of(architecture: str, *, tied: bool = False, layers: int = LAYERS) ->
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": tied})
+        "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5, "partial_rotary_factor": 1.0, "tie_word_embeddings": tied})
 
 
 class Recorder:
@@ -77,6 +77,9 @@ class Recorder:
         for name in names:
             self.used += [name + ".weight", name + ".bias"] if bias else [name + ".weight"]
 
+    def plain(self, x: None) -> None:
+        pass
+
     def head_norms(self, qkv: None, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
         self.used += [query_weight, key_weight]
 
@@ -90,9 +93,10 @@ class Recorder:
         part = self._layers[layer]
         self.used += [spec.name for spec in (part.gate, part.up, part.up_bias, part.down, part.down_bias) if spec]
 
-    def logits(self, x: None, norm: str, head: str, *, norm_bias: str | None = None) -> None:
+    def logits(self, x: None, norm: str, head: str, *, norm_bias: str | None = None,
+               head_bias: str | None = None) -> None:
         self.norm(x, norm, bias=norm_bias)
-        self.used.append(head + ".weight")
+        self.used += [head + ".weight"] if head_bias is None else [head + ".weight", head_bias]
 
 
 @pytest.mark.parametrize("architecture", LAYER)
@@ -127,7 +131,10 @@ def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
     named = FAMILIES[architecture].Config.architecture
     kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == named), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
-    for spec in config_of(architecture, tied=architecture == "gemma2").tensors():
+    config = config_of(architecture, tied=architecture == "gemma2")  # which has no output head of its own
+    fused = [tensor for tensor in config.fused() if tensor.name]
+    parts = {part.name for tensor in fused for part in tensor.parts}
+    for spec in (*fused, *(spec for spec in config.tensors() if spec.name not in parts)):
         assert spec.gguf == names.get_name(spec.name, try_suffixes=(".weight", ".bias"))
 
 

@@ -364,7 +364,7 @@ CASES: list[tuple[Callable[[Values], object], str]] = [
      "activation 'gelu_new' is not known; known: silu, relu, relu2, gelu_tanh, gelu"),
     (put("config", "rope_scaling", value={"factor": 0.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                           "original_max_position_embeddings": 8}), "rope scaling's factor is 0.0"),
-    (put("config", "rope_frequency_factors", value=[1.0]), "1 rope frequency factors, expected 8"),
+    (put("config", "rope_frequency_factors", value=[1.0]), "rope_frequency_factors has 1 numbers, expected 8"),
     (put("config", "tie_word_embeddings", value=False), "section 'embedding' is missing"),
     (put("config", "more", value=1), "config is not an object of hidden_size"),
     (drop("config", "rope_scaling"), "config is not an object of"),
