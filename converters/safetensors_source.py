@@ -71,13 +71,8 @@ class ShiftedTensor:
     tensor: SourceTensor
     offset: float
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    @property
-    def type_name(self) -> str:
-        return self.tensor.type_name
+    def __post_init__(self) -> None:
+        self.shape, self.type_name = self.tensor.shape, self.tensor.type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""

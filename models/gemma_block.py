@@ -204,9 +204,8 @@ def _layer(config: Config, layer: int) -> Iterable[TensorSpec]:
     hidden_size = config.hidden_size
     *before, output = block.attention(config, layer)
     yield from before
-    if config.head_norms:
-        for part, role in (("q", Role.QUERY_NORM), ("k", Role.KEY_NORM)):
-            yield of_layer(layer, f"self_attn.{part}_norm.weight", (config.head_dim,), role, f"attn_{part}_norm.weight")
+    for part, role in (("q", Role.QUERY_NORM), ("k", Role.KEY_NORM)) if config.head_norms else ():
+        yield of_layer(layer, f"self_attn.{part}_norm.weight", (config.head_dim,), role, f"attn_{part}_norm.weight")
     yield output
     for name, gguf in (("post_attention_layernorm", "post_attention_norm"), ("pre_feedforward_layernorm", "ffn_norm")):
         yield of_layer(layer, f"{name}.weight", (hidden_size,), Role.NORM, f"{gguf}.weight")
