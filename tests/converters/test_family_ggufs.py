@@ -16,6 +16,7 @@ from small_engine import make_engine
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.converters.gguf_source import open_gguf
+from edgert.converters.quantizer import on_grid
 from edgert.converters.rows import Rows
 from edgert.engine.session import Session
 from edgert.errors import UnsupportedError
@@ -75,6 +76,7 @@ def test_parts_of_a_fused_tensor_stand_on_its_grid(tmp_path: Path) -> None:
             found, expected = part.grid(start, stop), whole.grid(first, first + stop - start)
             assert found is not None and expected is not None
             assert np.array_equal(found.scale, expected.scale) and np.array_equal(found.minimum, expected.minimum)
+        assert on_grid(part, "q4")
     with pytest.raises(IndexError):
         gate.read(0, rows + 1)
 
