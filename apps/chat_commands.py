@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgert import EdgertError, parse_size
+from edgert.commands.loading import FOLD, THINK
 from edgert.download import bundles_here, catalogue, find_bundle
 from edgert.terminal import show
 
@@ -48,6 +49,8 @@ class Commands:
             "/drop": _Command(self._drop, "", "drop the oldest turns, when the context is full"),
             "/set": _Command(self._set, "NAME VALUE", "set temperature, max_tokens and the like; alone show them, "
                                                       "VALUE default takes it back", self._complete_set),
+            "/think": _Command(self._think, "|".join(THINK), "have the model think before it answers, and show that, "
+                               "fold or hide it; or not think; alone write what it thought last", self._complete_think),
             "/load": _Command(self._load, "MODEL", "open another model, and start a new conversation with the same "
                                                    "settings", self._complete_load),
             "/budget": _Command(self._budget, "SIZE", "load the model again with this memory budget, like 500M, and go "
@@ -143,6 +146,21 @@ class Commands:
                               else [])
         return Completion(name, [Candidate(known, about) for known, about in self._chat.settings.about.items()
                                  if known.startswith(name)])
+
+    def _think(self, argument: str) -> None:
+        chat = self._chat
+        if argument and argument not in THINK:
+            raise EdgertError(f"/think takes {', '.join(THINK[:-1])} or {THINK[-1]}, not {argument[:40]}")
+        if argument:
+            if argument != THINK[-1] and not chat.model.thinks:
+                raise EdgertError("this model does not think before it answers")
+            chat.think = argument
+        elif chat.last is not None and chat.last.thinking:
+            show(chat.last.thinking)
+        show(f"(think: {chat.think or f'as the model does, {FOLD}ed'})")
+
+    def _complete_think(self, argument: str) -> Completion:
+        return Completion(argument, [Candidate(known) for known in THINK if known.startswith(argument)])
 
     def _load(self, argument: str) -> None:
         chat = self._chat

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 import edgert
 from edgert.commands.bundle_argument import BUNDLE
-from edgert.commands.loading import TEXT, load_model, model_options, sampling_options
+from edgert.commands.loading import TEXT, load_model, model_options, sampling_options, think_option
 from edgert.download import DEFAULT_MODEL, WAITING
 from edgert.errors import SessionError
 from edgert.sessions import session_info, using_session
@@ -27,10 +27,11 @@ from .bundles import BEGINNING, WAITING_FOR_BUNDLE, make_bundle
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit each answer to this many tokens.")
 @click.option("--history/--no-history", default=True, show_default=True,
               help="Keep what is typed, in a file that only you may read, for the arrow keys in later chats.")
+@think_option
 @sampling_options(temperature=0.8)
 @model_options
 def command(bundle: str | None, system: str | None, session: str | None, max_tokens: int | None, history: bool,
-            sampling: dict[str, Any], **model_settings: Any) -> None:
+            think: str | None, sampling: dict[str, Any], **model_settings: Any) -> None:
     """Chat with the model in BUNDLE; without BUNDLE with SmolLM2 135M, which is downloaded and converted if need be.
 
     If standard input is not a terminal, it is read as one question, and answered.
@@ -52,14 +53,14 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
         return model
 
     if session is None:
-        chat(open_model, system, settings, history=history)
+        chat(open_model, system, settings, history=history, think=think)
         return
     with using_session(session) as file:
         if file.exists():
             _as_it_was(session, model_settings)
         if sampling["seed"] is None:
             settings.values["seed"] = secrets.randbits(32)
-        chat(open_model, system, settings, file, history)
+        chat(open_model, system, settings, file, history, think)
 
 
 def _as_it_was(name: str, settings: dict[str, Any]) -> None:

@@ -42,8 +42,10 @@ class Conversation:
         self.turns.append({"role": "user", "content": text})
         return self.messages
 
-    def answer(self, text: str) -> None:
-        self.turns.append({"role": "assistant", "content": text})
+    def answer(self, text: str, thinking: str = "") -> None:
+        """thinking: what was thought before it, which goes to the chat template as `reasoning_content`."""
+        self.turns.append({"role": "assistant", "content": text,
+                           **({"reasoning_content": thinking} if thinking else {})})
 
     def take_back(self) -> None:
         """Forget a question that got no answer."""
@@ -66,8 +68,8 @@ class Conversation:
         """A conversation that was kept. Raises EdgertError."""
         messages, left_out = values.get("messages"), values.get("left_out")
         if not (isinstance(messages, list) and isinstance(left_out, int) and all(
-                isinstance(m, dict) and m.keys() == {"role", "content"} and all(isinstance(v, str) for v in m.values())
-                for m in messages)):
+                isinstance(m, dict) and m.keys() - {"reasoning_content"} == {"role", "content"}
+                and all(isinstance(v, str) for v in m.values()) for m in messages)):
             raise EdgertError("the session was not kept by a chat, or is damaged; remove it, and begin a new one")
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         return cls(system, messages[system is not None:], left_out)

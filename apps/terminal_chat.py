@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgert import EdgertError, Generation, LanguageModel, SessionError
+from edgert.commands.loading import FOLD, thinking_asked
 from edgert.sessions import sessions_folder
-from edgert.terminal import read_standard_input, show, write_answer
+from edgert.terminal import AnswerWriter, read_standard_input, show
 from edgert.watching import give_memory_back, map_large_blocks
 
 from .chat_commands import Commands
@@ -24,12 +25,12 @@ OpenModel = Callable[[Mapping[str, Any]], LanguageModel]
 
 
 class Chat:
-    """A conversation with a model on a terminal. keep: the file that the conversation is kept in. last: the last
-    answer."""
+    """A conversation with a model on a terminal. keep: the file that the conversation is kept in. think: as --think has
+    it. last: the last answer."""
 
     def __init__(self, open_model: OpenModel, conversation: Conversation, settings: Settings,
-                 keep: Path | None = None) -> None:
-        self.conversation, self.settings, self.keep = conversation, settings, keep
+                 keep: Path | None = None, think: str | None = None) -> None:
+        self.conversation, self.settings, self.keep, self.think = conversation, settings, keep, think
         self.last: Generation | None = None
         self.notice = ContextNotice()
         self.commands = Commands(self)
@@ -80,21 +81,25 @@ class Chat:
         """Answer the last question. Ctrl-C ends the answer, and the text so far is kept. Raises EdgertError."""
         said: list[str] = []
         generation: Generation | None = None
+        writer = AnswerWriter(self.think or FOLD, "/think writes them")
         try:
-            generation = self.model.chat(self.conversation.messages, **self.settings.values)
+            generation = self.model.chat(self.conversation.messages, thinking=thinking_asked(self.think),
+                                         **self.settings.values)
             for piece in generation:
                 said.append(piece.text)
-                write_answer(piece.text)
+                writer.write(piece.text, piece.thinking)
+            writer.end()
         except KeyboardInterrupt:
             if generation is not None:
                 generation.close()
+            writer.end()
             show(" (stopped)", end="")
         except EdgertError:
             self.conversation.take_back()
             raise
         show()
         self.last = generation or self.last
-        self.conversation.answer("".join(said))
+        self.conversation.answer("".join(said), generation.thinking if generation is not None else "")
         self._keep()
 
     def begin(self, conversation: Conversation) -> None:
@@ -182,7 +187,7 @@ class Chat:
     def tokens(self) -> int:
         """Number of tokens of the conversation. A question that cannot be asked is dropped, with an EdgertError."""
         try:
-            return len(self.model.render(self.conversation.messages))
+            return len(self.model.render(self.conversation.messages, thinking=thinking_asked(self.think)))
         except EdgertError:
             self.conversation.take_back()
             raise
@@ -194,7 +199,7 @@ class Chat:
 
     def _offer(self, needed: int) -> None:
         alone = Conversation(self.conversation.system, self.conversation.turns[-1:])
-        droppable = len(self.model.render(alone.messages)) <= self.model.context
+        droppable = len(self.model.render(alone.messages, thinking=thinking_asked(self.think))) <= self.model.context
         larger = min(max(2 * self.model.context, 2 * needed), self.most)
         if not droppable and needed > larger:
             self.conversation.take_back()
@@ -210,15 +215,16 @@ class Chat:
 
 
 def chat(open_model: OpenModel, system: str | None, settings: Settings, keep: Path | None = None,
-         history: bool = True) -> None:
+         history: bool = True, think: str | None = None) -> None:
     """Chat on the terminal, or answer standard input where it is not one. keep: the file of a conversation that goes
-    on, or begins to be kept. history: keep what is typed for later chats. Raises EdgertError."""
+    on, or begins to be kept. history: keep what is typed for later chats. think: as --think has it. Raises
+    EdgertError."""
     if not sys.stdin.isatty():
-        _answer_standard_input(open_model, system, settings, keep)
+        _answer_standard_input(open_model, system, settings, keep, think)
         return
     map_large_blocks()
     lines = open_lines(history)  # before the model is opened: its plan counts what the process takes
-    session = Chat(open_model, Conversation(system=system), settings, keep)
+    session = Chat(open_model, Conversation(system=system), settings, keep, think)
     try:
         if session.model.plan.disk is None:
             show(f"memory: {session.model.plan.summary}")
@@ -230,11 +236,12 @@ def chat(open_model: OpenModel, system: str | None, settings: Settings, keep: Pa
         session.close()
 
 
-def _answer_standard_input(open_model: OpenModel, system: str | None, settings: Settings, keep: Path | None) -> None:
+def _answer_standard_input(open_model: OpenModel, system: str | None, settings: Settings, keep: Path | None,
+                           think: str | None) -> None:
     question = read_standard_input().strip()
     if not question:
         raise EdgertError("standard input is empty; write the question there, or call this on a terminal")
-    session = Chat(open_model, Conversation(system=system), settings, keep)
+    session = Chat(open_model, Conversation(system=system), settings, keep, think)
     try:
         session.conversation.ask(question)
         session.answer()

@@ -12,6 +12,8 @@ from .generation.generation import Answer, Computing, Generation
 from .generation.grammar import Grammar, Grammars, Schema
 from .generation.sampling import Sampling
 from .generation.scoring import Scores
+from .generation.thinking import MARKS as THOUGHT_MARKS
+from .generation.thinking import SWITCHES, Marks, ThoughtReader, marks_in
 from .generation.tool_calls import MARKS, CallReader
 from .generation.tools import Choice, Tools, with_arguments_read
 from .residency.device import Device
@@ -164,7 +166,8 @@ class LanguageModel(ABC):
                  logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
                  stop: str | Sequence[str] = (), logprobs: int | None = None, ignore_eos: bool = False,
                  schema: Schema | None = None, regex: str | None = None, grammar: str | None = None,
-                 calls: CallReader | None = None, wait: bool = False) -> Generation:
+                 calls: CallReader | None = None, thoughts: ThoughtReader | None = None,
+                 wait: bool = False) -> Generation:
         """Continue a text, or a list of token ids. Returns the answer, an iterator of `Piece`s.
 
         Nothing is computed until the first piece is asked for. Then this answer starts, and an older one that is not
@@ -181,7 +184,7 @@ class LanguageModel(ABC):
         it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
         value. regex: a regular expression (of Rust's kind) for the whole answer. grammar: one in llguidance's variant
         of Lark. (generation/grammar.py) calls: reads function calls out of the answer (generation/tool_calls.py);
-        `chat` has tools for that.
+        thoughts: reads what is thought out of it (generation/thinking.py); `chat` does both.
 
         Raises ModelError for settings that are out of range, and ContextLengthError for a prompt that does not fit into
         the context.
@@ -215,12 +218,15 @@ class LanguageModel(ABC):
         constraint = self._loaded_grammars().constraint(followed) if followed is not None else None
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
-            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls))
+            stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls,
+            thinking=thoughts))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              tool_choice: Choice = "auto", parallel_tool_calls: bool = True, schema: Schema | None = None,
+             thinking: bool | None = None, template_values: Mapping[str, Any] | None = None,
              **settings: Any) -> Generation:
-        """Answer a conversation. messages: dicts with `role` (system, user, assistant, tool) and `content`.
+        """Answer a conversation. messages: dicts with `role` (system, user, assistant, tool) and `content`; what was
+        thought before an answer is its `reasoning_content`.
 
         tools: functions that the model may call, as OpenAI's API has them: {"type": "function", "function": {"name",
         "description", "parameters": a JSON schema}}. Its calls are `Generation.tool_calls`, and come in pieces as
@@ -229,38 +235,77 @@ class LanguageModel(ABC):
         text or as {"type": "function", "function": {"name": ...}} (a call of it). parallel_tool_calls: whether an
         answer may have several. schema: as of `generate`, for an answer that calls nothing.
 
+        thinking: whether the model thinks before it answers, where its template lets one choose; None for what it does
+        by itself. What it thinks comes as `Piece.thinking`. It does not think where the answer follows a schema, a
+        grammar or a tool_choice. template_values: further variables of the chat template.
+
         Takes the other settings of `generate`, and returns what it returns. Raises what `generate` raises, and
         TemplateError if the model has no chat template, if it refuses the messages, or has no place for tools.
         """
-        ids = self.render(messages, tools=tools if tool_choice != "none" else None)
+        follows = (schema is not None or (bool(tools) and tool_choice not in ("none", "auto"))
+                   or any(settings.get(name) is not None for name in ("regex", "grammar")))
+        ids, begun = self._rendered(messages, tools if tool_choice != "none" else None,
+                                    False if follows else thinking, template_values)
+        thoughts = ThoughtReader(self._thought_marks, begun=begun) if self._thought_marks and not follows else None
         if not tools and tool_choice not in ("none", "auto"):
             raise ModelError(f"tool_choice is {tool_choice!r}, but there are no tools; give tools too")
         if not tools or tool_choice == "none":
-            return self.generate(ids, schema=schema, **settings)
+            return self.generate(ids, schema=schema, thoughts=thoughts, **settings)
         offered = Tools.of(tools)
         for name in ("regex", "grammar"):
             if settings.pop(name, None) is not None:
                 raise ModelError(f"tools and {name} were given; an answer that follows the {name} calls nothing")
         grammar = offered.grammar(tool_choice, self._template.text, self.tokenizer.ids_of(MARKS), schema)
         calls = CallReader(offered.parameters, most=None if parallel_tool_calls else 1)
-        return self.generate(ids, calls=calls, grammar=grammar, **settings)
+        return self.generate(ids, calls=calls, thoughts=thoughts, grammar=grammar, **settings)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *,
-               tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """The token ids of a conversation, written with the model's chat template up to where the answer starts.
+    def render(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+               thinking: bool | None = None, template_values: Mapping[str, Any] | None = None) -> list[int]:
+        """The token ids of a conversation, written with the model's chat template up to where the answer starts; with
+        the tools and the other settings of `chat`.
 
         Only the template can make special tokens: their names in messages are plain text. Raises TemplateError.
         """
+        return self._rendered(messages, tools, thinking, template_values)[0]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model can think before it answers, as far as its chat template and its vocabulary tell."""
+        return self.chat_template is not None and self._thought_marks is not None
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None,
+                  thinking: bool | None, values: Mapping[str, Any] | None) -> tuple[list[int], bool]:
+        """What `render` returns, and whether the model is thinking where the answer starts."""
         for message in messages:
             self._check_length(message.get("content"))
         template = self._template
         if tools and "tools" not in template.text:
             raise TemplateError("The model's chat template has no place for tools; use a model that was made for them.")
-        text, given = template.render(with_arguments_read(messages), tools=Tools.of(tools).given if tools else None)
+        values = {**(values or {}), **({} if thinking is None else dict.fromkeys(SWITCHES, thinking))}
+        text, given = template.render(with_arguments_read(messages), tools=Tools.of(tools).given if tools else None,
+                                      values=values)
+        begun = self._begins_thought(text, given)
+        if begun and False in [values.get(name) for name in SWITCHES]:
+            assert self._thought_marks is not None
+            end = f"\n{self._thought_marks.end}\n\n"
+            text, given, begun = text.rstrip() + end, given[:len(text.rstrip())] + bytes(len(end)), False
         self._check_length(text)
         bos = self._token_name(self.tokenizer.bos_token_id)
-        begun = bos and text.startswith(bos) and not any(given[:len(bos)])
-        return self.tokenizer.encode(text, given=given, add_bos=False if begun else None)
+        has_bos = bos and text.startswith(bos) and not any(given[:len(bos)])
+        return self.tokenizer.encode(text, given=given, add_bos=False if has_bos else None), begun
+
+    def _begins_thought(self, text: str, given: bytes) -> bool:
+        """Whether a prompt ends with the mark that thinking begins with, written by the template."""
+        end = len(text.rstrip())
+        marks = self._thought_marks
+        return marks is not None and text.endswith(marks.begin, 0, end) and not any(given[end - len(marks.begin):end])
+
+    @cached_property
+    def _thought_marks(self) -> Marks | None:
+        """Raises TemplateError if the model has no chat template."""
+        ends = [marks.end for marks in THOUGHT_MARKS]
+        named = [*self.tokenizer.ids_of(ends), *(end for end in ends if len(self.tokenizer.encode_within(end)) == 1)]
+        return marks_in(self._template.text, named)
 
     @cached_property
     def _template(self) -> ChatTemplate:

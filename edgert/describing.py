@@ -5,14 +5,16 @@ from pathlib import Path
 
 from .bundle import Bundle
 from .bundle.contents import contents
+from .generation.thinking import marks_in
 from .opening import template_text
 
 
 @dataclass(frozen=True)
 class Description:
     """parameters: how many weights. context: tokens that the model knows positions for. heads, key_value_heads: of
-    attention. preset: the precision of the weights. template: of chats; None where it has none. name, license: as the
-    source gave them; empty where it did not. digest: the checksum of all that the bundle holds."""
+    attention. preset: the precision of the weights. template: of chats; None where it has none. thinks: whether that is
+    one of a model that thinks before it answers. name, license: as the source gave them; empty where it did not.
+    digest: the checksum of all that the bundle holds."""
 
     architecture: str
     parameters: int
@@ -25,6 +27,7 @@ class Description:
     vocabulary: int
     preset: str
     template: str | None
+    thinks: bool
     name: str
     license: str
     digest: str
@@ -41,4 +44,5 @@ def describe(path: Path) -> Description:
         intermediate_size=config.intermediate_size, layers=config.num_hidden_layers, heads=config.num_attention_heads,
         key_value_heads=config.num_key_value_heads, vocabulary=config.vocab_size,
         preset=str(header.quantization.get("preset", "")), template=template,
+        thinks=marks_in(template or "", []) is not None,
         name=str(header.provenance.get("name", "")), license=str(header.provenance.get("license", "")), digest=digest)

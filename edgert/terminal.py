@@ -78,6 +78,41 @@ def write_answer(text: str) -> None:
     _write(visible(text) if sys.stdout.isatty() else text)
 
 
+class AnswerWriter:
+    """Writes an answer as it comes, and what the model thinks before it: all of it, between the lines that Ollama has
+    ("show"), as one passing line that says how much there is ("fold"), or nothing ("hide").
+
+    more: how one gets to see what is folded, said once it is there.
+    """
+
+    def __init__(self, think: str, more: str) -> None:
+        self._think, self._more = think, more
+        self._thoughts = 0
+        self._thinking = False
+
+    def write(self, text: str, thinking: str) -> None:
+        if thinking:
+            self._thoughts += 1
+            if self._think == "show":
+                write_answer(thinking if self._thinking else f"Thinking...\n{thinking}")
+            elif self._think == "fold":
+                show_passing(f"thinking: {self._thoughts} tokens")
+            self._thinking = True
+        if text:
+            self.end()
+            write_answer(text)
+
+    def end(self) -> None:
+        """The end of the thoughts, if there are any; also of an answer that had no more."""
+        if self._thinking and self._think == "show":
+            write_answer("\n...done thinking.\n\n")
+        elif self._thinking and self._think == "fold":
+            show_passing()
+            if sys.stderr.isatty():
+                show(f"(thought: {self._thoughts} tokens; {self._more})", err=True)
+        self._thinking = False
+
+
 def _write(text: str) -> None:
     try:
         sys.stdout.write(text)

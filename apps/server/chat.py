@@ -37,6 +37,8 @@ class Chat(Answering[ChatRequest], Chunks):
     def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         text, calls = "".join(piece.text for piece in pieces), self.works[index].tool_calls
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+        if thinking := "".join(piece.thinking for piece in pieces):
+            message["reasoning_content"] = thinking
         if calls:
             message["tool_calls"] = [{"id": call.id, "type": "function",
                                       "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
@@ -52,6 +54,8 @@ class Chat(Answering[ChatRequest], Chunks):
         if index > self._begun:
             self._begun = index
             chunks.append(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
+        if piece.thinking:
+            chunks.append(self._chunk(index, {"reasoning_content": piece.thinking}))
         has_logprobs = bool(self.request.logprobs) and piece.token_id is not None
         if piece.text or has_logprobs:
             logprobs = self._logprobs([piece]) if has_logprobs else None

@@ -32,13 +32,15 @@ class Call(Struct):
 
 
 class Message(Struct):
-    """tool_calls: in one of the assistant. tool_call_id, name: in one of a tool, whose call it is the result of."""
+    """tool_calls, reasoning_content: in one of the assistant. tool_call_id, name: in one of a tool, whose call it is
+    the result of."""
 
     role: str
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning_content: str | None = None
     function_call: Unsupported = UNSET
 
 
@@ -53,7 +55,7 @@ def _turn(message: Message, number: int) -> dict[str, Any]:
     # The newer name of a role that templates know under its older one.
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role,
                             "content": _text(message.content or "", f"{name}.content")}
-    for key in ("tool_call_id", "name"):
+    for key in ("tool_call_id", "name", "reasoning_content"):
         if (value := getattr(message, key)) is not None:
             turn[key] = value
     for at, call in enumerate(message.tool_calls or []):

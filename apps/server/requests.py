@@ -83,6 +83,8 @@ class ChatRequest(Sampled, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     functions: Unsupported = UNSET
     function_call: Unsupported = UNSET
     audio: Unsupported = UNSET
@@ -114,15 +116,20 @@ class ChatRequest(Sampled, kw_only=True):
         return turns_of(self.messages)
 
     def form(self) -> dict[str, Any]:
-        """What `Model.chat` needs to know of the form of the answer: a schema, and functions that it may call. Raises
-        ApiError."""
+        """What `Model.chat` needs to know of the form of the answer: a schema, functions that it may call, and what is
+        thought before it. Raises ApiError."""
         schema: Schema | None = self.response_format.schema if self.response_format is not None else None
         form: dict[str, Any] = {} if schema is None else {"schema": schema}
         if self.tools:
             form |= {"tools": self.tools, "parallel_tool_calls": self.parallel_tool_calls is not False}
         if self.tool_choice is not None:
             form["tool_choice"] = self.tool_choice
-        return form
+        values = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort == "none":
+            form["thinking"] = False
+        elif self.reasoning_effort is not None:
+            values["reasoning_effort"] = self.reasoning_effort
+        return {**form, "template_values": values} if values else form
 
 
 class BudgetRequest(Struct):

@@ -86,6 +86,23 @@ def parallel_option(command: Command) -> Command:
                              "memory; where weights are streamed several take little longer than one.")(command)
 
 
+FOLD, OFF_THINKING = "fold", "off"
+THINK = ("show", FOLD, "hide", OFF_THINKING)
+
+
+def think_option(command: Command) -> Command:
+    """Adds --think: None, or one of THINK."""
+    return click.option("--think", type=click.Choice(THINK),
+                        help="Have a model that can think do so before it answers, and show that, fold it into one "
+                             "line, or hide it; or have it not think (off).  [default: as the model does by itself, "
+                             "folded]")(command)
+
+
+def thinking_asked(think: str | None) -> bool | None:
+    """What --think says to `LanguageModel.chat`."""
+    return None if think is None else think != OFF_THINKING
+
+
 def sampling_options(temperature: float) -> Callable[[Command], Command]:
     """Adds --temperature and the other settings of `Sampling`, with this default temperature. The command gets them
     together, as `sampling`: keywords of `Model.generate`."""

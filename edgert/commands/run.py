@@ -12,11 +12,11 @@ from edgert.engine.retention import STOP
 from edgert.model import Model
 from edgert.opening import DEFAULT_CONTEXT
 from edgert.process import peak_rss_bytes
-from edgert.terminal import read_standard_input, show, show_json, write_answer
+from edgert.terminal import AnswerWriter, read_standard_input, show, show_json
 
 from .bundle_argument import BUNDLE
 from .gguf import Foreign, resolve
-from .loading import TEXT, load_model, model_options, read_text, sampling_options
+from .loading import FOLD, TEXT, load_model, model_options, read_text, sampling_options, think_option, thinking_asked
 from .statistics import flash_use, speculation_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
@@ -29,6 +29,7 @@ _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
 @click.option("-f", "--prompt-file", type=click.Path(), help="Read the prompt from this file.")
 @click.option("--chat", is_flag=True, help="Send the prompt as a user's message in the model's chat template.")
 @click.option("--system", type=TEXT, help="System message; only with --chat.")
+@think_option
 @click.option("-n", "--max-tokens", type=click.IntRange(0), help="Generate at most this many tokens.")
 @sampling_options(temperature=0.0)
 @click.option("--stop", multiple=True, type=TEXT, help="Text that ends the answer; may be given several times.")
@@ -43,9 +44,9 @@ _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool, system: str | None,
-            max_tokens: int | None, sampling: dict[str, Any], stop: tuple[str, ...], logprobs: int | None,
-            schema_file: str | None, regex: str | None, grammar_file: str | None, ignore_eos: bool, as_json: bool,
-            **model_settings: Any) -> None:
+            think: str | None, max_tokens: int | None, sampling: dict[str, Any], stop: tuple[str, ...],
+            logprobs: int | None, schema_file: str | None, regex: str | None, grammar_file: str | None,
+            ignore_eos: bool, as_json: bool, **model_settings: Any) -> None:
     """Generate text from a prompt with the model in BUNDLE; by default greedily, always the most likely token.
 
     The prompt is continued as it is: names of special tokens in it, such as <|im_start|>, become those tokens. With
@@ -54,6 +55,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
     text = _prompt(prompt, prompt_file)
     if system is not None and not chat:
         raise click.UsageError("--system goes with --chat")
+    if think is not None and not chat:
+        raise click.UsageError("--think goes with --chat")
     form = {"schema": schema_file and read_text(schema_file), "regex": regex,
             "grammar": grammar_file and read_text(grammar_file)}
     started, found = time.perf_counter(), resolve(bundle)
@@ -65,21 +68,25 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             "max_tokens": max_tokens, **sampling, "stop": stop, "logprobs": logprobs, "ignore_eos": ignore_eos, **form}
         if chat:
             messages = [{"role": "system", "content": system}] if system is not None else []
-            generation = model.chat([*messages, {"role": "user", "content": text}], **settings)
+            generation = model.chat([*messages, {"role": "user", "content": text}], thinking=thinking_asked(think),
+                                    **settings)
         else:
             generation = model.generate(text, **settings)
         pieces, reason = [], None
+        writer = AnswerWriter(think or FOLD, "--think show writes them")
         for piece in generation:
             pieces.append(piece)
             reason = piece.finish_reason
             if not as_json:
-                write_answer(piece.text)
+                writer.write(piece.text, piece.thinking)
         if not as_json:
+            writer.end()
             show()
             return
         statistics = generation.statistics
         result: dict[str, Any] = {
-            "text": "".join(piece.text for piece in pieces), "token_ids": generation.token_ids,
+            "text": "".join(piece.text for piece in pieces),
+            **({"thinking": generation.thinking} if generation.thinking else {}), "token_ids": generation.token_ids,
             "finish_reason": reason, "prompt_tokens": statistics.prompt_tokens,
             "load_s": round(loaded - started, 4), "first_token_s": round(statistics.first_token_s, 4),
             "prefill_tok_s": round(statistics.prefill_tok_s, 2), "decode_tok_s": round(statistics.decode_tok_s, 2),

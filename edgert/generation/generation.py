@@ -15,6 +15,8 @@ from edgert.text.tokenizer import AnyTokenizer
 from .grammar import Constraint
 from .sampling import Choice, Sampler, Sampling, likeliest, log_sum_exp
 from .steps import Choosing, Chosen, Step
+from .thinking import MARKS as THOUGHT_MARKS
+from .thinking import Parted, ThoughtReader
 from .tool_calls import MARKS, CallDelta, CallReader, Read, ToolCall
 
 
@@ -27,7 +29,8 @@ class Piece:
     any sampling setting. top_logprobs: (token id, log-probability) of the most likely tokens; both only if asked for.
     finish_reason: only in the last piece: "stop" (the model or a stop string ended the answer), "length", or
     "tool_calls", which is "stop" for an answer that calls functions. calls: what the token, or those before it, add to
-    such calls, which are not part of the text.
+    such calls, which are not part of the text. thinking: new text that the model thinks before it answers, which is not
+    part of the text either.
     """
 
     text: str
@@ -36,6 +39,7 @@ class Piece:
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     calls: list[CallDelta] = field(default_factory=list)
+    thinking: str = ""
 
 
 @dataclass
@@ -118,13 +122,14 @@ class Computing(NamedTuple):
 class Generation:
     """An answer while it is generated: an iterator of `Piece`s.
 
-    `token_ids`, `tool_calls` and `statistics` grow with it. It has the model from its first piece to its last, or until
-    it is closed or garbage-collected. An answer that is never asked for a piece never has the model.
+    `token_ids`, `tool_calls`, `thinking` and `statistics` grow with it. It has the model from its first piece to its
+    last, or until it is closed or garbage-collected. An answer that is never asked for a piece never has the model.
     """
 
     def __init__(self, answer: "Answer") -> None:
         self.prompt_ids, self.token_ids, self.statistics = answer.prompt_ids, answer.token_ids, answer.statistics
         self.tool_calls: list[ToolCall] = answer.calls.calls if answer.calls is not None else []
+        self._thoughts = answer.thoughts
         # What makes the pieces has no reference to this object: so both end when this object's last reference goes, not
         # at the next collection of cyclic garbage.
         self._pieces = answer.pieces()
@@ -144,6 +149,11 @@ class Generation:
         0 before it has the model, and after."""
         return self._computed()
 
+    @property
+    def thinking(self) -> str:
+        """What the model has thought so far before it answers."""
+        return "".join(self._thoughts)
+
     def close(self) -> None:
         """End the answer now. A thread that is waiting for its next piece gets a ModelError."""
         with contextlib.suppress(ValueError):  # that thread is in it
@@ -160,7 +170,8 @@ class Answer:
 
     def __init__(self, computing: Computing, tokenizer: AnyTokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
-                 ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None) -> None:
+                 ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None,
+                 thinking: ThoughtReader | None) -> None:
         self.computing = computing
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
@@ -172,6 +183,8 @@ class Answer:
         self._logprobs = logprobs
         self._constraint = constraint
         self.calls = calls
+        self.thoughts: list[str] = []
+        self._thinking = thinking
         self._ends = () if ignore_eos else tokenizer.eos_token_ids
 
     def pieces(self) -> Generator[Piece, None, None]:
@@ -181,8 +194,9 @@ class Answer:
             self.computing.end()
 
     def _pieces_of_tokens(self) -> Generator[Piece, None, None]:
-        decoder = self._tokenizer.stream_decoder(
-            skip_special=True, shown=self._tokenizer.ids_of(MARKS).values() if self.calls is not None else ())
+        read = [*(MARKS if self.calls is not None else ()),
+                *(mark for marks in THOUGHT_MARKS for mark in marks if self._thinking is not None)]
+        decoder = self._tokenizer.stream_decoder(skip_special=True, shown=self._tokenizer.ids_of(read).values())
         reason: Literal["stop", "length"] = "length"
         held = self.computing.begin()
         self.statistics.prompt_computed -= held
@@ -197,8 +211,9 @@ class Answer:
                     break
                 self.token_ids.append(chosen.token)
                 self.statistics.generated_tokens += 1
-                read = self._read(self._stops.push(decoder.push(chosen.token)))
-                yield Piece(read.text, chosen.token, chosen.logprob, list(chosen.top), calls=read.calls)
+                thought, said = self._read(self._stops.push(decoder.push(chosen.token)))
+                yield Piece(said.text, chosen.token, chosen.logprob, list(chosen.top), calls=said.calls,
+                            thinking=thought)
                 if self._stops.found or (self.calls is not None and self.calls.enough):
                     reason = "stop"
                     break
@@ -215,18 +230,25 @@ class Answer:
             computed = len(self.prompt_ids) + len(self.token_ids) + len(came) - 1
         self.computing.end()  # before the last piece: after it nobody asks for another
         rest = "" if self._stops.found else self._stops.push(decoder.flush()) + self._stops.flush()
-        read = self._read(rest, last=True)
+        thought, said = self._read(rest, last=True)
         called = self.calls is not None and self.calls.calls
-        yield Piece(read.text, finish_reason="tool_calls" if called and reason == "stop" else reason, calls=read.calls)
+        yield Piece(said.text, finish_reason="tool_calls" if called and reason == "stop" else reason, calls=said.calls,
+                    thinking=thought)
 
-    def _read(self, text: str, *, last: bool = False) -> Read:
-        """The part of a text that is no call, and what it adds to calls."""
+    def _read(self, text: str, *, last: bool = False) -> tuple[str, Read]:
+        """What of a text is thought; and what is said, with what it adds to calls."""
+        parted = self._thinking.push(text) if self._thinking is not None else Parted(text=text)
+        if last and self._thinking is not None:
+            rest = self._thinking.flush()
+            parted = Parted(parted.thought + rest.thought, parted.text + rest.text)
+        if parted.thought:
+            self.thoughts.append(parted.thought)
         if self.calls is None:
-            return Read(text)
-        read = self.calls.push(text)
+            return parted.thought, Read(parted.text)
+        read = self.calls.push(parted.text)
         if last:
             read.text += self.calls.flush().text
-        return read
+        return parted.thought, read
 
     def _and_forced(self, chosen: Sequence[Chosen]) -> Iterator[Chosen]:
         """Tokens that were chosen, and those that must follow when they have become part of the answer: these are not

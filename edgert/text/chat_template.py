@@ -53,11 +53,12 @@ class ChatTemplate:
         self._lock = threading.Lock()  # the sandbox counts one rendering at a time
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
-               tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
+               tools: Sequence[Mapping[str, Any]] | None = None, values: Mapping[str, Any] | None = None) -> Prompt:
         """Render the prompt for `messages` (each with `role` and `content`), with BOS only if the template writes it.
 
-        tools: JSON schemas of functions. Raises TemplateError if the template is wrong, refuses the messages, or does
-        more than a chat template may, and if messages or tools are not made of plain JSON values.
+        tools: JSON schemas of functions. values: further variables of the template. Raises TemplateError if the
+        template is wrong, refuses the messages, or does more than a chat template may, and if messages, tools or values
+        are not made of plain JSON values.
         """
         import jinja2
 
@@ -72,7 +73,8 @@ class ChatTemplate:
                 environment, template = self._compiled
                 meter = Meter(BUDGET, SECONDS)
                 turns = [_message(turn, f"messages[{index}]", meter) for index, turn in enumerate(messages)]
-                variables = {"messages": turns, "tools": _given(tools, "tools", meter),
+                variables = {**{name: _given(value, name, meter) for name, value in (values or {}).items()},
+                             "messages": turns, "tools": _given(tools, "tools", meter),
                              "add_generation_prompt": add_generation_prompt,
                              **{name: meter.text(token, OWN) for name, token in self._tokens.items()}}
                 return Prompt(*environment.render_within_limits(template, variables, meter))

@@ -43,7 +43,7 @@ class Answer:
             piece: Piece = one.piece
             reason = piece.finish_reason
             text, calls = self._news(piece)
-            if text or calls or self._asked.logprobs:
+            if text or calls or piece.thinking or self._asked.logprobs:
                 yield self._object(text, calls, [piece])
         yield self._object("", [], []) | self._end(reason)
 
@@ -73,10 +73,11 @@ class Answer:
 
     def _object(self, text: str, calls: list[dict[str, Any]], pieces: Sequence[Piece]) -> dict[str, Any]:
         logprobs = chat_logprobs(self._model, pieces)["content"] if self._asked.logprobs and pieces else []
-        return {"model": self._asked.model, "created_at": time_text(), **self._said(text, calls), "done": False,
-                **({"logprobs": logprobs} if logprobs else {})}
+        thinking = "".join(piece.thinking for piece in pieces)
+        return {"model": self._asked.model, "created_at": time_text(), **self._said(text, calls, thinking),
+                "done": False, **({"logprobs": logprobs} if logprobs else {})}
 
-    def _said(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    def _said(self, text: str, calls: list[dict[str, Any]], thinking: str) -> dict[str, Any]:
         raise NotImplementedError
 
     def _end(self, reason: str | None) -> dict[str, Any]:
@@ -94,11 +95,12 @@ class ChatAnswer(Answer):
     """Raises EdgertError for what the model refuses, and ApiError."""
 
     def __init__(self, asked: ChatRequest, model: LanguageModel, defaults: dict[str, Any], times: Times) -> None:
-        generation = model.chat(asked.turns(), tools=asked.tools or None, **asked.settings(defaults))
+        generation = model.chat(asked.turns(), tools=asked.tools or None, **asked.thinking(able=model.thinks),
+                                **asked.settings(defaults))
         super().__init__(asked, model, generation, times)
 
-    def _said(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-        return chat_said(text, calls)
+    def _said(self, text: str, calls: list[dict[str, Any]], thinking: str) -> dict[str, Any]:
+        return chat_said(text, calls, thinking)
 
 
 class GenerateAnswer(Answer):
@@ -112,21 +114,22 @@ class GenerateAnswer(Answer):
         elif asked.raw or (model.chat_template is None and not asked.system):
             generation = model.generate(asked.prompt or "", **settings)
         else:
-            generation = model.chat(asked.turns(), **settings)
+            generation = model.chat(asked.turns(), **asked.thinking(able=model.thinks), **settings)
         super().__init__(asked, model, generation, times)
 
-    def _said(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-        return generate_said(text)
+    def _said(self, text: str, calls: list[dict[str, Any]], thinking: str) -> dict[str, Any]:
+        return generate_said(text, thinking)
 
 
-def chat_said(text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an object of /api/chat has for an answer's text and calls."""
-    return {"message": {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}}
+def chat_said(text: str, calls: list[dict[str, Any]], thinking: str = "") -> dict[str, Any]:
+    """What an object of /api/chat has for an answer's text and calls, and what is thought before it."""
+    return {"message": {"role": "assistant", "content": text, **({"thinking": thinking} if thinking else {}),
+                        **({"tool_calls": calls} if calls else {})}}
 
 
-def generate_said(text: str) -> dict[str, Any]:
-    """What an object of /api/generate has for an answer's text."""
-    return {"response": text}
+def generate_said(text: str, thinking: str = "") -> dict[str, Any]:
+    """What an object of /api/generate has for an answer's text, and what is thought before it."""
+    return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 
 def _call(call: ToolCall, index: int) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ def _details(description: Description) -> dict[str, Any]:
 
 def _capabilities(description: Description) -> list[str]:
     tools = ["tools"] if "tools" in (description.template or "") else []
-    return ["completion", *tools]
+    return ["completion", *tools, *(["thinking"] if description.thinks else [])]
 
 
 def _information(choice: Choice, description: Description, context: int) -> dict[str, Any]:

@@ -21,11 +21,12 @@ class Call(Struct):
 
 
 class Message(Struct):
-    """tool_calls: in one of the assistant. tool_name, tool_call_id: in one of a tool, whose call it is the result
-    of."""
+    """tool_calls, thinking: in one of the assistant. tool_name, tool_call_id: in one of a tool, whose call it is the
+    result of."""
 
     role: str
     content: str | None = None
+    thinking: str | None = None
     images: Unsupported = UNSET
     tool_calls: list[Call] | None = None
     tool_name: str | None = None
@@ -38,8 +39,9 @@ def turns_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         refuse(message, ("images",), within=f"messages[{number}].")
         turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
-        turn |= {name: value for name, value in (("name", message.tool_name), ("tool_call_id", message.tool_call_id))
-                 if value is not None}
+        turn |= {name: value for name, value in (
+            ("name", message.tool_name), ("tool_call_id", message.tool_call_id),
+            ("reasoning_content", message.thinking)) if value is not None}
         if message.tool_calls:
             turn["tool_calls"] = [
                 {**({} if call.id is None else {"id": call.id}), "type": "function",

@@ -61,8 +61,6 @@ class Asking(Struct, kw_only=True):
 
     def check(self) -> None:
         """Raises ApiError for what cannot be had."""
-        if self.think:
-            raise ApiError(400, f"{self.model!r} does not support thinking")
         if isinstance(self.format, str) and self.format not in ("", "json"):
             raise ApiError(400, f"format is {self.format[:40]!r}; it is json, or a JSON schema")
 
@@ -75,6 +73,16 @@ class Asking(Struct, kw_only=True):
     def empty(self) -> bool:
         """Whether nothing is to be answered: then the model is loaded, or unloaded."""
         raise NotImplementedError
+
+    def thinking(self, *, able: bool) -> dict[str, Any]:
+        """What `Model.chat` needs to know of thinking: a model that is able to thinks unless it is told not to. Raises
+        ApiError for one that is not."""
+        if self.think and not able:
+            raise ApiError(400, f"{self.model!r} does not support thinking")
+        if not able:
+            return {}
+        level = {"template_values": {"reasoning_effort": self.think}} if isinstance(self.think, str) else {}
+        return {"thinking": self.think is None or bool(self.think), **level}
 
     def settings(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """The settings of `Model.generate`."""
