@@ -62,7 +62,7 @@ def test_a_terminal_chat(bundle: Path, tmp_path: Path) -> None:
                                        f"/save {tmp_path / 'chat.json'}"), 2):
             chat.enter(line)
             said.append(chat.prompt(number).rpartition(f">>> {line}")[2].rpartition(">>>")[0].strip())
-    assert said[0].splitlines() == ["(thought: 5 tokens; /think writes them)", ANSWER]
+    assert said[0].splitlines() == ["(thought: 4 tokens; /think writes them)", ANSWER]
     assert said[1].splitlines() == [THOUGHT, "(think: as the model does, folded)"]
     assert said[3].split() == f"Thinking... {THOUGHT} ...done thinking. {ANSWER}".split()
     assert said[5] == ANSWER

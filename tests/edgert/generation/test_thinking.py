@@ -1,6 +1,7 @@
 """What a model thinks is parted from what it says, however the text is cut; and thinking is switched on and off."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 from thinking_model import ANSWER, BEGUN, SWITCHED, THOUGHT, write_thinking_gguf
 
 import edgert
-from edgert.generation.thinking import MARKS, ThoughtReader, marks_in
+from edgert.generation.thinking import MARKS, Marks, ThoughtReader, marks_in
 
+TEMPLATES = Path(__file__).parents[2] / "golden" / "chat_templates"
 QUESTION = [{"role": "user", "content": "2+2?"}]
 
 
@@ -59,6 +61,13 @@ def test_marks_are_found_in_the_template_or_the_vocabulary() -> None:
     assert marks_in("{{ '</think>' }}", []) == MARKS[0]
     assert marks_in("", ["[/THINK]"]) == MARKS[1]
     assert marks_in("<think>", []) is None
+
+
+@pytest.mark.parametrize(("name", "marks"), [
+    ("qwen3", MARKS[0]), ("smollm3", MARKS[0]), ("granite_3_3", MARKS[0]), ("deepseek_r1_distill_qwen", MARKS[0]),
+    ("ministral_3_reasoning", MARKS[1]), ("mistral_nemo", None), ("phi_3_5", None)])
+def test_real_templates_name_their_marks(name: str, marks: Marks | None) -> None:
+    assert marks_in((TEMPLATES / f"llama_cpp-{name}.jinja").read_text(), []) == marks
 
 
 @pytest.fixture(scope="module", params=[SWITCHED, BEGUN], ids=["switched", "begun"])

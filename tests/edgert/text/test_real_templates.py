@@ -13,6 +13,7 @@ from plain_jinja import compiled
 from tokenizers import decoders, models, pre_tokenizers
 
 from edgert.errors import TemplateError
+from edgert.generation.thinking import SWITCHES
 from edgert.text.chat_template import ChatTemplate
 from edgert.text.tokenizer import Tokenizer
 
@@ -28,10 +29,11 @@ def ours(template: ChatTemplate, chat: Conversation, **options: Any) -> str | No
         return None
 
 
-def theirs(template: jinja2.Template, chat: Conversation, **options: Any) -> str | None:
+def theirs(template: jinja2.Template, chat: Conversation, *, values: dict[str, Any] | None = None,
+           **options: Any) -> str | None:
     try:
         return template.render(messages=chat, bos_token="<s>", eos_token="</s>",
-                               **{"tools": None, "add_generation_prompt": True, **options})
+                               **{"tools": None, "add_generation_prompt": True, **options, **(values or {})})
     except Exception:  # the template is a program: it may raise anything
         return None
 
@@ -42,7 +44,8 @@ def test_same_as_jinja_without_limits(name: str) -> None:
     template, plain = ChatTemplate(TEMPLATES[name], "<s>", "</s>"), compiled(TEMPLATES[name])
     rendered = 0
     for label, chat in {**HONEST, **ODD}.items():
-        for options in ({}, {"tools": TOOLS}, {"add_generation_prompt": False}):
+        for options in ({}, {"tools": TOOLS}, {"add_generation_prompt": False},
+                        *({"values": dict.fromkeys(SWITCHES, thinks)} for thinks in (True, False))):
             expected = theirs(plain, chat, **options)
             assert ours(template, chat, **options) == expected, (label, options)
             rendered += expected is not None
