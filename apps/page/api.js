@@ -60,7 +60,7 @@ export const choose = (id) => post("/edgert/models", { id });
 export const cancelChoice = () => post("/edgert/models/cancel", {});
 
 /**
- * Ask for an answer. Yields { text }, { finish } and { usage } as they come. Raises ApiError, and AbortError where
+ * Ask for an answer. Yields { thought }, { text }, { finish } and { usage } as they come. Raises ApiError, and AbortError where
  * `signal` ends it.
  */
 export async function* complete(body, signal) {
@@ -75,6 +75,7 @@ export async function* complete(body, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message);
     const choice = chunk.choices?.[0];
+    if (choice?.delta?.reasoning_content) yield { thought: choice.delta.reasoning_content };
     if (choice?.delta?.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
     if (chunk.usage) yield { usage: chunk.usage };

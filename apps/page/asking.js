@@ -41,8 +41,9 @@ export class Asking extends Store {
     const before = [...conversation.messages];
     conversation.messages.push(message);
     this.conversations.touch(conversation);
-    await this.run(conversation, message, before, "answer", (text) => {
+    await this.run(conversation, message, before, "answer", (text, thought = "") => {
       message.content += text;
+      if (thought) message.thinking = (message.thinking ?? "") + thought;
       this.conversations.keep(conversation);
       return true;
     }, (outcome) => {
@@ -89,7 +90,7 @@ export class Asking extends Store {
   }
 
   /**
-   * Have a question answered. take(text): called with each piece; false ends the answer. end(outcome): called once,
+   * Have a question answered. take(text, thought): called with each piece; false ends the answer. end(outcome): called once,
    * with { finish, tokens, speed, first, stopped, enough, error }.
    */
   async run(conversation, message, before, mode, take, end) {
@@ -97,17 +98,18 @@ export class Asking extends Store {
     const running = this.running = { conversation, message, mode, controller };
     this.changed();
     const system = message.system ? [{ role: "system", content: message.system }] : [];
-    const messages = [...system, ...before.map(({ role, content }) => ({ role, content }))];
+    const messages = [...system, ...before.map(({ role, content, thinking }) => (
+      thinking ? { role, content, reasoning_content: thinking } : { role, content }))];
     const outcome = { finish: null }, begun = performance.now();
     let first = null, latest = null, pieces = 0;
     try {
       for await (const part of complete({ model: this.instrument.model, messages, ...message.asked },
         controller.signal)) {
-        if (part.text) {
+        if (part.text || part.thought) {
           latest = performance.now();
           first ??= latest;
           pieces += 1;
-          if (!take(part.text)) {
+          if (!take(part.text ?? "", part.thought)) {
             outcome.enough = true;
             controller.abort();
           }

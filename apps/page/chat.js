@@ -107,10 +107,14 @@ function Answer({ message, conversation, asking, running }) {
   const body = useRef(null);
   useLayoutEffect(() => show(body.current, message.content), [message.content]);
   useLayoutEffect(() => dimRest(body.current, message), [message.check?.text, message.content]);
-  const waiting = running && !message.content;
+  const waiting = running && !message.content && !message.thinking;
   return html`<article class=${`message answer ${message.check ? "compared" : ""}`} aria-label="Answer"
       aria-busy=${Boolean(running)}>
     ${waiting && html`<div class="waiting" role="status"><span></span>reading the question</div>`}
+    ${message.thinking && html`<details class="thought">
+      <summary>${running && !message.content ? "Thinking" : "Thought"}</summary>
+      <div>${message.thinking}</div>
+    </details>`}
     <div class=${`markdown ${running && !message.check ? "growing" : ""}`} ref=${body}></div>
     ${message.error && html`<p class="error" role="alert">${message.error}</p>`}
     <${Facts} message=${message} running=${running} model=${asking.instrument.model} />
