@@ -41,7 +41,7 @@ GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.scale": (0,), "attention.sliding_window": (0,), "attention.temperature_scale": (0,),
     "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "embedding_scale": (0, 1),
     "residual_scale": (0, 1), "logit_scale": (0, 1), "expert_count": (0,), "rope.scaling.alpha": (0,),
-    "rope.scaling.yarn_ext_factor": (), "rope.dimension_sections": (), "use_parallel_residual": (False,),
+    "rope.scaling.yarn_ext_factor": (1,), "rope.dimension_sections": (), "use_parallel_residual": (False,),
     "swin_norm": (False,)}
 """Likewise, below the name of the family."""
 
