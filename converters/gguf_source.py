@@ -12,9 +12,12 @@ from gguf.quants import Q4_K, dequantize
 
 from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError, UnsupportedError
+from edgert.models.families import FAMILIES
+from edgert.models.rope import GGUF_TENSORS
 
 from .gguf_header import Header, TensorInfo, read_header
-from .reading import check_rows, family_config, model_tensors, require_finite
+from .reading import family_config, model_tensors, require_finite
+from .rows import check_rows
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -102,14 +105,15 @@ def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> So
     if "token_embd.weight" not in header.tensors:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
     factors = _rope_factors(file, header)
-    config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
+    config = family_config(path, metadata.get("general.architecture"), FAMILIES, lambda family: family.from_gguf(
         metadata,
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in header.tensors,
-        rope_frequency_factors=factors))
+        tensors=header.tensors.keys(),
+        rope_tensors=factors))
     found: dict[str, SourceTensor] = {name: GgufTensor(file, info) for name, info in header.tensors.items()
-                                      if name != "rope_freqs.weight"}
-    tensors = model_tensors(path, config, found, lambda spec: spec.gguf)
+                                      if name not in GGUF_TENSORS}
+    tensors = model_tensors(path, config, found, lambda spec: spec.gguf, by_head=False)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise SourceError(f"{path}: has {len(tokens)} tokens but embeddings for {config.vocab_size}")
@@ -129,16 +133,18 @@ def _halves(columns: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(columns).view(np.float16).astype(np.float32)
 
 
-def _rope_factors(file: SourceFile, header: Header) -> tuple[float, ...] | None:
-    info = header.tensors.get("rope_freqs.weight")
-    if info is None:
-        return None
-    if len(info.shape) != 1 or info.shape[0] > _MAX_ROPE_FACTORS:
-        raise SourceError(f"{file.path}: tensor rope_freqs.weight has the impossible shape {list(info.shape)}")
-    factors = GgufTensor(file, info).read(0, info.shape[0])
-    if (factors <= 0).any():
-        raise SourceError(f"{file.path}: tensor rope_freqs.weight has values that are not above 0")
-    return tuple(float(factor) for factor in factors)
+def _rope_factors(file: SourceFile, header: Header) -> dict[str, tuple[float, ...]]:
+    """The tensors that are divisors of rotary frequencies, by name. Raises SourceError."""
+    found = {}
+    for name in header.tensors.keys() & set(GGUF_TENSORS):
+        info = header.tensors[name]
+        if len(info.shape) != 1 or info.shape[0] > _MAX_ROPE_FACTORS:
+            raise SourceError(f"{file.path}: tensor {name} has the impossible shape {list(info.shape)}")
+        factors = GgufTensor(file, info).read(0, info.shape[0])
+        if (factors <= 0).any():
+            raise SourceError(f"{file.path}: tensor {name} has values that are not above 0")
+        found[name] = tuple(float(factor) for factor in factors)
+    return found
 
 
 def _provenance(file: SourceFile, metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:

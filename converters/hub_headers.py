@@ -7,6 +7,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from edgert.errors import DownloadError, SourceError
+from edgert.models.rope import GGUF_TENSORS
 
 from .gguf_header import read_header
 from .hub import NOT_FILES, TEXTS, WEIGHTS, Named, files_of, refusals
@@ -92,7 +93,7 @@ class _Hollow:
 
 
 def _fetch_gguf(hollow: _Hollow) -> int:
-    """Fetch the header, and the one tensor that belongs to the hyper-parameters; the file's length."""
+    """Fetch the header, and the tensors that belong to the hyper-parameters; the file's length."""
     while True:
         try:
             header = read_header(hollow.path)
@@ -104,7 +105,8 @@ def _fetch_gguf(hollow: _Hollow) -> int:
         if first <= hollow.start:
             break
         hollow.have(first)
-    if (factors := header.tensors.get("rope_freqs.weight")) is not None:
+    for name in header.tensors.keys() & set(GGUF_TENSORS):
+        factors = header.tensors[name]
         hollow.fetch(factors.offset, factors.offset + factors.size)
     return hollow.size
 

@@ -14,6 +14,7 @@ import numpy as np
 from edgert.errors import SourceError, UnsupportedError
 from edgert.models import rotary_config
 from edgert.models.config import Config
+from edgert.models.families import MODEL_TYPES
 
 from .onnx_file import Stored
 from .onnx_graph import NORMS, Graph, attribute
@@ -60,7 +61,7 @@ def genai_config(settings: Mapping[str, Any], path: Path, graph: Graph, found: M
         **{name: decoder[name] if name in decoder else _missing(path, name)
            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")}}
     _check_attention(graph, values, path)
-    config = family_config(path, values["model_type"], lambda family: family.from_hf(values))
+    config = family_config(path, values["model_type"], MODEL_TYPES, lambda family: family.from_hf(values))
     return _with_rotation(config, graph, path) if isinstance(config, rotary_config.Config) else config
 
 

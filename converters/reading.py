@@ -9,9 +9,13 @@ import numpy as np
 from edgert.errors import SourceError, UnsupportedError
 from edgert.models.config import Config
 from edgert.models.families import FAMILIES, Family
-from edgert.models.tensors import TensorSpec
+from edgert.models.tensors import Fused, TensorSpec
 
+from .rows import Rows
 from .source import SourceTensor
+
+NameOf = Callable[[Fused | TensorSpec], str]
+"""The name of a tensor in a file."""
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -28,12 +32,6 @@ def read_text(path: Path, limit: int) -> str:
         raise SourceError(f"{path}: is not UTF-8 text (byte {error.start})") from error
 
 
-def check_rows(start: int, stop: int, rows: int) -> None:
-    """Raises IndexError where start to stop is not a range of rows: a mistake of the caller, not of the file."""
-    if not 0 <= start <= stop <= rows:
-        raise IndexError(f"rows {start} to {stop} of {rows}")
-
-
 def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     """The values; raises SourceError where one is infinite or not a number."""
     if not np.isfinite(values).all():
@@ -41,20 +39,21 @@ def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     return values
 
 
-def known_family(path: Path, architecture: object) -> Family:
+def known_family(path: Path, architecture: object, known: Mapping[str, Family] = FAMILIES) -> Family:
     """The family of that name. Raises UnsupportedError."""
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
+    if not isinstance(architecture, str) or architecture not in known:
         raise UnsupportedError(f"{path}: architecture {architecture!r} is not supported; "
-                               f"supported: {', '.join(FAMILIES)}")
-    return FAMILIES[architecture]
+                               f"supported: {', '.join(known)}")
+    return known[architecture]
 
 
-def family_config(path: Path, architecture: object, build: Callable[[type[Config]], Config]) -> Config:
-    """`build` called with the `Config` class of the named family.
+def family_config(path: Path, architecture: object, known: Mapping[str, Family],
+                  build: Callable[[type[Config]], Config]) -> Config:
+    """`build` called with the `Config` class of the named one of the known families.
 
     Raises SourceError where the family is unknown, or `build` finds hyper-parameters missing or impossible.
     """
-    config = known_family(path, architecture).Config
+    config = known_family(path, architecture, known).Config
     try:
         return build(config)
     except KeyError as error:
@@ -63,15 +62,17 @@ def family_config(path: Path, architecture: object, build: Callable[[type[Config
         raise SourceError(f"{path}: the model configuration cannot be used: {error}") from error
 
 
-def model_tensors(path: Path, config: Config, found: Mapping[str, SourceTensor],
-                  name_of: Callable[[TensorSpec], str]) -> dict[str, SourceTensor]:
-    """The model's tensors by canonical name, out of those found, which have the names that `name_of` gives.
+def model_tensors(path: Path, config: Config, found: Mapping[str, SourceTensor], name_of: NameOf, *,
+                  by_head: bool) -> dict[str, SourceTensor]:
+    """The model's tensors by canonical name, out of those found, which have the names that `name_of` gives. by_head:
+    whether the rows of fused ones are as in Hugging Face's files (`models.tensors.Fused`).
 
     An output head beside an embedding that is the head itself, a copy that some exports write, is left out. Raises
     SourceError unless all others are exactly those of `config.tensors()`, with those shapes.
     """
     if config.num_hidden_layers > len(found):  # before tensors(), which are as many as the number claims
         raise SourceError(f"{path}: claims {config.num_hidden_layers} layers but has {len(found)} tensors")
+    found = _unfused(path, config, found, name_of, by_head=by_head)
     specs = list(config.tensors())
     if missing := [spec.name for spec in specs if name_of(spec) not in found]:
         raise SourceError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
@@ -88,3 +89,25 @@ def model_tensors(path: Path, config: Config, found: Mapping[str, SourceTensor],
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _unfused(path: Path, config: Config, found: Mapping[str, SourceTensor], name_of: NameOf, *,
+             by_head: bool) -> dict[str, SourceTensor]:
+    """The tensors found, those that are several of the model's in parts. Raises SourceError where one has not as many
+    rows as its parts."""
+    found = dict(found)
+    for fused in config.fused():
+        whole = found.pop(name_of(fused), None)
+        if whole is None:
+            continue
+        rows = sum(part.shape[0] for part in fused.parts)
+        if whole.shape != (rows, *fused.parts[0].shape[1:]):
+            raise SourceError(f"{path}: tensor {name_of(fused)} has shape {list(whole.shape)}, expected "
+                              f"{[rows, *fused.parts[0].shape[1:]]}")
+        runs = fused.by_head if by_head else 1
+        first = 0
+        for part in fused.parts:
+            run = part.shape[0] // runs
+            found[name_of(part)] = Rows(whole, part.shape, first, run, rows // runs)
+            first += run
+    return found

@@ -10,9 +10,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from edgert.errors import SourceError
+from edgert.models.families import MODEL_TYPES
+from edgert.models.tensors import NORMS
 
 from .hf_tokenizer import read_json, read_tokenizer
-from .reading import check_rows, family_config, model_tensors, require_finite
+from .reading import family_config, model_tensors, require_finite
+from .rows import check_rows
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -26,6 +29,10 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
 _MAX_SHARDS = 1024
+_CONSTANTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+"""What old exports of Llama and GPT-NeoX carry along."""
+_TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model.", "lm_head.": "lm_head."}
+"""Of a model's text part in a larger model, up to transformers 4.51 and from then on; and what stands for them."""
 
 
 @dataclass
@@ -57,6 +64,30 @@ class SafetensorsTensor:
         return None
 
 
+@dataclass
+class ShiftedTensor:
+    """A `SourceTensor` with a number added to all of its elements."""
+
+    tensor: SourceTensor
+    offset: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def type_name(self) -> str:
+        return self.tensor.type_name
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
+        return self.tensor.read(start, stop) + np.float32(self.offset)
+
+    def grid(self, start: int, stop: int) -> Grid | None:
+        """None: what was shifted is on no grid."""
+        return None
+
+
 def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     """The model in a folder of config.json, tokenizer.json, and model.safetensors or its shards and their index.
 
@@ -70,13 +101,31 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     if values.get("quantization_config"):
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
-    config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
-    tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name)
+    config = family_config(folder / "config.json", values.get("model_type"), MODEL_TYPES,
+                           lambda family: family.from_hf(values))
+    found = _tensors(folder, weights, files)
+    if "text_config" in values:
+        found = _text_part(found)
+    tensors = model_tensors(folder, config, found, lambda spec: spec.name, by_head=True)
+    if config.hf_norm_offset:
+        norms = {spec.name for spec in config.tensors() if spec.role in NORMS}
+        tensors = {name: ShiftedTensor(tensor, config.hf_norm_offset) if name in norms else tensor
+                   for name, tensor in tensors.items()}
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []
     provenance = {"source": folder.resolve().name, "files": {name: files[name].sha256 for name in names},
                   "type": "safetensors"}
     return Source(config, tensors, tokenizer_json, generation, template, provenance, tuple(files.values()))
+
+
+def _text_part(found: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Of a model that sees images too what it needs for text, by the names that a model for text has."""
+    text = {}
+    for name, tensor in found.items():
+        for prefix, plain in _TEXT_PREFIXES.items():
+            if name.startswith(prefix):
+                text[plain + name.removeprefix(prefix)] = tensor
+    return text
 
 
 def _weight_files(folder: Path) -> dict[str, list[str] | None]:
@@ -130,7 +179,7 @@ def _tensors(folder: Path, weights: dict[str, list[str] | None],
         for name in there if names is None else names:
             if name not in there:
                 raise SourceError(f"{folder / file}: tensor {name} is missing, which the index says is in this file")
-            if not name.endswith(".rotary_emb.inv_freq"):  # a constant that old exports of Llama carry along
+            if not name.endswith(_CONSTANTS):
                 tensors[name] = _tensor(files[file], name, *there[name])
     return tensors
 

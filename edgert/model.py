@@ -16,7 +16,7 @@ from .engine.retention import STOP
 from .engine.session import Session
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
-from .errors import ModelError
+from .errors import ModelError, SessionError
 from .generation.generation import Computing
 from .generation.grammar import Grammars, grammar_bytes
 from .generation.scoring import Scores, Scoring
@@ -44,13 +44,14 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
          trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
     """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
-    and where a conversation outgrows its context, on that and kv_policy.
+    and where a conversation outgrows its context, on that and kv_policy; and of a model with LongRoPE, on whether the
+    context is longer than the one that it was first trained for.
 
     memory: the budget of the whole process, in bytes or as text like "600M" (see `parse_size`). Weights that do not fit
     into it are read from flash for each pass. Default: what fits comfortably in the memory that is free now.
     threads: number of threads that compute. Default: one per physical core that this process may use.
     context: how many tokens prompt and answers may have together, or with another kv_policy, how many of them are kept
-    in mind. Default: 4096, or the model's maximum if less.
+    in mind. Default: 4096, or if less the model's maximum, and what it was first trained for, if it has LongRoPE.
     prefill_chunk: how many prompt tokens are computed at once, at most.
     kv_type: type of the key-value cache: "f16", "f32", "q8" or "q4" (kernels/pages.py). Default: "f16"; "f32" for
     unquantized bundles; "q8" with the policy "mixed", which has no other.
@@ -199,7 +200,7 @@ class Model(LanguageModel):
     @property
     def longest_context(self) -> int:
         """The largest context that the model was made for."""
-        return self.header.config.max_position_embeddings
+        return self._bundle.longest_context
 
     @property
     def vocab_size(self) -> int:
@@ -426,6 +427,10 @@ class Model(LanguageModel):
         """
         self._check_alone()
         file = open_session(Path(path))
+        config, context = self.header.config, file.saved.context
+        if config.for_context(context) != config:
+            raise SessionError(f"{path}: was computed with a context of {context}, for which this model's positions "
+                               f"are others than for one of {self.context}; open it with --context {context}")
 
         def work(job: Job[None]) -> None:
             file.check(self._bundle.digest, self._session)

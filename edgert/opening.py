@@ -47,7 +47,8 @@ def session_settings(header: Header, context: int | None, kv_type: str | None, k
     if kv_policy == MIXED and kv_type not in (None, "q8"):
         raise ModelError(f"the cache policy {MIXED} goes with --kv-type q8, not {kv_type}")
     usual = "q8" if kv_policy == MIXED else "f16" if quantized else "f32"
-    kv_type, most = kv_type or usual, header.config.max_position_embeddings
+    # A context for which positions change has to be asked for: no budget is to choose it.
+    kv_type, most = kv_type or usual, header.config.for_context(1).max_position_embeddings
     if context is None and kv_memory is not None and kv_policy not in (FLASH, MIXED):
         each = kv_memory // block_bytes(header.config, kv_type) // parallel * PAGE
         context = max(min(each - MORE_POSITIONS, most), 1)
@@ -129,9 +130,10 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     bundle = opened.enter_context(Bundle(path))
     text = read_text(bundle)
     job.check()
-    header = bundle.header
-    context, kv_type = session_settings(header, settings.context, settings.kv_type, settings.kv_memory,
+    context, kv_type = session_settings(bundle.header, settings.context, settings.kv_type, settings.kv_memory,
                                         settings.kv_policy, settings.parallel)
+    bundle.load_for(context)
+    header = bundle.header
     policy = parse_policy(settings.kv_policy, context, header.config)
     grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
     process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)

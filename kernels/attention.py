@@ -5,13 +5,14 @@ go through the keys and values together, which are read and widened once for all
 of SPLIT, always the same ones. In a split each row has its own maximum and sums ("FlashAttention", Dao et al. 2022);
 splits are combined in order, either by the thread that goes through all of them, or, where there are few tokens, by
 COMBINE after every split was an item of its own ("Flash-Decoding", Dao et al. 2023). Both do the same operations in the
-same order: the result depends neither on the threads nor on which tokens come together.
+same order: the result depends neither on the threads nor on which tokens come together. A layer with a window (Beltagy
+et al. 2020, "Longformer") leaves out the splits that lie before it.
 """
 
 from .attention_apart import apart_f16, apart_f32, apart_q4, apart_q8
 from .attention_low import low_scores, low_sums
 from .attention_split import STATE_BYTES, split_kernel
-from .combine import add_split, begin, finish, in_parts, most_splits
+from .combine import add_split, begin, finish, first_split, in_parts, most_splits
 from .decorators import kernel
 from .records import ATTENTION, MOST_TOKENS_TOGETHER, ROWS_TOGETHER, SPLIT, STATE, TOKEN, TOKEN_BYTES, VALUE_POSITIONS
 from .simd.memory import load_f32, load_f32x16, load_i64, store_f32, store_f32x16, store_i64
@@ -58,45 +59,48 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
     record = load_i64(state + STATE.token_records) + first * TOKEN_BYTES
     length, slot = load_i64(record + TOKEN.position) + 1, load_i64(record + TOKEN.slot)
     own_split = (length - 1) // SPLIT if _apart(record) else -1
+    window, cap = load_i64(op + ATTENTION.window), load_f32(op + ATTENTION.softcap)
+    lowest = max(split, first_split(length, window))
+    end = min(split + 1 if split >= 0 else splits, (length + tokens - 2) // SPLIT + 1)
+    if split >= 0 and lowest >= end:
+        return
     for row in range(rows):
         source = load_i64(op + ATTENTION.qkv) + (first + row // group) * stride + (
             kv_head * group + row % group) * head_dim * 4
         for i in range(head_dim):
             store_f32(q + 4 * (row * wide + i), load_f32(source + 4 * i))
         begin(running + row * STATE_BYTES, totals + row * 4 * wide, wide)
-    lowest = split if split >= 0 else 0
-    end = min(split + 1 if split >= 0 else splits, (length + tokens - 2) // SPLIT + 1)
     for number in range(lowest, end):
         start = number * SPLIT
         if number == own_split:
             before = length - 1 - start
             if cache_type == 0:
                 apart_f16(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                          sums, states)
+                          sums, states, window, cap)
             elif cache_type == 1:
                 apart_f32(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                          sums, states)
+                          sums, states, window, cap)
             elif cache_type == 2:
                 apart_q8(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                         sums, states)
+                         sums, states, window, cap)
             else:
                 apart_q4(rows, before, start, slot, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                         sums, states)
+                         sums, states, window, cap)
         elif cache_type == 0:
             split_f16(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                      sums, states, low)
+                      sums, states, low, window, cap)
         elif cache_type == 1:
             split_f32(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                      sums, states, low)
+                      sums, states, low, window, cap)
         elif cache_type == 2:
             split_q8(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                     sums, states, low)
+                     sums, states, low, window, cap)
         else:
             split_q4(tokens, group, length, start, record, layer, kv_head, head_dim, wide, scale, q, scores, scaled,
-                     sums, states, low)
+                     sums, states, low, window, cap)
         for row in range(rows):
             token = row // group
-            if start >= length + token:
+            if start >= length + token or (window and start + SPLIT <= length + token - window):
                 continue
             row_state, row_sums = states + row * STATE_BYTES, sums + row * 4 * wide
             if split < 0:

@@ -7,10 +7,23 @@ from numba import types
 
 from .cache import LOAD, keys_of
 from .decorators import inlined, kernel
-from .functions import exp
+from .functions import exp, tanh
 from .pages import CACHE_TYPES, ELEMENT_BYTES, GROUP, PAGE, POSITIONS
 from .records import SPLIT, TOKEN, VALUE_POSITIONS
-from .simd.arithmetic import add, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub, zero_f32
+from .simd.arithmetic import (
+    add,
+    div,
+    fma,
+    keep_first,
+    keep_from,
+    maximum,
+    mul,
+    reduce_add,
+    reduce_max,
+    splat,
+    sub,
+    zero_f32,
+)
 from .simd.memory import (
     load_f16x16,
     load_f32x16,
@@ -134,6 +147,36 @@ def softmax(scores, count, state):
         total = add(total, weight)
     store_f32(state, most)
     store_f32(state + 4, reduce_add(total))
+
+
+@kernel
+def softmax_behind(scores, blank, first, count, state):
+    """The same where the first score that counts is number `first`: zeros in the place of those from `blank` on, which
+    is a multiple of 16."""
+    start, highest = first // POSITIONS * POSITIONS, splat(_LOWEST)
+    for i in range(blank, start, POSITIONS):
+        store_f32x16(scores + 4 * i, zero_f32())
+    for i in range(start, count, POSITIONS):
+        score = keep_first(load_f32x16(scores + 4 * i), count - i, _LOWEST)
+        highest = maximum(highest, keep_from(score, first - i, _LOWEST))
+    most = reduce_max(highest)
+    total = zero_f32()
+    for i in range(start, count, POSITIONS):
+        score = load_f32x16(scores + 4 * i)
+        weight = exp(add(score, splat(-most)))
+        weight = keep_from(keep_first(fma(score, splat(_ZERO), weight), count - i, _ZERO), first - i, _ZERO)
+        store_f32x16(scores + 4 * i, weight)
+        total = add(total, weight)
+    store_f32(state, most)
+    store_f32(state + 4, reduce_add(total))
+
+
+@kernel
+def cap_scores(scores, first, last, cap):
+    """cap * tanh(score / cap) in the place of some scores, and of those in the same tiles ("Gemma 2", 2024)."""
+    for i in range(first // POSITIONS * POSITIONS, last, POSITIONS):
+        score = load_f32x16(scores + 4 * i)
+        store_f32x16(scores + 4 * i, mul(tanh(div(score, splat(cap))), splat(cap)))
 
 
 def _all_scores_kernel(kind: str) -> Any:
@@ -295,20 +338,21 @@ def split_kernel(cache_type: str, low_scores: Any = _no_low_scores, low_sums: An
     Rows are tokens times `group` heads. token: the first one's record. length: positions that it sees, itself among
     them; each sees one more than the one before. start: the split's first position. q, sums: float32 (rows, wide);
     scores: float32 (rows, SPLIT); scaled: float32 (rows, VALUE_POSITIONS); scratch: low_scratch_bytes, working memory.
-    What comes out: each row's
-    sum of weighted values in `sums`, and in `states` its largest score and the sum of its weights. Rows that see
-    nothing of the split are left as they are.
+    window, cap: as in records.Attention. What comes out: each row's sum of weighted values in `sums`, and in `states`
+    its largest score and the sum of its weights. What is there for rows that see nothing of the split means nothing.
     """
     all_scores, all_sums = _all_scores_kernel(CACHE_TYPES[cache_type][0]), all_sums_kernel(CACHE_TYPES[cache_type][1])
     mixes = low_scores is not _no_low_scores
 
     @kernel
     def split(tokens, group, length, start, token, layer, kv_head, head_dim, wide, scale, q, scores, scaled, sums,
-              states, scratch):
+              states, scratch, window, cap):
         rows, key_bytes = tokens * group, load_i64(token + TOKEN.key_bytes)
         most = min(length + tokens - 1 - start, SPLIT)
-        keys = keys_of(token, layer, kv_head, start)
-        for page in range(0, most, PAGE):
+        first = max(length - window - start, 0) if window else 0
+        first_page = first // PAGE * PAGE
+        keys = keys_of(token, layer, kv_head, start + first_page)
+        for page in range(first_page, most, PAGE):
             following = keys_of(token, layer, kv_head, start + page + PAGE) if page + PAGE < most else keys
             if mixes and start + page < load_i64(token + TOKEN.low):
                 low_scores(rows, token, layer, kv_head, start + page, head_dim, wide, scale, q, scores + 4 * page,
@@ -320,12 +364,17 @@ def split_kernel(cache_type: str, low_scores: Any = _no_low_scores, low_sums: An
         common = min(max(length - start, 0), SPLIT)
         for number in range(tokens):
             count = min(length + number - start, SPLIT)
+            behind = length + number - window - start if window else 0
             for row in range(number * group, (number + 1) * group):
-                if count > 0:
+                if cap != _ZERO and count > 0:
+                    cap_scores(scores + row * 4 * SPLIT, first, count, cap)
+                if behind > 0 and behind < count:
+                    softmax_behind(scores + row * 4 * SPLIT, first_page, behind, count, states + row * STATE_BYTES)
+                elif count > 0 and behind <= 0:
                     softmax(scores + row * 4 * SPLIT, count, states + row * STATE_BYTES)
                 for i in range(0, 4 * wide, 64):
                     store_f32x16(sums + row * 4 * wide + i, zero_f32())
-        for page in range(0, most, PAGE):
+        for page in range(first_page, most, PAGE):
             values = keys_of(token, layer, kv_head, start + page) + key_bytes
             following = values
             if page + PAGE < most:
@@ -334,7 +383,8 @@ def split_kernel(cache_type: str, low_scores: Any = _no_low_scores, low_sums: An
             if mixes and start + page < load_i64(token + TOKEN.low):
                 low_sums(rows, token, layer, kv_head, start + page, wide, weights, sums, scratch)
             elif page < common:
-                all_sums(rows, 0, min(common - page, PAGE), values, following, wide, weights, sums, scaled)
+                all_sums(rows, max(first - page, 0), min(common - page, PAGE), values, following, wide, weights, sums,
+                         scaled)
             for number in range(tokens):
                 count = min(length + number - start, SPLIT)
                 if count > common and count > page and page + PAGE > common:

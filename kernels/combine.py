@@ -58,6 +58,12 @@ def most_splits(state):
 
 
 @kernel
+def first_split(length, window):
+    """The first split that a token sees something of, `length` positions being there with it."""
+    return max(length - window, 0) // SPLIT if window else 0
+
+
+@kernel
 def in_parts(op, state, splits):
     """Whether there is room for every split of every token: then each is an item of its own."""
     part = 64 + ((load_i64(op + ATTENTION.head_dim) + 15) // 16 * 64)
@@ -72,6 +78,7 @@ def combine(op, state):
     if splits == 1 or not in_parts(op, state, splits):
         return
     heads, head_dim = load_i64(op + ATTENTION.heads), load_i64(op + ATTENTION.head_dim)
+    window = load_i64(op + ATTENTION.window)
     out, out_stride = load_i64(op + ATTENTION.out), load_i64(op + ATTENTION.out_stride)
     wide = (head_dim + 15) // 16 * 16
     part = 64 + 4 * wide
@@ -80,9 +87,11 @@ def combine(op, state):
     while row < rows:
         token, head = row // heads, row % heads
         record = load_i64(state + STATE.token_records) + token * TOKEN_BYTES
-        at = load_i64(op + ATTENTION.partial) + row * splits * part
+        position = load_i64(record + TOKEN.position)
+        first, last = first_split(position + 1, window), position // SPLIT
+        at = load_i64(op + ATTENTION.partial) + (row * splits + first) * part
         # The first part holds what has been seen so far. Adding it to nothing would not change it.
-        for split in range(1, load_i64(record + TOKEN.position) // SPLIT + 1):
+        for split in range(1, last - first + 1):
             add_split(at, at + 64, at + split * part, at + split * part + 64, wide)
         finish(at, at + 64, head_dim, out + token * out_stride + head * head_dim * 4)
         row = take(state, 1)

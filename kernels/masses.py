@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from .attention_split import scores_of
+from .attention_split import cap_scores, scores_of
 from .cache import keys_of
 from .combine import power
 from .decorators import kernel
 from .functions import exp
 from .pages import ELEMENT_BYTES, GROUP, PAGE, POSITIONS
 from .records import MASSES, SPLIT, STATE, TOKEN, TOKEN_BYTES
-from .simd.arithmetic import add, fma, keep_first, maximum, reduce_add, reduce_max, splat, zero_f32
+from .simd.arithmetic import add, fma, keep_first, keep_from, maximum, reduce_add, reduce_max, splat, zero_f32
 from .simd.memory import load_f32, load_f32x16, load_i64, store_f32, store_f32x16
 from .state import take
 
@@ -50,27 +50,30 @@ def _scores(cache_type, rows, keys, head_dim, wide, scale, q, scores):
 
 
 @kernel
-def _see(scores, count, state):
-    """Add a page's scores of a row to what it has seen: the largest score, and the sum of the weights."""
+def _see(scores, first, count, state):
+    """Add a page's scores of a row, from number `first` on, to what it has seen: the largest score, and the sum of the
+    weights."""
     highest = splat(_LOWEST)
     for i in range(0, count, POSITIONS):
-        highest = maximum(highest, keep_first(load_f32x16(scores + 4 * i), count - i, _LOWEST))
+        score = keep_first(load_f32x16(scores + 4 * i), count - i, _LOWEST)
+        highest = maximum(highest, keep_from(score, first - i, _LOWEST))
     most = load_f32(state)
     above = max(most, reduce_max(highest))
     total = zero_f32()
     for i in range(0, count, POSITIONS):
         weight = exp(add(load_f32x16(scores + 4 * i), splat(-above)))
-        total = add(total, keep_first(weight, count - i, _ZERO))
+        total = add(total, keep_from(keep_first(weight, count - i, _ZERO), first - i, _ZERO))
     store_f32(state + 4, load_f32(state + 4) * power(most - above) + reduce_add(total))
     store_f32(state, above)
 
 
 @kernel
-def _add_weights(scores, count, state, masses):
-    """Add a page's weights of a row to its positions' masses."""
+def _add_weights(scores, first, count, state, masses):
+    """Add a page's weights of a row, from number `first` on, to its positions' masses."""
     most, share = load_f32(state), splat(_ONE / load_f32(state + 4))
     for i in range(0, count, POSITIONS):
         weight = keep_first(exp(add(load_f32x16(scores + 4 * i), splat(-most))), count - i, _ZERO)
+        weight = keep_from(weight, first - i, _ZERO)
         store_f32x16(masses + 4 * i, fma(weight, share, load_f32x16(masses + 4 * i)))
 
 
@@ -83,6 +86,7 @@ def masses(op, state, thread):
     cache_type, layer, scale = load_i64(op + MASSES.cache_type), load_i64(op + MASSES.layer), load_f32(
         op + MASSES.scale)
     group, wide = heads // kv_heads, (head_dim + 15) // 16 * 16
+    window, cap = load_i64(op + MASSES.window), load_f32(op + MASSES.softcap)
     q = load_i64(op + MASSES.scratch) + thread * load_i64(op + MASSES.scratch_stride)
     states = q + (group + 7) * 4 * wide
     scores = states + group * 64
@@ -92,6 +96,7 @@ def masses(op, state, thread):
         for token in range(load_i64(state + STATE.tokens)):
             record = load_i64(state + STATE.token_records) + token * TOKEN_BYTES
             length = load_i64(record + TOKEN.position) + 1
+            behind = max(length - window, 0) if window else 0
             source = load_i64(op + MASSES.qkv) + token * load_i64(op + MASSES.qkv_stride) + (
                 kv_head * group * head_dim * 4)
             for row in range(group):
@@ -100,12 +105,15 @@ def masses(op, state, thread):
                 store_f32(states + row * 64, _LOWEST)
                 store_f32(states + row * 64 + 4, _ZERO)
             for again in range(2):
-                for start in range(0, length, PAGE):
+                for start in range(behind // PAGE * PAGE, length, PAGE):
                     _scores(cache_type, group, keys_of(record, layer, kv_head, start), head_dim, wide, scale, q, scores)
-                    count = min(length - start, PAGE)
+                    first, count = max(behind - start, 0), min(length - start, PAGE)
                     for row in range(group):
+                        at = scores + row * 4 * SPLIT
+                        if cap != _ZERO:
+                            cap_scores(at, first, count, cap)
                         if again:
-                            _add_weights(scores + row * 4 * SPLIT, count, states + row * 64, to + 4 * start)
+                            _add_weights(at, first, count, states + row * 64, to + 4 * start)
                         else:
-                            _see(scores + row * 4 * SPLIT, count, states + row * 64)
+                            _see(at, first, count, states + row * 64)
         kv_head = take(state, 1)

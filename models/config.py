@@ -5,15 +5,19 @@ A family's own `Config`, in its own file, says what else is true of it, and whic
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgert.kernels.records import HIDDEN_ACTS
 
-from .tensors import FEED_FORWARD, Role, TensorSpec
+from .tensors import FEED_FORWARD, Fused, Role, TensorSpec
+
+MAX_FREQUENCY = 1e9
+"""Of rotary positions, in radians per position. The highest of every real model is 1."""
 
 
 def check_whole(name: str, value: Any) -> None:
@@ -33,9 +37,14 @@ class Config(ABC):
     """Hyper-parameters, named as in Hugging Face's config.json. Raises ValueError for such as no model has."""
 
     architecture: ClassVar[str]
-    """The family's name in config.json (`model_type`), in GGUF files (`general.architecture`) and in bundles."""
+    """The family's name in GGUF files (`general.architecture`) and in bundles, and mostly in config.json
+    (`model_type`)."""
     gated: ClassVar[bool] = True
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
+    attention_bias: ClassVar[bool] = False
+    """Whether the q, k and v projections have biases."""
+    hf_norm_offset: ClassVar[float] = 0.0
+    """What the weights of norms lack in safetensors files: where norms multiply by 1 + w, these have w."""
 
     hidden_size: int
     intermediate_size: int
@@ -58,6 +67,9 @@ class Config(ABC):
                              f"{self.num_key_value_heads} key-value heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
+        if self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(f"{self.rotary_dim} of {self.head_dim} components of a head are rotated, expected an even "
+                             "number of them")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}, expected true or false")
         if self.hidden_act not in HIDDEN_ACTS:
@@ -80,6 +92,10 @@ class Config(ABC):
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor that a model of these hyper-parameters has, in the order of use."""
 
+    def fused(self) -> Iterator[Fused]:
+        """Those of them that files have, or may have, as one."""
+        return iter(())
+
     @property
     @abstractmethod
     def norm_epsilon(self) -> float:
@@ -88,11 +104,58 @@ class Config(ABC):
     @property
     @abstractmethod
     def rotates_neighbours(self) -> bool:
-        """Which two components of a head rotate together: 2i and 2i + 1, or i and i + head_dim/2."""
+        """Which two components of a head rotate together: 2i and 2i + 1, or i and i + rotary_dim/2."""
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many components of a head are rotated, the first ones."""
+        return self.head_dim
 
     @abstractmethod
     def rope_frequencies(self) -> np.ndarray:
-        """Rotary angles per position, float64 of shape (head_dim / 2,)."""
+        """Rotary angles per position, float64 of shape (rotary_dim / 2,)."""
+
+    def rope_tables(self) -> list[np.ndarray]:
+        """Those of all layers, each as of `rope_frequencies`, where layers do not have the same ones."""
+        return [self.rope_frequencies()]
+
+    def rope_table(self, layer: int) -> int | None:
+        """Which of `rope_tables` a layer has; None for one whose queries and keys are not rotated."""
+        return 0
+
+    @property
+    def rope_attention_factor(self) -> float:
+        """What cosines and sines are multiplied by ("YaRN", Peng et al. 2023)."""
+        return 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.head_dim ** -0.5
+
+    @property
+    def attention_softcap(self) -> float | None:
+        """What tanh keeps the size of these products below: cap * tanh(product / cap)."""
+        return None
+
+    def window(self, layer: int) -> int | None:
+        """How many positions, the latest ones, itself among them, a token sees in a layer; None for all."""
+        return None
+
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied by."""
+        return 1.0
+
+    def for_context(self, context: int) -> Self:
+        """The config of a model that is loaded for so many tokens: another one, which may know fewer positions, where
+        its rotary frequencies depend on that (`rope.LongRope`)."""
+        return self
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """The same of logits, after that."""
+        return None
 
     @property
     def query_size(self) -> int:
@@ -110,8 +173,10 @@ class Config(ABC):
     @classmethod
     @abstractmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, vocab_size: int, tie_word_embeddings: bool,
-                  rope_frequency_factors: tuple[float, ...] | None = None) -> Self:
-        """From GGUF metadata (`llama.block_count` and so on). Raises KeyError or ValueError."""
+                  tensors: Set[str] = frozenset(),
+                  rope_tensors: Mapping[str, tuple[float, ...]] = MappingProxyType({})) -> Self:
+        """From GGUF metadata (`llama.block_count` and so on), the names of all tensors, and those of
+        `rope.GGUF_TENSORS` that are there. Raises KeyError or ValueError."""
 
     def to_json(self) -> dict[str, Any]:
         """As bundles have it: without `hidden_act` where that is silu, as in bundles from when there was no other."""
@@ -126,6 +191,9 @@ class Config(ABC):
         return cls(**values)
 
 
+_ACTS = {"relu_squared": "relu2", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
 def hidden_act(name: Any) -> Any:
     """An activation in a config.json, by the name that it has here."""
-    return "relu2" if name == "relu_squared" else name
+    return _ACTS.get(name, name) if isinstance(name, str) else name

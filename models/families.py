@@ -1,8 +1,25 @@
-"""The model families that edgert knows, by the name in GGUF's `general.architecture` and config.json's `model_type`."""
+"""The model families that edgert knows, by name."""
 
 from typing import Any, Protocol
 
-from . import config, llama, opt, qwen2
+from . import (
+    config,
+    gemma2,
+    gemma3,
+    gptneox,
+    granite,
+    llama,
+    mistral,
+    mistral3,
+    olmo2,
+    opt,
+    phi2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from .network import Network
 
 
@@ -17,4 +34,11 @@ class Family(Protocol):
         """The whole model of a config, top to bottom, as operations on a network."""
 
 
-FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2, "opt": opt}
+FAMILIES: dict[str, Family] = {
+    "llama": llama, "qwen2": qwen2, "opt": opt, "qwen3": qwen3, "mistral": mistral, "mistral3": mistral3, "phi3": phi3,
+    "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2, "gptneox": gptneox,
+    "gemma2": gemma2, "gemma3": gemma3}
+
+MODEL_TYPES: dict[str, Family] = {
+    **FAMILIES, "ministral": mistral, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox, "gemma3_text": gemma3}
+"""By the name in config.json, which may be another."""

@@ -5,8 +5,9 @@ Only the models that normalise before attention and feed-forward part, and whose
 of them but OPT-350M. llama.cpp has no OPT.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -72,7 +73,8 @@ class Config(config.Config):
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, vocab_size: int, tie_word_embeddings: bool,
-                  rope_frequency_factors: tuple[float, ...] | None = None) -> Self:
+                  tensors: Set[str] = frozenset(),
+                  rope_tensors: Mapping[str, tuple[float, ...]] = MappingProxyType({})) -> Self:
         raise ValueError("llama.cpp has no OPT, so what a GGUF file of one holds is not known; "
                          "convert the model's safetensors files")
 

@@ -31,6 +31,8 @@ class Role(Enum):
     """The output head, where it is not the embedding."""
 
 
+NORMS = frozenset({Role.NORM, Role.QUERY_NORM, Role.KEY_NORM})
+"""Weights of norms."""
 FEED_FORWARD = frozenset({Role.GATE, Role.UP, Role.DOWN})
 """Matrices whose rows (of DOWN: columns) are a layer's neurons."""
 
@@ -51,6 +53,19 @@ class TensorSpec(NamedTuple):
     @property
     def is_matrix(self) -> bool:
         return len(self.shape) == 2
+
+
+class Fused(NamedTuple):
+    """One tensor of a file that is several of a model, their rows end to end.
+
+    name, gguf: as in TensorSpec. by_head: of how many heads the rows are, in Hugging Face's files: there all parts of
+    the first head come first, then those of the second; 1 where each part is whole.
+    """
+
+    name: str
+    parts: tuple[TensorSpec, ...]
+    gguf: str
+    by_head: int = 1
 
 
 class FeedForward(NamedTuple):

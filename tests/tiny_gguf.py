@@ -16,17 +16,16 @@ _SPACE = next(character for character, byte in BYTE_OF.items() if byte == ord(" 
 
 def write_foreign(path: Path, *, layers: int = 2, hidden: int = 64, context: int = 1024,
                   template: str | None = TEMPLATE, seed: int = 0) -> Path:
-    """A model of the family stablelm, whose tokens are bytes, " t", and three special ones."""
+    """A model of the family orion, whose tokens are bytes, " t", and three special ones."""
     random = np.random.default_rng(seed)
     tokens = [*BYTE_OF, f"{_SPACE}t", *SPECIAL]
-    writer = GGUFWriter(path, "stablelm")
+    writer = GGUFWriter(path, "orion")
     writer.add_context_length(context)
     writer.add_embedding_length(hidden)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(2 * hidden)
     writer.add_head_count(2)
     writer.add_rope_dimension_count(hidden // 2)
-    writer.add_parallel_residual(False)
     writer.add_layer_norm_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -54,9 +54,9 @@ class Units:
 class Bundle:
     """An open bundle file.
 
-    path: where it is. header: what it holds. digest: the header's checksum, in hexadecimal digits; it covers those of
-    all that the bundle contains. Raises BundleError when opened, and when what is read is not what was
-    written.
+    path: where it is. header: what it holds. longest_context: how many positions its model knows. digest: the header's
+    checksum, in hexadecimal digits; it covers those of all that the bundle contains. Raises BundleError when opened,
+    and when what is read is not what was written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -67,9 +67,14 @@ class Bundle:
             raise BundleError(f"{self.path}: cannot be opened: {(error.strerror or str(error)).lower()}") from None
         try:
             self.header = self._read_header()
+            self.longest_context = self.header.config.max_position_embeddings
         except BaseException:
             self._file.close()
             raise
+
+    def load_for(self, context: int) -> None:
+        """Have `header.config` be that of a model that is loaded for so many tokens (Config.for_context)."""
+        self.header = replace(self.header, config=self.header.config.for_context(context))
 
     def _read_header(self) -> Header:
         try:

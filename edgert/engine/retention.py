@@ -91,7 +91,7 @@ class Heavy:
     2023, "H2O"; Liu et al. 2023, "Scissorhands"). What counts is the attention of the last OBSERVED tokens, now or
     whenever something was let go of before. While a prompt is read, it is that of the tokens at its end, where the
     question is ("SnapKV", Li et al. 2024): they look at what has been read so far ("FINCH", Corallo and Papotti
-    2024)."""
+    2024). A layer with a window keeps the latest positions."""
 
     least, observes, flash = 8 * PAGE, True, False
     sinks, latest = 4, PAGE
@@ -110,6 +110,9 @@ class Heavy:
             np.maximum(counted[..., shift:], masses[..., :-shift], out=counted[..., shift:])
             np.maximum(counted[..., :-shift], masses[..., shift:], out=counted[..., :-shift])
         counted[..., :self.sinks] = counted[..., session.held - self.latest:] = np.inf
+        for layer, of in enumerate(counted):
+            if session.config.window(layer) is not None:  # it sees the latest positions alone
+                of[:] = np.arange(session.held)
         kept = session.held - self.goes_at_once(session.context)
         # Stable: of equal ones the latest stay, on every machine.
         places = np.argsort(counted, -1, kind="stable")[..., session.held - kept:]

@@ -121,9 +121,11 @@ class BpeTables:
             return b""
         return self._text[self._ends[index]:self._ends[index + 1]]
 
-    def merge_before_space(self) -> bool:
-        """Whether some merge makes a token that has SentencePiece's space behind another character."""
-        return any(_SPACE_INSIDE.search(self.token(index)) for index in set(self._merged))
+    def around_spaces(self) -> frozenset[str]:
+        """What stands around SentencePiece's spaces in tokens that merges make, where a space is behind another
+        character: the characters before and after it, or the one before it where the token ends."""
+        return frozenset(found[1].decode() + found[2].decode() for index in set(self._merged)
+                         for found in _SPACE_INSIDE.finditer(self.token(index)))
 
     def finish(self, ids: Sequence[int], words: Sequence[int | None]) -> list[int]:
         """Do the merges that the library did not do. words: for each id, the number of the word that it is in."""
@@ -181,7 +183,8 @@ class BpeTables:
         return [index for index in ids if index >= 0]
 
 
-_SPACE_INSIDE = re.compile("(?<!▁)(?<!^)▁".encode())
+_CHARACTER = rb"(?:[\x00-\x7F]|[\xC2-\xF4][\x80-\xBF]+)"
+_SPACE_INSIDE = re.compile(b"(%s)(?<!\xE2\x96\x81)\xE2\x96\x81(?=(%s?))" % (_CHARACTER, _CHARACTER))
 _BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 

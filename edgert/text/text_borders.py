@@ -5,13 +5,13 @@ character while it does. Split into parts, a text takes no more than one part.
 
 Pre-tokenizers split text into words by regular expressions, of which the known ones are listed here. None of them makes
 a word that goes on past a single space, or from letters to punctuation, or that depends on what stands before it.
-Without a pre-tokenizer there are only merges (SentencePiece), and none of them makes a token that has a space behind
-another character.
+Without a pre-tokenizer there are only merges (SentencePiece): then a space is no border where its neighbours stand
+around one inside a token that merges make. Where a newline is an added token (Gemma), a text may be split behind it.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -29,6 +29,8 @@ LONGEST_WORD = 32_768
 _SPACE = r"(?<=[^\s▁]) (?=[^\s▁])"  # ▁ is SentencePiece's space
 _NO_SPACE = (r"(?<=[A-Za-z0-9])(?=[\n!-&(-/:-@\[-`{-~])|(?<=[A-Za-z])(?=[0-9])"  # not "'", as in "it's"
              r"|(?<=[ぁ-ゖァ-ヺ一-龥가-힣])(?=[0-9、。，！？；：\n])")
+
+_NEWLINE = r"(?<=\n)(?=\S)"
 
 _CONTRACTIONS = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
                  "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"}
@@ -50,11 +52,16 @@ class Borders:
         """tables: the part of the vocabulary that `BpeTables.read` took out of `tokenizer`."""
         normalizers = _steps(tokenizer.normalizer)
         added = tokenizer.get_added_tokens_decoder().values()
-        pattern = _pattern(_steps(tokenizer.pre_tokenizer), normalizers, tokenizer, tables)
+        front = _steps(tokenizer.pre_tokenizer)
+        self._skipped = int(any(step["type"] == "Prepend" for step in normalizers))
+        pattern, merged = _pattern(front, normalizers, tokenizer, tables)
         if any(token.single_word for token in added):
             pattern = None  # these look at what is before them
+        elif (merged and not any(step["type"] in ("Prepend", "Metaspace") for step in [*normalizers, *front])
+              and _newlines_apart(added)):
+            pattern = f"{pattern}|{_NEWLINE}"
         self._border = re.compile(pattern) if pattern is not None else None
-        self._skipped = int(any(step["type"] == "Prepend" for step in normalizers))
+        self._around = tables.around_spaces() if merged and tables is not None else frozenset()
         # A token that absorbs the space after it leaves none; where a space is left out, text must be on both sides.
         self._not_behind = tuple(token.content for token in added if token.rstrip or self._skipped)
         self._not_ahead = tuple(token.content for token in added if self._skipped)
@@ -87,7 +94,10 @@ class Borders:
         return next((place for place in chain(reversed(early), late) if self._may_split(text, start, place)), None)
 
     def _may_split(self, text: str, start: int, place: int) -> bool:
-        """Whether no added token crosses the border, or absorbs the space at it."""
+        """Whether no added or merged token crosses the border, and none absorbs the space at it."""
+        before = text[place - 1]
+        if before in self._around or before + text[place + 1:place + 2] in self._around:
+            return False
         return not (text.endswith(self._not_behind, start, place) or text.startswith(self._not_ahead, place + 1) or any(
             text.startswith(name, place - inside) for name, inside in self._inside if place - inside >= start))
 
@@ -98,20 +108,27 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     return state.get("normalizers", state.get("pretokenizers", [])) if state["type"] == "Sequence" else [state]
 
 
+def _newlines_apart(added: Iterable[tokenizers.AddedToken]) -> bool:
+    """Whether newlines are added tokens, whose runs are cut out of every text whatever stands around them."""
+    return any(token.content == "\n" and not token.special for token in added) and not any(
+        token.lstrip or token.rstrip or ("\n" in token.content and token.content.strip("\n")) for token in added)
+
+
 def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tokenizer: tokenizers.Tokenizer,
-             tables: BpeTables | None) -> str | None:
-    """A regular expression for the borders; None if no borders are known for this tokenizer."""
+             tables: BpeTables | None) -> tuple[str | None, bool]:
+    """A regular expression for the borders, None if no borders are known for this tokenizer; and whether nothing but
+    merges makes its tokens."""
     space_replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"} in normalizers
     for step in normalizers:
         if step["type"] not in ("NFC", "Prepend") and not (step["type"] == "Replace" and space_replaced):
-            return None
+            return None, False
     words: set[str] = set()
     for step in front:
         kind = step["type"]
         if kind == "Split" and "Regex" in step["pattern"] and step["behavior"] == "Isolated" and not step["invert"]:
             alternatives = _alternatives(step["pattern"]["Regex"])
             if not alternatives <= _ALTERNATIVES:
-                return None
+                return None, False
             words |= alternatives
         elif kind == "ByteLevel":
             words |= {r"\s+", r" ?[^\s\p{L}\p{N}]+"} if step["use_regex"] else set()
@@ -119,16 +136,15 @@ def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tok
             space_replaced = space_replaced or step["replacement"] == "▁"
             words |= {"▁"} if step["split"] else set()
         elif not (kind == "Digits" or (kind == "Split" and step["pattern"] == {"String": " "} and space_replaced)):
-            return None
+            return None, False
     if space_replaced:
-        merged_apart = (tables is not None and not tables.merge_before_space()
-                        and tokenizer.token_to_id("▁") is not None)
-        return _SPACE if words == {"▁"} or (not words and merged_apart) else None
+        merged = not words and tables is not None and tokenizer.token_to_id("▁") is not None
+        return (_SPACE if words == {"▁"} or merged else None), merged
     if r"\s+" not in words:
-        return None
+        return None, False
     punctuation = any(word.startswith(r" ?[^\s\p{L}\p{N}]+") for word in words)
     prefixed = any(step.get("add_prefix_space") for step in front)
-    return f"{_SPACE}|{_NO_SPACE}" if punctuation and not prefixed else _SPACE
+    return (f"{_SPACE}|{_NO_SPACE}" if punctuation and not prefixed else _SPACE), False
 
 
 def _alternatives(pattern: str) -> set[str]:

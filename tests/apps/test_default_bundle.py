@@ -10,6 +10,7 @@ import pytest
 
 from edgert.apps.bundles import bundle_path, make_bundle
 from edgert.locking import making
+from edgert.models.families import FAMILIES
 
 MAKES, WAITS = "fetching and converting smollm2-135m, this once\n", (
     "waiting for another process that fetches and converts smollm2-135m\n")
@@ -55,7 +56,8 @@ def test_the_bundle_of_the_other_is_taken(models: Path, smollm2: Path) -> None:
     assert bundle.stat().st_mtime_ns == copied
 
 
-def test_one_of_another_family_is_its_gguf_file(models: Path) -> None:
+def test_one_of_another_family_is_its_gguf_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(FAMILIES, "gemma3")
     file = models / "gemma-3-270m-q4_k_m.gguf"
     assert bundle_path("gemma-3-270m") == file and bundle_path("smollm2-135m") == models / "smollm2-135m.edge"
     file.touch()

@@ -17,14 +17,18 @@ from edgert.converters.source import Source
 from edgert.models.tensors import Role
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt")
+NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt",
+         "gemma2-bf16", "gemma3")
 
 
 def golden(name: str) -> tuple[Source, np.ndarray, np.ndarray, str]:
-    """A model, tokens as windows, transformers' logits after each, and the name of the output head."""
+    """A model, tokens as windows, transformers' logits after each, without their cap, and the name of the output
+    head."""
     with np.load(GOLDEN / f"logits-{name}.npz", allow_pickle=False) as file:
         tokens, logits = file["tokens"][None].astype(np.int64), file["logits"].astype(np.float64)
     source = open_source(str(GOLDEN / "models" / name))
+    if (cap := source.config.logit_softcap) is not None:
+        logits = cap * np.arctanh(logits / cap)
     role = Role.EMBEDDING if source.config.tie_word_embeddings else Role.HEAD
     return source, tokens, logits, next(spec.name for spec in source.config.tensors() if spec.role is role)
 

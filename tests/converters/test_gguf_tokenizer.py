@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
+from edgert.converters.gguf_header import read_header
 from edgert.converters.gguf_tokenizer import LONGEST_PIECE, SPLITS, tokenizer_from_gguf
 from edgert.errors import SourceError
 from edgert.text.tokenizer import Tokenizer
@@ -24,7 +24,8 @@ assert _spec and _spec.loader
 texts = module_from_spec(_spec)
 _spec.loader.exec_module(texts)
 
-VOCABULARIES = ["smollm2", pytest.param("qwen", marks=pytest.mark.reference), "spm", "spm-no-prefix"]
+VOCABULARIES = ["smollm2", pytest.param("qwen", marks=pytest.mark.reference),
+                pytest.param("gemma", marks=pytest.mark.reference), "spm", "spm-no-prefix"]
 
 
 @pytest.fixture(scope="module", params=VOCABULARIES)
@@ -32,9 +33,7 @@ def model(request: pytest.FixtureRequest) -> tuple[Tokenizer, dict[str, Any], di
     """The tokenizer, its generation settings and the golden record."""
     name = request.param
     path = GOLDEN / f"{name}.gguf" if name.startswith("spm") else request.getfixturevalue(f"{name}_gguf")
-    fields = GGUFReader(path).fields
-    metadata = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
-    text, generation = tokenizer_from_gguf(metadata)
+    text, generation = tokenizer_from_gguf(read_header(path).metadata)
     return Tokenizer.from_json(text, **generation), generation, json.loads((GOLDEN / f"tokens-{name}.json").read_text())
 
 

@@ -22,6 +22,7 @@ from edgert.cli import cli
 from edgert.converters import onnx_tensors
 from edgert.converters.open_source import open_source
 from edgert.converters.quantizer import packed
+from edgert.converters.rows import Rows
 from edgert.converters.source import Source
 from edgert.errors import SourceError, UnsupportedError
 from edgert.kernels.formats import FORMATS, unpack
@@ -72,7 +73,7 @@ def tensors_of(source: Source, expected: dict[str, np.ndarray]) -> list[tuple[on
     """The quantized matrices of a source, packed ones once, with what they should be."""
     blocks = {}
     for tensor in source.tensors.values():
-        whole = tensor.of if isinstance(tensor, onnx_tensors.Rows) else tensor
+        whole = tensor.whole if isinstance(tensor, Rows) else tensor
         if isinstance(whole, onnx_tensors.Blocks):
             blocks[whole.codes.name] = whole
     assert set(blocks) == set(expected)

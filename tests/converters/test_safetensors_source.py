@@ -163,7 +163,7 @@ def refused(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    ({"model_type": "gpt_neox"}, "architecture 'gpt_neox' is not supported; supported: llama, "),
+    ({"model_type": "gpt_bigcode"}, "architecture 'gpt_bigcode' is not supported; supported: llama, "),
     ({"model_type": ["llama"]}, "is not supported"),
     ({"hidden_size": "16"}, "cannot be used"),
     ({"rope_scaling": "linear"}, "cannot be used"),

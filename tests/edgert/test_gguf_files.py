@@ -63,11 +63,11 @@ def test_a_conversion_that_is_killed(models: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_what_needs_a_bundle(models: Path, foreign: Path) -> None:
-    assert resolve(foreign) == Foreign(foreign, f"{foreign}: architecture 'stablelm' is not supported")
+    assert resolve(foreign) == Foreign(foreign, f"{foreign}: architecture 'orion' is not supported")
     for command in ("plan", "inspect"):
         done = edgert(command, foreign)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == (f"edgert: {foreign}: architecture 'stablelm' is not supported; it runs through "
+        assert done.stderr == (f"edgert: {foreign}: architecture 'orion' is not supported; it runs through "
                                "llama.cpp only, with edgert chat, run, serve, web and app\n")
 
 
@@ -78,7 +78,7 @@ def test_settings_that_llama_cpp_does_not_have(foreign: Path) -> None:
 
 @WITH_LLAMA
 def test_a_foreign_model_answers(models: Path, foreign: Path) -> None:
-    says = (f"{foreign}: architecture 'stablelm' is not supported; so llama.cpp runs it, and edgert does not bound its "
+    says = (f"{foreign}: architecture 'orion' is not supported; so llama.cpp runs it, and edgert does not bound its "
             "memory\n")
     done = edgert("run", foreign, "-p", "ab", "-n", 8, "--ignore-eos", "-t", 1)
     assert (done.returncode, done.stderr) == (0, says) and len(done.stdout) > 1
@@ -97,7 +97,8 @@ def test_its_conversations_are_not_kept(models: Path, foreign: Path, tmp_path: P
 
 @pytest.mark.reference
 @WITH_LLAMA
-def test_gemma_3(gemma_gguf: Path) -> None:
+def test_a_real_model_through_llama_cpp(gemma_gguf: Path) -> None:
+    """One that edgert knows too, and llama.cpp runs as it does others."""
     from edgert.fallback.model import LlamaModel
 
     with LlamaModel(gemma_gguf, threads=2) as model:

@@ -39,6 +39,25 @@ class Spec:
     tied: bool
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     act: str = "silu"
+    every: int = 1
+    """Of how many tokens the logits after one are kept."""
+    own: dict[str, Any] = field(default_factory=dict)
+    """What only the family has."""
+
+
+def plain(theta: float = 10000.0, share: float | None = None) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, **({} if share is None else {"partial_rotary_factor": share})}
+
+
+def small(family: str, *sizes: int, tied: bool = False, rope: dict[str, Any] | None = None, act: str = "silu",
+          **own: Any) -> Spec:
+    """A model whose files are small: of layers, hidden size, neurons, heads, key-value heads, size of a head."""
+    return Spec(family, torch.bfloat16, *sizes, tied, rope or plain(), act, 12, own)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
+            "short_factor": [1 + 0.1 * i for i in range(6)], "long_factor": [1.2 + 0.9 * i for i in range(6)]}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 SPECS = {
@@ -49,7 +68,43 @@ SPECS = {
     "llama-relu": Spec("llama", torch.float32, 2, 24, 76, 3, 1, 8, True, act="relu"),
     "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
+    "gemma2-bf16": Spec("gemma2", torch.bfloat16, 3, 56, 76, 4, 2, 20, True, own={
+        "sliding_window": 17, "query_pre_attn_scalar": 6, "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 20.0}),
+    "gemma3": Spec("gemma3", torch.float32, 3, 40, 44, 5, 1, 12, True, own={
+        "sliding_window": 9, "query_pre_attn_scalar": 12,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, rope={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
+    "qwen3": small("qwen3", 2, 24, 44, 3, 1, 20, rope=plain(5000.0)),
+    "qwen3-tied-yarn": small("qwen3", 2, 24, 70, 4, 2, 12, tied=True, rope=YARN),
+    "mistral": small("mistral", 2, 24, 44, 3, 1, 12, rope={**plain(), "rope_type": "linear", "factor": 3.0},
+                     sliding_window=17),
+    "ministral3": small("ministral3", 2, 24, 44, 2, 1, 16, tied=True, rope={
+        **YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}),
+    "phi3": small("phi3", 2, 24, 44, 2, 1, 12, rope=LONGROPE, original_max_position_embeddings=64,
+                  sliding_window=23),
+    "phi3-long-tied": small("phi3", 2, 32, 70, 2, 2, 16, tied=True, original_max_position_embeddings=32, rope={
+        **LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}),
+    "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, embedding_multiplier=6.0, residual_multiplier=0.22,
+                     attention_multiplier=0.3, logits_scaling=4.0),
+    "smollm3": small("smollm3", 3, 32, 38, 3, 1, 8, tied=True, rope=plain(500.0), no_rope_layer_interval=2),
+    "smollm3-untied": small("smollm3", 2, 24, 38, 2, 2, 12, no_rope_layers=[0, 1]),
+    "olmo2": small("olmo2", 2, 24, 44, 2, 1, 12),
+    "stablelm": small("stablelm", 2, 24, 44, 2, 1, 12, rope=plain(share=0.4), use_qkv_bias=True),
+    "stablelm-aside": small("stablelm", 1, 24, 38, 3, 3, 8, rope=plain(share=0.25), use_parallel_residual=True),
+    "phi2": small("phi", 2, 24, 44, 2, 2, 12, rope=plain(share=0.4), act="gelu_new"),
+    "gptneox": small("gpt_neox", 2, 24, 44, 3, 3, 8, rope=plain(share=0.25), act="gelu"),
+    "gptneox-in-turn": small("gpt_neox", 1, 24, 70, 2, 2, 12, rope=plain(share=1.0), act="gelu",
+                             use_parallel_residual=False),
+    "ministral": small("ministral", 2, 24, 38, 3, 1, 8, sliding_window=9,
+                       layer_types=["sliding_attention", "full_attention"]),
 }
+MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
+          "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",
+          "smollm3": "SmolLM3", "olmo2": "Olmo2", "stablelm": "StableLm", "phi": "Phi", "gpt_neox": "GPTNeoX",
+          "gemma2": "Gemma2", "gemma3": "Gemma3"}
+"""What transformers calls them."""
 
 
 def tokenizer() -> Tokenizer:
@@ -66,20 +121,19 @@ def tokenizer() -> Tokenizer:
 
 def build(spec: Spec, seed: int) -> torch.nn.Module:
     """A model in float32 whose weights are exact in spec.dtype."""
-    kinds: dict[str, tuple[Any, Any]] = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-                                         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-                                         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM)}
-    make_config, make_model = kinds[spec.family]
+    make_model = getattr(transformers, MODELS[spec.family] + "ForCausalLM")
     own: dict[str, Any] = {
         "intermediate_size": spec.intermediate, "num_key_value_heads": spec.key_value_heads, "head_dim": spec.head_dim,
-        "rms_norm_eps": 1e-5, "rope_parameters": spec.rope, "hidden_act": spec.act}
+        "rms_norm_eps": 1e-5, "rope_parameters": dict(spec.rope), "hidden_act": spec.act}
     if spec.family == "opt":
-        own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act,
-               "pad_token_id": None}
-    config = make_config(
+        own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act}
+    if spec.family.startswith("gemma"):
+        del own["hidden_act"]
+    own |= spec.own
+    config = make_model.config_class(
         hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, vocab_size=VOCABULARY,
         max_position_embeddings=128, tie_word_embeddings=spec.tied, bos_token_id=0, eos_token_id=[0, 2],
-        attn_implementation="eager", **own)
+        pad_token_id=None, attn_implementation="eager", **own)
     model = make_model(config).float().eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -87,10 +141,12 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
             noise = torch.randn(values.shape, generator=random)
             if values.ndim == 2:
                 # Queries and keys larger than usual: attention that looks at single tokens, not at all of them alike.
-                gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.0
-                values.copy_(noise * gain / (1.0 if "embed" in name else values.shape[1] ** 0.5))
+                gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0
+                embeds = "embed" in name and "embed_out" not in name
+                values.copy_(noise * gain / (1.0 if embeds else values.shape[1] ** 0.5))
             else:
-                values.copy_(0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise)
+                center = 0 if spec.family.startswith("gemma") else 1  # whose norms multiply by 1 + w
+                values.copy_(0.5 * noise if name.endswith("bias") else center + 0.3 * noise)
             values.copy_(values.to(spec.dtype).float())
     return model
 
@@ -101,7 +157,9 @@ def make(name: str) -> None:
     tokens = np.random.default_rng(seed).integers(0, VOCABULARY, TOKENS)
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    np.savez(HERE / f"logits-{name}.npz", tokens=tokens.astype(np.int32), logits=logits.astype("<f4"))
+    kept = {} if spec.every == 1 else {"kept": np.arange(spec.every - 1, TOKENS, spec.every, dtype=np.int32)}
+    np.savez(HERE / f"logits-{name}.npz", tokens=tokens.astype(np.int32),
+             logits=logits[kept.get("kept", slice(None))].astype("<f4"), **kept)
     folder = HERE / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
     model.to(spec.dtype).save_pretrained(folder)

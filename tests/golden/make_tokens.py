@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 MODELS = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen": "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
+    "gemma": "gemma-3-270m-q4_k_m.gguf",
 }
 WORDS = [
     "the", "and", "of", "to", "in", "is", "that", "for", "it", "was", "on", "with", "as", "be", "at", "by", "this",

@@ -48,6 +48,9 @@ TEXTS = {
         "<|endoftext|><|endoftext|> x<|im_start|><|im_star|><|im_end|>y "
         "<tool_call>{\"a\": 1}</tool_call><repo_name>z",
     "fim": "<|fim_prefix|>def f():<|fim_suffix|>\n    return x<|fim_middle|> <file_sep><filename>a.py<gh_stars>1",
+    "gemma":
+        "<start_of_turn>user\n<h1>Hi</h1>\n\n\n\t\t<table><td> a  b </td></table>" + "\n" * 40 + " " * 40 + "\t" * 40
+        + "x> </y <end_of_turn>\n<start_of_turn>model\n<unused7>[multimodal]",
     "spm_specials": "<s>a</s> b</s>  c<unk>d<0x0A>e▁f ▁ g[INST] h [/INST]",
 }
 

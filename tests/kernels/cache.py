@@ -26,6 +26,12 @@ class Shape(NamedTuple):
     layers: int = 2
     positions: int = 112
     interleaved: bool = False
+    rotary_dim: int | None = None
+    """None for all of head_dim."""
+
+    @property
+    def rotated(self) -> int:
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def columns(self) -> int:
@@ -100,8 +106,8 @@ class New(NamedTuple):
 
 
 def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
-    """Cosines and sines, (positions, head_dim)."""
-    half = shape.head_dim // 2
+    """Cosines and sines, (positions, components that are rotated)."""
+    half = shape.rotated // 2
     angles = np.outer(np.arange(shape.positions), theta ** (-np.arange(half) / max(half, 1)))
     return np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
@@ -138,19 +144,20 @@ def check(batch: Sequence[New], *buffers: Buffer) -> None:
         buffer.check()
 
 
-def rope_all(team: Team, batch: Sequence[New], layer: int) -> list[np.ndarray]:
-    """Each session's qkv with queries and keys rotated; keys and values are in the caches then."""
+def rope_all(team: Team, batch: Sequence[New], layer: int, *, table: int = 0) -> list[np.ndarray]:
+    """Each session's qkv with queries and keys rotated; keys and values are in the caches then. table: which one of
+    those that stand behind each other in the caches' own."""
     (fields, rows), shape = set_tokens(team, batch), batch[0].cache.shape
     assert rig.run(team, (Code.ROPE, records.Rope(
         batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
-        int(shape.interleaved), 0)))
+        int(shape.interleaved), 0, shape.rotated, 4 * table * shape.rotated)))
     check(batch, fields, rows)
     return split_rows(batch, rows.view(np.float32))
 
 
-def rope(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int) -> np.ndarray:
+def rope(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int, *, table: int = 0) -> np.ndarray:
     """The same for one session."""
-    return rope_all(team, [New(cache, qkv, position)], layer)[0]
+    return rope_all(team, [New(cache, qkv, position)], layer, table=table)[0]
 
 
 def all_parts(batch: Sequence[New]) -> int:
@@ -160,8 +167,18 @@ def all_parts(batch: Sequence[New]) -> int:
                                            max(new.end for new in batch))
 
 
+class Sight(NamedTuple):
+    """window: how many positions a token sees, 0 for all. cap: of scores, 0 for none."""
+
+    window: int = 0
+    cap: float = 0.0
+
+
+EVERYTHING = Sight()
+
+
 def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, threads: int = 1, *,
-                  room: int | None = None) -> list[np.ndarray]:
+                  room: int | None = None, sight: Sight = EVERYTHING) -> list[np.ndarray]:
     """softmax(q k * scale) v, float32 of shape (tokens, heads * head_dim) for each session.
 
     room: bytes for parts; by default as many as there can be.
@@ -173,35 +190,39 @@ def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, th
     record = records.Attention(
         batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
         out.address, out.stride, scratch.address, scratch.stride, rig.bits(scale), partial.address,
-        partial.bytes.shape[1])
+        partial.bytes.shape[1], sight.window, rig.bits(sight.cap))
     assert rig.run(team, (Code.ATTENTION, record), (Code.COMBINE, record))
     check(batch, fields, rows, out, scratch, partial)
     return split_rows(batch, out.view(np.float32))
 
 
 def attention(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int, scale: float,
-              threads: int = 1, *, room: int | None = None) -> np.ndarray:
+              threads: int = 1, *, room: int | None = None, sight: Sight = EVERYTHING) -> np.ndarray:
     """The same for one session."""
-    return attention_all(team, [New(cache, qkv, position)], layer, scale, threads, room=room)[0]
+    return attention_all(team, [New(cache, qkv, position)], layer, scale, threads, room=room, sight=sight)[0]
 
 
 def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int, scale: float,
-                      siblings: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+                      siblings: tuple[int, ...] = (), sight: Sight = EVERYTHING) -> tuple[np.ndarray, np.ndarray]:
     """The same from its definition, in float64 on the cache's values; and how far float32 may be from it."""
     shape = cache.shape
     queries = qkv[:, :shape.heads * shape.head_dim].reshape(len(qkv), shape.heads, shape.head_dim).astype(np.float64)
     out, allowed = np.empty_like(queries), np.empty_like(queries)
     for token, record in enumerate(New(cache, qkv, position, siblings).tokens()):
-        seen = [*range(record.position), record.slot]
+        first = max(record.position + 1 - sight.window, 0) if sight.window else 0
+        seen = [*range(first, record.position), record.slot]
         for head in range(shape.heads):
             length, kv_head = len(seen), head * shape.kv_heads // shape.heads
             keys, values = (part(layer, kv_head)[seen, :shape.head_dim].astype(np.float64)
                             for part in (cache.keys, cache.values))
             scores = keys @ queries[token, head] * float(np.float32(scale))
+            uncapped = scores
+            if sight.cap:
+                scores = sight.cap * np.tanh(scores / sight.cap)
             probabilities = np.exp(scores - scores.max())
             probabilities /= probabilities.sum()
             out[token, head] = probabilities @ values
-            size = (np.abs(keys) @ np.abs(queries[token, head])).max() * scale + np.abs(scores).max()
+            size = (np.abs(keys) @ np.abs(queries[token, head])).max() * scale + np.abs(uncapped).max()
             wrong = (shape.head_dim / 4 + 6) * 2**-24 * size + (length + 20) * 2**-23 + length * 2e-38
             allowed[token, head] = 2 * wrong * (probabilities @ np.abs(values)) + 1e-37
     return out.reshape(len(qkv), -1), allowed.reshape(len(qkv), -1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import rig
-from cache import Cache, Shape, attention, rope, rope_table, softmax_attention
+from cache import Cache, Shape, Sight, attention, rope, rope_table, softmax_attention
 from guarded import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,9 +86,10 @@ class LowCache(Cache):
 
 @rig.examples(12)
 @given(seed=seeds, head_dim=st.sampled_from(HEAD_DIMS), kv_heads=st.integers(1, 2), group=st.integers(1, 8),
-       low=st.integers(1, 6), more=st.integers(1, 90), tokens=st.integers(1, 9))
+       low=st.integers(1, 6), more=st.integers(1, 90), tokens=st.integers(1, 9),
+       sight=st.builds(Sight, st.sampled_from([0, 0, 3, 100, 300]), st.sampled_from([0.0, 3.0])))
 def test_attention_over_low_pages(target: str, seed: int, head_dim: int, kv_heads: int, group: int, low: int, more: int,
-                                  tokens: int) -> None:
+                                  tokens: int, sight: Sight) -> None:
     length, tokens = low * PAGE + more, min(tokens, more)
     shape = Shape(group * kv_heads, kv_heads, head_dim, "q8", positions=length)
     cache = LowCache(shape, rope_table(shape))
@@ -96,11 +97,12 @@ def test_attention_over_low_pages(target: str, seed: int, head_dim: int, kv_head
                0, 1)
     cache.lower(low, 1)
     new, start = qkv[-tokens:], length - tokens
-    got = attention(rig.team(target, 2), cache, new, start, 1, head_dim**-0.5, 2)
+    got = attention(rig.team(target, 2), cache, new, start, 1, head_dim**-0.5, 2, sight=sight)
     cache.held.check()
-    want, allowed = softmax_attention(cache, new, start, 1, head_dim**-0.5)
+    want, allowed = softmax_attention(cache, new, start, 1, head_dim**-0.5, sight=sight)
     assert (np.abs(got - want) <= allowed).all()
-    alone = [attention(rig.team(target), cache, new[i:i + 1], start + i, 1, head_dim**-0.5) for i in range(tokens)]
+    alone = [attention(rig.team(target), cache, new[i:i + 1], start + i, 1, head_dim**-0.5, sight=sight)
+             for i in range(tokens)]
     np.testing.assert_array_equal(got, np.concatenate(alone))
 
 

@@ -37,7 +37,7 @@ def answer(server: Server) -> str:
 
 
 def test_it_says_who_answers(server: Server) -> None:
-    assert "architecture 'stablelm' is not supported; so llama.cpp runs it" in server.said
+    assert "architecture 'orion' is not supported; so llama.cpp runs it" in server.said
     assert answer(server) == answer(server)
     assert server.ask("/v1/models").json()["data"][0] | {"created": 0} == {
         "id": "tiny", "object": "model", "created": 0, "owned_by": "edgert", "max_model_len": 1024}

@@ -33,6 +33,7 @@ ADDED = [AddedToken("<|a_b|>", special=True, normalized=False), AddedToken("x y"
          AddedToken("<t>", special=True, normalized=False, rstrip=True), AddedToken("\n\n", normalized=False),
          AddedToken("<l1>", special=True, normalized=False, lstrip=True)]
 ALPHABET = "▁abS's 019  \n\r\t.,!<|_>-(){}\"'é你好。、ぁ한́　\xa0\x1c\x85'll't￿À٠²"
+NEWLINES = [AddedToken("\n" * count, special=False, normalized=False) for count in (1, 2, 3)]
 texts = st.lists(st.text(ALPHABET, max_size=8) | st.sampled_from([token.content for token in ADDED]),
                  max_size=20).map("".join)
 
@@ -80,20 +81,25 @@ def sentencepiece(front: str) -> tokenizers.Tokenizer:
     alphabet = ["<unk>", "▁", *"abS.,01你<|_>xyt"]
     library = tokenizers.Tokenizer(models.BPE())
     merges = grown(library, alphabet, 3, "▁abS.01你<|xy")
-    library.model = models.BPE(vocab={name: i for i, name in enumerate([*alphabet, *bytes_, *map("".join, merges)])},
-                               merges=merges, byte_fallback=True, unk_token="<unk>")
+    if front == "gemma3":  # and tokens that have a space inside, as its ">▁</"
+        inside = [("▁", "b"), ("a", "▁b"), ("S", "▁")]
+        merges = [*inside, *(merge for merge in merges if "".join(merge) != "▁b")]
+    newlines = [token.content for token in NEWLINES]
+    names = [*alphabet, *bytes_, *newlines, *map("".join, merges)]
+    library.model = models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges, byte_fallback=True,
+                               unk_token="<unk>")
     replace = normalizers.Replace(" ", "▁")
     if front == "prepend":
         library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
     elif front == "gemma":
         library.normalizer = replace
         library.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    elif front == "none":
+    elif front in ("none", "gemma3"):
         library.normalizer = replace
     else:
         library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=front, split=front == "always")
     library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    library.add_tokens(ADDED)
+    library.add_tokens([*ADDED[:2], *NEWLINES] if front == "gemma3" else ADDED)
     return library
 
 
@@ -101,7 +107,8 @@ LIBRARIES = {
     **{names[-1]: byte_level(splits) for splits, names in ALIKE.items()},
     "gpt2_regex": byte_level((), use_regex=True), "prefix_space": byte_level((), use_regex=True, prefix=True),
     "nfc": byte_level(PATTERNS["llama3_hf"], normalizer=normalizers.NFC()),
-    **{front: sentencepiece(front) for front in ("prepend", "gemma", "none", "first", "always", "never")},
+    **{front: sentencepiece(front) for front in ("prepend", "gemma", "gemma3", "none", "first", "always",
+                                                 "never")},
 }
 
 
@@ -126,7 +133,24 @@ def test_ids_are_those_of_the_whole(name: str, tables: bool, text: str, part: in
 def test_every_known_kind_is_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_borders, "PART", 8)
     ours = Tokenizer.from_json(LIBRARIES[name].to_str())
-    assert len(list(ours._borders.parts("ab ab ab ab ab ab ab ab ab"))) >= 3
+    assert len(list(ours._borders.parts("ba ab ab ab ab ab ab ab ab"))) >= 3
+
+
+def test_newlines_are_borders_where_they_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_borders, "PART", 8)
+    parts = {front: len(list(Tokenizer.from_json(LIBRARIES[front].to_str())._borders.parts("你你你\n" * 9)))
+             for front in ("gemma3", "none")}
+    assert parts == {"gemma3": 8, "none": 1}
+
+
+def test_no_border_is_inside_a_token_with_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_borders, "PART", 8)
+    monkeypatch.setattr(tokenizer, "PART", 8)
+    library = LIBRARIES["gemma3"]
+    for text in ("tta bttt" * 9, "tS ttt t" * 9):
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert any("▁" in library.id_to_token(index)[1:] for index in ids)
+        assert Tokenizer.from_json(library.to_str()).encode(text, add_bos=False) == ids
 
 
 @pytest.mark.parametrize("library", [

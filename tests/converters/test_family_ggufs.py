@@ -1,0 +1,57 @@
+"""GGUF files of every family that llama.cpp has too: edgert computes the logits that llama.cpp does.
+
+Random weights in float32, at sizes at which nothing is left out: biases, norms, scalings of positions, layers without
+them. llama.cpp keeps GELU in a table of halves, and has tanh's where GPT-NeoX has the exact one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family_gguf import CONTEXT, KINDS, write_family
+from small_engine import make_engine
+
+from edgert.bundle import Bundle
+from edgert.converters.convert import convert
+from edgert.converters.gguf_source import open_gguf
+from edgert.engine.session import Session
+from edgert.measuring.peer import Peer
+
+pytest.importorskip("llama_cpp", reason="edgert[llama] is not installed")
+
+TOKENS = np.random.default_rng(5).integers(0, 256, 96).tolist()
+
+
+def of_edgert(path: Path, context: int) -> np.ndarray:
+    bundle_path = path.with_suffix(".edge")
+    convert(str(path), bundle_path, "f32")
+    with Bundle(bundle_path) as bundle:
+        bundle.load_for(context)
+        engine = make_engine(bundle, threads=1, chunk=96, context=context)
+        logits = engine.forward(Session(bundle.header.config, context, "f32"), TOKENS, range(len(TOKENS)))
+        engine.close()
+    return logits
+
+
+def of_llama_cpp(path: Path, context: int) -> np.ndarray:
+    """Without what it calls flash attention, which rounds to halves."""
+    peer = Peer(str(path), threads=1, context=context, batch=96, kv_type="f32", flash_attention=False)
+    return peer.forward(TOKENS, every=True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    """Within 1e-4 standard deviations (4e-5 was achieved), with GELU within 3e-3 (1.2e-3)."""
+    path = write_family(tmp_path / "m.gguf", name)
+    expected = of_llama_cpp(path, 256)
+    off = np.abs(of_edgert(path, 256) - expected).max() / expected.std()
+    assert off < (3e-3 if name.startswith(("phi2", "gptneox")) else 1e-4)
+
+
+def test_the_long_factors_of_longrope(tmp_path: Path) -> None:
+    """For a context beyond the original one both take the other factors, also for few tokens."""
+    path = write_family(tmp_path / "m.gguf", "phi3, longrope")
+    original = open_gguf(path).config.for_context(1).max_position_embeddings
+    assert original == 256 < CONTEXT
+    expected, long, short = of_llama_cpp(path, CONTEXT), of_edgert(path, CONTEXT), of_edgert(path, original)
+    assert np.abs(long - expected).max() < 1e-4 * expected.std() < 0.1 * np.abs(short - expected).max()
