@@ -488,6 +488,12 @@ def test_missing_texts(tmp_path: Path) -> None:
     del config["model"]["decoder"]["num_attention_heads"]
     (source / "genai_config.json").write_text(json.dumps(config))
     refused(source, "genai_config.json", "num_attention_heads", "put the config.json of the original model")
+    config["model"]["decoder"] |= {"num_attention_heads": 3, "sliding_window": {"window_size": 64, "layers": []}}
+    (source / "genai_config.json").write_text(json.dumps(config))
+    open_source(str(source))
+    config["model"]["decoder"]["sliding_window"] = {"window_size": 64}
+    (source / "genai_config.json").write_text(json.dumps(config))
+    refused(source, "genai_config.json", "sliding window")
     (source / "genai_config.json").write_text("{}")
     refused(source, "genai_config.json: has no model with a decoder")
 
