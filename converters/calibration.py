@@ -13,8 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from edgert.models.expert_config import Config as ExpertConfig
 from edgert.models.families import FAMILIES
-from edgert.models.tensors import feed_forward_parts
+from edgert.models.tensors import Role, feed_forward_parts
 
 from .source import Source
 
@@ -46,6 +47,7 @@ class Calibration:
         self.weights = 0
         """How many weights are gone through in all."""
         self._feed_forward = feed_forward_parts(source.config.tensors(), sparse=source.config.sparse)
+        self._routers = {spec.layer: spec.name for spec in source.config.tensors() if spec.role is Role.ROUTER}
         self._active: dict[int, np.ndarray] = {}
         self._rotations = _rotations(source.config.rope_frequencies(), self._windows.shape[1])
         FAMILIES[source.config.architecture].wire(source.config, self)
@@ -60,8 +62,8 @@ class Calibration:
         return self._moments.pop(name)
 
     def active(self, layer: int) -> np.ndarray:
-        """Which neurons of a sparse layer were not zero: bool of shape (tokens, neurons). To be asked for once, before
-        what the next layer uses. Raises SourceError."""
+        """Which neurons of a sparse layer were not zero, or which experts a token has: bool of shape (tokens, neurons)
+        or (tokens, experts). To be asked for once, before what the next layer uses. Raises SourceError."""
         with np.errstate(all="ignore"):
             while layer not in self._active:
                 self._steps.popleft()()
@@ -168,6 +170,31 @@ class Calibration:
                 first += len(rows)
             if part.down_bias is not None:
                 add_to.values += self._vector(part.down_bias.name)
+
+        self._steps.append(step)
+
+    def experts(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
+        c, part, router = self._source.config, self._feed_forward[layer], self._routers[layer]
+        assert isinstance(c, ExpertConfig)
+        act, names = _ACTIVATIONS[c.hidden_act], [spec.name for spec in part.matrices]
+        self._count([router, *names])
+
+        def step() -> None:
+            logits = np.concatenate([x.values @ rows.T for rows in self._parts(router)], 1)
+            chosen = np.argsort(-logits, 1, kind="stable")[:, :c.num_experts_per_tok]
+            active = self._active[layer] = np.zeros(logits.shape, bool)
+            np.put_along_axis(active, chosen, True, 1)
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            weights /= (weights * active if c.norm_topk_prob else weights).sum(1, keepdims=True)
+            gate, up, down = (self._source.tensors[name] for name in names)
+            for expert in range(c.experts):
+                tokens = np.flatnonzero(active[:, expert])
+                if len(tokens):
+                    rows = expert * c.intermediate_size, (expert + 1) * c.intermediate_size
+                    hidden = act(x.values[tokens] @ gate.read(*rows).T) * (x.values[tokens] @ up.read(*rows).T)
+                    rows = expert * c.hidden_size, (expert + 1) * c.hidden_size
+                    add_to.values[tokens] += weights[tokens, expert, None] * (hidden @ down.read(*rows).T)
+                self._progress(3 * c.hidden_size * c.intermediate_size)
 
         self._steps.append(step)
 

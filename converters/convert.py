@@ -3,7 +3,7 @@
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
     paths = [Path(text) for text in texts] if calibrate else []
-    if paths and (newly_rounded(opened, header) or opened.config.sparse):
+    if paths and (newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
     with cleaned_up(), BundleWriter(path, header) as writer:
         _Conversion(opened, header, writer, progress, calibrate, paths).run()
@@ -120,7 +120,10 @@ class _Conversion:
     def _write_neurons(self, layer: int, part: FeedForward) -> list[int]:
         """A layer's groups; their checksums come back, then those of their details."""
         if self._header.config.sparse:
-            return self._write_units(layer, part)
+            return self._write_units(layer, self._packing.units(layer, part))
+        if self._header.config.experts:
+            self._note_misses(layer)
+            return self._write_units(layer, self._packing.experts(layer, part))
         headers, groups = self._packing.neurons(layer, part)
         if headers.size:
             self._write(down_headers(layer), headers)
@@ -131,10 +134,16 @@ class _Conversion:
                 self._writer.write(section, planes)
         return [checksum for of_section in checksums.values() for checksum in of_section]
 
-    def _write_units(self, layer: int, part: FeedForward) -> list[int]:
-        """A sparse layer's units; their checksums come back."""
+    def _note_misses(self, layer: int) -> None:
+        """Keep what is known of which experts tokens need."""
+        misses = self._importances.misses(layer) if self._importances else None
+        if misses is not None:
+            self._header.activity[layer] = np.round(10000 * misses).astype(int).tolist()
+
+    def _write_units(self, layer: int, every: Iterable[np.ndarray]) -> list[int]:
+        """The units of a sparse layer, or of experts, some at a time; their checksums come back."""
         checksums = []
-        for units in self._packing.units(layer, part):
+        for units in every:
             checksums += [xxhash.xxh3_64_intdigest(unit) for unit in units]
             self._writer.write(self._header.neurons[layer].section, units)
         return checksums

@@ -13,7 +13,7 @@ from edgert.models.tensors import Role, TensorSpec
 from .calibration import Calibration
 from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
-from .ordering import NeuronOrder
+from .ordering import NeuronOrder, misses
 from .source import Source
 
 
@@ -29,6 +29,8 @@ def _format(matrix: TensorSpec, header: Header) -> str:
         return header.tensors[matrix.name].format
     assert matrix.layer is not None
     neurons = header.neurons[matrix.layer]
+    if header.config.experts:
+        return "experts"  # of one expert a text of some thousand tokens says too little (docs/notes/experts.md)
     if header.config.sparse and matrix.role is Role.DOWN:
         return "columns"  # coded along themselves: rounding one weight makes up for no error in another
     return neurons.down if matrix.role is Role.DOWN else neurons.gate_up
@@ -45,7 +47,7 @@ class Importances:
     def __init__(self, source: Source, header: Header, texts: Sequence[Path],
                  progress: Callable[[int], None]) -> None:
         self._rounded = newly_rounded(source, header)
-        self._header, wanted = header, bool(self._rounded) or source.config.sparse
+        self._header, wanted = header, bool(self._rounded) or source.config.selective
         windows = windows_of(source, texts) if texts else shipped_windows(source) if wanted else None
         self._calibration = (Calibration(source, windows, self._rounded, progress)
                              if wanted and windows is not None else None)
@@ -60,6 +62,14 @@ class Importances:
             return None
         units = self._header.neurons[layer].units(self._header.config)
         return NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
+
+    def misses(self, layer: int) -> np.ndarray | None:
+        """What a token needs of a layer's experts and does not find (ordering.misses); None where nothing is known. To
+        be asked for once, after the importance of the layer's matrices, before that of the next layer's. Raises
+        SourceError."""
+        if self._calibration is None:
+            return None
+        return misses(self._calibration.active(layer), ACTIVITY_PARTS)
 
     def of(self, name: str) -> Importance | None:
         """Of a matrix; None where it is not newly rounded, or nothing is known. To be asked for once, in the order in

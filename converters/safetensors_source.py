@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from edgert.errors import SourceError
 
+from .expert_tensors import with_experts
 from .hf_tokenizer import read_json, read_tokenizer
 from .reading import check_rows, family_config, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
@@ -71,7 +72,7 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
     config = family_config(folder / "config.json", values.get("model_type"), lambda family: family.from_hf(values))
-    tensors = model_tensors(folder, config, _tensors(folder, weights, files), lambda spec: spec.name)
+    tensors = model_tensors(folder, config, with_experts(_tensors(folder, weights, files)), lambda spec: spec.name)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []
     provenance = {"source": folder.resolve().name, "files": {name: files[name].sha256 for name in names},

@@ -1,6 +1,6 @@
 """Runs a program: every thread goes through its operations in step, taking work items from each."""
 
-from . import sparse
+from . import experts, sparse
 from .attention import attention
 from .combine import combine
 from .decorators import kernel
@@ -25,7 +25,8 @@ _PAUSES = 32
 
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
  _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
- _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES) = (int(code) for code in Code)
+ _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES,
+ _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS) = (int(code) for code in Code)
 
 
 @kernel
@@ -81,6 +82,14 @@ def _run(program, count, state, thread):
             sparse.down(op, state, thread)
         elif code == _MASSES:
             masses(op, state, thread)
+        elif code == _ROUTE:
+            experts.route(op, state)
+        elif code == _DISPATCH:
+            experts.dispatch(op, state)
+        elif code == _EXPERTS:
+            experts.experts(op, state, thread)
+        elif code == _EXPERT_SUMS:
+            experts.expert_sums(op, state)
         else:
             join_groups(op, state)
         barrier(state)

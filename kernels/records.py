@@ -63,6 +63,14 @@ class Code(IntEnum):
     SPARSE_DOWN = 20
     MASSES = 21
     """How much attention the new tokens pay to each position."""
+    ROUTE = 22
+    """Mixtures of experts (expert_records.py): which experts each token has."""
+    DISPATCH = 23
+    """Which tokens each expert has; experts that are not in memory are read."""
+    EXPERTS = 24
+    """What experts make of their tokens."""
+    EXPERT_SUMS = 25
+    """What a token's experts made of it becomes one."""
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from . import config, llama, opt, qwen2
+from . import config, llama, mixtral, opt, qwen2
 from .network import Network
 
 
@@ -17,4 +17,4 @@ class Family(Protocol):
         """The whole model of a config, top to bottom, as operations on a network."""
 
 
-FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2, "opt": opt}
+FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2, "opt": opt, "mixtral": mixtral}

@@ -30,5 +30,9 @@ class Network(Protocol):
         """add_to += down(act(gate x) * up x), or, in a family that has no gate, down(act(up x)), with the layer's
         biases if there are some. `act` is the config's `hidden_act`."""
 
+    def experts(self, x: Activation, layer: int, *, add_to: Activation) -> None:
+        """add_to += what the experts that a layer's router chooses for x make of it, each a gated feed-forward part
+        without biases, weighed as the config says."""
+
     def logits(self, x: Activation, norm: str, head: str, *, norm_bias: str | None = None) -> None:
         """The output head, for the tokens whose logits are wanted, after a norm as in `norm`."""

@@ -123,7 +123,7 @@ class Planner:
         self._logits = 4 * config.vocab_size
         self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
         self._streamable = header.streamable()
-        in_window = {n.section for n in header.neurons} if header.config.sparse else set()
+        in_window = {n.section for n in header.neurons} if header.config.selective else set()
         self._in_window = [layout for layout in self._streamable if layout.name in in_window]
         self._in_order = [layout for layout in self._streamable if layout not in self._in_window]
         """What is read when it is needed, and what for every pass."""
@@ -225,7 +225,7 @@ class Planner:
         parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name not in {*bases, HEAD}],
                                                 placement.pinned)
         parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
-        parts["window of neurons"] = window
+        parts["experts" if self._header.config.experts else "window of neurons"] = window
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
         streamed = _length(self._streamable) - held

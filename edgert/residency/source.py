@@ -39,6 +39,10 @@ class Asking(NamedTuple):
     time: int = 0
     asked: int = 0
     semaphore: int = 0
+    done: int = 0
+    """Of experts, as what follows (kernels/expert_records.py)."""
+    guessed: int = 0
+    slots: int = 0
 
 
 ReadHook = Callable[[Read], None]

@@ -39,6 +39,8 @@ class Spec:
     tied: bool
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     act: str = "silu"
+    experts: int = 0
+    per_token: int = 0
 
 
 SPECS = {
@@ -49,6 +51,7 @@ SPECS = {
     "llama-relu": Spec("llama", torch.float32, 2, 24, 76, 3, 1, 8, True, act="relu"),
     "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
+    "mixtral": Spec("mixtral", torch.float32, 2, 24, 44, 3, 1, 8, False, experts=5, per_token=2),
 }
 
 
@@ -68,6 +71,7 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     """A model in float32 whose weights are exact in spec.dtype."""
     kinds: dict[str, tuple[Any, Any]] = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
                                          "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+                                         "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
                                          "opt": (transformers.OPTConfig, transformers.OPTForCausalLM)}
     make_config, make_model = kinds[spec.family]
     own: dict[str, Any] = {
@@ -76,6 +80,8 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     if spec.family == "opt":
         own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act,
                "pad_token_id": None}
+    if spec.experts:
+        own |= {"num_experts": spec.experts, "num_local_experts": spec.experts, "num_experts_per_tok": spec.per_token}
     config = make_config(
         hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, vocab_size=VOCABULARY,
         max_position_embeddings=128, tie_word_embeddings=spec.tied, bos_token_id=0, eos_token_id=[0, 2],
@@ -85,10 +91,10 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     with torch.no_grad():
         for name, values in model.named_parameters():
             noise = torch.randn(values.shape, generator=random)
-            if values.ndim == 2:
+            if values.ndim >= 2:
                 # Queries and keys larger than usual: attention that looks at single tokens, not at all of them alike.
                 gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.0
-                values.copy_(noise * gain / (1.0 if "embed" in name else values.shape[1] ** 0.5))
+                values.copy_(noise * gain / (1.0 if "embed" in name else values.shape[-1] ** 0.5))
             else:
                 values.copy_(0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise)
             values.copy_(values.to(spec.dtype).float())

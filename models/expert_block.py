@@ -1,0 +1,46 @@
+"""What families of mixtures of experts share: a dense family's block with a router and experts for its feed-forward
+part.
+
+The matrices of all experts of a layer are one tensor here, one expert below the other.
+"""
+
+from collections.abc import Iterator
+
+from . import block
+from .expert_config import Config
+from .network import Network
+from .tensors import Role, TensorSpec
+
+
+def tensors(config: Config) -> Iterator[TensorSpec]:
+    """Every tensor, in the order of use."""
+    return block.around(config, (spec for layer in range(config.num_hidden_layers)
+                                 for part in (block.attention, experts) for spec in part(config, layer)))
+
+
+def experts(config: Config, layer: int) -> Iterator[TensorSpec]:
+    """A layer's router and experts, and the norm before them."""
+    hidden_size, neurons = config.hidden_size, config.num_experts * config.intermediate_size
+    yield block.of_layer(layer, "post_attention_layernorm.weight", (hidden_size,), Role.NORM, "ffn_norm.weight")
+    yield block.of_layer(layer, "mlp.gate.weight", (config.num_experts, hidden_size), Role.ROUTER,
+                         "ffn_gate_inp.weight")
+    for part, role in (("gate", Role.GATE), ("up", Role.UP)):
+        yield block.of_layer(layer, f"mlp.experts.{part}_proj.weight", (neurons, hidden_size), role,
+                             f"ffn_{part}_exps.weight")
+    yield block.of_layer(layer, "mlp.experts.down_proj.weight",
+                         (config.num_experts * hidden_size, config.intermediate_size), Role.DOWN,
+                         "ffn_down_exps.weight")
+
+
+def wire(config: Config, net: Network) -> None:
+    """The whole model, top to bottom, as operations on a network."""
+    x = net.embedding("model.embed_tokens.weight")
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        h = net.norm(x, prefix + "input_layernorm.weight")
+        qkv = net.linear(h, [f"{prefix}self_attn.{part}_proj" for part in "qkv"], bias=config.attention_bias)
+        h = net.attention(qkv, layer)
+        net.linear(h, [prefix + "self_attn.o_proj"], add_to=x)
+        h = net.norm(x, prefix + "post_attention_layernorm.weight")
+        net.experts(h, layer, add_to=x)
+    net.logits(x, "model.norm.weight", "model.embed_tokens" if config.tie_word_embeddings else "lm_head")
