@@ -7,6 +7,7 @@ and what is very wide, of x_i * x_i, as llama.cpp's importance matrix does. The 
 text that a model is judged by belongs in it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import pairwise
@@ -49,7 +50,8 @@ class Calibration:
         self._feed_forward = feed_forward_parts(source.config.tensors(), sparse=source.config.sparse)
         self._routers = {spec.layer: spec.name for spec in source.config.tensors() if spec.role is Role.ROUTER}
         self._active: dict[int, np.ndarray] = {}
-        self._rotations = _rotations(source.config.rope_frequencies(), self._windows.shape[1])
+        self._rotations = [_rotations(frequencies, source.config.rope_attention_factor, self._windows.shape[1])
+                           for frequencies in source.config.rope_tables()]
         FAMILIES[source.config.architecture].wire(source.config, self)
 
     def moments(self, name: str) -> np.ndarray:
@@ -71,13 +73,14 @@ class Calibration:
 
     # The operations of models.network.Network.
 
-    def embedding(self, weight: str) -> _Activation:
+    def embedding(self, weight: str, *, scale: float = 1.0) -> _Activation:
         x = _Activation()
 
         def step() -> None:
             tensor = self._source.tensors[weight]
             ids, places = np.unique(self._windows, return_inverse=True)
             x.values = np.concatenate([tensor.read(int(i), int(i) + 1) for i in ids])[places.reshape(-1)]
+            x.values *= np.float32(scale)
 
         self._steps.append(step)
         return x
@@ -89,13 +92,12 @@ class Calibration:
 
         self._steps.append(step)
 
-    def norm(self, x: _Activation, weight: str, *, bias: str | None = None) -> _Activation:
-        out, epsilon = _Activation(), np.float32(self._source.config.norm_epsilon)
+    def norm(self, x: _Activation, weight: str, *, bias: str | None = None, centered: bool = False) -> _Activation:
+        out = _Activation()
 
         def step() -> None:
-            values = x.values if bias is None else x.values - x.values.mean(1, keepdims=True)
-            mean = np.square(values).mean(1, keepdims=True)
-            out.values = values / np.sqrt(mean + epsilon) * self._vector(weight)
+            center = centered or bias is not None
+            out.values = self._normed(x.values - x.values.mean(1, keepdims=True) if center else x.values, weight)
             if bias is not None:
                 out.values += self._vector(bias)
 
@@ -118,6 +120,19 @@ class Calibration:
         self._steps.append(step)
         return out
 
+    def head_norms(self, qkv: _Activation, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
+        c = self._source.config
+
+        def step() -> None:
+            first = 0
+            for size, weight in ((c.query_size, query_weight), (c.key_value_size, key_weight)):
+                part = qkv.values[:, first:first + size]
+                heads = part.reshape(-1, size if whole else c.head_dim)
+                part[:] = self._normed(heads, weight).reshape(part.shape)
+                first += size
+
+        self._steps.append(step)
+
     def attention(self, qkv: _Activation, layer: int) -> _Activation:
         out, c = _Activation(), self._source.config
         sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
@@ -130,10 +145,11 @@ class Calibration:
                 window = qkv.values[start:start + tokens]
                 q, k, v = (window[:, first:last].reshape(tokens, -1, c.head_dim).transpose(1, 0, 2)
                            for first, last in pairwise(sizes))
-                q, k = (self._rotated(part) for part in (q, k))
+                if (table := c.rope_table(layer)) is not None:
+                    q, k = (self._rotated(part, *self._rotations[table]) for part in (q, k))
                 share = c.num_attention_heads // c.num_key_value_heads
                 for head in range(c.num_attention_heads):
-                    scores = q[head] @ k[head // share].T * np.float32(c.head_dim ** -0.5) + future
+                    scores = q[head] @ k[head // share].T * np.float32(c.attention_scale) + future
                     scores = np.exp(scores - scores.max(1, keepdims=True))
                     out.values[start:start + tokens, head * c.head_dim:(head + 1) * c.head_dim] = (
                         scores / scores.sum(1, keepdims=True)) @ v[head // share]
@@ -141,7 +157,8 @@ class Calibration:
         self._steps.append(step)
         return out
 
-    def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
+    def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation | None = None) -> _Activation:
+        out = _Activation() if add_to is None else add_to
         part, act = self._feed_forward[layer], _ACTIVATIONS[self._source.config.hidden_act]
         by_rows, down = [spec.name for spec in part.by_rows], part.down.name
         self._count([*by_rows, down])
@@ -164,12 +181,21 @@ class Calibration:
             if part.sparse:
                 self._active[layer] = hidden != 0
             self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
+            if add_to is None:
+                out.values = np.zeros((len(x.values), part.down.shape[0]), np.float32)
             first = 0
             for rows in self._parts(down):
-                add_to.values[:, first:first + len(rows)] += hidden @ rows.T
+                out.values[:, first:first + len(rows)] += hidden @ rows.T
                 first += len(rows)
             if part.down_bias is not None:
-                add_to.values += self._vector(part.down_bias.name)
+                out.values += self._vector(part.down_bias.name)
+
+        self._steps.append(step)
+        return out
+
+    def add(self, y: _Activation, *, to: _Activation, norm: str | None = None, scale: float = 1.0) -> None:
+        def step() -> None:
+            to.values += (y.values if norm is None else self._normed(y.values, norm)) * np.float32(scale)
 
         self._steps.append(step)
 
@@ -198,8 +224,9 @@ class Calibration:
 
         self._steps.append(step)
 
-    def logits(self, x: _Activation, norm: str, head: str, *, norm_bias: str | None = None) -> None:
-        h = self.norm(x, norm, bias=norm_bias)
+    def logits(self, x: _Activation, norm: str, head: str, *, norm_bias: str | None = None, centered: bool = False,
+               head_bias: str | None = None) -> None:
+        h = self.norm(x, norm, bias=norm_bias, centered=centered)
         self._steps.append(lambda: self._observe(h.values, [head + ".weight"]))
 
     # What they are made of.
@@ -228,13 +255,16 @@ class Calibration:
             found = np.einsum("ti,ti->i", x, x) if squares_alone else x.T @ x
             self._moments |= dict.fromkeys(wanted, found / np.float32(len(x)))
 
-    def _rotated(self, heads: np.ndarray) -> np.ndarray:
+    def _normed(self, values: np.ndarray, weight: str) -> np.ndarray:
+        mean = np.square(values).mean(1, keepdims=True)
+        return values / np.sqrt(mean + np.float32(self._source.config.norm_epsilon)) * self._vector(weight)
+
+    def _rotated(self, heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
         """(heads, tokens, head_dim) at their rotary positions; components in an order that is the same for all."""
-        half = heads.shape[2] // 2
-        neighbours = self._source.config.rotates_neighbours
-        a, b = (heads[..., 0::2], heads[..., 1::2]) if neighbours else (heads[..., :half], heads[..., half:])
-        cosine, sine = self._rotations
-        return np.concatenate([a * cosine - b * sine, a * sine + b * cosine], 2)
+        dim, neighbours = self._source.config.rotary_dim, self._source.config.rotates_neighbours
+        a, b = ((heads[..., 0:dim:2], heads[..., 1:dim:2]) if neighbours
+                else (heads[..., :dim // 2], heads[..., dim // 2:dim]))
+        return np.concatenate([a * cosine - b * sine, a * sine + b * cosine, heads[..., dim:]], 2)
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
@@ -245,11 +275,23 @@ def _relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + 0.044715 * x * x * x)))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """With erf to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26)."""
+    size = np.abs(x) * np.float32(math.sqrt(0.5))
+    t = 1 / (1 + np.float32(0.3275911) * size)
+    p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * np.float32(1.061405429)))))
+    return 0.5 * x * (1 + np.sign(x) * (1 - p * np.exp(-size * size)))
+
+
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x))}
+    "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x)), "gelu_tanh": _gelu_tanh, "gelu": _gelu}
 
 
-def _rotations(frequencies: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of the rotary angles, each float32 of shape (tokens, head_dim / 2)."""
+def _rotations(frequencies: np.ndarray, factor: float, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the rotary angles, times a factor, each float32 of shape (tokens, rotary_dim / 2)."""
     angles = np.arange(tokens)[:, None] * frequencies
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)

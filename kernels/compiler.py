@@ -41,6 +41,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
         norm,
         one_token,
         planes,
+        residual,
         rope,
         sparse,
     )
@@ -50,6 +51,9 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "norm", norm.norm, 2
     yield "layer norm", norm.layer_norm, 2
     yield "quantize", norm.quantize, 2
+    yield "head norms", residual.head_norms, 2
+    yield "residual stream", residual.add_part, 2
+    yield "logits", residual.scale_logits, 2
     yield "rotary positions", rope.rope, 2
     yield "attention", attention.attention, 3
     yield "attention, parts", combine.combine, 2

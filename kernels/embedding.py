@@ -8,9 +8,11 @@ from .decorators import inlined, kernel
 from .dispatch import by_format
 from .formats import BLOCK, FLOAT_BLOCK, FORMATS, TILE
 from .records import EMBEDDING, LEARNED_POSITIONS, STATE, TOKEN, TOKEN_BYTES
-from .simd.arithmetic import add
+from .simd.arithmetic import add, mul, splat
 from .simd.memory import load_bf16, load_f16, load_f32, load_f32x16, load_i64, load_u8, store_f32, store_f32x16
 from .state import take
+
+_ONE = np.float32(1.0)
 
 
 @inlined
@@ -74,9 +76,10 @@ _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
 
 @kernel
 def embedding(op, state):
-    """Each new token's row as float32."""
+    """Each new token's row as float32, times a number (Vaswani et al. 2017, section 3.4)."""
     form, rows, blocks = load_i64(op + EMBEDDING.form), load_i64(op + EMBEDDING.rows), load_i64(op + EMBEDDING.blocks)
     out, out_stride = load_i64(op + EMBEDDING.out), load_i64(op + EMBEDDING.out_stride)
+    scale = load_f32(op + EMBEDDING.scale)
     tokens = load_i64(state + STATE.tokens)
     token = take(state, 1)
     while token < tokens:
@@ -84,6 +87,9 @@ def embedding(op, state):
         for block in range(blocks):
             _block_row(form, tile, tile + _HEADER_BYTES[form] + block * _BLOCK_BYTES[form], lane,
                        out + token * out_stride + block * FLOAT_BLOCK)
+        if scale != _ONE:
+            for at in range(out + token * out_stride, out + token * out_stride + blocks * FLOAT_BLOCK, 64):
+                store_f32x16(at, mul(load_f32x16(at), splat(scale)))
         token = take(state, 1)
 
 

@@ -17,7 +17,7 @@ from .block_products import STEPS, no_sums
 from .decorators import inlined, kernel
 from .dispatch import by_format, by_number, in_turn
 from .formats import BLOCK, FORMATS, TILE, Activation
-from .functions import relu, relu2, silu
+from .functions import gelu, gelu_tanh, relu, relu2, silu
 from .groups import row_tiles_of
 from .linear import tile_bytes_of, tile_of
 from .planes import base_bytes_of, detail_bytes_of, whole_blocks, whole_tile
@@ -30,7 +30,7 @@ from .state import arrived, release, share, take
 
 _GATED = row_tiles_of(gated=True)
 _ROW_BYTES = _GATED * TILE * 4
-_FUNCTIONS = {"silu": silu, "relu": relu, "relu2": relu2}
+_FUNCTIONS = {"silu": silu, "relu": relu, "relu2": relu2, "gelu_tanh": gelu_tanh, "gelu": gelu}
 _activated = by_number({HIDDEN_ACTS.index(name): function for name, function in _FUNCTIONS.items()})
 _ACTIVATION_BLOCK = tuple(form.activation.block_bytes for form in FORMATS.values())
 _QUANTIZED, _FINE = (tuple(int(form.activation == kind) for form in FORMATS.values())
@@ -174,14 +174,14 @@ def _put_together(op, tile, first, last, room):
 
 @kernel
 def down(op, state, thread):
-    """y += down h (+ bias), some segments of it."""
+    """y += down h (+ bias), or y is that alone; some segments of it."""
     form, table, groups = load_i64(op + DOWN.form), load_i64(op + DOWN.table), load_i64(op + DOWN.groups)
     headers, tiles, details = load_i64(op + DOWN.headers), load_i64(op + DOWN.tiles), load_i64(op + DOWN.details)
     room = load_i64(op + DOWN.scratch) + thread * load_i64(op + DOWN.scratch_stride)
     hidden, hidden_stride = load_i64(op + DOWN.hidden), load_i64(op + DOWN.hidden_stride)
     y, y_stride = load_i64(op + DOWN.y), load_i64(op + DOWN.y_stride)
     first_segment, last_segment = load_i64(op + DOWN.first), load_i64(op + DOWN.last)
-    tokens, bias = load_i64(state + STATE.tokens), load_i64(op + DOWN.bias)
+    tokens, bias, fresh = load_i64(state + STATE.tokens), load_i64(op + DOWN.bias), load_i64(op + DOWN.fresh)
     offset = load_i64(op + DOWN.row_tiles) * tile_bytes_of(load_i64(op + DOWN.gate_up), load_i64(op + DOWN.blocks))
     first_group, last_group = first_segment * groups // SEGMENTS, last_segment * groups // SEGMENTS
     chunk = max(min(share(state, tiles, 4), 16), 1)
@@ -195,14 +195,14 @@ def down(op, state, thread):
             blocks, at = table, offset + i * _BLOCK_BYTES[form]
             if details:
                 blocks, at = _put_together(op, i, first_group, last_group, room), 0
-            segments_of(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form], hidden,
-                        hidden_stride, tokens, sums)
+            segments_of(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form],
+                        hidden, hidden_stride, tokens, sums)
             if last_segment == SEGMENTS:
                 for token in range(tokens):
                     out, total = y + token * y_stride + i * 64, load_f32x16(sums + token * 64)
                     if bias:
                         total = add(total, load_f32x16(bias + i * 64))
-                    store_f32x16(out, add(load_f32x16(out), total))
+                    store_f32x16(out, total if fresh else add(load_f32x16(out), total))
         first = take(state, chunk)
 
 

@@ -12,6 +12,7 @@ from .norm import layer_norm, norm, quantize
 from .one_token import gather, neurons
 from .planes import join_groups
 from .records import LINEAR, RECORD_BYTES, RUNS, STATE, Code
+from .residual import add_part, head_norms, scale_logits
 from .rope import rope
 from .simd.atomic import call_function, fetch_add, load_acquire, pause
 from .simd.memory import load_i64, store_i64
@@ -26,7 +27,7 @@ _PAUSES = 32
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
  _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
  _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES,
- _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS) = (int(code) for code in Code)
+ _HEAD_NORMS, _ADD, _SCALE, _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS) = (int(code) for code in Code)
 
 
 @kernel
@@ -82,6 +83,12 @@ def _run(program, count, state, thread):
             sparse.down(op, state, thread)
         elif code == _MASSES:
             masses(op, state, thread)
+        elif code == _HEAD_NORMS:
+            head_norms(op, state)
+        elif code == _ADD:
+            add_part(op, state)
+        elif code == _SCALE:
+            scale_logits(op, state)
         elif code == _ROUTE:
             experts.route(op, state)
         elif code == _DISPATCH:

@@ -50,7 +50,7 @@ def norm(op, state):
 
 @kernel
 def layer_norm(op, state):
-    """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + epsilon) * weight + bias, for the same rows as `norm`."""
+    """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + epsilon) * weight (+ bias), for the same rows as `norm`."""
     x, x_stride, weight = load_i64(op + NORM.x), load_i64(op + NORM.x_stride), load_i64(op + NORM.weight)
     columns, blocks, epsilon = load_i64(op + NORM.columns), load_i64(op + NORM.blocks), load_f32(op + NORM.epsilon)
     floats, floats_stride = load_i64(op + NORM.floats), load_i64(op + NORM.floats_stride)
@@ -75,9 +75,9 @@ def layer_norm(op, state):
         for block in range(blocks):
             column = block * FLOAT_BLOCK
             low = fma(mul(sub(load_f32x16(at + column), mean), scale), load_f32x16(weight + column),
-                      load_f32x16(bias + column))
+                      load_f32x16(bias + column) if bias else zero_f32())
             high = fma(mul(sub(load_f32x16(at + column + 64), mean), scale), load_f32x16(weight + column + 64),
-                       load_f32x16(bias + column + 64))
+                       load_f32x16(bias + column + 64) if bias else zero_f32())
             if floats:
                 store_f32x16(floats + row * floats_stride + column, low)
                 store_f32x16(floats + row * floats_stride + column + 64, high)

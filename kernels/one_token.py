@@ -127,8 +127,8 @@ def _sums(op, w, detail, scratch, room, begin, end, out):
     row_tiles = load_i64(op + NEURONS.row_tiles)
     hidden, sums, stride = scratch + HIDDEN, scratch + NEURONS_SUMS, 64 * SEGMENTS
     if detail == WHOLE:
-        down_of_group(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers, out,
-              stride)
+        down_of_group(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers,
+                      out, stride)
         return
     base = w + row_tiles * base_bytes_of(gate_up, blocks)
     if detail != ABSENT:
@@ -184,12 +184,13 @@ def neurons(op, state, thread):
 def gather(op, state):
     """The second operation: y += the segments' sums, added in order (+ bias)."""
     add_segments(state, load_i64(op + NEURONS.tiles), load_i64(op + NEURONS.partial), load_i64(op + NEURONS.y),
-                 load_i64(op + NEURONS.down_bias))
+                 load_i64(op + NEURONS.down_bias), load_i64(op + NEURONS.fresh))
 
 
 @kernel
-def add_segments(state, tiles, partial, y, bias):
-    """y += what stands in `partial`, float32 (tile, SEGMENTS, 16), added in order (+ bias, if it is not 0)."""
+def add_segments(state, tiles, partial, y, bias, fresh):
+    """y += what stands in `partial`, float32 (tile, SEGMENTS, 16), added in order (+ bias, if it is not 0); or y is
+    that alone."""
     chunk = share(state, tiles, 1)
     first = take(state, chunk)
     while first < tiles:
@@ -199,5 +200,5 @@ def add_segments(state, tiles, partial, y, bias):
                 total = add(total, load_f32x16(partial + (i * SEGMENTS + segment) * 64))
             if bias:
                 total = add(total, load_f32x16(bias + 64 * i))
-            store_f32x16(y + 64 * i, add(load_f32x16(y + 64 * i), total))
+            store_f32x16(y + 64 * i, total if fresh else add(load_f32x16(y + 64 * i), total))
         first = take(state, chunk)

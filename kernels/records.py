@@ -63,13 +63,19 @@ class Code(IntEnum):
     SPARSE_DOWN = 20
     MASSES = 21
     """How much attention the new tokens pay to each position."""
-    ROUTE = 22
+    HEAD_NORMS = 22
+    """Of queries and keys, before they are rotated."""
+    ADD = 23
+    """What a part of a layer gives to the residual stream, as such or normalised."""
+    SCALE = 24
+    """Logits times a number, and their cap."""
+    ROUTE = 25
     """Mixtures of experts (expert_records.py): which experts each token has."""
-    DISPATCH = 23
+    DISPATCH = 26
     """Which tokens each expert has; experts that are not in memory are read."""
-    EXPERTS = 24
+    EXPERTS = 27
     """What experts make of their tokens."""
-    EXPERT_SUMS = 25
+    EXPERT_SUMS = 28
     """What a token's experts made of it becomes one."""
 
 
@@ -88,6 +94,8 @@ class Embedding(NamedTuple):
     out: int
     """float32, a row for each token."""
     out_stride: int
+    scale: int
+    """The bits of a float32 that rows are multiplied by."""
 
 
 EMBEDDING = offsets(Embedding)
@@ -220,6 +228,8 @@ class Down(NamedTuple):
     """As in Join."""
     bias: int
     """float32, 16 a tile; or 0."""
+    fresh: int = 0
+    """1 where y is written over: its last operand in "y +=" is 0 then."""
 
 
 DOWN = offsets(Down)
@@ -253,7 +263,8 @@ class Neurons(NamedTuple):
     row_tiles: int
     bias: int
     down_bias: int
-    """As in Down."""
+    """As in Down, and the next one."""
+    fresh: int = 0
 
 
 NEURONS = offsets(Neurons)
@@ -327,6 +338,8 @@ class Sparse(NamedTuple):
     y_stride: int
     down_bias: int
     """float32, 16 a tile; or 0."""
+    fresh: int = 0
+    """As in Down."""
 
 
 SPARSE = offsets(Sparse)
@@ -334,7 +347,7 @@ SPARSE = offsets(Sparse)
 
 class Norm(NamedTuple):
     """x / sqrt(mean(x**2) + epsilon) * weight, in each form whose address is not 0; in LAYER_NORM the mean is taken
-    from x first, and a bias is added."""
+    from x first, and a bias is added, if there is one."""
 
     x: int
     x_stride: int
@@ -357,6 +370,62 @@ class Norm(NamedTuple):
 
 
 NORM = offsets(Norm)
+
+
+class HeadNorms(NamedTuple):
+    """x / sqrt(mean(x**2) + epsilon) * weight in place, of each query and key head; or, where `whole`, of all queries
+    of a token together, and of all of its keys."""
+
+    qkv: int
+    """float32, a row for each token: queries, keys, values, head by head."""
+    qkv_stride: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query_weight: int
+    key_weight: int
+    """float32: of head_dim, or where `whole` of all heads."""
+    whole: int
+    epsilon: int
+    """The bits of a float32."""
+
+
+HEAD_NORMS = offsets(HeadNorms)
+
+
+class Add(NamedTuple):
+    """x += scale * y, or x += scale * (y / sqrt(mean(y**2) + epsilon) * weight)."""
+
+    x: int
+    """float32, a row for each token; so is y."""
+    x_stride: int
+    y: int
+    y_stride: int
+    columns: int
+    weight: int
+    """float32; 0 for no norm."""
+    epsilon: int
+    """The bits of a float32; so is the scale."""
+    scale: int
+
+
+ADD = offsets(Add)
+
+
+class Scale(NamedTuple):
+    """x = x * scale, or cap * tanh(x * scale / cap), of the rows of logits that are computed."""
+
+    x: int
+    x_stride: int
+    tiles: int
+    """Of 16 columns."""
+    scale: int
+    """The bits of a float32; so is the cap."""
+    cap: int
+    """0 for none."""
+
+
+SCALE = offsets(Scale)
 
 
 class LearnedPositions(NamedTuple):
@@ -408,6 +477,10 @@ class Rope(NamedTuple):
     interleaved: int
     centers: int
     """float32 (kv_heads, head_dim), subtracted from keys that are quantized; 0 for none."""
+    rotary_dim: int
+    """How many components of a head are rotated, the first ones: 0 where this layer has no rotary positions."""
+    table: int
+    """Where among a token's angles those of this layer begin, in bytes."""
 
 
 ROPE = offsets(Rope)
@@ -480,7 +553,8 @@ class Token(NamedTuple):
     position: int
     """How many positions of the session it sees, but itself."""
     angles: int
-    """Its position's rotary angles: head_dim / 2 cosines and as many sines, float32."""
+    """Its position's rotary angles: rotary_dim / 2 cosines and as many sines, float32; such tables of all frequencies
+    that the model has, one after another."""
     slot: int
     """Where among the session's positions its key and value stand: its position, if it is not apart."""
     low: int = 0
@@ -550,8 +624,9 @@ SPARSE_RANGE = 16
 UP_ROWS = TOKENS_AT_ONCE * 4 * TILE * 4
 """Bytes of a group's gate and up for those tokens."""
 
-HIDDEN_ACTS = ("silu", "relu", "relu2")
-"""What a feed-forward part makes of its gate, or of what has none: named as in Hugging Face's config.json."""
+HIDDEN_ACTS = ("silu", "relu", "relu2", "gelu_tanh", "gelu")
+"""What a feed-forward part makes of its gate, or of what has none: named as in Hugging Face's config.json, but for
+gelu_tanh, which has several names there."""
 
 SPLIT = 4 * PAGE
 """Positions that attention goes through before it combines: always the same ones, so that the result depends neither

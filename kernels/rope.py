@@ -11,9 +11,9 @@ from .state import share, take
 
 
 @kernel
-def _rotate(x, angles, head_dim, interleaved):
-    """One head in place; angles: head_dim / 2 cosines, then as many sines."""
-    half = head_dim // 2
+def _rotate(x, angles, dim, interleaved):
+    """The first `dim` components of one head in place; angles: dim / 2 cosines, then as many sines."""
+    half = dim // 2
     for i in range(half):
         first = x + (8 * i if interleaved else 4 * i)
         second = first + (4 if interleaved else 4 * half)
@@ -48,7 +48,7 @@ def rope(op, state):
     cache_type, qkv, stride = load_i64(op + ROPE.cache_type), load_i64(op + ROPE.qkv), load_i64(op + ROPE.qkv_stride)
     heads, kv_heads, head_dim = load_i64(op + ROPE.heads), load_i64(op + ROPE.kv_heads), load_i64(op + ROPE.head_dim)
     layer, interleaved = load_i64(op + ROPE.layer), load_i64(op + ROPE.interleaved)
-    centers = load_i64(op + ROPE.centers)
+    centers, dim, table = load_i64(op + ROPE.centers), load_i64(op + ROPE.rotary_dim), load_i64(op + ROPE.table)
     jobs = heads + kv_heads
     items = load_i64(state + STATE.tokens) * jobs
     chunk = share(state, items, 4)
@@ -58,7 +58,7 @@ def rope(op, state):
             number, head = item // jobs, item % jobs
             token = load_i64(state + STATE.token_records) + number * TOKEN_BYTES
             x = qkv + number * stride + head * head_dim * 4
-            _rotate(x, load_i64(token + TOKEN.angles), head_dim, interleaved)
+            _rotate(x, load_i64(token + TOKEN.angles) + table, dim, interleaved)
             if head >= heads:
                 value = x + kv_heads * head_dim * 4
                 if centers and cache_type >= 2:

@@ -275,11 +275,11 @@ def _finish(op, total, size, token, end, first):
             if bias:
                 value = add(value, load_f32x16(bias + 128 * first + at))
             to = y + (token + i) * load_i64(op + SPARSE.y_stride) + 128 * first + at
-            store_f32x16(to, add(load_f32x16(to), value))
+            store_f32x16(to, value if load_i64(op + SPARSE.fresh) else add(load_f32x16(to), value))
 
 
 @kernel
 def gather(op, state):
     """For one token: y += the segments' sums, added in order (+ bias)."""
     add_segments(state, load_i64(op + SPARSE.tiles), load_i64(op + SPARSE.partial), load_i64(op + SPARSE.y),
-                 load_i64(op + SPARSE.down_bias))
+                 load_i64(op + SPARSE.down_bias), load_i64(op + SPARSE.fresh))

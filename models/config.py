@@ -58,6 +58,9 @@ class Config(ABC):
                              f"{self.num_key_value_heads} key-value heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
+        if self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(f"{self.rotary_dim} of {self.head_dim} components of a head are rotated, expected an even "
+                             "number of them")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}, expected true or false")
         if self.hidden_act not in HIDDEN_ACTS:
@@ -104,11 +107,39 @@ class Config(ABC):
     @property
     @abstractmethod
     def rotates_neighbours(self) -> bool:
-        """Which two components of a head rotate together: 2i and 2i + 1, or i and i + head_dim/2."""
+        """Which two components of a head rotate together: 2i and 2i + 1, or i and i + rotary_dim/2."""
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many components of a head are rotated, the first ones."""
+        return self.head_dim
 
     @abstractmethod
     def rope_frequencies(self) -> np.ndarray:
-        """Rotary angles per position, float64 of shape (head_dim / 2,)."""
+        """Rotary angles per position, float64 of shape (rotary_dim / 2,)."""
+
+    def rope_tables(self) -> list[np.ndarray]:
+        """Those of all layers, each as of `rope_frequencies`, where layers do not have the same ones."""
+        return [self.rope_frequencies()]
+
+    def rope_table(self, layer: int) -> int | None:
+        """Which of `rope_tables` a layer has; None for one whose queries and keys are not rotated."""
+        return 0
+
+    @property
+    def rope_attention_factor(self) -> float:
+        """What cosines and sines are multiplied by ("YaRN", Peng et al. 2023)."""
+        return 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.head_dim ** -0.5
+
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied by."""
+        return 1.0
 
     @property
     def query_size(self) -> int:
@@ -142,6 +173,9 @@ class Config(ABC):
         return cls(**values)
 
 
+_ACTS = {"relu_squared": "relu2", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
 def hidden_act(name: Any) -> Any:
     """An activation in a config.json, by the name that it has here."""
-    return "relu2" if name == "relu_squared" else name
+    return _ACTS.get(name, name) if isinstance(name, str) else name

@@ -45,10 +45,10 @@ class Config(config.Config):
     rms_norm_eps: float
     rope_theta: float
     rope_pairing: Literal["half", "interleaved"]
-    """Which two components of a head rotate together: i and i + head_dim/2, or 2i and 2i + 1."""
+    """Which two components of a head rotate together: i and i + rotary_dim/2, or 2i and 2i + 1."""
     rope_scaling: RopeScaling | None = None
     rope_frequency_factors: tuple[float, ...] | None = None
-    """Divisors of the rotary frequencies, head_dim/2 of them (GGUF tensor `rope_freqs.weight`)."""
+    """Divisors of the rotary frequencies, rotary_dim/2 of them (GGUF tensor `rope_freqs.weight`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,8 +57,8 @@ class Config(config.Config):
         if self.rope_pairing not in ("half", "interleaved"):
             raise ValueError(f"rope_pairing is {self.rope_pairing!r}, expected 'half' or 'interleaved'")
         if (factors := self.rope_frequency_factors) is not None:
-            if len(factors) != self.head_dim // 2:
-                raise ValueError(f"{len(factors)} rope frequency factors, expected {self.head_dim // 2}")
+            if len(factors) != self.rotary_dim // 2:
+                raise ValueError(f"{len(factors)} rope frequency factors, expected {self.rotary_dim // 2}")
             for factor in factors:
                 check_positive("a rope frequency factor", factor)
         with np.errstate(all="ignore"):
@@ -148,7 +148,7 @@ class Config(config.Config):
         return super().from_json(values)
 
     def rope_frequencies(self) -> np.ndarray:
-        frequencies = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        frequencies = self.rope_theta ** (-np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim)
         if self.rope_frequency_factors is not None:
             frequencies = frequencies / np.array(self.rope_frequency_factors, dtype=np.float64)
         if (scaling := self.rope_scaling) is not None:

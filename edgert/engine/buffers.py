@@ -43,9 +43,9 @@ class Buffers:
                FLOAT      (tokens, max(hidden_size, query_size))
                QUANTIZED  (tokens, blocks, 40 bytes)
                FINE       (tokens, blocks, 80 bytes), where there are weights of 8 bits
-    qkv        (tokens, queries + keys + values)      head by head
+    products   (tokens, queries + keys + values)      head by head; or hidden_size: what is added to x later
     parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
-    products   (tokens, intermediate_size)            of the matrix that decides, in sparse models
+    deciding   (tokens, intermediate_size)            products of the matrix that decides, in sparse models
     chosen     (units,) int64                         the units of neurons that they make needed
     hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
     sums       (tiles, tokens, 16)                    down so far, over phases
@@ -68,12 +68,12 @@ class Buffers:
         self.phases = room.phases
         self.scratch_stride = room.scratch_stride
         made = {name: Buffer(self._region.address + at, stride) for name, (at, stride) in room.places.items()}
-        self.x, self.qkv, self.parts = (made[n] for n in ("x", "qkv", "parts"))
+        self.x, self.products, self.parts = (made[n] for n in ("x", "products", "parts"))
         self.h = {form: made[form.name] for form in Activation}
         self.hidden, self.partial, self.sums = (made[n] for n in ("hidden", "partial", "sums"))
-        self.products = made["products"]
         self.of_experts = made
         """Those that `expert_places` lists, where there are experts."""
+        self.deciding = made["deciding"]
         self.chosen_buffer = made["chosen"]
         self.scratch = made["scratch"].address
         self.logits_buffer, self.rows_buffer, self.tokens_buffer, self.selected_buffer = (
@@ -129,9 +129,9 @@ class _Room:
             "FLOAT": rows(rows_of_h, _row_bytes(wide)),
             "QUANTIZED": rows(rows_of_h, _row_bytes(wide, Activation.QUANTIZED)),
             "FINE": rows(fine_rows, _row_bytes(wide, Activation.FINE)),
-            "qkv": rows(tokens, 4 * qkv),
+            "products": rows(tokens, 4 * max(qkv, TILE * -(-config.hidden_size // TILE))),
             "parts": (allocator.reserve(parts), parts),
-            "products": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
+            "deciding": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
             "chosen": (allocator.reserve(8 * self.units), 8),
             "hidden": rows(0 if config.selective else tokens, max(
                 _row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),

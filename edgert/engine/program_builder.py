@@ -85,11 +85,12 @@ class ProgramBuilder:
         self.body, self.head = Program(), Program()
         self._experts: ExpertProgram | None = None
 
-    def embedding(self, weight: str) -> Buffer:
+    def embedding(self, weight: str, *, scale: float = 1.0) -> Buffer:
         tensor, b = self._header.tensors[weight], self._buffers
         form = FORMATS[tensor.format]
         self.body.append(Code.EMBEDDING, records.Embedding(
-            form.code, b.rows_buffer.address, form.blocks(tensor.columns), b.x.address, b.x.stride))
+            form.code, b.rows_buffer.address, form.blocks(tensor.columns), b.x.address, b.x.stride,
+            _float_bits(scale)))
         return b.x
 
     def add_positions(self, x: Buffer, weight: str, *, first: int) -> None:
@@ -99,7 +100,8 @@ class ProgramBuilder:
             form.code, self._weights.address(weight), first, form.blocks(tensor.columns), x.address, x.stride,
             b.scratch, b.scratch_stride))
 
-    def norm(self, x: Buffer, weight: str, *, bias: str | None = None, selected: bool = False) -> Vectors:
+    def norm(self, x: Buffer, weight: str, *, bias: str | None = None, centered: bool = False,
+             selected: bool = False) -> Vectors:
         b, columns = self._buffers, self._config.hidden_size
         program = self.head if selected else self.body
         record = records.Norm(
@@ -107,14 +109,27 @@ class ProgramBuilder:
             _float_bits(self._config.norm_epsilon), 0, b.h[Activation.FLOAT].stride,
             0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected),
             0 if bias is None else self._weights.address(bias))
-        operation = program.append(Code.NORM if bias is None else Code.LAYER_NORM, record)
+        operation = program.append(Code.LAYER_NORM if centered or bias is not None else Code.NORM, record)
         return Vectors(program, operation, b.h, {Activation.FLOAT: records.NORM.floats,
                                                  Activation.QUANTIZED: records.NORM.quantized,
                                                  Activation.FINE: records.NORM.fine})
 
     def linear(self, x: Vectors, names: Sequence[str], *, bias: bool = False, add_to: Buffer | None = None) -> Buffer:
-        return self._linear(x, names, self._buffers.qkv if add_to is None else add_to, bias=bias,
+        return self._linear(x, names, self._buffers.products if add_to is None else add_to, bias=bias,
                             accumulate=add_to is not None)
+
+    def head_norms(self, qkv: Buffer, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
+        c = self._config
+        self.body.append(Code.HEAD_NORMS, records.HeadNorms(
+            qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+            self._weights.address(query_weight), self._weights.address(key_weight), int(whole),
+            _float_bits(c.norm_epsilon)))
+
+    def add(self, y: Buffer, *, to: Buffer, norm: str | None = None, scale: float = 1.0) -> None:
+        self.body.append(Code.ADD, records.Add(
+            to.address, to.stride, y.address, y.stride, self._config.hidden_size,
+            0 if norm is None else self._weights.address(norm), _float_bits(self._config.norm_epsilon),
+            _float_bits(scale)))
 
     def _linear(self, x: Vectors, names: Sequence[str], out: Buffer, *, bias: bool, accumulate: bool) -> Buffer:
         tensors = [self._header.tensors[name + ".weight"] for name in names]
@@ -137,16 +152,18 @@ class ProgramBuilder:
         out = b.h[Activation.FLOAT]
         shape = (self._cache_type, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
                  layer)
+        table = c.rope_table(layer)
         self.body.append(Code.ROPE, records.Rope(
-            *shape, int(c.rotates_neighbours), 0 if self._centers is None else self._centers[layer].ctypes.data))
+            *shape, int(c.rotates_neighbours), 0 if self._centers is None else self._centers[layer].ctypes.data,
+            0 if table is None else c.rotary_dim, 4 * c.rotary_dim * (table or 0)))
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
-                                   _float_bits(c.head_dim ** -0.5), b.parts.address, b.parts.stride)
+                                   _float_bits(c.attention_scale), b.parts.address, b.parts.stride)
         self.body.append(Code.ATTENTION, record)
         self.body.append(Code.COMBINE, record)
         if self._kind is Kind.OBSERVING:
             masses = b.masses[layer]
             self.body.append(Code.MASSES, records.Masses(
-                *shape, _float_bits(c.head_dim ** -0.5), b.scratch, b.scratch_stride, masses.ctypes.data,
+                *shape, _float_bits(c.attention_scale), b.scratch, b.scratch_stride, masses.ctypes.data,
                 masses.strides[0]))
         operation = self.body.append(Code.QUANTIZE, records.Quantize(
             out.address, out.stride, -(-c.query_size // BLOCK),
@@ -154,10 +171,16 @@ class ProgramBuilder:
         return Vectors(self.body, operation, b.h, {Activation.QUANTIZED: records.QUANTIZE.quantized,
                                                    Activation.FINE: records.QUANTIZE.fine})
 
-    def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer) -> None:
+    def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer | None = None) -> Buffer:
+        out, fresh = self._buffers.products if add_to is None else add_to, int(add_to is None)
         if self._config.sparse:
-            self._sparse_feed_forward(x, layer, add_to)
-            return
+            self._sparse_feed_forward(x, layer, out, fresh)
+        else:
+            self._dense_feed_forward(x, layer, out, fresh)
+        return out
+
+    def _dense_feed_forward(self, x: Vectors, layer: int, out: Buffer, fresh: int) -> None:
+        """fresh: 1 where `out` is written over, 0 where it is added to."""
         b, hidden_size, n = self._buffers, self._config.hidden_size, self._header.neurons[layer]
         gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
         table, counters = self._weights.table(n.section)
@@ -170,8 +193,8 @@ class ProgramBuilder:
         if self._kind not in (Kind.MANY, Kind.OBSERVING):
             record = records.Neurons(
                 table, counters, n.groups, gate_up.code, gate_up.blocks(hidden_size), source.address, down.code,
-                headers, tiles, add_to.address, b.partial.address, b.scratch, b.scratch_stride, details,
-                detail_counters, act, row_tiles, up_bias, down_bias)
+                headers, tiles, out.address, b.partial.address, b.scratch, b.scratch_stride, details,
+                detail_counters, act, row_tiles, up_bias, down_bias, fresh)
             self.body.append(Code.NEURONS, record)
             self.body.append(Code.GATHER, record)
             return
@@ -185,20 +208,21 @@ class ProgramBuilder:
             self.body.append(Code.DOWN, records.Down(
                 down.code, table, n.groups, first, last, b.sums.address, gate_up.code, gate_up.blocks(hidden_size),
                 headers, tiles, b.hidden.address - start * down.activation.block_bytes, b.hidden.stride,
-                add_to.address, add_to.stride, b.scratch, b.scratch_stride, details, row_tiles, down_bias))
+                out.address, out.stride, b.scratch, b.scratch_stride, details, row_tiles, down_bias, fresh))
             for entries, of in ((table, counters), (details, detail_counters)):
                 if of:
                     self.body.append(Code.RELEASE, records.Release(entries + 8 * start, of + 8 * start, end - start))
 
-    def _sparse_feed_forward(self, x: Vectors, layer: int, add_to: Buffer) -> None:
-        """The products of the matrix that decides; which units of neurons they make needed; those units."""
+    def _sparse_feed_forward(self, x: Vectors, layer: int, out: Buffer, fresh: int) -> None:
+        """The products of the matrix that decides; which units of neurons they make needed; those units. fresh: as
+        above."""
         b, c, n, part = self._buffers, self._config, self._header.neurons[layer], self._feed_forward[layer]
         assert part.deciding is not None
-        self._linear(x, [part.deciding.name.removesuffix(".weight")], b.products, bias=part.up_bias is not None,
+        self._linear(x, [part.deciding.name.removesuffix(".weight")], b.deciding, bias=part.up_bias is not None,
                      accumulate=False)
         units, table = n.units(c), self._weights.table(n.section)[0]
         asking, chosen = self._weights.asking(n.section), b.chosen_buffer.address
-        choose = records.Choose(b.products.address, b.products.stride, n.groups, units.neurons, c.intermediate_size,
+        choose = records.Choose(b.deciding.address, b.deciding.stride, n.groups, units.neurons, c.intermediate_size,
                                 chosen, table, int(self._kind is Kind.DRAFT), asking.used, asking.time, layer,
                                 asking.asked, asking.semaphore)
         self.body.append(Code.CHOOSE, choose)
@@ -207,10 +231,10 @@ class ProgramBuilder:
         source = x.in_form_of(FORMATS["f32"]) if c.gated else Buffer(0, 0)
         record = records.Sparse(
             table, n.groups, units.neurons, c.intermediate_size, units.neuron_bytes, units.up_bytes,
-            FORMATS[n.gate_up].code, FORMATS[n.down].code, -(-c.hidden_size // BLOCK), b.products.address,
-            b.products.stride, chosen, source.address, source.stride, HIDDEN_ACTS.index(c.hidden_act), b.scratch,
-            b.scratch_stride, -(-c.hidden_size // TILE), b.partial.address, add_to.address, add_to.stride,
-            self._vector(part.down_bias))
+            FORMATS[n.gate_up].code, FORMATS[n.down].code, -(-c.hidden_size // BLOCK), b.deciding.address,
+            b.deciding.stride, chosen, source.address, source.stride, HIDDEN_ACTS.index(c.hidden_act), b.scratch,
+            b.scratch_stride, -(-c.hidden_size // TILE), b.partial.address, out.address, out.stride,
+            self._vector(part.down_bias), fresh)
         many = self._kind in (Kind.MANY, Kind.OBSERVING)
         for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
             self.body.append(code, record)
@@ -244,11 +268,16 @@ class ProgramBuilder:
         """Its address, or 0."""
         return 0 if spec is None else self._weights.address(spec.name)
 
-    def logits(self, x: Buffer, norm: str, head: str, *, norm_bias: str | None = None) -> None:
-        h = self.norm(x, norm, bias=norm_bias, selected=True)
+    def logits(self, x: Buffer, norm: str, head: str, *, norm_bias: str | None = None, centered: bool = False,
+               head_bias: str | None = None) -> None:
+        c, h = self._config, self.norm(x, norm, bias=norm_bias, centered=centered, selected=True)
         tensor = self._header.tensors[head + ".weight"]
         form, (table, counters) = FORMATS[tensor.format], self._weights.matrix(head + ".weight")
         source, out = h.in_form_of(form), self._buffers.logits_buffer
+        tiles = self._weights.head_tiles(tensor.rows)
         self.head.append(Code.LINEAR, records.Linear(
-            table, counters, self._weights.head_tiles(tensor.rows), form.code, form.blocks(tensor.columns),
-            source.address, source.stride, out.address, out.stride, 0, 0, 1, 0))
+            table, counters, tiles, form.code, form.blocks(tensor.columns), source.address, source.stride, out.address,
+            out.stride, 0 if head_bias is None else self._weights.address(head_bias), 0, 1, 0))
+        if c.logit_scale != 1:
+            self.head.append(Code.SCALE, records.Scale(
+                out.address, out.stride, tiles, _float_bits(c.logit_scale), _float_bits(0)))

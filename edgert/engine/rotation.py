@@ -1,6 +1,8 @@
 """Turning keys that are in the cache already to other positions, where a conversation has gone beyond those that the
 model was trained for."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from edgert.kernels.low_pages import pack_elements, unpack
@@ -9,21 +11,27 @@ from edgert.kernels.pages import GROUP
 from .key_centers import halves
 
 
-def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, center: np.ndarray | None, *,
-              neighbours: bool) -> None:
+class Rotation(NamedTuple):
+    """How heads are rotated. frequencies: radians a position of each pair of components, (rotary_dim / 2,).
+    neighbours: whether pairs are of neighbours. Components from rotary_dim to head_dim stay as they are."""
+
+    frequencies: np.ndarray
+    head_dim: int
+    neighbours: bool
+
+
+def turn_keys(pages: np.ndarray, turns: np.ndarray, rotation: Rotation, center: np.ndarray | None) -> None:
     """Turn keys in place.
 
-    pages: a head's pages in order (pages.head_layout). turns: by how many positions, (positions,). frequencies: radians
-    a position of each pair of components, (head_dim / 2,). center: what was subtracted from quantized keys
-    (key_centers). neighbours: whether pairs are of neighbours. Quantized keys are quantized anew, as kernels/cache.py
-    does.
+    pages: a head's pages in order (pages.head_layout). turns: by how many positions, (positions,). center: what was
+    subtracted from quantized keys (key_centers). Quantized keys are quantized anew, as kernels/cache.py does.
     """
-    dim, wide = 2 * len(frequencies), pages["keys"].shape[-2]
+    dim, wide = rotation.head_dim, pages["keys"].shape[-2]
     keys = _by_position(pages["keys"])[:len(turns)].astype(np.float64)
     quantized = pages["key_scales"].size > 0
     if quantized:
         keys *= _by_position(pages["key_scales"]).astype(np.float64)[:len(turns)].repeat(GROUP, 1)[:, :wide]
-    _turn(keys, turns, frequencies, center if quantized else None, neighbours=neighbours)
+    _turn(keys, turns, rotation, center if quantized else None)
     if quantized:
         keys[:, dim:] = 0
         padded = np.pad(keys, ((0, 0), (0, -wide % GROUP))).reshape(len(keys), -1, GROUP)
@@ -34,24 +42,21 @@ def turn_keys(pages: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, cen
     _put(pages["keys"], keys)
 
 
-def turned_low(page: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, center: np.ndarray | None, *,
-               neighbours: bool) -> np.ndarray:
+def turned_low(page: np.ndarray, turns: np.ndarray, rotation: Rotation, center: np.ndarray | None) -> np.ndarray:
     """A head of a low page (kernels/low_pages.py) with its keys turned, and quantized anew; the rest as above."""
-    dim = 2 * len(frequencies)
-    keys, values = unpack(page, dim)
+    keys, values = unpack(page, rotation.head_dim)
     rows = keys.T.astype(np.float64)
-    _turn(rows, turns, frequencies, center, neighbours=neighbours)
-    return pack_elements(rows.T.astype(np.float32), values, dim)
+    _turn(rows, turns, rotation, center)
+    return pack_elements(rows.T.astype(np.float32), values, rotation.head_dim)
 
 
-def _turn(keys: np.ndarray, turns: np.ndarray, frequencies: np.ndarray, center: np.ndarray | None, *,
-          neighbours: bool) -> None:
+def _turn(keys: np.ndarray, turns: np.ndarray, rotation: Rotation, center: np.ndarray | None) -> None:
     """Turn keys, float64 (positions, components), from which `center` was subtracted, in place."""
-    dim = 2 * len(frequencies)
+    dim = rotation.head_dim
     if center is not None:
         keys[:, :dim] += center
-    first, second = halves(dim, neighbours=neighbours)
-    turned = (keys[:, first] + 1j * keys[:, second]) * np.exp(1j * turns[:, None] * frequencies)
+    first, second = halves(2 * len(rotation.frequencies), neighbours=rotation.neighbours)
+    turned = (keys[:, first] + 1j * keys[:, second]) * np.exp(1j * turns[:, None] * rotation.frequencies)
     keys[:, first], keys[:, second] = turned.real, turned.imag
     if center is not None:
         keys[:, :dim] -= center

@@ -13,7 +13,7 @@ from edgert.models.config import Config
 
 from .page_stream import PageStream
 from .pool import Pool, blocks_of, checked_type
-from .rotation import turn_keys, turned_low
+from .rotation import Rotation, turn_keys, turned_low
 
 
 class Session:
@@ -45,8 +45,8 @@ class Session:
         self._stream, self.most_low = stream, low
         self._resident = np.zeros((config.num_hidden_layers, 0), np.int64)
         self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
-        self._frequencies = config.rope_frequencies()
-        self._angles = np.empty((0, config.head_dim), np.float32)
+        self._frequencies = config.rope_tables()
+        self._angles = np.empty((0, config.rotary_dim * len(self._frequencies)), np.float32)
         self._key_bytes = bytes_of_keys(cache_type, config.head_dim)
         self._forget()
 
@@ -133,8 +133,7 @@ class Session:
         self._reserve(self.held + count + len(siblings))
         slots = np.arange(self.held, self.held + count + len(siblings))
         positions = np.concatenate([slots[:count], self.held + np.asarray(siblings, np.int64)])
-        angles = (positions + self.ahead)[:, None] * self._frequencies
-        self._angles = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        self._angles = self._angles_of(positions + self.ahead)
         rows = np.empty((len(slots), len(Token._fields)), np.int64)
         rows[:] = Token(self._pages.ctypes.data, self._pages.shape[1], self.pool.head.itemsize, self._key_bytes,
                         0, 0, 0, PAGE * self.low)
@@ -142,6 +141,14 @@ class Session:
                              ("angles", self._angles.ctypes.data + self._angles.strides[0] * np.arange(len(slots)))):
             rows[:, Token._fields.index(name)] = column
         return rows
+
+    def _angles_of(self, positions: np.ndarray) -> np.ndarray:
+        """Of rotary positions (records.Token): float32."""
+        parts, factor = [], self.config.rope_attention_factor
+        for frequencies in self._frequencies:
+            angles = positions[:, None] * frequencies
+            parts += [np.cos(angles) * factor, np.sin(angles) * factor]
+        return np.concatenate(parts, 1).astype(np.float32)
 
     def _reserve(self, positions: int) -> None:
         """Have blocks for so many positions, and alone those that will be written."""
@@ -307,17 +314,18 @@ class Session:
             order = np.argsort(np.argsort(self._places, -1, kind="stable"), -1)
         turns = order - self._places
         for layer in range(self.config.num_hidden_layers):
+            if (table := self.config.rope_table(layer)) is None:
+                continue
+            rotation = Rotation(self._frequencies[table], self.config.head_dim, self.config.rotates_neighbours)
             exact = self._blocks[low:blocks_of(self.held)]
             pages = np.stack([self.pool.heads(block)[layer] for block in exact], 1)
             lows = [self.pool.low.heads(block)[layer] for block in self._blocks[:low]]
             for head in range(len(pages)):
                 by, center = turns[layer % len(turns), head % turns.shape[1]], (
                     None if centers is None else centers[layer, head])
-                turn_keys(pages[head], by[low * PAGE:], self._frequencies, center,
-                          neighbours=self.config.rotates_neighbours)
+                turn_keys(pages[head], by[low * PAGE:], rotation, center)
                 for number, page in enumerate(lows):
-                    page[head] = turned_low(page[head], by[number * PAGE:(number + 1) * PAGE], self._frequencies,
-                                            center, neighbours=self.config.rotates_neighbours)
+                    page[head] = turned_low(page[head], by[number * PAGE:(number + 1) * PAGE], rotation, center)
             for number, block in enumerate(exact):
                 self.pool.heads(block)[layer] = pages[:, number]
         self.ahead, self._places = 0, order.astype(np.int32)

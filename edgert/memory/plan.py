@@ -44,7 +44,8 @@ _MARGIN = 2 << 20
 _UNIT_BYTES = 64
 """Bytes of the checksum and the table entry of a unit."""
 _ANGLE_BYTES = 16
-"""Bytes for each component of a head and each new token, while rotary angles are computed."""
+"""Bytes for each component of a head that is rotated, each table of frequencies, and each new token, while rotary
+angles are computed."""
 _LOGITS_COPIES = 6
 """Rows of logits that are in memory at once: those of a token, and the copies that sampling makes of them."""
 _SHARE_OF_CHUNK = 12
@@ -142,6 +143,7 @@ class Planner:
         rows = rows or self._least_rows
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
+        angles = _ANGLE_BYTES * config.rotary_dim * len(config.rope_tables())
         norms = self._weights - _length(self._streamable)
         return {
             "process": self._process,
@@ -154,7 +156,7 @@ class Planner:
             **({"cache read ahead": self._room.read_ahead_bytes} if self._room.flash else {}),
             "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context, rows,
                                            observes=self._observes)
-            + chunk * (tile + _ANGLE_BYTES * config.head_dim) + SLAB * tile + 2 * ALIGNMENT,
+            + chunk * (tile + angles) + SLAB * tile + 2 * ALIGNMENT,
         }
 
     def plan(self, budget: int | None, device: Callable[[], Device], *, most: int = 0,

@@ -63,6 +63,12 @@ def minimum(b, x, y):
     return b.select(b.fcmp_ordered("<", x, y), x, y)
 
 
+@operation(f32x16, f32x16, f32x16, f32x16, f32x16)
+def where_less(b, x, y, less, other):
+    """`less` in the lanes where x < y, `other` in the rest."""
+    return b.select(b.fcmp_ordered("<", x, y), less, other)
+
+
 @operation(f32x16, f32x16)
 def absolute(b, x):
     """|x|"""
@@ -85,6 +91,13 @@ def power_of_two(b, n):
 def keep_first(b, x, count, fill):
     """The first `count` lanes of x, `fill` in the others."""
     kept = b.icmp_signed("<", _LANES, all_lanes(b, V32, b.trunc(count, I32)))
+    return b.select(kept, x, all_lanes(b, VF, fill))
+
+
+@operation(f32x16, f32x16, types.int64, types.float32)
+def keep_from(b, x, first, fill):
+    """The lanes of x from number `first` on, `fill` in those before."""
+    kept = b.icmp_signed(">=", _LANES, all_lanes(b, V32, b.trunc(first, I32)))
     return b.select(kept, x, all_lanes(b, VF, fill))
 
 

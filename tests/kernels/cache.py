@@ -26,6 +26,12 @@ class Shape(NamedTuple):
     layers: int = 2
     positions: int = 112
     interleaved: bool = False
+    rotary_dim: int | None = None
+    """None for all of head_dim."""
+
+    @property
+    def rotated(self) -> int:
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def columns(self) -> int:
@@ -100,8 +106,8 @@ class New(NamedTuple):
 
 
 def rope_table(shape: Shape, theta: float = 10000.0) -> np.ndarray:
-    """Cosines and sines, (positions, head_dim)."""
-    half = shape.head_dim // 2
+    """Cosines and sines, (positions, components that are rotated)."""
+    half = shape.rotated // 2
     angles = np.outer(np.arange(shape.positions), theta ** (-np.arange(half) / max(half, 1)))
     return np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
@@ -138,19 +144,20 @@ def check(batch: Sequence[New], *buffers: Buffer) -> None:
         buffer.check()
 
 
-def rope_all(team: Team, batch: Sequence[New], layer: int) -> list[np.ndarray]:
-    """Each session's qkv with queries and keys rotated; keys and values are in the caches then."""
+def rope_all(team: Team, batch: Sequence[New], layer: int, *, table: int = 0) -> list[np.ndarray]:
+    """Each session's qkv with queries and keys rotated; keys and values are in the caches then. table: which one of
+    those that stand behind each other in the caches' own."""
     (fields, rows), shape = set_tokens(team, batch), batch[0].cache.shape
     assert rig.run(team, (Code.ROPE, records.Rope(
         batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
-        int(shape.interleaved), 0)))
+        int(shape.interleaved), 0, shape.rotated, 4 * table * shape.rotated)))
     check(batch, fields, rows)
     return split_rows(batch, rows.view(np.float32))
 
 
-def rope(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int) -> np.ndarray:
+def rope(team: Team, cache: Cache, qkv: np.ndarray, position: int, layer: int, *, table: int = 0) -> np.ndarray:
     """The same for one session."""
-    return rope_all(team, [New(cache, qkv, position)], layer)[0]
+    return rope_all(team, [New(cache, qkv, position)], layer, table=table)[0]
 
 
 def all_parts(batch: Sequence[New]) -> int:

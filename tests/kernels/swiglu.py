@@ -1,6 +1,7 @@
 """A feed-forward part in groups of neurons, each wherever memory had room, and the operations on it."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -143,8 +144,8 @@ def hidden(team: Team, n: Neurons, x: rig.Activations, *, threads: int = 1, down
 
 
 def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threads: int = 8, cuts: Sequence[int] = (),
-             table: np.ndarray | None = None) -> np.ndarray:
-    """y + down h, in phases that end before the segments `cuts`."""
+             table: np.ndarray | None = None, fresh: int = 0) -> np.ndarray:
+    """y + down h, in phases that end before the segments `cuts`; fresh: as in records.Down."""
     tokens, tiles = len(y), len(n.down.packed)
     out, sums = floats(y), Buffer(1, records.down_bytes(tiles, tokens))
     ends = [0, *cuts, records.SEGMENTS]
@@ -155,7 +156,7 @@ def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threa
     assert rig.run(team, *((Code.DOWN, records.Down(
         n.down.form.code, rig.address(n.table if table is None else table), n.groups, first, last, sums.address,
         n.up.form.code, n.row_blocks, n.headers.ctypes.data, tiles, h.address, h.stride, out.address, out.stride,
-        scratch.address, scratch.stride, rig.address(n.details), n.row_tiles, rig.address(n.down_bias)))
+        scratch.address, scratch.stride, rig.address(n.details), n.row_tiles, rig.address(n.down_bias), fresh))
         for first, last in itertools.pairwise(ends)))
     for buffer in (out, sums, scratch, h.buffer, n):
         buffer.check()
@@ -164,7 +165,7 @@ def add_down(team: Team, n: Neurons, h: rig.Activations, y: np.ndarray, *, threa
 
 def one_token(team: Team, n: Neurons, x: rig.Activations, y: np.ndarray, *, threads: int = 1,
               table: np.ndarray | None = None, counters: np.ndarray | None = None,
-              detail_counters: np.ndarray | None = None) -> np.ndarray:
+              detail_counters: np.ndarray | None = None, fresh: int = 0) -> np.ndarray:
     """y + down(act(gate x) * (up x)), or y + down(act(up x + bias)) + bias, of one token, by NEURONS and GATHER."""
     out, tiles = floats(y), len(n.down.packed)
     partial = Buffer(1, records.partial_bytes(tiles))
@@ -173,7 +174,7 @@ def one_token(team: Team, n: Neurons, x: rig.Activations, y: np.ndarray, *, thre
         rig.address(n.table if table is None else table), rig.address(counters), n.groups, n.up.form.code, x.blocks,
         x.address, n.down.form.code, n.headers.ctypes.data, tiles, out.address, partial.address, scratch.address,
         scratch.stride, rig.address(n.details), rig.address(detail_counters), HIDDEN_ACTS.index(n.act), n.row_tiles,
-        rig.address(n.up_bias), rig.address(n.down_bias))
+        rig.address(n.up_bias), rig.address(n.down_bias), fresh)
     team.set(tokens=1)
     assert rig.run(team, (Code.NEURONS, record), (Code.GATHER, record))
     for buffer in (out, partial, scratch, n, x.buffer):
@@ -204,6 +205,10 @@ def activation(n: Neurons, x: np.ndarray) -> np.ndarray:
     """In float64."""
     if n.act == "silu":
         return x / (1 + np.exp(-np.maximum(x, -700)))
+    if n.act == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    if n.act == "gelu":
+        return 0.5 * x * np.vectorize(math.erfc)(-x / np.sqrt(2))
     return np.maximum(x, 0) ** {"relu": 1, "relu2": 2}[n.act]
 
 
@@ -211,6 +216,8 @@ def activation_error(n: Neurons, x: np.ndarray, error: np.ndarray) -> np.ndarray
     """How far `activation` of what is as far from x may be from that of x, in float32."""
     if n.act == "silu":  # |silu'| <= 1.1, exp is right to some 2**-22 and is held to e**88 at most.
         return 1.1 * error + 2**-21 * np.abs(activation(n, x)) + np.where(x < -86, np.abs(x) * 2e-38, 0)
+    if n.act.startswith("gelu"):  # |gelu'| <= 1.13; the exponent is off by 2**-23 of itself
+        return 1.13 * error + (2**-20 + 2**-22 * np.minimum(x**2, 99)) * np.abs(activation(n, x)) + 1e-15
     return error if n.act == "relu" else (2 * np.abs(x) + error) * error + 2**-23 * x**2
 
 

@@ -12,9 +12,10 @@ from edgert.kernels.formats import FORMATS, unpack
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 @rig.examples()
-@given(seed=seeds, kind=kinds, rows=st.integers(1, 60), columns=st.integers(1, 130), tokens=st.integers(1, 9))
+@given(seed=seeds, kind=kinds, rows=st.integers(1, 60), columns=st.integers(1, 130), tokens=st.integers(1, 9),
+       scale=st.sampled_from([1.0, 25.298221588134766]))
 def test_rows_of_the_matrix(target: str, name: str, seed: int, kind: str, rows: int, columns: int,
-                            tokens: int) -> None:
+                            tokens: int, scale: float) -> None:
     """Each row comes from its own tile, wherever that was read to, and equals what formats.unpack says of it."""
     rng, form, team = np.random.default_rng(seed), FORMATS[name], rig.team(target, 2)
     packed = matrix(rng, form, kind, rows, columns).packed
@@ -25,9 +26,10 @@ def test_rows_of_the_matrix(target: str, name: str, seed: int, kind: str, rows: 
     out = Buffer(tokens, 128 * form.blocks(columns))
     team.set(tokens=tokens)
     assert rig.run(team, (records.Code.EMBEDDING, records.Embedding(
-        form.code, places.ctypes.data, form.blocks(columns), out.address, out.stride)))
+        form.code, places.ctypes.data, form.blocks(columns), out.address, out.stride,
+        rig.bits(scale))))
     out.check()
-    assert np.array_equal(out.view(np.float32), unpack(form, packed)[wanted])
+    assert np.array_equal(out.view(np.float32), unpack(form, packed)[wanted] * np.float32(scale))
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)

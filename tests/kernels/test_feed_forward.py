@@ -40,7 +40,7 @@ def test_up_against_float64(target: str, name: str, seed: int, hidden_size: int,
     allowed = act_error * (np.abs(up) + up_error) + (np.abs(act) + act_error) * up_error + 1e-37
     got = hidden(team, n, x, threads=2).values
     assert (np.abs(got - act * up) <= allowed + 2**-23 * np.abs(act * up)).all()
-    if n.act != "silu":
+    if n.act in ("relu", "relu2"):
         assert not got[gate < -gate_error].any()  # zeros that are zeros
 
 
@@ -131,6 +131,23 @@ def test_one_token_is_bit_equal_to_up_and_down(target: str, up_name: str, down_n
     expected = add_down(team, n, hidden(team, n, given_x, threads=threads), y)
     got = one_token(team, n, given_x, y, threads=threads)
     assert np.array_equal(got.view(np.int32), expected.view(np.int32))
+
+
+@rig.examples(6)
+@given(seed=seeds, hidden_size=st.integers(1, 200), groups=st.integers(1, 60), tokens=st.integers(2, 9), part=parts,
+       cuts=st.sets(st.integers(1, records.SEGMENTS - 1), max_size=2).map(sorted))
+def test_a_result_of_its_own(target: str, seed: int, hidden_size: int, groups: int, tokens: int, part: dict,
+                             cuts: list[int]) -> None:
+    """Not added to anything: what stood in its place does not count."""
+    rng, team = np.random.default_rng(seed), rig.team(target, 2)
+    n = neurons(rng, FORMATS["q4"], FORMATS["q6"], hidden_size, groups, **part)
+    x = values(rng, "ordinary", (tokens, hidden_size))
+    zeros, blank = (np.full((tokens, len(n.down.exact)), value, np.float32) for value in (0, np.nan))
+    h = hidden(team, n, rig.activations(team, n.up.form, x), threads=2)
+    expected = add_down(team, n, h, zeros)
+    assert np.array_equal(add_down(team, n, h, blank, cuts=cuts, fresh=1), expected)
+    first = rig.activations(team, n.up.form, x[:1])
+    assert np.array_equal(one_token(team, n, first, blank[:1], threads=2, fresh=1), expected[:1])
 
 
 @pytest.mark.parametrize(("up_name", "down_name"), [

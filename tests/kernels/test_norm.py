@@ -29,8 +29,8 @@ class Normed(NamedTuple):
 
 
 def norm(team: Team, x: np.ndarray, weight: np.ndarray, epsilon: float, *, forms: Collection[Activation] = ALL,
-         selected: list[int] | None = None, bias: np.ndarray | None = None) -> Normed:
-    """With a bias LayerNorm, otherwise RMSNorm."""
+         selected: list[int] | None = None, bias: np.ndarray | None = None, centered: bool = False) -> Normed:
+    """With a bias, or centered, LayerNorm, otherwise RMSNorm."""
     columns = x.shape[1]
     blocks = rig.blocks(columns)
     source, scale = floats(rig.padded(x, 32), shift=4), floats(rig.padded(weight, 32), shift=8)
@@ -43,7 +43,7 @@ def norm(team: Team, x: np.ndarray, weight: np.ndarray, epsilon: float, *, forms
     record = records.Norm(source.address, source.stride, scale.address, columns, blocks, rig.bits(epsilon), *places,
                           int(selected is not None))
     if bias is None:
-        finite = rig.run(team, (Code.NORM, record))
+        finite = rig.run(team, (Code.LAYER_NORM if centered else Code.NORM, record))
     else:
         offset = floats(rig.padded(bias, 32), shift=8)
         finite = rig.run(team, (Code.LAYER_NORM, record._replace(bias=offset.address)))
@@ -98,6 +98,15 @@ def test_layer_norm_against_the_definition(target: str, seed: int, kind: str, to
     for form in (Activation.QUANTIZED, Activation.FINE):
         again, _ = rig.quantize(rig.team(target), got.copy(), form)
         assert np.array_equal(out.rows[form].bytes, again.buffer.bytes)
+
+
+def test_layer_norm_without_a_bias(target: str) -> None:
+    rng = np.random.default_rng(5)
+    x, weight = values(rng, "ordinary", (4, 70)), values(rng, "ordinary", (70,))
+    zeros, none = (norm(rig.team(target), x, weight, 1e-5, bias=bias, centered=True)
+                   for bias in (np.zeros(70, np.float32), None))
+    for form in ALL:
+        assert np.array_equal(none.rows[form].bytes, zeros.rows[form].bytes)
 
 
 biases = pytest.mark.parametrize("bias", [None, 0.5], ids=["RMSNorm", "LayerNorm"])

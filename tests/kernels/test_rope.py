@@ -13,11 +13,12 @@ HEAD_DIMS = [2, 6, 20, 64, 80, 128]
 
 def definition(shape: Shape, table: np.ndarray, heads: np.ndarray, position: int) -> np.ndarray:
     """(tokens, heads, head_dim) rotated: pair i turns by position * theta**(-2i/d) (Su et al. 2021)."""
-    half = shape.head_dim // 2
+    dim = shape.rotated
+    half = dim // 2
     rows = table[position:position + len(heads), None].astype(np.float64)
     turn = rows[..., :half] + 1j * rows[..., half:]
-    out = np.empty_like(heads, dtype=np.float64)
-    first, second = (slice(0, None, 2), slice(1, None, 2)) if shape.interleaved else (slice(half), slice(half, None))
+    out = heads.astype(np.float64)
+    first, second = (slice(0, dim, 2), slice(1, dim, 2)) if shape.interleaved else (slice(half), slice(half, dim))
     turned = (heads[..., first] + 1j * heads[..., second].astype(np.float64)) * turn
     out[..., first], out[..., second] = turned.real, turned.imag
     return out
@@ -27,14 +28,19 @@ def definition(shape: Shape, table: np.ndarray, heads: np.ndarray, position: int
 @pytest.mark.parametrize("interleaved", [False, True])
 @rig.examples(15)
 @given(seed=seeds, head_dim=st.sampled_from(HEAD_DIMS), kv_heads=st.integers(1, 3), group=st.integers(1, 3),
-       position=st.integers(0, 100), tokens=st.integers(1, 9), x_kind=st.sampled_from(["ordinary", "mixed", "zero"]))
+       position=st.integers(0, 100), tokens=st.integers(1, 9), x_kind=st.sampled_from(["ordinary", "mixed", "zero"]),
+       rotated=st.sampled_from([None, 0, 2, 4]), number=st.integers(0, 1))
 def test_rotates_and_stores(target: str, kind: str, interleaved: bool, seed: int, head_dim: int, kv_heads: int,
-                            group: int, position: int, tokens: int, x_kind: str) -> None:
-    shape = Shape(group * kv_heads, kv_heads, head_dim, kind, interleaved=interleaved)
-    table = rope_table(shape)
-    cache = Cache(shape, table)
+                            group: int, position: int, tokens: int, x_kind: str, rotated: int | None,
+                            number: int) -> None:
+    """All of a head, its first components, or none of it, by one table of angles or the other."""
+    shape = Shape(group * kv_heads, kv_heads, head_dim, kind, interleaved=interleaved,
+                  rotary_dim=None if rotated is None else min(rotated, head_dim))
+    tables = [rope_table(shape), rope_table(shape, 100.0)]
+    table = tables[number]
+    cache = Cache(shape, np.concatenate(tables, 1))
     before = values(np.random.default_rng(seed), x_kind, (tokens, shape.columns))
-    after = rope(rig.team(target, 2), cache, before, position, 1)
+    after = rope(rig.team(target, 2), cache, before, position, 1, table=number)
     split = (shape.heads + kv_heads) * head_dim
     turned = definition(shape, table, before[:, :split].reshape(tokens, -1, head_dim), position)
     assert np.allclose(after[:, :split].reshape(turned.shape), turned, rtol=0,

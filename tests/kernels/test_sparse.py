@@ -63,7 +63,7 @@ def layer(rng: np.random.Generator, up: str, down: str, hidden_size: int, neuron
 
 
 def computed(team: Team, n: Layer, products: np.ndarray, x: np.ndarray, y: np.ndarray, act: str, *, threads: int,
-             resident: int = 0, table: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+             resident: int = 0, table: np.ndarray | None = None, fresh: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """y + down(act(products) * up x) + bias, by the operations for so many tokens; and what CHOOSE wrote."""
     tokens, hidden_size, neurons = len(x), x.shape[1], products.shape[1]
     count, blocks, tiles = n.units.count(neurons), rig.blocks(hidden_size), rig.tiles(hidden_size)
@@ -76,7 +76,7 @@ def computed(team: Team, n: Layer, products: np.ndarray, x: np.ndarray, y: np.nd
         table.ctypes.data, count, n.units.neurons, neurons, n.units.neuron_bytes, n.units.up_bytes,
         FORMATS[n.forms[0]].code, FORMATS[n.forms[1]].code, blocks, given.address, given.stride, chosen.address,
         rows.address, rows.stride, HIDDEN_ACTS.index(act), scratch.address, scratch.stride, tiles, partial.address,
-        out.address, out.stride, n.bias.ctypes.data)
+        out.address, out.stride, n.bias.ctypes.data, fresh)
     choose = records.Choose(given.address, given.stride, count, n.units.neurons, neurons, chosen.address,
                             table.ctypes.data, resident, 0, 0, 0, 0, 0)
     codes = (Code.SPARSE_ONE, Code.SPARSE_GATHER) if tokens == 1 else (Code.SPARSE_UP, Code.SPARSE_DOWN)
@@ -128,6 +128,9 @@ def test_neither_the_threads_nor_other_tokens_matter(target: str, up: str, down:
     n = layer(rng, up, down, hidden_size, neurons, gated=gated)
     products, x = some(rng, tokens, neurons, share), rng.standard_normal((tokens, hidden_size)).astype(np.float32)
     y = rng.standard_normal((tokens, hidden_size)).astype(np.float32)
+    blank = np.full_like(y, np.nan)
+    assert np.array_equal(computed(rig.team(target), n, products, x, blank, act, threads=1, fresh=1)[0],
+                          computed(rig.team(target), n, products, x, np.zeros_like(y), act, threads=1)[0])
     every = [computed(rig.team(target, threads), n, products, x, y, act, threads=threads)[0] for threads in (1, 3)]
     assert np.array_equal(*(found.view(np.int32) for found in every))
     for token in range(0, tokens, 7):

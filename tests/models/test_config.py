@@ -70,7 +70,8 @@ def test_from_hf(family: object, extra: dict) -> None:
 
 
 @pytest.mark.parametrize(("written", "act"), [
-    ("silu", "silu"), ("relu", "relu"), ("relu2", "relu2"), ("relu_squared", "relu2")])
+    ("silu", "silu"), ("relu", "relu"), ("relu2", "relu2"), ("relu_squared", "relu2"), ("gelu", "gelu"),
+    ("gelu_pytorch_tanh", "gelu_tanh"), ("gelu_new", "gelu_tanh")])
 @pytest.mark.parametrize("family", [llama, qwen2])
 def test_activations(family: object, written: str, act: str) -> None:
     """A bundle names the activation where it is not silu: so bundles from when there was no other can be read."""
@@ -102,7 +103,8 @@ def test_opt(left_out: list[str]) -> None:
     ({"enable_bias": False}, "without biases"),
     ({"layer_norm_elementwise_affine": False}, "without weights in its norms"),
     ({"_remove_final_layer_norm": True}, "without a norm before the output head"),
-    ({"activation_function": "gelu"}, "activation 'gelu' is not known; known: silu, relu, relu2"),
+    ({"activation_function": "gelu_10"},
+     "activation 'gelu_10' is not known; known: silu, relu, relu2, gelu_tanh, gelu"),
     ({"activation_function": ["relu"]}, "activation"), ({"num_attention_heads": 0}, "num_attention_heads is 0"),
     ({"num_attention_heads": 5}, "hidden_size 48 is not a multiple of 5 attention heads"),
     ({"num_attention_heads": 16}, "head_dim is 3"), ({"ffn_dim": "100"}, "intermediate_size is '100'"),
@@ -114,8 +116,8 @@ def test_opt_refused(extra: dict, message: str) -> None:
 
 @pytest.mark.parametrize("extra", [
     {"hidden_size": 0}, {"hidden_size": 1 << 30}, {"vocab_size": "100"}, {"num_key_value_heads": 3}, {"head_dim": 33},
-    {"rms_norm_eps": float("nan")}, {"rope_theta": -1}, {"rope_scaling": {"rope_type": "yarn"}}, {"hidden_act": "gelu"},
-    {"hidden_act": "fatrelu"}, {"hidden_act": None}, {"hidden_act": ["relu"]},
+    {"rms_norm_eps": float("nan")}, {"rope_theta": -1}, {"rope_scaling": {"rope_type": "yarn"}},
+    {"hidden_act": "gelu_10"}, {"hidden_act": "fatrelu"}, {"hidden_act": None}, {"hidden_act": ["relu"]},
     {"mlp_bias": True}, {"attention_bias": True}, {"use_sliding_window": True},
 ])
 def test_refused(extra: dict) -> None:
@@ -149,7 +151,7 @@ def test_rope_scaling_refused(extra: dict) -> None:
                       "original_max_position_embeddings": True}),
     ("rope_frequency_factors", [1.0] * 15), ("rope_frequency_factors", [1] * 16), ("rope_frequency_factors", "x" * 16),
     ("rope_frequency_factors", [0.0] * 16), ("rope_frequency_factors", [1e-20] * 16), ("rope_frequency_factors", 7),
-    ("sliding_window", 8), ("hidden_act", "gelu"), ("hidden_act", 1), ("hidden_act", ["relu"]), ("hidden_act", {}),
+    ("sliding_window", 8), ("hidden_act", "gelu_new"), ("hidden_act", 1), ("hidden_act", ["relu"]), ("hidden_act", {}),
 ])
 def test_from_json_refused(name: str, value: object) -> None:
     """What a bundle's header can hold that `to_json` never gave."""

@@ -11,7 +11,7 @@ from tiny_model import write_bundle
 from edgert.bundle import Bundle
 from edgert.engine.engine import Engine
 from edgert.engine.retention import POLICIES
-from edgert.engine.rotation import turned_low
+from edgert.engine.rotation import Rotation, turned_low
 from edgert.engine.session import Session
 from edgert.engine.session_file import open_session, save_session
 from edgert.errors import SessionError
@@ -126,8 +126,9 @@ def test_turned_low_pages_turn_back(bundle: Bundle) -> None:
     engine, session = made(bundle), session_of(bundle)
     engine.forward(session, TOKENS[:5 * PAGE])
     page = session.pool.low.heads(session._blocks[0])[0, 0]
-    there = turned_low(page, np.full(PAGE, 100), config.rope_frequencies(), None, neighbours=False)
-    back = turned_low(there, np.full(PAGE, -100), config.rope_frequencies(), None, neighbours=False)
+    rotation = Rotation(config.rope_frequencies(), config.head_dim, neighbours=False)
+    there = turned_low(page, np.full(PAGE, 100), rotation, None)
+    back = turned_low(there, np.full(PAGE, -100), rotation, None)
     before, after = unpack(page, config.head_dim), unpack(back, config.head_dim)
     step = (before[0].max() - before[0].min()) / 7
     assert np.abs(after[0] - before[0]).max() < 1.6 * step and not np.array_equal(there["keys"], page["keys"])
