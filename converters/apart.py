@@ -61,10 +61,10 @@ def main(source: str, out: str) -> None:
     end_with_parent()
     try:
         from .gguf_header import read_header
-        from .reading import known_family
+        from .reading import gguf_architecture, known_family
 
         # First what is quick: converting takes much that has to be imported.
-        known_family(Path(source), read_header(Path(source)).metadata.get("general.architecture"))
+        known_family(Path(source), gguf_architecture(read_header(Path(source)).metadata))
         from .convert import convert
 
         convert(source, out, progress=lambda what, done, total: tell(done=done, total=total))

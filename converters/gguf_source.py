@@ -14,7 +14,7 @@ from edgert.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgert.errors import SourceError, UnsupportedError
 
 from .gguf_header import Header, TensorInfo, read_header
-from .reading import check_rows, family_config, model_tensors, require_finite
+from .reading import check_rows, family_config, gguf_architecture, model_tensors, require_finite
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
 
@@ -25,11 +25,11 @@ _MAX_ROPE_FACTORS = 65_536
 
 
 class GgufTensor:
-    """A `SourceTensor` in a GGUF file."""
+    """A `SourceTensor` in a GGUF file. Matrices of experts, which are one tensor there, are one below the other."""
 
     def __init__(self, file: SourceFile, info: TensorInfo) -> None:
         self.file, self.info = file, info
-        self.shape = info.shape
+        self.shape = (info.shape[0] * info.shape[1], info.shape[2]) if len(info.shape) == 3 else info.shape
         self.type_name: str = info.type.name
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def _source(path: Path, file: SourceFile, header: Header, *, hashed: bool) -> So
     if "token_embd.weight" not in header.tensors:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
     factors = _rope_factors(file, header)
-    config = family_config(path, metadata.get("general.architecture"), lambda family: family.from_gguf(
+    config = family_config(path, gguf_architecture(metadata), lambda family: family.from_gguf(
         metadata,
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in header.tensors,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,18 @@ def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise SourceError(f"{path}: tensor {name} has values that are infinite or not a number: the file is damaged")
     return values
+
+
+_GGUF_NAMES = {"qwen3moe": "qwen3_moe"}
+"""Families whose name in GGUF files is another."""
+
+
+def gguf_architecture(metadata: Mapping[str, Any]) -> object:
+    """The name of a family, as of a GGUF file with this metadata: there a Mixtral is a Llama that has experts."""
+    name = metadata.get("general.architecture")
+    if name == "llama" and metadata.get("llama.expert_count"):
+        return "mixtral"
+    return _GGUF_NAMES.get(name, name) if isinstance(name, str) else name
 
 
 def known_family(path: Path, architecture: object) -> Family:

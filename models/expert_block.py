@@ -15,7 +15,19 @@ from .tensors import Role, TensorSpec
 def tensors(config: Config) -> Iterator[TensorSpec]:
     """Every tensor, in the order of use."""
     return block.around(config, (spec for layer in range(config.num_hidden_layers)
-                                 for part in (block.attention, experts) for spec in part(config, layer)))
+                                 for part in (attention, experts) for spec in part(config, layer)))
+
+
+def attention(config: Config, layer: int) -> Iterator[TensorSpec]:
+    """A layer's attention and the norms before it and in it."""
+    for spec in block.attention(config, layer):
+        if spec.role is Role.ATTENTION_OUTPUT and config.query_key_norms is not None:
+            whole = config.query_key_norms == "whole"
+            for part, role, size in (("q", Role.QUERY_NORM, config.query_size),
+                                     ("k", Role.KEY_NORM, config.key_value_size)):
+                yield block.of_layer(layer, f"self_attn.{part}_norm.weight", (size if whole else config.head_dim,), role,
+                                     f"attn_{part}_norm.weight")
+        yield spec
 
 
 def experts(config: Config, layer: int) -> Iterator[TensorSpec]:
@@ -39,6 +51,9 @@ def wire(config: Config, net: Network) -> None:
         prefix = f"model.layers.{layer}."
         h = net.norm(x, prefix + "input_layernorm.weight")
         qkv = net.linear(h, [f"{prefix}self_attn.{part}_proj" for part in "qkv"], bias=config.attention_bias)
+        if config.query_key_norms is not None:
+            net.head_norms(qkv, prefix + "self_attn.q_norm.weight", prefix + "self_attn.k_norm.weight",
+                           whole=config.query_key_norms == "whole")
         h = net.attention(qkv, layer)
         net.linear(h, [prefix + "self_attn.o_proj"], add_to=x)
         h = net.norm(x, prefix + "post_attention_layernorm.weight")

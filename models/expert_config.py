@@ -20,6 +20,10 @@ class Config(rotary_config.Config):
     gguf_name: ClassVar[str]
     """What its hyper-parameters' names begin with in GGUF files."""
 
+    query_key_norms: ClassVar[str | None] = None
+    """Which norms queries and keys have before they are rotated: "head", one of each head; "whole", one of all heads
+    together; or none."""
+
     num_experts: int
     """In each layer."""
     num_experts_per_tok: int
@@ -55,6 +59,15 @@ class Config(rotary_config.Config):
     def with_experts(cls, dense: rotary_config.Config, **own: Any) -> Self:
         """With the hyper-parameters of such a dense model, but for its own."""
         return cls(**{field.name: getattr(dense, field.name) for field in fields(dense)} | own)
+
+    @classmethod
+    def own_from_hf(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Its own hyper-parameters in the JSON object of config.json, where transformers 5 writes num_local_experts for
+        num_experts. Raises KeyError."""
+        count = values.get("num_local_experts")
+        return {"num_experts": values["num_experts"] if count is None else count,
+                "num_experts_per_tok": values["num_experts_per_tok"],
+                "norm_topk_prob": bool(values.get("norm_topk_prob", False))}
 
     @classmethod
     def own_from_gguf(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from . import config, llama, mixtral, opt, qwen2
+from . import config, llama, mixtral, olmoe, opt, qwen2, qwen3_moe
 from .network import Network
 
 
@@ -17,4 +17,5 @@ class Family(Protocol):
         """The whole model of a config, top to bottom, as operations on a network."""
 
 
-FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2, "opt": opt, "mixtral": mixtral}
+FAMILIES: dict[str, Family] = {"llama": llama, "qwen2": qwen2, "opt": opt, "mixtral": mixtral, "olmoe": olmoe,
+                               "qwen3_moe": qwen3_moe}

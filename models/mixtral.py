@@ -26,8 +26,7 @@ class Config(expert_config.Config):
         window = values.get("sliding_window")
         if window is not None and window < values["max_position_embeddings"]:
             raise ValueError("sliding-window attention is not supported")
-        return cls.with_experts(cls.dense.from_hf(values), num_experts=values["num_local_experts"],
-                                num_experts_per_tok=values["num_experts_per_tok"], norm_topk_prob=True)
+        return cls.with_experts(cls.dense.from_hf(values), **cls.own_from_hf(values) | {"norm_topk_prob": True})
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], **options: Any) -> Self:

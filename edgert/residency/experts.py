@@ -23,7 +23,7 @@ from edgert.kernels.records import WAIT
 from .file import FlashFile
 from .readers import Readers, now
 from .region import Region
-from .source import Asking, Read, no_answer
+from .source import Asking, ExpertCounts, Read, no_answer
 from .table import AddressTable
 from .window import READERS
 
@@ -48,19 +48,6 @@ class ExpertLayer(NamedTuple):
     @property
     def expert_bytes(self) -> int:
         return self.per_expert * self.units.unit_bytes
-
-
-@dataclass
-class Counted:
-    """How often, since the model was loaded: experts were needed, one for each pass; of these were not in memory, nor
-    on their way there; were guessed without being in memory, and of these turned out to be needed; were read on a
-    guess."""
-
-    needed: int = 0
-    missed: int = 0
-    guessed: int = 0
-    right: int = 0
-    read_ahead: int = 0
 
 
 @dataclass(eq=False)
@@ -121,7 +108,7 @@ class ExpertCache(Readers):
         self._reading_ahead = 0
         self._tried = self._right = 0.0
         self._fence = threading.Lock()
-        self.counted = Counted()
+        self.counted = self.reading.experts = ExpertCounts()
         self._start(READERS, "experts")
 
     def asking(self, layer: int) -> Asking:

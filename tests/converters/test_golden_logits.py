@@ -17,7 +17,8 @@ from edgert.engine.engine import Engine
 from edgert.engine.session import Session
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt", "mixtral")
+NAMES = ("llama3-tied", "llama-f16", "qwen2-bf16-tied", "qwen2", "llama-relu", "qwen2-relu2", "opt",
+         "mixtral", "olmoe", "qwen3-moe")
 CONTEXT = 64
 Open = Callable[[str, str], Bundle]
 """A bundle by model and preset."""

@@ -52,6 +52,8 @@ SPECS = {
     "qwen2-relu2": Spec("qwen2", torch.float32, 2, 24, 70, 2, 1, 12, False, act="relu2"),
     "opt": Spec("opt", torch.float32, 2, 24, 76, 3, 3, 8, True, act="relu"),
     "mixtral": Spec("mixtral", torch.float32, 2, 24, 44, 3, 1, 8, False, experts=5, per_token=2),
+    "olmoe": Spec("olmoe", torch.float32, 2, 24, 44, 3, 1, 8, False, experts=7, per_token=3),
+    "qwen3-moe": Spec("qwen3_moe", torch.float32, 2, 24, 44, 3, 1, 16, False, experts=6, per_token=2),
 }
 
 
@@ -71,6 +73,8 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     """A model in float32 whose weights are exact in spec.dtype."""
     kinds: dict[str, tuple[Any, Any]] = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
                                          "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+                                         "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
+                                         "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
                                          "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
                                          "opt": (transformers.OPTConfig, transformers.OPTForCausalLM)}
     make_config, make_model = kinds[spec.family]
@@ -81,7 +85,8 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
         own = {"ffn_dim": spec.intermediate, "word_embed_proj_dim": spec.hidden, "activation_function": spec.act,
                "pad_token_id": None}
     if spec.experts:
-        own |= {"num_experts": spec.experts, "num_local_experts": spec.experts, "num_experts_per_tok": spec.per_token}
+        own |= {"norm_topk_prob": spec.family == "qwen3_moe", "moe_intermediate_size": spec.intermediate,
+                "num_experts": spec.experts, "num_local_experts": spec.experts, "num_experts_per_tok": spec.per_token}
     config = make_config(
         hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, vocab_size=VOCABULARY,
         max_position_embeddings=128, tie_word_embeddings=spec.tied, bos_token_id=0, eos_token_id=[0, 2],

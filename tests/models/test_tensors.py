@@ -36,12 +36,24 @@ OPT = {
     *((f"self_attn.{part}_proj.bias", (HIDDEN,), Role.BIAS) for part in ("q", "k", "v", "out")),
     ("fc1.weight", (NEURONS, HIDDEN), Role.UP), ("fc1.bias", (NEURONS,), Role.UP_BIAS),
     ("fc2.weight", (HIDDEN, NEURONS), Role.DOWN), ("fc2.bias", (HIDDEN,), Role.DOWN_BIAS)}
-LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES, "opt": OPT}
+EXPERTS, HEAD = 5, 6
+MIXTURE = {*PLAIN[:6], ("mlp.gate.weight", (EXPERTS, HIDDEN), Role.ROUTER),
+           ("mlp.experts.gate_proj.weight", (EXPERTS * NEURONS, HIDDEN), Role.GATE),
+           ("mlp.experts.up_proj.weight", (EXPERTS * NEURONS, HIDDEN), Role.UP),
+           ("mlp.experts.down_proj.weight", (EXPERTS * HIDDEN, NEURONS), Role.DOWN)}
+
+
+def norms(query: int, key: int) -> set[tuple[str, tuple[int], Role]]:
+    return {("self_attn.q_norm.weight", (query,), Role.QUERY_NORM), ("self_attn.k_norm.weight", (key,), Role.KEY_NORM)}
+
+
+LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES, "opt": OPT, "mixtral": MIXTURE,
+         "olmoe": MIXTURE | norms(Q, KV), "qwen3_moe": MIXTURE | norms(HEAD, HEAD)}
 """Every family's tensors within a layer."""
 POSITIONS = 64
 AROUND = [("model.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
           ("model.norm.weight", (HIDDEN,), Role.NORM), ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD)]
-OUTSIDE = {"llama": AROUND, "qwen2": AROUND, "opt": [
+OUTSIDE = {**dict.fromkeys(("llama", "qwen2", "mixtral", "olmoe", "qwen3_moe"), AROUND), "opt": [
     ("model.decoder.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
     ("model.decoder.embed_positions.weight", (POSITIONS + 2, HIDDEN), Role.POSITION),
     ("model.decoder.final_layer_norm.weight", (HIDDEN,), Role.NORM),
@@ -54,7 +66,8 @@ def config_of(architecture: str, *, tied: bool = False) -> Config:
     return FAMILIES[architecture].Config.from_hf({
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
+        "num_local_experts": EXPERTS, "num_experts": EXPERTS, "num_experts_per_tok": 2,
+        "moe_intermediate_size": NEURONS, "num_key_value_heads": 2, "head_dim": HEAD, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": tied})
 
 
@@ -64,6 +77,7 @@ class Recorder:
     def __init__(self, config: Config) -> None:
         self.used: list[str] = []
         self._layers = feed_forward_parts(config.tensors())
+        self._routers = [spec.name for spec in config.tensors() if spec.role is Role.ROUTER]
 
     def embedding(self, weight: str) -> None:
         self.used.append(weight)
@@ -78,12 +92,19 @@ class Recorder:
         for name in names:
             self.used += [name + ".weight", name + ".bias"] if bias else [name + ".weight"]
 
+    def head_norms(self, qkv: None, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
+        self.used += [query_weight, key_weight]
+
     def attention(self, qkv: None, layer: int) -> None:
         pass
 
     def feed_forward(self, x: None, layer: int, *, add_to: None) -> None:
         part = self._layers[layer]
         self.used += [spec.name for spec in (part.gate, part.up, part.up_bias, part.down, part.down_bias) if spec]
+
+    def experts(self, x: None, layer: int, *, add_to: None) -> None:
+        self.used.append(self._routers[layer])
+        self.feed_forward(x, layer, add_to=add_to)
 
     def logits(self, x: None, norm: str, head: str, *, norm_bias: str | None = None) -> None:
         self.norm(x, norm, bias=norm_bias)
@@ -120,7 +141,8 @@ def test_order_of_use(architecture: str, tied: bool) -> None:
 @pytest.mark.parametrize("architecture", [name for name in FAMILIES if name != "opt"])
 def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
     """As its converter names what has the canonical name; a family that has no name there is one of Llama's."""
-    kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == architecture), MODEL_ARCH.LLAMA)
+    name = getattr(FAMILIES[architecture].Config, "gguf_name", architecture)
+    kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == name), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
     for spec in config_of(architecture).tensors():
         assert spec.gguf == names.get_name(spec.name, try_suffixes=(".weight", ".bias"))
