@@ -1,14 +1,13 @@
 """GGUF files of small mixtures of experts with random weights, as the `gguf` library writes them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from tokenizers import pre_tokenizers
 
-VOCABULARY, HIDDEN, NEURONS, HEADS, EXPERTS, PER_TOKEN, LAYERS, CONTEXT = 258, 256, 256, 4, 8, 2, 2, 128
+VOCABULARY, HIDDEN, NEURONS, HEADS, EXPERTS, PER_TOKEN, LAYERS, CONTEXT = 259, 256, 256, 4, 8, 2, 2, 128
 
 
 def write_gguf(path: Path, architecture: str, kind: GGMLQuantizationType = GGMLQuantizationType.F32,
@@ -58,11 +57,10 @@ def _shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 
 
 def _add_tokenizer(writer: GGUFWriter) -> None:
-    values: dict[str, Any] = {"tokens": ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())],
-                              "token_type": [3, 3, *[1] * 256], "merges": ["a b"][:0]}
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", "gpt-2")
-    writer.add_array("tokenizer.ggml.tokens", values["tokens"])
-    writer.add_array("tokenizer.ggml.token_type", values["token_type"])
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"])
+    writer.add_array("tokenizer.ggml.token_type", [3, 3, *[1] * 257])
+    writer.add_array("tokenizer.ggml.merges", ["a b"])
     writer.add_uint32("tokenizer.ggml.bos_token_id", 0)
     writer.add_uint32("tokenizer.ggml.eos_token_id", 1)

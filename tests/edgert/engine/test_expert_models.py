@@ -11,7 +11,7 @@ from faulty_file import FaultyFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_engine import make_engine
-from tiny_model import write_bundle
+from tiny_model import change_header, write_bundle
 
 from edgert.bundle import Bundle
 from edgert.engine.engine import Engine
@@ -27,7 +27,7 @@ from edgert.residency.experts import ExpertCache
 from edgert.residency.file import FlashFile
 
 SHAPE: dict[str, Any] = {
-    "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 100, "num_hidden_layers": 4, "vocab_size": 90,
+    "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 150, "num_hidden_layers": 4, "vocab_size": 90,
     "num_local_experts": 12, "num_experts_per_tok": 3, "size": 0.4}
 CHANCE = random.Random(3)
 TOKENS = [CHANCE.randrange(90) for _ in range(3) for word in range(8)]
@@ -35,9 +35,9 @@ TOKENS = [CHANCE.randrange(90) for _ in range(3) for word in range(8)]
 
 @pytest.fixture(scope="module", params=["q4", "f32"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """With two units an expert, the second with fewer groups than the first."""
+    """With three units an expert, the last with fewer groups than the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expert_units, "UNIT_BYTES", {"q4": 1 << 13, "f32": 1 << 17}[request.param])
+        patch.setattr(expert_units, "UNIT_BYTES", {"q4": 1 << 13, "f32": 1 << 16}[request.param])
         path = write_bundle(tmp_path_factory.mktemp("experts") / "m.edge", request.param, **SHAPE)
     with Bundle(path) as opened:
         units = opened.header.neurons[0].expert_units(opened.header.config)
@@ -108,7 +108,7 @@ def test_only_experts_that_are_needed_are_read(bundle: Bundle) -> None:
         all_logits(engine, pieces=1)
         cache = cache_of(engine)
         cache.expect(0)
-        counted, (_, size) = cache.counted, bundle.header.neurons[0].choices(config)
+        counted, size = cache.counted, max(n.choices(config)[1] for n in bundle.header.neurons)
         assert counted.needed == len(TOKENS) * config.num_hidden_layers * config.experts_per_token
         read.append(cache.reading.bytes)
         assert read[-1] <= (counted.missed + counted.read_ahead) * size
@@ -132,7 +132,9 @@ def test_planned_for_any_budget(bundle: Bundle, expected: np.ndarray) -> None:
                         context=64, cache_type="f32", logit_rows=plan.verify_rows)
         assert not engine.drafts and np.array_equal(all_logits(engine, pieces=5), expected)
         engine.close()
-    assert reading[-1] == 0 and max(reading) > 0
+    assert reading[-1] == 0
+    if bundle.header.quantization["preset"] == "f32":  # at 4 bits all of it is smaller than what reading takes
+        assert max(reading) > 0
     with pytest.raises(ModelError, match="too small"):
         planner.plan(smallest - 1, lambda: device)
 
@@ -230,34 +232,33 @@ def test_what_the_table_says_is_in_the_slots(bundle: Bundle) -> None:
     engine.close()
 
 
-def test_an_expert_of_the_cache_is_taken_for_no_other_while_it_is_needed(bundle: Bundle, expected: np.ndarray) -> None:
-    """The last moment, at which a kernel says that it needs what has just been taken out of the table."""
+def test_an_expert_that_a_kernel_has_just_asked_for_keeps_its_place(bundle: Bundle) -> None:
+    """In the moment between its leaving the table and the look at what is needed."""
     engine = cached(bundle, 6)
-    cache, wins = cache_of(engine), 0
-    chance = random.Random(1)
+    all_logits(engine, pieces=1)
+    cache = cache_of(engine)
+    cache.expect(0)
+    with cache._quiet:
+        cache._wait_until_quiet()
+    first, second = np.flatnonzero((cache._slot >= 0) & (cache._left == 0))[:2].tolist()
+    before = cache._entries(first).copy()
 
     class Late:
-        """In place of the barrier between taking an expert out and looking whether it is needed."""
-
         def __enter__(self) -> None:
-            nonlocal wins
-            if chance.random() < 0.5:
-                at = int(np.flatnonzero((cache._slot >= 0) & (cache._left == 0))[-1])
-                if not cache._entries(at).any():  # it is the one that goes
-                    cache._needed[at] = cache._time[0]
-                    wins += 1
+            assert not cache._entries(first).any()
+            cache._needed[first] = cache._time[0]
 
         def __exit__(self, *_: object) -> None:
             pass
 
-    cache._fence = Late()  # type: ignore[assignment]
-    assert np.array_equal(all_logits(engine, pieces=1), expected)
+    fence, cache._fence = cache._fence, Late()  # type: ignore[assignment]
+    assert not cache._take_out(first) and np.array_equal(cache._entries(first), before) and before.all()
+    cache._fence = fence
+    assert cache._take_out(second) and not cache._entries(second).any() and cache._slot[second] < 0
     engine.close()
 
 
 def test_a_bundle_whose_experts_are_not_as_its_header_says(bundle: Bundle, tmp_path: Path) -> None:
-    from tiny_model import change_header
-
     def forged(name: str, change: Any) -> str:
         path = change_header(bundle.path, tmp_path / name, change)
         with pytest.raises(BundleError) as error:
