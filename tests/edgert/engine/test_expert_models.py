@@ -103,7 +103,7 @@ def test_in_turns_where_a_token_needs_more_than_there_is_room_for(bundle: Bundle
 def test_only_experts_that_are_needed_are_read(bundle: Bundle) -> None:
     """A token after another: what is not in the cache, and guesses."""
     config, read = bundle.header.config, []
-    for slots in (4, 24, 48):
+    for slots in (3, 12, 48):
         engine = cached(bundle, slots)
         all_logits(engine, pieces=1)
         cache = cache_of(engine)
