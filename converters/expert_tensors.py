@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,62 +13,48 @@ _ALL = re.compile(r"(.+)\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_
 _ROUTER = ".block_sparse_moe.gate.weight"
 
 
-@dataclass(frozen=True)
 class Stacked:
     """Matrices of one shape and type as one, their rows below each other. Implements source.SourceTensor."""
 
-    parts: Sequence[SourceTensor]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self.parts) * self.parts[0].shape[0], *self.parts[0].shape[1:]
-
-    @property
-    def type_name(self) -> str:
-        return self.parts[0].type_name
+    def __init__(self, parts: Sequence[SourceTensor]) -> None:
+        self._parts = parts
+        self.shape: tuple[int, ...] = (len(parts) * parts[0].shape[0], *parts[0].shape[1:])
+        self.type_name = parts[0].type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop as float32. Raises SourceError."""
-        return np.concatenate([self.parts[0].read(0, 0),
+        return np.concatenate([self._parts[0].read(0, 0),
                                *(part.read(first, last) for part, first, last in self._among(start, stop))])
 
     def grid(self, start: int, stop: int) -> Grid | None:
         """Of rows start to stop, where all parts have one. Raises SourceError."""
-        grids = [self.parts[0].grid(0, 0), *(part.grid(first, last) for part, first, last in self._among(start, stop))]
+        grids = [self._parts[0].grid(0, 0), *(part.grid(first, last) for part, first, last in self._among(start, stop))]
         known = [grid for grid in grids if grid is not None]
         if len(known) < len(grids):
             return None
         return Grid(np.concatenate([grid.scale for grid in known]), np.concatenate([grid.minimum for grid in known]))
 
     def _among(self, start: int, stop: int) -> list[tuple[SourceTensor, int, int]]:
-        rows = self.parts[0].shape[0]
-        return [(self.parts[i], max(start - i * rows, 0), min(stop - i * rows, rows))
+        rows = self._parts[0].shape[0]
+        return [(self._parts[i], max(start - i * rows, 0), min(stop - i * rows, rows))
                 for i in range(start // rows, -(-stop // rows) if stop > start else start // rows)]
 
 
-@dataclass(frozen=True)
 class Flat:
     """A tensor of matrices, one behind the other, as one matrix: of each so many rows, from `first` on. Implements
     source.SourceTensor."""
 
-    tensor: SourceTensor
-    first: int
-    rows: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape[0] * self.rows, self.tensor.shape[2]
-
-    @property
-    def type_name(self) -> str:
-        return self.tensor.type_name
+    def __init__(self, tensor: SourceTensor, first: int, rows: int) -> None:
+        self._tensor, self._first, self._rows = tensor, first, rows
+        self.shape: tuple[int, ...] = (tensor.shape[0] * rows, tensor.shape[2])
+        self.type_name = tensor.type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop as float32. Raises SourceError."""
-        found = [self.tensor.read(0, 0).reshape(0, self.shape[1])]
-        for i in range(start // self.rows, -(-stop // self.rows) if stop > start else 0):
-            first, last = max(start - i * self.rows, 0), min(stop - i * self.rows, self.rows)
-            found.append(self.tensor.read(i, i + 1)[0, self.first + first:self.first + last])
+        found = [self._tensor.read(0, 0).reshape(0, self.shape[1])]
+        for i in range(start // self._rows, -(-stop // self._rows) if stop > start else 0):
+            first, last = max(start - i * self._rows, 0), min(stop - i * self._rows, self._rows)
+            found.append(self._tensor.read(i, i + 1)[0, self._first + first:self._first + last])
         return np.concatenate(found)
 
     def grid(self, start: int, stop: int) -> Grid | None:

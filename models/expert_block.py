@@ -25,8 +25,8 @@ def attention(config: Config, layer: int) -> Iterator[TensorSpec]:
             whole = config.query_key_norms == "whole"
             for part, role, size in (("q", Role.QUERY_NORM, config.query_size),
                                      ("k", Role.KEY_NORM, config.key_value_size)):
-                yield block.of_layer(layer, f"self_attn.{part}_norm.weight", (size if whole else config.head_dim,), role,
-                                     f"attn_{part}_norm.weight")
+                yield block.of_layer(layer, f"self_attn.{part}_norm.weight", (size if whole else config.head_dim,),
+                                     role, f"attn_{part}_norm.weight")
         yield spec
 
 

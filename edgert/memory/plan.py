@@ -30,7 +30,7 @@ from edgert.residency.window import READERS
 
 from .budget import page_table_bytes, size_text
 from .cache_room import CacheRoom
-from .window import candidates, expected_bytes, holds_all, least_slots, reading_s, window_bytes
+from .window import candidates, expected_bytes, expected_hits, holds_all, least_slots, reading_s, window_bytes
 
 _GROWTH = 8 << 20
 """Bytes that the process grows by after the plan was made: Python objects, modules, templates, the allocator."""
@@ -68,7 +68,8 @@ class Plan:
     from memory or flash; of a sparse model, of all. chunk: prompt tokens computed at once. verify_rows: tokens whose
     logits are computed at once, so one more than can be drafted. logit_rows: how many tokens' logits may be in memory
     at once. smallest: the smallest budget that works with these settings. placement: which weights stay in memory.
-    disk: the device that the others are read from; None if all weights stay in memory.
+    disk: the device that the others are read from; None if all weights stay in memory. expected_hits: where experts are
+    read when they are needed, the part of those that a token needs that is expected to be in memory.
     """
 
     budget: int
@@ -81,6 +82,7 @@ class Plan:
     smallest: int
     placement: Placement
     disk: Device | None
+    expected_hits: float | None = None
 
     @property
     def pinned_share(self) -> float:
@@ -233,7 +235,9 @@ class Planner:
         streamed = _length(self._streamable) - held
         if placement.window:
             streamed += expected_bytes(self._header, placement.window) - _length(self._in_window)
-        return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk)
+        return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk,
+                    expected_hits(self._header, placement.window) if placement.window and self._header.config.experts
+                    else None)
 
     def _embedding_bytes(self, units: int) -> int:
         """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""

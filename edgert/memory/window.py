@@ -65,6 +65,12 @@ def expected_bytes(header: Header, slots: Mapping[int, int]) -> int:
     return round(total)
 
 
+def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
+    """The part of the experts that a token needs that is expected to be in memory."""
+    needed = header.config.experts_per_token * sum(n.choices(header.config)[1] for n in header.neurons)
+    return max(1 - expected_bytes(header, slots) / needed, 0.0)
+
+
 def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
     """Seconds that reading the groups takes that a token is expected to need and not to find. They, and the units of
     experts, are read one by one, at random places."""

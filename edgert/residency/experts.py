@@ -1,5 +1,5 @@
-"""A cache of experts: those that tokens need often and lately are in memory, others are read when they are asked for, or
-when the layer before makes it likely that they will be.
+"""A cache of experts: those that tokens need often and lately are in memory, others are read when they are asked for,
+or when the layer before makes it likely that they will be.
 
 Which experts a token has is decided by a router that is in memory, and by nothing else: what is in the cache decides
 the speed alone. As tokens that follow each other have experts in common, and some experts are chosen far more often
@@ -136,7 +136,7 @@ class ExpertCache(Readers):
         with self._quiet:
             self._asked[0] = _NOBODY
             for jobs in (self._urgent, self._ahead, self._waiting, self._wanted):
-                jobs.clear()  # type: ignore[attr-defined]
+                jobs.clear()
             quiet = self._wait_until_quiet()
             if quiet:
                 for expert in np.flatnonzero(self._left).tolist():

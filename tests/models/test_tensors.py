@@ -67,7 +67,8 @@ def config_of(architecture: str, *, tied: bool = False) -> Config:
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_local_experts": EXPERTS, "num_experts": EXPERTS, "num_experts_per_tok": 2,
-        "moe_intermediate_size": NEURONS, "num_key_value_heads": 2, "head_dim": HEAD, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
+        "moe_intermediate_size": NEURONS, "num_key_value_heads": 2, "head_dim": HEAD,
+        "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": tied})
 
 
