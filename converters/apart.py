@@ -62,11 +62,11 @@ def main(source: str, out: str) -> None:
     try:
         from .gguf_header import read_header
         from .gguf_parts import parts_of
-        from .reading import known_family
+        from .reading import gguf_architecture, known_family
 
         # First what is quick: converting takes much that has to be imported.
         first = parts_of(Path(source))[0]
-        known_family(first, read_header(first).metadata.get("general.architecture"))
+        known_family(first, gguf_architecture(read_header(first).metadata))
         from .convert import convert
 
         convert(source, out, progress=lambda what, done, total: tell(done=done, total=total))

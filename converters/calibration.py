@@ -16,8 +16,9 @@ from weakref import ref
 
 import numpy as np
 
+from edgert.models.expert_config import Config as ExpertConfig
 from edgert.models.families import FAMILIES
-from edgert.models.tensors import feed_forward_parts
+from edgert.models.tensors import Role, feed_forward_parts
 
 from .source import Source
 
@@ -62,6 +63,7 @@ class Calibration:
         self.weights = 0
         """How many weights are gone through in all."""
         self._feed_forward = feed_forward_parts(source.config.tensors(), sparse=source.config.sparse)
+        self._routers = {spec.layer: spec.name for spec in source.config.tensors() if spec.role is Role.ROUTER}
         self._active: dict[int, np.ndarray] = {}
         self._rotations = [_rotations(frequencies, source.config.rope_attention_factor, self._windows.shape[1])
                            for frequencies in source.config.rope_tables()]
@@ -77,8 +79,8 @@ class Calibration:
         return self._moments.pop(name)
 
     def active(self, layer: int) -> np.ndarray:
-        """Which neurons of a sparse layer were not zero: bool of shape (tokens, neurons). To be asked for once, before
-        what the next layer uses. Raises SourceError."""
+        """Which neurons of a sparse layer were not zero, or which experts a token has: bool of shape (tokens, neurons)
+        or (tokens, experts). To be asked for once, before what the next layer uses. Raises SourceError."""
         with np.errstate(all="ignore"):
             while layer not in self._active:
                 self._run()
@@ -242,6 +244,31 @@ class Calibration:
 
         self._steps.append(step)
 
+    def experts(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
+        c, part, router = self._source.config, self._feed_forward[layer], self._routers[layer]
+        assert isinstance(c, ExpertConfig)
+        act, names = _ACTIVATIONS[c.hidden_act], [spec.name for spec in part.matrices]
+        self._count([router, *names])
+
+        def step() -> None:
+            logits = np.concatenate([x.values @ rows.T for rows in self._parts(router)], 1)
+            chosen = np.argsort(-logits, 1, kind="stable")[:, :c.num_experts_per_tok]
+            active = self._active[layer] = np.zeros(logits.shape, bool)
+            np.put_along_axis(active, chosen, True, 1)
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            weights /= (weights * active if c.norm_topk_prob else weights).sum(1, keepdims=True)
+            gate, up, down = (self._source.tensors[name] for name in names)
+            for expert in range(c.experts):
+                tokens = np.flatnonzero(active[:, expert])
+                if len(tokens):
+                    rows = expert * c.intermediate_size, (expert + 1) * c.intermediate_size
+                    hidden = act(x.values[tokens] @ gate.read(*rows).T) * (x.values[tokens] @ up.read(*rows).T)
+                    rows = expert * c.hidden_size, (expert + 1) * c.hidden_size
+                    add_to.values[tokens] += weights[tokens, expert, None] * (hidden @ down.read(*rows).T)
+                self._go_through(3 * c.hidden_size * c.intermediate_size)
+
+        self._steps.append(step)
+
     def logits(self, x: _Activation, norm: str, head: str, *, norm_bias: str | None = None, centered: bool = False,
                head_bias: str | None = None) -> None:
         h = self.norm(x, norm, bias=norm_bias, centered=centered)
@@ -269,8 +296,11 @@ class Calibration:
         for start in range(0, rows, at_once):
             stop = min(start + at_once, rows)
             yield tensor.read(start, stop)
-            self._gone += (stop - start) * columns
-            self._progress((stop - start) * columns)
+            self._go_through((stop - start) * columns)
+
+    def _go_through(self, weights: int) -> None:
+        self._gone += weights
+        self._progress(weights)
 
     def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:
         """Keep the second moments of x for those of the matrices whose they are wanted of."""

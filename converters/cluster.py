@@ -87,12 +87,12 @@ class ClusterPieces(Pieces):
 
 def _pieces_of_layer(shared: tuple[Source, Header, np.ndarray | None], layer: int,
                      state: State) -> tuple[dict[str, list[Piece]], list[int] | None]:
-    """On a worker: a layer's pieces by tensor, and the activity of a sparse one's neurons. Raises SourceError."""
+    """On a worker: a layer's pieces by tensor, and its activity, where it has one. Raises SourceError."""
     source, header, windows = shared
     pieces = Pieces(source, header, None if windows is None else Importances(source, header, windows))
     pieces.go_on(state)
     made = {spec.name: list(pieces.of(spec)) for spec in _by_layer(source)[layer]}
-    return made, header.activity[layer] if header.config.sparse else None
+    return made, header.activity[layer] if header.config.selective else None
 
 
 def _by_layer(source: Source) -> list[list[TensorSpec]]:

@@ -63,7 +63,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
     header = lay_out(opened, chosen, provenance)
     paths = [Path(text) for text in texts] if calibrate else []
-    if paths and (newly_rounded(opened, header) or opened.config.sparse):
+    if paths and (newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
     windows = windows_for(opened, header, paths) if calibrate else None
     importances = None if windows is None else Importances(opened, header, windows, lambda n: calibrating(n))
@@ -128,7 +128,7 @@ class _Conversion:
         state, arrays = entry.state, dict(entry.arrays)
         self._tensors_done, self._written, self.calibrated = state["tensors"], state["written"], state["calibrated"]
         self._ends |= state["ends"]
-        if self._header.config.sparse:
+        if self._header.config.selective:
             self._header.quantization["activity"] = state["activity"]
         for name in self._checksums:
             self._checksums[name] = array("Q", arrays.pop(name).tobytes())

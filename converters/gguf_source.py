@@ -18,7 +18,7 @@ from edgert.models.rope import GGUF_TENSORS
 from .gguf_grids import grid_of
 from .gguf_header import Header, TensorInfo, read_header
 from .gguf_parts import existing_parts, require_part
-from .reading import family_config, model_tensors, require_finite
+from .reading import family_config, gguf_architecture, model_tensors, require_finite
 from .rows import check_rows
 from .source import Grid, Source, SourceTensor
 from .source_file import SourceFile
@@ -32,11 +32,11 @@ _MAX_ROPE_FACTORS = 65_536
 
 
 class GgufTensor:
-    """A `SourceTensor` in a GGUF file."""
+    """A `SourceTensor` in a GGUF file. Matrices of experts, which are one tensor there, are one below the other."""
 
     def __init__(self, file: SourceFile, info: TensorInfo) -> None:
         self.file, self.info = file, info
-        self.shape = info.shape
+        self.shape = (info.shape[0] * info.shape[1], info.shape[2]) if len(info.shape) == 3 else info.shape
         self.type_name: str = info.type.name
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: b
     if "token_embd.weight" not in there:
         raise SourceError(f"{path}: tensor token_embd.weight is missing: this is not a language model")
     factors = _rope_factors(there)
-    config = family_config(path, metadata.get("general.architecture"), FAMILIES, lambda family: family.from_gguf(
+    config = family_config(path, gguf_architecture(metadata), FAMILIES, lambda family: family.from_gguf(
         metadata,
         vocab_size=there["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in there,

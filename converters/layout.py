@@ -19,6 +19,7 @@ from edgert.bundle.header import (
     section_of,
 )
 from edgert.errors import SourceError
+from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.formats import BLOCK, FORMATS
 from edgert.kernels.groups import group_layout
 from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
@@ -53,11 +54,20 @@ def _units(config: Config, layer: int, part: FeedForward, formats: Mapping[str, 
     return Neurons(neuron_section(layer), None, units.count(config.intermediate_size), units.unit_bytes, 0, up, down)
 
 
+def _experts(config: Config, layer: int, part: FeedForward, formats: Mapping[str, str]) -> Neurons:
+    """A layer's experts."""
+    gate_up = max((FORMATS[formats[rows.name]] for rows in part.by_rows), key=lambda form: form.block_bytes)
+    down = FORMATS[formats[part.down.name]]
+    units = ExpertUnits.of(config.hidden_size, config.intermediate_size, gate_up, down)
+    return Neurons(neuron_section(layer), None, config.experts * units.count, units.unit_bytes, 0, gate_up.name,
+                   down.name)
+
+
 def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> Header:
     """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError."""
     config = source.config
     header = Header(config, dict(source.generation), {"preset": preset.name}, provenance)
-    if config.sparse:
+    if config.selective:
         unknown = [10000 * (ACTIVITY_PARTS - part) // ACTIVITY_PARTS for part in range(ACTIVITY_PARTS)]
         header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers)]
     tensors, formats = list(config.tensors()), preset.formats(source)
@@ -80,8 +90,9 @@ def lay_out(source: Source, preset: Preset, provenance: dict[str, object]) -> He
         elif spec.role is Role.DOWN:
             layer = len(header.neurons)
             part = feed_forward[layer]
-            neurons = (_units if config.sparse else _groups)(config, layer, part, formats)
-            if not config.sparse and (size := FORMATS[neurons.down].header_bytes):
+            laid_out = _experts if config.experts else _units if config.sparse else _groups
+            neurons = laid_out(config, layer, part, formats)
+            if not config.selective and (size := FORMATS[neurons.down].header_bytes):
                 place(down_headers(layer), RESIDENT, "headers", config.hidden_size, size)
             header.neurons.append(neurons)
             lengths |= {section: neurons.groups * size for section, size in neurons.parts()}

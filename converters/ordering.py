@@ -39,13 +39,27 @@ class Ordered:
         return None
 
 
+def misses(needed: np.ndarray, parts: int) -> np.ndarray:
+    """What a token needs of a layer's units and does not find in memory, in parts of all of them: float64 of shape
+    (parts,). Of the units those needed last are in memory, 0, 1 ... parts - 1 of so many parts of them.
+
+    needed: bool of shape (tokens, units). By stack distances (Mattson et al. 1970): a unit is in memory if fewer than
+    fit were needed since it was.
+    """
+    count = needed.shape[1]
+    last, distance, found = -1 - np.arange(count), np.empty(count, np.int64), np.zeros(parts, np.int64)
+    for token in range(len(needed)):
+        distance[np.argsort(-last, kind="stable")] = np.arange(count)
+        found += np.bincount(distance[needed[token]] * parts // count, minlength=parts)
+        last[needed[token]] = token
+    return found[::-1].cumsum()[::-1] / needed.size
+
+
 @dataclass(frozen=True)
 class NeuronOrder:
     """How the neurons of a layer are ordered, by what was seen of them.
 
-    order: int64, which neuron comes in each place. misses: what units of neurons in that order a token needs and does
-    not find in memory, in parts of the layer's units: float64 of shape (parts,). Of the units those needed last are in
-    memory, 0, 1 ... parts - 1 of so many parts of them.
+    order: int64, which neuron comes in each place. misses: of units of neurons in that order, as `misses` gives them.
     """
 
     order: np.ndarray
@@ -56,15 +70,7 @@ class NeuronOrder:
         """active: bool of shape (tokens, neurons), which neurons are not zero. in_unit: neurons in a unit."""
         order = np.argsort(-active.sum(0), kind="stable")
         padded = np.pad(active[:, order], ((0, 0), (0, -active.shape[1] % in_unit)))
-        needed: np.ndarray = np.any(padded.reshape(len(active), -1, in_unit), axis=2)
-        count = needed.shape[1]
-        # Stack distances (Mattson et al. 1970): a unit is in memory if fewer than fit were needed since it was.
-        last, distance, found = -1 - np.arange(count), np.empty(count, np.int64), np.zeros(parts, np.int64)
-        for token in range(len(needed)):
-            distance[np.argsort(-last, kind="stable")] = np.arange(count)
-            found += np.bincount(distance[needed[token]] * parts // count, minlength=parts)
-            last[needed[token]] = token
-        return cls(order, found[::-1].cumsum()[::-1] / needed.size)
+        return cls(order, misses(np.any(padded.reshape(len(active), -1, in_unit), axis=2), parts))
 
     def applied(self, part: FeedForward, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
         """The tensors of the layer that have neurons as rows or columns, in this order, by name."""

@@ -16,7 +16,7 @@ from edgert.models.tensors import FeedForward, TensorSpec
 from .importance import Importance
 from .ordering import NeuronOrder
 from .quantizer import LARGEST, on_grid, packed, packed_rows
-from .source import Source
+from .source import Grid, Source
 
 _VALUES_AT_ONCE = 16 << 20
 """Weights converted at a time: 64 MB as float32."""
@@ -77,6 +77,33 @@ class Packing:
             filled = np.pad(neurons, ((0, -len(neurons) % units.neurons), (0, 0))).reshape(-1, units.neurons
                                                                                            * units.neuron_bytes)
             yield np.pad(filled, ((0, 0), (0, units.unit_bytes - filled.shape[1])))
+
+    def experts(self, layer: int, part: FeedForward) -> Iterator[np.ndarray]:
+        """A layer's experts one after another, the units of each: uint8 of shape (units, bytes)."""
+        config, n = self._header.config, self._header.neurons[layer]
+        units, hidden_size, neurons = n.expert_units(config), config.hidden_size, config.intermediate_size
+        gate_up, form = FORMATS[n.gate_up], FORMATS[n.down]
+        for expert in range(config.experts):
+            found, first = np.zeros((units.count, units.unit_bytes), np.uint8), expert * neurons
+            down = self._read(part.down, expert * hidden_size, (expert + 1) * hidden_size, n.down)
+            tensor = self._tensors[part.down.name]
+            grid = (tensor.grid(expert * hidden_size, (expert + 1) * hidden_size) if on_grid(tensor, n.down) else None)
+            for unit, filled in enumerate(found):
+                groups, start = units.groups_of(unit), unit * units.in_unit * BLOCK
+                some = slice(start, min(start + groups * BLOCK, neurons))
+                parts = []
+                for spec in part.by_rows:
+                    tiles = self._tiles(spec, n.gate_up, None, first + some.start, first + some.stop)
+                    parts.append(np.pad(tiles, ((0, groups * BLOCK // TILE - len(tiles)), (0, 0))))
+                blocks = slice(some.start // BLOCK, -(-some.stop // BLOCK))
+                on = grid and Grid(grid.scale[:, blocks], grid.minimum[:, blocks], grid.top)
+                of_down = packed(form, down[:, some], on)
+                headers, body = of_down[:, :form.header_bytes], of_down[:, form.header_bytes:]
+                parts.append(body.reshape(len(body), groups, -1).transpose(1, 0, 2))
+                whole = _side_by_side(parts, groups, units.group_bytes)
+                filled[:whole.size] = whole.reshape(-1)
+                filled[units.headers:units.headers + headers.size] = headers.reshape(-1)
+            yield found
 
     def _groups(self, layer: int, part: FeedForward, importances: list[Importance | None],
                 down: np.ndarray) -> Iterator[list[np.ndarray]]:

@@ -74,6 +74,12 @@ class Pieces:
             self._packing.reorder(self._parts[layer], order)
             self.header.activity[layer] = np.round(10000 * order.misses).astype(int).tolist()
 
+    def _note_misses(self, layer: int) -> None:
+        """Keep what is known of which experts tokens need."""
+        if self.importances:
+            misses = self.importances.misses(layer)
+            self.header.activity[layer] = np.round(10000 * misses).astype(int).tolist()
+
     def _matrix(self, spec: TensorSpec) -> Iterator[Piece]:
         """A matrix that is not in neuron groups; its units are slabs."""
         shares = _Shares(weights_of(spec), self.header.tensors[spec.name].length)
@@ -82,12 +88,16 @@ class Pieces:
             yield Piece(spec.name, tiles, shares.of(tiles.nbytes), array("Q", map(xxhash.xxh3_64_intdigest, slabs)))
 
     def _neurons(self, layer: int, part: FeedForward) -> Iterator[Piece]:
-        """A layer's groups, or a sparse layer's units, some at a time: of each section what they have in it."""
+        """A layer's groups, or a sparse layer's units, or those of experts, some at a time: of each section what they
+        have in it."""
         neurons = self.header.neurons[layer]
         shares = _Shares(sum(map(weights_of, [*part.in_groups, part.down])), neurons.groups)
         groups: Iterable[list[np.ndarray]]
         if self.header.config.sparse:
             groups = ([units] for units in self._packing.units(layer, part))
+        elif self.header.config.experts:
+            self._note_misses(layer)
+            groups = ([units] for units in self._packing.experts(layer, part))
         else:
             headers, groups = self._packing.neurons(layer, part)
             if headers.size:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,12 @@ def require_finite(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise SourceError(f"{path}: tensor {name} has values that are infinite or not a number: the file is damaged")
     return values
+
+
+def gguf_architecture(metadata: Mapping[str, Any]) -> object:
+    """The name of the family of a GGUF file with this metadata: there a Mixtral is a Llama that has experts."""
+    name = metadata.get("general.architecture")
+    return "mixtral" if name == "llama" and metadata.get("llama.expert_count") else name
 
 
 def known_family(path: Path, architecture: object, known: Mapping[str, Family] = FAMILIES) -> Family:

@@ -1,5 +1,5 @@
 """What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits and were not
-before, and of which neurons of sparse layers are active."""
+before, and of which neurons of sparse layers, or experts, are active."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from edgert.models.tensors import Role, TensorSpec
 from .calibration import Calibration, State
 from .calibration_text import shipped_windows, windows_of
 from .importance import Importance
-from .ordering import NeuronOrder
+from .ordering import NeuronOrder, misses
 from .quantizer import on_grid
 from .source import Source
 
@@ -30,6 +30,8 @@ def _format(matrix: TensorSpec, header: Header) -> str:
         return header.tensors[matrix.name].format
     assert matrix.layer is not None
     neurons = header.neurons[matrix.layer]
+    if header.config.experts:
+        return "experts"  # of one expert a text of some thousand tokens says too little (docs/notes/experts.md)
     if header.config.sparse and matrix.role is Role.DOWN:
         return "columns"  # coded along themselves: rounding one weight makes up for no error in another
     return neurons.down if matrix.role is Role.DOWN else neurons.gate_up
@@ -38,7 +40,7 @@ def _format(matrix: TensorSpec, header: Header) -> str:
 def windows_for(source: Source, header: Header, texts: Sequence[Path]) -> np.ndarray | None:
     """What to calibrate with, as calibration_text.py makes it: of these files, or where there are none of the text that
     ships. None where nothing is to be known. Raises SourceError where a text cannot be used."""
-    wanted = bool(newly_rounded(source, header)) or source.config.sparse
+    wanted = bool(newly_rounded(source, header)) or source.config.selective
     if texts:
         windows = windows_of(source, texts)  # also where they are not wanted: whoever gave them hears what is wrong
         return windows if wanted else None
@@ -46,8 +48,8 @@ def windows_for(source: Source, header: Header, texts: Sequence[Path]) -> np.nda
 
 
 class Importances:
-    """The importance of the matrices that are newly rounded, and the order of sparse layers' neurons, computed as far
-    as they are asked for.
+    """The importance of the matrices that are newly rounded, the order of sparse layers' neurons, and which experts are
+    needed, computed as far as they are asked for.
 
     windows: of `windows_for`. progress(weights) is called when so many more have been gone through.
     """
@@ -69,6 +71,11 @@ class Importances:
         units = self._header.neurons[layer].units(self._header.config)
         return NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
 
+    def misses(self, layer: int) -> np.ndarray:
+        """What a token needs of a layer's experts and does not find (ordering.misses). To be asked for once, after the
+        importance of the layer's matrices, before that of the next layer's. Raises SourceError."""
+        return misses(self._calibration.active(layer), ACTIVITY_PARTS)
+
     def of(self, name: str) -> Importance | None:
         """Of a matrix; None where it is not newly rounded. To be asked for once, in the order in which the model uses
         its matrices. Raises SourceError."""
@@ -84,7 +91,7 @@ class Importances:
         for spec in specs:
             if spec.name in self._rounded:
                 self._calibration.moments(spec.name)
-            if self._header.config.sparse and spec.role is Role.DOWN:
+            if self._header.config.selective and spec.role is Role.DOWN:
                 assert spec.layer is not None
                 self._calibration.active(spec.layer)
 

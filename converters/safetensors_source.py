@@ -13,6 +13,7 @@ from edgert.errors import SourceError
 from edgert.models.families import MODEL_TYPES
 from edgert.models.tensors import NORMS
 
+from .expert_tensors import with_experts
 from .hf_tokenizer import read_json, read_tokenizer
 from .reading import family_config, model_tensors, require_finite
 from .rows import check_rows
@@ -106,6 +107,8 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     found = _tensors(folder, weights, files)
     if "text_config" in values:
         found = _text_part(found)
+    if config.experts:
+        found = with_experts(found)
     tensors = model_tensors(folder, config, found, lambda spec: spec.name, by_head=True)
     if config.hf_norm_offset:
         norms = {spec.name for spec in config.tensors() if spec.role in NORMS}

@@ -28,7 +28,7 @@ from .memory.plan import Plan
 from .opening import CompileProgress, Settings, load_library, open_model
 from .process import default_threads
 from .residency.device import device_of
-from .residency.source import ReadHook
+from .residency.source import ExpertCounts, ReadHook
 from .speculation.speculator import AUTO, OFF, Asked, Speculator, parse
 from .speculation.together import Together
 
@@ -175,6 +175,12 @@ class Model(LanguageModel):
     def read_bytes(self) -> int:
         """How many bytes have been read from flash since the model was loaded."""
         return self._engine.source.reading.bytes
+
+    @property
+    def expert_counts(self) -> ExpertCounts | None:
+        """How often experts were needed, and were in memory, since the model was loaded; None where nothing is read of
+        them."""
+        return self._engine.source.reading.experts
 
     def follow_reads(self, hook: ReadHook) -> None:
         """Call `hook` after every read from flash, from the thread that read. It takes the place of a trace's."""

@@ -33,6 +33,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
         attention,
         combine,
         embedding,
+        experts,
         feed_forward,
         interpreter,
         linear,
@@ -69,6 +70,10 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "sparse neurons, sums", sparse.gather, 2
     yield "sparse neurons, up", sparse.up, 3
     yield "sparse neurons, down", sparse.down, 3
+    yield "experts, chosen", experts.route, 2
+    yield "experts, asked for", experts.dispatch, 2
+    yield "experts", experts.experts, 3
+    yield "experts, sums", experts.expert_sums, 2
     yield "interpreter", interpreter.enter, 4
 
 

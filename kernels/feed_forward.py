@@ -141,7 +141,7 @@ def _segments_kernel(name: str) -> Any:
     return segments
 
 
-_segments = by_format({name: _segments_kernel(name) for name in FORMATS})
+segments_of = by_format({name: _segments_kernel(name) for name in FORMATS})
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
 _BASE_BYTES = tuple(form.base_bytes for form in FORMATS.values())
@@ -195,8 +195,8 @@ def down(op, state, thread):
             blocks, at = table, offset + i * _BLOCK_BYTES[form]
             if details:
                 blocks, at = _put_together(op, i, first_group, last_group, room), 0
-            _segments(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form], hidden,
-                      hidden_stride, tokens, sums)
+            segments_of(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form],
+                        hidden, hidden_stride, tokens, sums)
             if last_segment == SEGMENTS:
                 for token in range(tokens):
                     out, total = y + token * y_stride + i * 64, load_f32x16(sums + token * 64)

@@ -1,6 +1,6 @@
 """Runs a program: every thread goes through its operations in step, taking work items from each."""
 
-from . import sparse
+from . import experts, sparse
 from .attention import attention
 from .combine import combine
 from .decorators import kernel
@@ -27,7 +27,7 @@ _PAUSES = 32
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
  _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
  _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES,
- _HEAD_NORMS, _ADD, _SCALE) = (int(code) for code in Code)
+ _HEAD_NORMS, _ADD, _SCALE, _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS) = (int(code) for code in Code)
 
 
 @kernel
@@ -89,6 +89,14 @@ def _run(program, count, state, thread):
             add_part(op, state)
         elif code == _SCALE:
             scale_logits(op, state)
+        elif code == _ROUTE:
+            experts.route(op, state)
+        elif code == _DISPATCH:
+            experts.dispatch(op, state)
+        elif code == _EXPERTS:
+            experts.experts(op, state, thread)
+        elif code == _EXPERT_SUMS:
+            experts.expert_sums(op, state)
         else:
             join_groups(op, state)
         barrier(state)

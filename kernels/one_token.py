@@ -80,7 +80,7 @@ def _finish_tiles(name: str) -> Any:
     return finish_tiles
 
 
-_down = by_format({name: _down_group(name, STEPS[name], form.block_bytes) for name, form in FORMATS.items()})
+down_of_group = by_format({name: _down_group(name, STEPS[name], form.block_bytes) for name, form in FORMATS.items()})
 _base_down = by_format({name: _down_group(name, steps, FORMATS[name].base_bytes)
                         for name, steps in BASE_STEPS.items()})
 _IS_SPLIT = tuple(int(name in BASE_STEPS) for name in FORMATS)
@@ -127,17 +127,17 @@ def _sums(op, w, detail, scratch, room, begin, end, out):
     row_tiles = load_i64(op + NEURONS.row_tiles)
     hidden, sums, stride = scratch + HIDDEN, scratch + NEURONS_SUMS, 64 * SEGMENTS
     if detail == WHOLE:
-        _down(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers, out,
-              stride)
+        down_of_group(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers,
+                      out, stride)
         return
     base = w + row_tiles * base_bytes_of(gate_up, blocks)
     if detail != ABSENT:
         at = whole_blocks(form, base, detail + row_tiles * detail_bytes_of(gate_up, blocks), tiles, room)
-        _down(form, at, hidden, sums, tiles, begin, end, headers, out, stride)
+        down_of_group(form, at, hidden, sums, tiles, begin, end, headers, out, stride)
     elif _IS_SPLIT[form]:
         _base_down(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
     else:
-        _down(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
+        down_of_group(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
 
 
 @kernel

@@ -69,6 +69,14 @@ class Code(IntEnum):
     """What a part of a layer gives to the residual stream, as such or normalised."""
     SCALE = 24
     """Logits times a number, and their cap."""
+    ROUTE = 25
+    """Mixtures of experts (expert_records.py): which experts each token has."""
+    DISPATCH = 26
+    """Which tokens each expert has; experts that are not in memory are read."""
+    EXPERTS = 27
+    """What experts make of their tokens."""
+    EXPERT_SUMS = 28
+    """What a token's experts made of it becomes one."""
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:

@@ -84,9 +84,28 @@ def _wait_for(state, thread, entry):
         if waited >= _ARRIVAL_SPIN_NS or spins % _PAUSES == 0:
             waited = now(state) - started
         address = load_acquire(entry)
-    if thread == 0:
-        store_i64(state + WAITED, load_i64(state + WAITED) + now(state) - started)
+    add_waited(state, thread, started)
     return address
+
+
+@kernel
+def keep_looking(state, since):
+    """Let a moment pass for weights that have been looked for since then, in nanoseconds; False when the run ends."""
+    waited = now(state) - since
+    if waited < _ARRIVAL_SPIN_NS:
+        pause()
+    elif waited < load_i64(state + STATE.patience):
+        call_function(load_i64(state + STATE.sleep), _SLEEP_US, 0)
+    else:
+        store_release(state + STATE.stop, 2)
+    return _stop(state) == 0
+
+
+@kernel
+def add_waited(state, thread, since):
+    """Count the time since then as waited for weights."""
+    if thread == 0:
+        store_i64(state + WAITED, load_i64(state + WAITED) + now(state) - since)
 
 
 @kernel

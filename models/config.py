@@ -82,6 +82,22 @@ class Config(ABC):
         return self.hidden_act in ("relu", "relu2")
 
     @property
+    def experts(self) -> int:
+        """How many feed-forward parts a layer has of which a router chooses some for each token; 0 where it has one for
+        all."""
+        return 0
+
+    @property
+    def experts_per_token(self) -> int:
+        """How many of them a token has."""
+        return 0
+
+    @property
+    def selective(self) -> bool:
+        """Whether a token needs only some of a layer's neurons, and which ones is known only in that layer."""
+        return self.sparse or self.experts > 0
+
+    @property
     def in_groups(self) -> frozenset[Role]:
         """Of which roles matrices are in neuron groups: of all of the feed-forward part, but for the one that decides
         which neurons are zero."""

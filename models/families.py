@@ -11,12 +11,15 @@ from . import (
     llama,
     mistral,
     mistral3,
+    mixtral,
     olmo2,
+    olmoe,
     opt,
     phi2,
     phi3,
     qwen2,
     qwen3,
+    qwen3moe,
     smollm3,
     stablelm,
 )
@@ -37,8 +40,9 @@ class Family(Protocol):
 FAMILIES: dict[str, Family] = {
     "llama": llama, "qwen2": qwen2, "opt": opt, "qwen3": qwen3, "mistral": mistral, "mistral3": mistral3, "phi3": phi3,
     "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2, "gptneox": gptneox,
-    "gemma2": gemma2, "gemma3": gemma3}
+    "gemma2": gemma2, "gemma3": gemma3, "mixtral": mixtral, "olmoe": olmoe, "qwen3moe": qwen3moe}
 
 MODEL_TYPES: dict[str, Family] = {
-    **FAMILIES, "ministral": mistral, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox, "gemma3_text": gemma3}
+    **FAMILIES, "ministral": mistral, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox, "gemma3_text": gemma3,
+    "qwen3_moe": qwen3moe}
 """By the name in config.json, which may be another."""

@@ -48,6 +48,10 @@ class Network(Protocol):
         """down(act(gate x) * up x), or, in a family that has no gate, down(act(up x)), with the layer's biases if there
         are some; or its sum with `add_to`, in its place. `act` is the config's `hidden_act`."""
 
+    def experts(self, x: Activation, layer: int, *, add_to: Activation) -> None:
+        """add_to += what the experts that a layer's router chooses for x make of it, each a gated feed-forward part
+        without biases, weighed as the config says."""
+
     def add(self, y: Activation, *, to: Activation, norm: str | None = None, scale: float = 1.0) -> None:
         """to += scale * y; with a norm's weight: to += scale * RMSNorm(y)."""
 

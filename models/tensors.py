@@ -21,7 +21,10 @@ class Role(Enum):
     ATTENTION_OUTPUT = auto()
     BIAS = auto()
     """Of attention, or of a LayerNorm."""
+    ROUTER = auto()
+    """Which experts a token has."""
     GATE = auto()
+    """Of all experts of a layer, where it has some; and so UP and DOWN."""
     UP = auto()
     """The rows that gate values stand beside; where there is no gate, a layer's first matrix."""
     UP_BIAS = auto()
@@ -43,7 +46,7 @@ class TensorSpec(NamedTuple):
     name: str
     """Hugging Face's name, which bundles have too: the canonical one."""
     shape: tuple[int, ...]
-    """(rows, columns) of a matrix, (n,) of a vector."""
+    """(rows, columns) of a matrix, (n,) of a vector. Of experts' matrices: one expert's rows after another's."""
     role: Role
     layer: int | None
     """None outside the layers."""

@@ -23,6 +23,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (), "scale_depth": (), "scale_emb": (),
     # experts, adapters
     "num_experts": (0, 1), "num_local_experts": (0, 1), "n_routed_experts": (0, 1), "moe_intermediate_size": (),
+    "decoder_sparse_step": (1,), "mlp_only_layers": (),
 }
 """By name, with the values, of lists those of elements, that change nothing; null and leaving it out never do."""
 
@@ -40,8 +41,9 @@ GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "attention.clamp_kqv": (0,), "attention.max_alibi_bias": (0,),
     "attention.scale": (0,), "attention.sliding_window": (0,), "attention.temperature_scale": (0,),
     "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "embedding_scale": (0, 1),
-    "residual_scale": (0, 1), "logit_scale": (0, 1), "expert_count": (0,), "rope.scaling.alpha": (0,),
-    "rope.scaling.yarn_ext_factor": (), "rope.dimension_sections": (), "use_parallel_residual": (False,),
+    "residual_scale": (0, 1), "logit_scale": (0, 1), "expert_count": (0,), "expert_shared_count": (0,),
+    "expert_weights_scale": (0, 1), "expert_gating_func": (0, 1), "leading_dense_block_count": (0,),
+    "rope.scaling.alpha": (0,), "rope.scaling.yarn_ext_factor": (), "rope.dimension_sections": (), "use_parallel_residual": (False,),
     "swin_norm": (False,)}
 """Likewise, below the name of the family."""
 

@@ -44,7 +44,7 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
     shares[HEAD] = keep if head is None else head
     pinned = {layout.name: int(shares[layout.name] * layout.count) for layout in bundle.header.streamable()}
     window = {}
-    if bundle.header.config.sparse:
+    if bundle.header.config.selective:
         for n in bundle.header.neurons:
             pinned[n.section] = 0
         window = slots_in(bundle.header, int(keep * window_bytes(slots_in(bundle.header, 1 << 40))))

@@ -10,7 +10,8 @@ from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
 
 _DETAILS = "feed-forward, details"
 _DECIDING = "feed-forward, what decides"
-_KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: "positions", Role.GATE: _DECIDING,
+_KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: "positions", Role.ROUTER: "routers",
+          Role.GATE: _DECIDING,
           Role.UP: _DECIDING}
 """Of matrices; all others that are not in neuron groups are the attention's."""
 
@@ -42,6 +43,7 @@ def contents(header: Header) -> list[Kind]:
         formats[kind].add(form)
 
     base = "feed-forward, base" if any(n.details for n in header.neurons) else "feed-forward"
+    neurons_a_layer = config.intermediate_size * max(config.experts, 1)
     roles = {spec.name: spec.role for spec in config.tensors()}
     for name, tensor in header.tensors.items():
         if tensor.format == "headers":
@@ -58,7 +60,7 @@ def contents(header: Header) -> list[Kind]:
             sizes[kind] += neurons.groups * size
             for form, matrices in ((neurons.gate_up, 1 + config.gated - config.sparse), (neurons.down, 1)):
                 if kind is base or FORMATS[form].detail_bytes:
-                    count(kind, form, matrices * config.hidden_size * config.intermediate_size, 0)
+                    count(kind, form, matrices * config.hidden_size * neurons_a_layer, 0)
     other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
     kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k], k != _DETAILS) for k in weights]
     kinds.append(Kind("tokenizer, template, checksums", "", 0, other))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgert.errors import BundleError
+from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 from edgert.kernels.groups import group_layout
 from edgert.kernels.neuron_rows import ROW_FORMATS, NeuronUnits, neuron_units
@@ -63,7 +64,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Neurons:
     """A layer's feed-forward part: groups of 32 neurons, laid out as `kernels/groups.py` says; of a sparse model, units
-    of fewer, as `kernels/neuron_rows.py` says.
+    of fewer, as `kernels/neuron_rows.py` says; of a mixture of experts, units of several groups, as
+    `kernels/expert_units.py` says.
 
     section, group_bytes: where the groups' base planes stand, and the length of one. details, detail_bytes: the same of
     their detail planes; None and 0 where the formats are not split and a base is the whole group.
@@ -85,6 +87,17 @@ class Neurons:
     def units(self, config: Config) -> NeuronUnits:
         """How a sparse model's neurons stand in them."""
         return neuron_units(config.hidden_size, self.gate_up, self.down, gated=config.gated)
+
+    def expert_units(self, config: Config) -> ExpertUnits:
+        """How the experts of a mixture of experts stand in them."""
+        return ExpertUnits.of(config.hidden_size, config.intermediate_size, FORMATS[self.gate_up],
+                              FORMATS[self.down], self.groups // config.experts)
+
+    def choices(self, config: Config) -> tuple[int, int]:
+        """Where a token needs only some neurons: how many parts of the layer are needed or not, each as a whole, and
+        the bytes of one. They are units, or experts."""
+        units = self.expert_units(config).count if config.experts else 1
+        return self.groups // units, units * self.group_bytes
 
 
 @dataclass(frozen=True)
@@ -121,9 +134,9 @@ class Header:
 
     @property
     def activity(self) -> list[list[int]]:
-        """Of a sparse model, for each layer, as seen while converting: how many of 10,000 of its units a token needs
-        and does not find, where the units that were needed last are in memory, 0, 1 ... ACTIVITY_PARTS - 1 of so many
-        parts of them. Where nothing is known, as if all were needed."""
+        """Where a token needs only some neurons, for each layer, as seen while converting: how many of 10,000 of its
+        units, or experts, a token needs and does not find, where those that were needed last are in memory, 0, 1 ...
+        ACTIVITY_PARTS - 1 of so many parts of them. Where nothing is known, as if all were needed."""
         found: list[list[int]] = self.quantization["activity"]
         return found
 
@@ -178,7 +191,7 @@ class Header:
         if len(self.neurons) != layers:  # before tensors(), which are as many as the number claims
             raise ValueError(f"{len(self.neurons)} neuron sections for {layers} layers")
         _check_generation(self.generation, self.config.vocab_size)
-        if self.config.sparse:
+        if self.config.selective:
             _check_activity(self.quantization.get("activity"), layers)
         self._check_sections(header_end, file_length)
         self._check_neurons()
@@ -215,7 +228,7 @@ class Header:
                 rows, columns = spec.shape
                 section = section_of(spec.role, tied=config.tie_word_embeddings)
                 expected[spec.name] = (section, matrices, rows, columns)
-        for layer, n in enumerate([] if config.sparse else self.neurons):
+        for layer, n in enumerate([] if config.selective else self.neurons):
             if size := FORMATS[n.down].header_bytes:
                 expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
         return expected
@@ -284,7 +297,7 @@ class Header:
             if spec.role is Role.DOWN:  # stands for all matrices of its layer that share their sections
                 assert spec.layer is not None
                 found += [sections[section] for section, _ in self.neurons[spec.layer].parts()]
-            elif (spec.is_matrix and spec.role not in self.config.in_groups and spec.role is not Role.POSITION
+            elif (spec.is_matrix and spec.role not in self.config.in_groups | {Role.POSITION, Role.ROUTER}
                   and self.tensors[spec.name].section == RESIDENT):
                 found.append(_in_slabs(spec.name, self.tensors[spec.name]))
         return [*found, sections[HEAD]]
@@ -302,6 +315,11 @@ def _groups(config: Config, n: Neurons) -> tuple[int, int, int]:
             raise ValueError(f"neurons that are not zero have formats {n.gate_up!r} and {n.down!r}")
         units = n.units(config)
         return units.count(config.intermediate_size), units.unit_bytes, 0
+    if config.experts:
+        if n.groups < config.experts:
+            raise ValueError(f"{config.experts} experts are in {n.groups} units")
+        expert = n.expert_units(config)
+        return config.experts * expert.count, expert.unit_bytes, 0
     layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
     return -(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length
 

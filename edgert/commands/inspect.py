@@ -29,7 +29,9 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
     config = header.config
     rows: list[tuple[str, Any]] = [
         ("architecture", config.architecture), ("layers", config.num_hidden_layers),
-        ("hidden size", config.hidden_size), ("neurons a layer", config.intermediate_size),
+        ("hidden size", config.hidden_size), ("neurons a layer", config.intermediate_size) if not config.experts else
+        ("experts", f"{config.experts} a layer, {config.experts_per_token} a token, of {config.intermediate_size} "
+                    "neurons each"),
         ("heads", f"{config.num_attention_heads}, {config.num_key_value_heads} for keys and values, "
                   f"{config.head_dim} wide"),
         ("vocabulary", config.vocab_size), ("context", config.max_position_embeddings),

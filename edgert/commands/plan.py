@@ -49,6 +49,7 @@ class Planned:
                 "left_over": self.plan.budget - self.plan.needed, "bytes_per_token": self.plan.streamed,
                 "weights_bytes": self.plan.weights, "pinned_share": round(self.plan.pinned_share, 4),
                 "prefill_chunk": self.plan.chunk,
+                **({} if self.plan.expected_hits is None else {"expected_hits": round(self.plan.expected_hits, 4)}),
                 "predicted_decode_tok_s": round(self.speed.decode_tok_s, 2),
                 "predicted_first_token_s": round(self.speed.first_token_s, 3), "limit": self.speed.limit,
                 "speculation": self._speculation()}
@@ -68,13 +69,13 @@ class _Measured:
 
     def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal,
                  cost: ProcessCost, max_loss: float) -> None:
-        self._header, self._planner, self._rehearsal, self._max_loss = header, planner, rehearsal, max_loss
+        self.header, self._planner, self._rehearsal, self._max_loss = header, planner, rehearsal, max_loss
         self.room, self.disk, self.cost = room, disk, cost
         self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
 
     def planned(self, budget: int) -> Planned:
         plan = self._planner.plan(budget, lambda: self.disk)
-        return Planned(plan, predict(self._header, plan, self.disk, self._rehearsal.seconds,
+        return Planned(plan, predict(self.header, plan, self.disk, self._rehearsal.seconds,
                                      self._rehearsal.draft_seconds, max_loss=self._max_loss))
 
 
@@ -239,6 +240,7 @@ def _show(planned: Planned, measured: _Measured, program: str) -> None:
     rows = [("smallest budget", f"{measured.smallest // MIB} MiB"),
             ("nothing is read", f"from {measured.whole // MIB} MiB on"),
             ("read for a pass", read),
+            *_experts(measured.header, plan),
             *([("and of the cache", f"up to {measured.room.on_flash / MIB:.0f} MiB, when the context of "
                                     f"{measured.room.context} tokens is full")] if measured.room.flash else []),
             ("stay in memory", f"{100 * plan.pinned_share:.0f} % of the weights"),
@@ -251,6 +253,15 @@ def _show(planned: Planned, measured: _Measured, program: str) -> None:
             *_beside(measured.cost, program)]
     for name, value in rows:
         show(f"{name:20}{value}")
+
+
+def _experts(header: Header, plan: Plan) -> list[tuple[str, str]]:
+    """Of a mixture of experts: how many of them there is room for."""
+    if plan.expected_hits is None:
+        return []
+    room, every = sum(plan.placement.window.values()), header.config.experts * len(header.neurons)
+    return [("experts in memory", f"{room} of {every}; {100 * plan.expected_hits:.0f} % of "
+                                  "those that a token needs are expected to be there")]
 
 
 def _guessing(planned: Planned) -> list[tuple[str, str]]:

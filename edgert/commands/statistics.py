@@ -1,5 +1,6 @@
 """What was read from flash during an answer, and what was guessed, for the output of --json."""
 
+from dataclasses import asdict
 from typing import Any
 
 from edgert.generation.generation import Statistics
@@ -11,17 +12,19 @@ def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
 
     pinned_share: the fraction of the weights that stays in memory. wait_share: the fraction of the decoding time spent
     waiting for flash. bandwidth, best_bandwidth: bytes per second while decoding, and when the disk was measured.
-    read_again: how many reads since loading failed, or brought damaged data, and were repeated.
+    read_again: how many reads since loading failed, or brought damaged data, and were repeated. experts: of a mixture
+    of experts, what was needed, missed and guessed since loading (residency.source.ExpertCounts).
     """
     plan = model.plan
     assert plan.disk is not None
+    experts = model.expert_counts
     return {
         "bytes_per_token": round(statistics.flash_bytes_per_token), "bytes_for_prompt": statistics.flash_bytes_prompt,
         "pinned_share": round(plan.pinned_share, 4), "wait_share": round(statistics.flash_wait_share, 4),
         "wait_for_prompt_s": round(statistics.flash_wait_prompt_s, 4),
         "bandwidth": round(statistics.flash_bandwidth), "best_bandwidth": round(plan.disk.bandwidth),
         "read_bytes": plan.placement.chunk_bytes, "readers": plan.placement.readers, "direct": model.direct,
-        "read_again": model.read_again,
+        "read_again": model.read_again, **({"experts": asdict(experts)} if experts is not None else {}),
     }
 
 

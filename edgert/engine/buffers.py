@@ -11,6 +11,8 @@ from edgert.kernels.pages import PAGE
 from edgert.models.config import Config
 from edgert.residency.region import Allocator, Region
 
+from .expert_buffers import expert_places, expert_scratch
+
 LEAST_ROWS, MOST_ROWS = 4, 17
 """Rows of logits computed at once: the most for a token and 16 drafts that follow it."""
 _GROUPS_A_THREAD = 8
@@ -53,6 +55,7 @@ class Buffers:
     tokens     (tokens, 8) int64                      records.Token
     selected   (logit_rows,) int64                    whose logits are wanted
     scratch    (threads, bytes)
+    of experts                                        as expert_buffers.py lists them
     masses     (layers, kv heads, context)            attention paid to positions (kernels/masses.py), where a policy
                                                       of the cache observes it
     """
@@ -68,6 +71,8 @@ class Buffers:
         self.x, self.products, self.parts = (made[n] for n in ("x", "products", "parts"))
         self.h = {form: made[form.name] for form in Activation}
         self.hidden, self.partial, self.sums = (made[n] for n in ("hidden", "partial", "sums"))
+        self.of_experts = made
+        """Those that `expert_places` lists, where there are experts."""
         self.deciding = made["deciding"]
         self.chosen_buffer = made["chosen"]
         self.scratch = made["scratch"].address
@@ -128,9 +133,9 @@ class _Room:
             "parts": (allocator.reserve(parts), parts),
             "deciding": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
             "chosen": (allocator.reserve(8 * self.units), 8),
-            "hidden": rows(0 if config.sparse else tokens, max(
+            "hidden": rows(0 if config.selective else tokens, max(
                 _row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),
-            "sums": (allocator.reserve(records.down_bytes(tiles, tokens)), 0),
+            "sums": (allocator.reserve(records.down_bytes(tiles, 0 if config.selective else tokens)), 0),
             "partial": (allocator.reserve(records.partial_bytes(tiles)), 0),
             "logits": rows(logit_rows, 4 * -(-config.vocab_size // TILE) * TILE),
             "rows": (allocator.reserve(16 * tokens), 16),
@@ -138,6 +143,7 @@ class _Room:
             "masses": rows(config.num_hidden_layers * config.num_key_value_heads,
                            4 * PAGE * -(-context // PAGE) if observes else 0),
             "selected": (allocator.reserve(8 * logit_rows), 8),
+            **expert_places(config, header, tokens, rows),
         }
         ups, downs = ([FORMATS[getattr(n, part)] for n in header.neurons] for part in ("gate_up", "down"))
         tile_bytes = max(form.tile_bytes(config.hidden_size) for form in ups)
@@ -146,6 +152,7 @@ class _Room:
             records.up_scratch_bytes(tile_bytes), records.neurons_scratch_bytes(tiles, tile_bytes, down_block),
             records.down_scratch_bytes(most, down_block),
             records.sparse_scratch_bytes(-(-config.hidden_size // BLOCK)) if config.sparse else 0,
+            expert_scratch(config, header),
             records.attention_scratch_bytes(config.head_dim, config.num_attention_heads // config.num_key_value_heads),
         ) // 4096) * 4096
         self.places["scratch"] = (allocator.reserve(threads * self.scratch_stride, 4096), self.scratch_stride)

@@ -16,10 +16,12 @@ from edgert.kernels.pages import CACHE_TYPES
 from edgert.kernels.records import HIDDEN_ACTS, Code
 from edgert.kernels.team import Program
 from edgert.models.config import Config
+from edgert.models.expert_config import Config as ExpertConfig
 from edgert.models.tensors import TensorSpec, feed_forward_parts
 from edgert.residency.source import Asking
 
 from .buffers import Buffer, Buffers, segment_start
+from .expert_program import ExpertProgram, LayerWeights
 
 
 def _float_bits(value: float) -> int:
@@ -81,6 +83,7 @@ class ProgramBuilder:
         self._cache_type = list(CACHE_TYPES).index(cache_type)
         self._feed_forward = feed_forward_parts(config.tensors(), sparse=config.sparse)
         self.body, self.head = Program(), Program()
+        self._experts: ExpertProgram | None = None
 
     def embedding(self, weight: str, *, scale: float = 1.0) -> Buffer:
         tensor, b = self._header.tensors[weight], self._buffers
@@ -243,6 +246,31 @@ class ProgramBuilder:
         many = self._kind in (Kind.MANY, Kind.OBSERVING)
         for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
             self.body.append(code, record)
+
+    def experts(self, x: Vectors, layer: int, *, add_to: Buffer) -> None:
+        assert isinstance(self._config, ExpertConfig)
+        if self._experts is None:
+            self._experts = ExpertProgram(self._config, self._header, self._buffers, self.body, norm=self._plain_norm,
+                                          matrix=self._router, places=self._places)
+        gate_up = FORMATS[self._header.neurons[layer].gate_up]
+        self._experts.append(layer, x.in_form_of(FORMATS["f32"]), x.in_form_of(gate_up), add_to)
+
+    def _plain_norm(self, x: Buffer, weight: str, out: Buffer) -> None:
+        operation = self.norm(x, weight).operation
+        self.body.amend(operation, records.NORM.floats, out.address)
+        self.body.amend(operation, records.NORM.floats_stride, out.stride)
+
+    def _router(self, x: Buffer, name: str, out: Buffer) -> None:
+        tensor = self._header.tensors[name]
+        form = FORMATS[tensor.format]
+        assert form.activation is Activation.FLOAT
+        self.body.append(Code.LINEAR, records.Linear(
+            self._weights.matrix(name)[0], 0, -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns),
+            x.address, x.stride, out.address, out.stride, 0, 0, 0, 0))
+
+    def _places(self, layer: int) -> LayerWeights:
+        section = self._header.neurons[layer].section
+        return LayerWeights(self._weights.table(section)[0], self._weights.asking(section))
 
     def _vector(self, spec: TensorSpec | None) -> int:
         """Its address, or 0."""

@@ -128,12 +128,15 @@ class _MadeUpWeights:
         self._details: np.ndarray | None = None
         neurons, self.layers = 0, 0
         config = header.config
-        lengths = {n.section: n.group_bytes if config.sparse else group_layout(
+        lengths = {n.section: n.group_bytes if config.selective else group_layout(
             config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated).whole.length
             for n in header.neurons}
+        # Of experts there are as many as a token has, each in several places: among zeros the first are chosen.
+        standing = {n.section: config.experts_per_token * n.expert_units(config).count if config.experts else n.groups
+                    for n in header.neurons}
         for n in header.neurons:
             self._places[n.section] = neurons
-            neurons += n.groups * lengths[n.section]
+            neurons += standing[n.section] * lengths[n.section]
             self.layers += 1
             self._resident = max(resident[:self.layers])
             if self._resident + neurons >= _ENOUGH:
@@ -146,7 +149,7 @@ class _MadeUpWeights:
         self.start = self._region.address
         np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is not resident
         self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
-                        + lengths[n.section] * np.arange(n.groups, dtype=np.int64)
+                        + lengths[n.section] * (np.arange(n.groups, dtype=np.int64) % standing[n.section])
                         for n in header.neurons[:self.layers]}
         at = layers + slab * np.arange(slabs(head.rows), dtype=np.int64)
         self._tables[HEAD] = self.start + at % size // 64 * 64
@@ -177,7 +180,9 @@ class _MadeUpWeights:
         return -(-rows // TILE)
 
     def draft(self, *, neurons: bool) -> "_MadeUpWeights":
-        """The same as a draft meets them: of neurons their base planes, or nothing."""
+        """The same as a draft meets them: of neurons their base planes, or nothing; experts as they are."""
+        if self._header.config.experts:
+            return self
         other = copy.copy(self)
         other._tables = dict(self._tables)
         for n in self._header.neurons[:self.layers]:

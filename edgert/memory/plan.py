@@ -30,7 +30,7 @@ from edgert.residency.window import READERS
 
 from .budget import page_table_bytes, size_text
 from .cache_room import CacheRoom
-from .window import candidates, expected_bytes, holds_all, least_slots, reading_s, window_bytes
+from .window import candidates, expected_bytes, expected_hits, holds_all, least_slots, reading_s, window_bytes
 
 _GROWTH = 8 << 20
 """Bytes that the process grows by after the plan was made: Python objects, modules, templates, the allocator."""
@@ -68,7 +68,8 @@ class Plan:
     from memory or flash; of a sparse model, of all. chunk: prompt tokens computed at once. verify_rows: tokens whose
     logits are computed at once, so one more than can be drafted. logit_rows: how many tokens' logits may be in memory
     at once. smallest: the smallest budget that works with these settings. placement: which weights stay in memory.
-    disk: the device that the others are read from; None if all weights stay in memory.
+    disk: the device that the others are read from; None if all weights stay in memory. expected_hits: where experts are
+    read when they are needed, the part of those that a token needs that is expected to be in memory.
     """
 
     budget: int
@@ -81,6 +82,7 @@ class Plan:
     smallest: int
     placement: Placement
     disk: Device | None
+    expected_hits: float | None = None
 
     @property
     def pinned_share(self) -> float:
@@ -124,7 +126,7 @@ class Planner:
         self._logits = 4 * config.vocab_size
         self._embedding = next((layout for layout in header.unit_layouts() if layout.name == EMBEDDING), None)
         self._streamable = header.streamable()
-        in_window = {n.section for n in header.neurons} if header.config.sparse else set()
+        in_window = {n.section for n in header.neurons} if header.config.selective else set()
         self._in_window = [layout for layout in self._streamable if layout.name in in_window]
         self._in_order = [layout for layout in self._streamable if layout not in self._in_window]
         """What is read when it is needed, and what for every pass."""
@@ -227,13 +229,15 @@ class Planner:
         parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name not in {*bases, HEAD}],
                                                 placement.pinned)
         parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
-        parts["window of neurons"] = window
+        parts["experts" if self._header.config.experts else "window of neurons"] = window
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
         streamed = _length(self._streamable) - held
         if placement.window:
             streamed += expected_bytes(self._header, placement.window) - _length(self._in_window)
-        return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk)
+        return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk,
+                    expected_hits(self._header, placement.window) if placement.window and self._header.config.experts
+                    else None)
 
     def _embedding_bytes(self, units: int) -> int:
         """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""

@@ -1,4 +1,5 @@
-"""How the plan of a sparse model divides its window of neuron groups, and what it expects of it."""
+"""How a plan divides the window of neuron groups of a sparse model, or its cache of experts, and what it expects of it.
+"""
 
 from collections.abc import Mapping
 
@@ -9,16 +10,18 @@ from edgert.residency.window import READERS
 
 _STEPS = 32
 """Into which a budget is divided between a window and what every token needs, to find the best."""
+_EXPERTS = 2
 _LEAST_S = 6e-5
 """Seconds for each of these reads, measured (docs/notes/sparse.md): they are Python, one at a time."""
 
 
 def least_slots(header: Header) -> dict[int, int]:
-    """For groups of each size, in bytes, the fewest slots: as many as a layer has groups, since new tokens may need all
-    of them at once."""
+    """For groups, or experts, of each size, in bytes, the fewest slots: as many as a layer has groups, since new tokens
+    may need all of them at once; of experts, which may be used in turns, two: one to compute and one to read."""
     found: dict[int, int] = {}
     for n in header.neurons:
-        found[n.group_bytes] = max(found.get(n.group_bytes, 0), n.groups)
+        count, size = n.choices(header.config)
+        found[size] = max(found.get(size, 0), min(count, _EXPERTS) if header.config.experts else count)
     return found
 
 
@@ -55,15 +58,22 @@ def expected_bytes(header: Header, slots: Mapping[int, int]) -> int:
     """Bytes of groups that a token is expected to need and not to find, as was seen while converting."""
     every, total = _groups(header), 0.0
     for n, activity in zip(header.neurons, header.activity, strict=True):
-        there = ACTIVITY_PARTS * slots[n.group_bytes] / every[n.group_bytes]
+        count, size = n.choices(header.config)
+        there = ACTIVITY_PARTS * slots[size] / every[size]
         before, after = ([*activity, 0, 0][int(there) + i] for i in range(2))
-        total += (before + (after - before) * (there % 1)) / 10000 * n.groups * n.group_bytes
+        total += (before + (after - before) * (there % 1)) / 10000 * count * size
     return round(total)
 
 
+def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
+    """The part of the experts that a token needs that is expected to be in memory."""
+    needed = header.config.experts_per_token * sum(n.choices(header.config)[1] for n in header.neurons)
+    return max(1 - expected_bytes(header, slots) / needed, 0.0)
+
+
 def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
-    """Seconds that reading the groups takes that a token is expected to need and not to find. They are read one by one,
-    at random places."""
+    """Seconds that reading the groups takes that a token is expected to need and not to find. They, and the units of
+    experts, are read one by one, at random places."""
     unit = max(n.group_bytes for n in header.neurons)
     each = unit / disk.bandwidth + max(disk.latency_s / READERS, _LEAST_S)
     return expected_bytes(header, slots) / unit * each
@@ -72,5 +82,6 @@ def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
 def _groups(header: Header) -> dict[int, int]:
     found: dict[int, int] = {}
     for n in header.neurons:
-        found[n.group_bytes] = found.get(n.group_bytes, 0) + n.groups
+        count, size = n.choices(header.config)
+        found[size] = found.get(size, 0) + count
     return found

@@ -38,6 +38,8 @@ class Drafting:
     def possible(header: Header, placement: Placement) -> bool:
         """Whether what stays in memory makes a model: all of attention, some of every layer, some of the output head;
         and whether anything is streamed, without which there is nothing to gain."""
+        if header.config.experts:
+            return False  # what is in the cache is no model
         missing = [layout for layout in header.streamable() if placement.pinned[layout.name] < layout.count]
         attention = all(layout.section != RESIDENT for layout in missing)
         return (bool(missing) and attention and placement.pinned[HEAD] > 0

@@ -14,8 +14,9 @@ class Placement:
     pinned: of all that can be streamed, in the order of use, by name (header.UnitLayout): how many of its units, the
     first ones, stay in memory. embedding: the same for an embedding that is not also the output head; its other rows
     are read one by one. chunk_bytes: bytes to read at once. readers: number of threads that read. slots, slot_bytes:
-    number and size of the buffers for what is read. window: where neuron groups are read only when they are needed
-    (window.py), for how many of each size, in bytes, there is room; then none of them is pinned.
+    number and size of the buffers for what is read. window: where neurons are read only when they are needed, for how
+    many of their groups (window.py), or experts (experts.py), of each size, in bytes, there is room; then none of them
+    is pinned.
     """
 
     pinned: dict[str, int]

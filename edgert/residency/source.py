@@ -8,12 +8,26 @@ from edgert.errors import EdgertError, ModelError
 
 
 @dataclass
+class ExpertCounts:
+    """How often experts were needed, each once for a pass over the weights; of these were not in memory, nor on their
+    way there; were guessed and not in memory, and of these turned out to be needed; were read on a guess."""
+
+    needed: int = 0
+    missed: int = 0
+    guessed: int = 0
+    right: int = 0
+    read_ahead: int = 0
+
+
+@dataclass
 class Reading:
     """How much has been read so far."""
 
     bytes: int = 0
     seconds: float = 0.0
     """Summed over all that was read at once."""
+    experts: ExpertCounts | None = None
+    """Where experts are read when they are needed."""
 
 
 class Read(NamedTuple):
@@ -39,6 +53,10 @@ class Asking(NamedTuple):
     time: int = 0
     asked: int = 0
     semaphore: int = 0
+    done: int = 0
+    """Of experts, as what follows (kernels/expert_records.py)."""
+    guessed: int = 0
+    slots: int = 0
 
 
 ReadHook = Callable[[Read], None]
@@ -120,7 +138,8 @@ class Together:
     @property
     def reading(self) -> Reading:
         each = [source.reading for source in self._sources]
-        return Reading(sum(reading.bytes for reading in each), sum(reading.seconds for reading in each))
+        return Reading(sum(reading.bytes for reading in each), sum(reading.seconds for reading in each),
+                       next((reading.experts for reading in each if reading.experts is not None), None))
 
     def check(self) -> None:
         for source in self._sources:

@@ -7,11 +7,12 @@ from contextlib import ExitStack
 import numpy as np
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, slabs
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.native import Library
 from edgert.kernels.records import WAIT, WHOLE
 
+from .experts import ExpertCache, ExpertLayer
 from .file import ALIGNMENT, FlashFile, aligned
 from .groups import PinnedGroups, read_units
 from .placement import Placement
@@ -82,7 +83,9 @@ class Weights:
             self._tile_bytes = FORMATS[embedding.format].tile_bytes(embedding.columns)
             self._slab = Region(self._rows.unit_bytes + 2 * ALIGNMENT, "embeddings")
             made.callback(self._slab.close)
-            self._window: Window | None = None
+            self._window: Window | ExpertCache | None = None
+            self._whole: dict[str, np.ndarray] = {}
+            """Addresses of the slabs of matrices that always stay, by name."""
             self.source = self._sources(stop, progress)
             made.callback(self.source.close)
             self._closing = made.pop_all()
@@ -101,11 +104,7 @@ class Weights:
         made: list[Source] = []
         try:
             if self._placement.window:
-                self._window = Window(
-                    self._file, [(self._units[name], self._table.index(name)) for name in self._layers], self._table,
-                    slots=self._placement.window, stop=stop)
-                made.append(self._window)
-                self._window.fill(progress)
+                made.append(self._chosen_neurons(stop, progress))
             stream = self._stream(stop)
             made += [stream] if stream is not None else []
         except BaseException:
@@ -113,6 +112,23 @@ class Weights:
                 source.close()
             raise
         return Together(*made) if len(made) > 1 else made[0] if made else AllInMemory()
+
+    def _chosen_neurons(self, stop: Callable[[], None], progress: Callable[[], None]) -> Source:
+        """What reads neurons when they are needed."""
+        header, places = self._bundle.header, [(self._units[name], self._table.index(name)) for name in self._layers]
+        if header.config.experts:
+            layers = [ExpertLayer(units, first, n.expert_units(header.config).count)
+                      for (units, first), n in zip(places, header.neurons, strict=True)]
+            self._window = experts = ExpertCache(self._file, layers, header.config.experts, self._table,
+                                                 slots=self._placement.window, stop=stop)
+            return experts
+        self._window = window = Window(self._file, places, self._table, slots=self._placement.window, stop=stop)
+        try:
+            window.fill(progress)
+        except BaseException:
+            window.close()
+            raise
+        return window
 
     def _stream(self, stop: Callable[[], None]) -> Stream | None:
         """What reads weights in order for every pass; None where nothing is read so."""
@@ -168,8 +184,15 @@ class Weights:
 
     def matrix(self, name: str) -> tuple[int, int]:
         """The same of the slabs of a matrix that stands for itself, attention's or the output head."""
-        section = self._bundle.header.tensors[name].section
-        return self.table(name if section == RESIDENT else section)
+        tensor = self._bundle.header.tensors[name]
+        if tensor.section != RESIDENT:
+            return self.table(tensor.section)
+        if name in self._placement.pinned:
+            return self.table(name)
+        if name not in self._whole:
+            slab = SLAB * FORMATS[tensor.format].tile_bytes(tensor.columns)
+            self._whole[name] = self.address(name) + slab * np.arange(slabs(tensor.rows), dtype=np.int64)
+        return self._whole[name].ctypes.data, 0
 
     def embedding_tiles(self, tokens: np.ndarray, staging: Region, rows: np.ndarray) -> None:
         """Find the embedding rows of tokens, reading them if need be: sets rows[i] to (address of the tile, row in it).

@@ -99,11 +99,15 @@ SPECS = {
                              use_parallel_residual=False),
     "ministral": small("ministral", 2, 24, 38, 3, 1, 8, sliding_window=9,
                        layer_types=["sliding_attention", "full_attention"]),
+    "mixtral": small("mixtral", 2, 24, 44, 3, 1, 8, num_local_experts=5, num_experts_per_tok=2, sliding_window=17),
+    "olmoe": small("olmoe", 2, 24, 44, 3, 1, 8, num_experts=7, num_experts_per_tok=3),
+    "qwen3moe": small("qwen3_moe", 2, 24, 38, 3, 1, 16, moe_intermediate_size=44, num_experts=6, num_experts_per_tok=2,
+                      norm_topk_prob=True),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",
           "smollm3": "SmolLM3", "olmo2": "Olmo2", "stablelm": "StableLm", "phi": "Phi", "gpt_neox": "GPTNeoX",
-          "gemma2": "Gemma2", "gemma3": "Gemma3"}
+          "gemma2": "Gemma2", "gemma3": "Gemma3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe"}
 """What transformers calls them."""
 
 
@@ -139,11 +143,11 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     with torch.no_grad():
         for name, values in model.named_parameters():
             noise = torch.randn(values.shape, generator=random)
-            if values.ndim == 2:
+            if values.ndim >= 2:
                 # Queries and keys larger than usual: attention that looks at single tokens, not at all of them alike.
                 gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0
                 embeds = "embed" in name and "embed_out" not in name
-                values.copy_(noise * gain / (1.0 if embeds else values.shape[1] ** 0.5))
+                values.copy_(noise * gain / (1.0 if embeds else values.shape[-1] ** 0.5))
             else:
                 center = 0 if spec.family.startswith("gemma") else 1  # whose norms multiply by 1 + w
                 values.copy_(0.5 * noise if name.endswith("bias") else center + 0.3 * noise)

@@ -35,12 +35,25 @@ OPT = {
     *((f"self_attn.{part}_proj.bias", (HIDDEN,), Role.BIAS) for part in ("q", "k", "v", "out")),
     ("fc1.weight", (NEURONS, HIDDEN), Role.UP), ("fc1.bias", (NEURONS,), Role.UP_BIAS),
     ("fc2.weight", (HIDDEN, NEURONS), Role.DOWN), ("fc2.bias", (HIDDEN,), Role.DOWN_BIAS)}
-LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES, "opt": OPT}
+EXPERTS, HEAD = 5, 6
+MIXTURE = {*PLAIN[:6], ("mlp.gate.weight", (EXPERTS, HIDDEN), Role.ROUTER),
+           ("mlp.experts.gate_proj.weight", (EXPERTS * NEURONS, HIDDEN), Role.GATE),
+           ("mlp.experts.up_proj.weight", (EXPERTS * NEURONS, HIDDEN), Role.UP),
+           ("mlp.experts.down_proj.weight", (EXPERTS * HIDDEN, NEURONS), Role.DOWN)}
+
+
+def norms(query: int, key: int) -> set[tuple[str, tuple[int], Role]]:
+    return {("self_attn.q_norm.weight", (query,), Role.QUERY_NORM), ("self_attn.k_norm.weight", (key,), Role.KEY_NORM)}
+
+
+LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES, "opt": OPT, "mixtral": MIXTURE,
+         "olmoe": MIXTURE | norms(Q, KV), "qwen3moe": MIXTURE | norms(HEAD, HEAD)}
 """Tensors within a layer, of some families. Those of the others, tests/golden's models have."""
 POSITIONS = 64
 AROUND = [("model.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
           ("model.norm.weight", (HIDDEN,), Role.NORM), ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD)]
-OUTSIDE = {"llama": AROUND, "qwen2": AROUND, "opt": [
+MIXTURES = ("mixtral", "olmoe", "qwen3moe")
+OUTSIDE = {**dict.fromkeys(("llama", "qwen2", *MIXTURES), AROUND), "opt": [
     ("model.decoder.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
     ("model.decoder.embed_positions.weight", (POSITIONS + 2, HIDDEN), Role.POSITION),
     ("model.decoder.final_layer_norm.weight", (HIDDEN,), Role.NORM),
@@ -50,11 +63,15 @@ OUTSIDE = {"llama": AROUND, "qwen2": AROUND, "opt": [
 
 
 def config_of(architecture: str, *, tied: bool = False, layers: int = LAYERS) -> Config:
+    experts = {"num_experts": EXPERTS, "num_experts_per_tok": 2} if architecture in MIXTURES else {}
+    if architecture == "qwen3moe":
+        experts["moe_intermediate_size"] = NEURONS
     return FAMILIES[architecture].Config.from_hf({
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": layers,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
-        "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5, "partial_rotary_factor": 1.0, "tie_word_embeddings": tied})
+        "num_key_value_heads": 2, "head_dim": HEAD, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
+        "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5, "partial_rotary_factor": 1.0, "tie_word_embeddings": tied,
+        **experts})
 
 
 class Recorder:
@@ -63,6 +80,7 @@ class Recorder:
     def __init__(self, config: Config) -> None:
         self.used: list[str] = []
         self._layers = feed_forward_parts(config.tensors())
+        self._routers = [spec.name for spec in config.tensors() if spec.role is Role.ROUTER]
 
     def embedding(self, weight: str, *, scale: float = 1.0) -> None:
         self.used.append(weight)
@@ -92,6 +110,10 @@ class Recorder:
     def feed_forward(self, x: None, layer: int, *, add_to: None = None) -> None:
         part = self._layers[layer]
         self.used += [spec.name for spec in (part.gate, part.up, part.up_bias, part.down, part.down_bias) if spec]
+
+    def experts(self, x: None, layer: int, *, add_to: None) -> None:
+        self.used.append(self._routers[layer])
+        self.feed_forward(x, layer, add_to=add_to)
 
     def logits(self, x: None, norm: str, head: str, *, norm_bias: str | None = None,
                head_bias: str | None = None) -> None:

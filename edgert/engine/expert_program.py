@@ -1,0 +1,87 @@
+"""The operations of a layer's experts: the router, which tokens each expert has, the experts, their sum."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from edgert.bundle import Header
+from edgert.kernels.expert_records import Dispatch, Experts, ExpertSums, Route
+from edgert.kernels.formats import FORMATS, TILE
+from edgert.kernels.records import HIDDEN_ACTS, Code
+from edgert.kernels.team import Program
+from edgert.models.expert_config import Config
+from edgert.models.tensors import Role
+from edgert.residency.source import Asking
+
+from .buffers import Buffer, Buffers
+
+
+class LayerWeights(NamedTuple):
+    """Where a layer's experts are: the address of its table, and what is asked with for them."""
+
+    table: int
+    asking: Asking
+
+
+class ExpertProgram:
+    """Appends to `body`. norm(x, weight, out): appends a norm of x into `out`. matrix(source, name, out): appends a
+    matrix times float32 vectors. places(layer): where its experts are.
+    """
+
+    def __init__(self, config: Config, header: Header, buffers: Buffers, body: Program, *,
+                 norm: Callable[[Buffer, str, Buffer], None], matrix: Callable[[Buffer, str, Buffer], None],
+                 places: Callable[[int], LayerWeights]) -> None:
+        self._config, self._header, self._buffers, self._body = config, header, buffers, body
+        self._norm, self._matrix, self._places = norm, matrix, places
+        self._routers, self._norms, before = [], [], ""
+        for spec in config.tensors():
+            if spec.role is Role.ROUTER:
+                self._routers.append(spec.name)
+                self._norms.append(before)
+            before = spec.name if spec.role is Role.NORM else before
+
+    def append(self, layer: int, plain: Buffer, x: Buffer, residual: Buffer) -> None:
+        """What a layer's experts make of x is added to `residual`. plain: x as float32; x: in the form that their gate
+        and up meet. As a guess of what the next layer needs, its router is asked about `residual` as it is before."""
+        made, c = self._buffers.of_experts, self._config
+        here = self._places(layer)
+        self._route(self._routers[layer], plain, made["routing"], made["experts"], made["expert_weights"], exact=True)
+        following = layer + 1 if here.asking.semaphore and layer + 1 < c.num_hidden_layers else None
+        if following is not None:
+            self._norm(residual, self._norms[following], made["guess_h"])
+            self._route(self._routers[following], made["guess_h"], made["guess_routing"], made["guess_experts"],
+                        made["guess_weights"], exact=False)
+        self._body.append(Code.DISPATCH, self._dispatch(layer, here, following))
+        n, asking = self._header.neurons[layer], here.asking
+        units, gate_up = n.expert_units(c), FORMATS[n.gate_up]
+        tiles = -(-c.hidden_size // TILE)
+        self._body.append(Code.EXPERTS, Experts(
+            here.table, units.count, units.groups, units.in_unit, gate_up.code, gate_up.blocks(c.hidden_size),
+            FORMATS[n.down].code, tiles, x.address, x.stride, HIDDEN_ACTS.index(c.hidden_act), c.num_experts,
+            made["expert_starts"].address, made["expert_rows"].address, made["expert_claims"].address,
+            made["expert_totals"].address, made["expert_partial"].address, self._buffers.scratch,
+            self._buffers.scratch_stride, asking.done, asking.time, made["expert_short"].address, asking.semaphore))
+        self._body.append(Code.EXPERT_SUMS, ExpertSums(
+            made["experts"].address, made["expert_weights"].address, c.num_experts_per_tok,
+            made["expert_places"].address, made["expert_starts"].address, made["expert_totals"].address,
+            made["expert_partial"].address, units.count, tiles, residual.address, residual.stride))
+
+    def _route(self, router: str, source: Buffer, routing: Buffer, experts: Buffer, weights: Buffer, *,
+               exact: bool) -> None:
+        self._matrix(source, router, routing)
+        self._body.append(Code.ROUTE, Route(
+            routing.address, routing.stride, self._config.num_experts, self._config.num_experts_per_tok,
+            int(self._config.norm_topk_prob), experts.address, weights.address, int(exact)))
+
+    def _dispatch(self, layer: int, here: LayerWeights, following: int | None) -> Dispatch:
+        made, c, asking = self._buffers.of_experts, self._config, here.asking
+        guess = guessed = next_units = next_table = 0
+        if following is not None:
+            there = self._places(following)
+            guess, guessed, next_table = made["guess_experts"].address, there.asking.guessed, there.table
+            next_units = self._header.neurons[following].expert_units(c).count
+        return Dispatch(
+            made["experts"].address, c.num_experts, c.num_experts_per_tok, made["expert_starts"].address,
+            made["expert_rows"].address, made["expert_places"].address, made["expert_claims"].address,
+            self._header.neurons[layer].expert_units(c).count, here.table, asking.used, asking.time, layer,
+            asking.asked, asking.semaphore, asking.slots, made["expert_short"].address, guess, guessed, next_units,
+            next_table)

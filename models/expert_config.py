@@ -1,0 +1,72 @@
+"""The hyper-parameters that families of mixtures of experts have beside those of a dense one."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from . import rotary_config
+from .config import check_whole
+from .unread import reader_of
+
+_MOST_EXPERTS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(rotary_config.Config):
+    """Hyper-parameters, named as in Hugging Face's config.json, but for `intermediate_size`, which is the number of an
+    expert's neurons. Raises ValueError for such as no model has."""
+
+    READS: ClassVar[frozenset[str]] = frozenset({"num_experts", "num_local_experts"})
+    GGUF_READS: ClassVar[frozenset[str]] = frozenset({"expert_count"})
+    gguf_norm_topk_prob: ClassVar[bool] = True
+    """`norm_topk_prob` in the family's GGUF files, which do not say."""
+    query_key_norms: ClassVar[str | None] = None
+    """Which norms queries and keys have before they are rotated: "head", one of each head; "whole", one of all heads
+    together; or none."""
+
+    num_experts: int
+    """In each layer."""
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+    """Whether the weights of a token's experts are made to add up to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_experts", "num_experts_per_tok"):
+            check_whole(name, getattr(self, name))
+        if self.num_experts > _MOST_EXPERTS:
+            raise ValueError(f"{self.num_experts} experts are more than {_MOST_EXPERTS}")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"{self.num_experts_per_tok} experts for each token are more than the {self.num_experts} "
+                             "that there are")
+        if not isinstance(self.norm_topk_prob, bool):
+            raise ValueError(f"norm_topk_prob is {self.norm_topk_prob!r}, expected true or false")
+
+    @property
+    def experts(self) -> int:
+        return self.num_experts
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.num_experts_per_tok
+
+    @property
+    def sparse(self) -> bool:
+        """False: all neurons of an expert are computed, whatever its activation is."""
+        return False
+
+    @classmethod
+    def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """With its own, of which transformers 5 writes num_local_experts for num_experts. Raises KeyError or
+        ValueError."""
+        count = values.get("num_local_experts")
+        return {**super().hf_fields(values), "num_experts": values["num_experts"] if count is None else count,
+                "num_experts_per_tok": values["num_experts_per_tok"],
+                "norm_topk_prob": bool(values.get("norm_topk_prob", False))}
+
+    @classmethod
+    def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
+                    rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
+        get = reader_of(metadata, cls.architecture)
+        return {**super().gguf_fields(metadata, tensors, rope_tensors), "num_experts": int(get("expert_count")),
+                "num_experts_per_tok": int(get("expert_used_count")), "norm_topk_prob": cls.gguf_norm_topk_prob}

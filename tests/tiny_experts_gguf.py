@@ -1,0 +1,66 @@
+"""GGUF files of small mixtures of experts with random weights, as the `gguf` library writes them."""
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+from tokenizers import pre_tokenizers
+
+VOCABULARY, HIDDEN, NEURONS, HEADS, EXPERTS, PER_TOKEN, LAYERS, CONTEXT = 259, 256, 256, 4, 8, 2, 2, 128
+
+
+def write_gguf(path: Path, architecture: str, kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+               seed: int = 0) -> Path:
+    """A model of an architecture as llama.cpp names them (llama: a Mixtral), its matrices quantized as `kind`, with
+    bytes as tokens."""
+    random, writer = np.random.default_rng(seed), GGUFWriter(path, architecture)
+    head = HIDDEN // HEADS
+    numbers = {"block_count": LAYERS, "context_length": CONTEXT, "embedding_length": HIDDEN,
+               "feed_forward_length": NEURONS, "attention.head_count": HEADS, "attention.head_count_kv": HEADS,
+               "expert_count": EXPERTS, "expert_used_count": PER_TOKEN}
+    if architecture == "qwen3moe":
+        numbers |= {"expert_feed_forward_length": NEURONS, "feed_forward_length": 3 * NEURONS,
+                    "attention.key_length": head, "attention.value_length": head}
+    if architecture == "llama":
+        numbers |= {"rope.dimension_count": head, "vocab_size": VOCABULARY}
+    for name, value in numbers.items():
+        writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32(f"{architecture}.rope.freq_base", 10000.0)
+    _add_tokenizer(writer)
+    for name, shape in _shapes(architecture).items():
+        values = random.standard_normal(shape, np.float32)
+        values = 1 + 0.2 * values if len(shape) == 1 else values * (
+            1.0 if name.startswith("token") else 1.5 / np.float32(shape[-1]) ** 0.5)
+        plain = len(shape) == 1 or "gate_inp" in name or kind is GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", values.astype(np.float32) if plain else quantize(values, kind),
+                          raw_dtype=None if plain else kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _shapes(architecture: str) -> dict[str, tuple[int, ...]]:
+    norms: dict[str, tuple[int, ...]] = {}
+    if architecture != "llama":
+        size = HIDDEN if architecture == "olmoe" else HIDDEN // HEADS
+        norms = {"attn_q_norm": (size,), "attn_k_norm": (size,)}
+    block = {"attn_norm": (HIDDEN,), **{f"attn_{part}": (HIDDEN, HIDDEN) for part in ("q", "k", "v", "output")},
+             **norms, "ffn_norm": (HIDDEN,), "ffn_gate_inp": (EXPERTS, HIDDEN),
+             "ffn_gate_exps": (EXPERTS, NEURONS, HIDDEN), "ffn_up_exps": (EXPERTS, NEURONS, HIDDEN),
+             "ffn_down_exps": (EXPERTS, HIDDEN, NEURONS)}
+    return {"token_embd": (VOCABULARY, HIDDEN), "output_norm": (HIDDEN,), "output": (VOCABULARY, HIDDEN),
+            **{f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in block.items()}}
+
+
+def _add_tokenizer(writer: GGUFWriter) -> None:
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    writer.add_string("tokenizer.ggml.pre", "gpt-2")
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"])
+    writer.add_array("tokenizer.ggml.token_type", [3, 3, *[1] * 257])
+    writer.add_array("tokenizer.ggml.merges", ["a b"])
+    writer.add_uint32("tokenizer.ggml.bos_token_id", 0)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", 1)
