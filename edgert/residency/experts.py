@@ -27,7 +27,7 @@ from .source import Asking, ExpertCounts, Read, no_answer
 from .table import AddressTable
 from .window import READERS
 
-HALF_LIFE = 64.0
+HALF_LIFE = 4.0
 """Passes after which a use counts half (docs/notes/experts.md)."""
 AHEAD_AT_ONCE = 2
 """Units that are read on a guess at once: what is needed then waits for no more."""

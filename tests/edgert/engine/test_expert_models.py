@@ -41,7 +41,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         path = write_bundle(tmp_path_factory.mktemp("experts") / "m.edge", request.param, **SHAPE)
     with Bundle(path) as opened:
         units = opened.header.neurons[0].expert_units(opened.header.config)
-        assert units.count > 1 and units.groups_of(units.count - 1) < units.in_unit
+        assert units.per_expert > 1 and units.groups_of(units.per_expert - 1) < units.in_unit
         yield opened
 
 
