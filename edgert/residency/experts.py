@@ -308,7 +308,8 @@ class ExpertCache(Readers):
 
         self._file.twice(attempt)
         if self._hook is not None:
-            self._hook(Read(reader, units.name, units.start(unit), units.unit_bytes, started, checking, now()))
+            part = f"expert {job.expert % self._experts}{', a guess' if job.ahead else ''}"
+            self._hook(Read(reader, units.name, units.start(unit), units.unit_bytes, started, checking, now(), part))
         with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
             self.reading.bytes += units.unit_bytes
             self.reading.seconds += checking - started
