@@ -59,7 +59,7 @@ def _experts(config: Config, layer: int, part: FeedForward, formats: Mapping[str
     gate_up = max((FORMATS[formats[rows.name]] for rows in part.by_rows), key=lambda form: form.block_bytes)
     down = FORMATS[formats[part.down.name]]
     units = ExpertUnits.of(config.hidden_size, config.intermediate_size, gate_up, down)
-    return Neurons(neuron_section(layer), None, config.experts * units.count, units.unit_bytes, 0, gate_up.name,
+    return Neurons(neuron_section(layer), None, config.experts * units.per_expert, units.unit_bytes, 0, gate_up.name,
                    down.name)
 
 

@@ -82,9 +82,9 @@ class Packing:
         """A layer's experts one after another, the units of each: uint8 of shape (units, bytes)."""
         config, n = self._header.config, self._header.neurons[layer]
         units, hidden_size, neurons = n.expert_units(config), config.hidden_size, config.intermediate_size
-        gate_up, form = FORMATS[n.gate_up], FORMATS[n.down]
+        form = FORMATS[n.down]
         for expert in range(config.experts):
-            found, first = np.zeros((units.count, units.unit_bytes), np.uint8), expert * neurons
+            found, first = np.zeros((units.per_expert, units.unit_bytes), np.uint8), expert * neurons
             down = self._read(part.down, expert * hidden_size, (expert + 1) * hidden_size, n.down)
             tensor = self._tensors[part.down.name]
             grid = (tensor.grid(expert * hidden_size, (expert + 1) * hidden_size) if on_grid(tensor, n.down) else None)

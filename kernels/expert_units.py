@@ -18,10 +18,10 @@ experts.md)."""
 
 
 class ExpertUnits(NamedTuple):
-    """The units of an expert. count: how many. groups: in the expert. in_unit: groups in each, the last may have fewer.
-    headers: where in a unit the tile headers of the down projection begin. group_bytes, unit_bytes: lengths."""
+    """The units of an expert. per_expert: how many. groups: in the expert. in_unit: groups in each, the last may have
+    fewer. headers: where in a unit the tile headers of the down projection begin. group_bytes, unit_bytes: lengths."""
 
-    count: int
+    per_expert: int
     groups: int
     in_unit: int
     group_bytes: int

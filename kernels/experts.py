@@ -257,8 +257,8 @@ def _finished(op, state, expert):
 @kernel
 def _take_unit(op, state, thread, item):
     """Compute a unit for the one token, if it is there and nobody has taken it; whether it was computed."""
-    units, claims = load_i64(op + EXPERTS.units), load_i64(op + EXPERTS.claims)
-    experts, tiles = load_i64(op + EXPERTS.experts), load_i64(op + EXPERTS.tiles)
+    units, claims, experts = (load_i64(op + EXPERTS.units), load_i64(op + EXPERTS.claims),
+                              load_i64(op + EXPERTS.experts))
     listed = load_i64(op + EXPERTS.starts) + 8 * (experts + 1)
     expert, unit = load_i64(listed + 8 + 8 * (item // units)), item % units
     w = load_acquire(load_i64(op + EXPERTS.table) + 8 * (expert * units + unit))

@@ -96,7 +96,7 @@ class Neurons:
     def choices(self, config: Config) -> tuple[int, int]:
         """Where a token needs only some neurons: how many parts of the layer are needed or not, each as a whole, and
         the bytes of one. They are units, or experts."""
-        units = self.expert_units(config).count if config.experts else 1
+        units = self.expert_units(config).per_expert if config.experts else 1
         return self.groups // units, units * self.group_bytes
 
 
@@ -319,7 +319,7 @@ def _groups(config: Config, n: Neurons) -> tuple[int, int, int]:
         if n.groups < config.experts:
             raise ValueError(f"{config.experts} experts are in {n.groups} units")
         expert = n.expert_units(config)
-        return config.experts * expert.count, expert.unit_bytes, 0
+        return config.experts * expert.per_expert, expert.unit_bytes, 0
     layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
     return -(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length
 

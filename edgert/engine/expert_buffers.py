@@ -28,7 +28,7 @@ def expert_places(config: Config, header: Header, tokens: int, rows: Rows) -> di
     """
     if not config.experts:
         return {}
-    pairs, units = tokens * config.experts_per_token, max(n.expert_units(config).count for n in header.neurons)
+    pairs, units = tokens * config.experts_per_token, max(n.expert_units(config).per_expert for n in header.neurons)
     result = 64 * -(-config.hidden_size // TILE)
     routing = 4 * -(-config.experts // TILE) * TILE
     return {

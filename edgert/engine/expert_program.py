@@ -55,7 +55,7 @@ class ExpertProgram:
         units, gate_up = n.expert_units(c), FORMATS[n.gate_up]
         tiles = -(-c.hidden_size // TILE)
         self._body.append(Code.EXPERTS, Experts(
-            here.table, units.count, units.groups, units.in_unit, gate_up.code, gate_up.blocks(c.hidden_size),
+            here.table, units.per_expert, units.groups, units.in_unit, gate_up.code, gate_up.blocks(c.hidden_size),
             FORMATS[n.down].code, tiles, x.address, x.stride, HIDDEN_ACTS.index(c.hidden_act), c.num_experts,
             made["expert_starts"].address, made["expert_rows"].address, made["expert_claims"].address,
             made["expert_totals"].address, made["expert_partial"].address, self._buffers.scratch,
@@ -63,7 +63,7 @@ class ExpertProgram:
         self._body.append(Code.EXPERT_SUMS, ExpertSums(
             made["experts"].address, made["expert_weights"].address, c.num_experts_per_tok,
             made["expert_places"].address, made["expert_starts"].address, made["expert_totals"].address,
-            made["expert_partial"].address, units.count, tiles, residual.address, residual.stride))
+            made["expert_partial"].address, units.per_expert, tiles, residual.address, residual.stride))
 
     def _route(self, router: str, source: Buffer, routing: Buffer, experts: Buffer, weights: Buffer, *,
                exact: bool) -> None:
@@ -78,10 +78,10 @@ class ExpertProgram:
         if following is not None:
             there = self._places(following)
             guess, guessed, next_table = made["guess_experts"].address, there.asking.guessed, there.table
-            next_units = self._header.neurons[following].expert_units(c).count
+            next_units = self._header.neurons[following].expert_units(c).per_expert
         return Dispatch(
             made["experts"].address, c.num_experts, c.num_experts_per_tok, made["expert_starts"].address,
             made["expert_rows"].address, made["expert_places"].address, made["expert_claims"].address,
-            self._header.neurons[layer].expert_units(c).count, here.table, asking.used, asking.time, layer,
+            self._header.neurons[layer].expert_units(c).per_expert, here.table, asking.used, asking.time, layer,
             asking.asked, asking.semaphore, asking.slots, made["expert_short"].address, guess, guessed, next_units,
             next_table)

@@ -22,7 +22,10 @@ _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm
           Code.RELEASE: "release", Code.LAYER_NORM: "norm", Code.LEARNED_POSITIONS: "positions",
           Code.CHOOSE: "choosing neurons", Code.ASK: "asking for neurons",
           Code.SPARSE_ONE: "feed-forward", Code.SPARSE_GATHER: "feed-forward, sums", Code.SPARSE_UP: "up",
-          Code.SPARSE_DOWN: "down", Code.MASSES: "attention paid"}
+          Code.SPARSE_DOWN: "down", Code.MASSES: "attention paid",
+          Code.ROUTE: "choosing experts", Code.DISPATCH: "asking for experts", Code.EXPERTS: "experts",
+          Code.EXPERT_SUMS: "experts, sums",
+          Code.HEAD_NORMS: "norm", Code.ADD: "residual stream", Code.SCALE: "output head, scale"}
 _OF_SELECTED = records.LINEAR.of_selected // 8
 _LAYER = records.ROPE.layer // 8
 _RESIDENT = records.CHOOSE.resident // 8
@@ -85,7 +88,8 @@ class Trace:
     def read(self, read: Read) -> None:
         """Weights were read and checked (residency.source.ReadHook)."""
         lane = f"reader {read.reader}"
-        self._add(lane, read.name, read.started, read.ended, bytes=read.length, offset=read.offset)
+        self._add(lane, read.name, read.started, read.ended, bytes=read.length, offset=read.offset,
+                  **({"part": read.part} if read.part else {}))
         self._add(lane, "check", read.ended, read.checked)
 
     def close(self) -> None:

@@ -132,8 +132,8 @@ class _MadeUpWeights:
             config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated).whole.length
             for n in header.neurons}
         # Of experts there are as many as a token has, each in several places: among zeros the first are chosen.
-        standing = {n.section: config.experts_per_token * n.expert_units(config).count if config.experts else n.groups
-                    for n in header.neurons}
+        standing = {n.section: n.groups if not config.experts
+                    else config.experts_per_token * n.expert_units(config).per_expert for n in header.neurons}
         for n in header.neurons:
             self._places[n.section] = neurons
             neurons += standing[n.section] * lengths[n.section]

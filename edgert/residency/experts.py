@@ -27,7 +27,7 @@ from .source import Asking, ExpertCounts, Read, no_answer
 from .table import AddressTable
 from .window import READERS
 
-HALF_LIFE = 64.0
+HALF_LIFE = 4.0
 """Passes after which a use counts half (docs/notes/experts.md)."""
 AHEAD_AT_ONCE = 2
 """Units that are read on a guess at once: what is needed then waits for no more."""
@@ -308,7 +308,8 @@ class ExpertCache(Readers):
 
         self._file.twice(attempt)
         if self._hook is not None:
-            self._hook(Read(reader, units.name, units.start(unit), units.unit_bytes, started, checking, now()))
+            part = f"expert {job.expert % self._experts}{', a guess' if job.ahead else ''}"
+            self._hook(Read(reader, units.name, units.start(unit), units.unit_bytes, started, checking, now(), part))
         with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
             self.reading.bytes += units.unit_bytes
             self.reading.seconds += checking - started

@@ -43,6 +43,8 @@ class Read(NamedTuple):
     started: float
     ended: float
     checked: float
+    part: str = ""
+    """Which one of the experts it is of, and whether that was a guess."""
 
 
 class Asking(NamedTuple):

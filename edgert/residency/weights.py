@@ -117,7 +117,7 @@ class Weights:
         """What reads neurons when they are needed."""
         header, places = self._bundle.header, [(self._units[name], self._table.index(name)) for name in self._layers]
         if header.config.experts:
-            layers = [ExpertLayer(units, first, n.expert_units(header.config).count)
+            layers = [ExpertLayer(units, first, n.expert_units(header.config).per_expert)
                       for (units, first), n in zip(places, header.neurons, strict=True)]
             self._window = experts = ExpertCache(self._file, layers, header.config.experts, self._table,
                                                  slots=self._placement.window, stop=stop)

@@ -22,7 +22,7 @@ from budgets import UNLIMITED, child, say
 from make_sparse import text
 
 VARIANTS = {"guesses": {}, "none": {"_LEAST_RIGHT": 2.0}, "lru": {"HALF_LIFE": 0.5}, "lfu": {"HALF_LIFE": 1e6},
-            "half-life 4": {"HALF_LIFE": 4.0}, "half-life 16": {"HALF_LIFE": 16.0}}
+            "half-life 64": {"HALF_LIFE": 64.0}, "half-life 16": {"HALF_LIFE": 16.0}}
 """What of residency.experts is other. none: read nothing on a guess. lru, lfu: by time of use, or frequency, alone."""
 _PROMPT, _WARM = 64, 32
 

@@ -1,5 +1,6 @@
 """Mixtures of experts: what is in the cache of experts decides the speed, and no bit of the logits."""
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,15 @@ import pytest
 from faulty_file import FaultyFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_engine import make_engine
-from tiny_model import change_header, write_bundle
+from small_engine import make_engine, use_plan
+from tiny_model import change_header, give_tokenizer, write_bundle, write_model
 
+import edgert
 from edgert.bundle import Bundle
+from edgert.converters.convert import convert
 from edgert.engine.engine import Engine
 from edgert.engine.session import Session
+from edgert.engine.tracing import Trace
 from edgert.engine.worker import CancelledError
 from edgert.errors import BundleError, EdgertError, ModelError
 from edgert.kernels import expert_units, native
@@ -41,7 +45,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         path = write_bundle(tmp_path_factory.mktemp("experts") / "m.edge", request.param, **SHAPE)
     with Bundle(path) as opened:
         units = opened.header.neurons[0].expert_units(opened.header.config)
-        assert units.count > 1 and units.groups_of(units.count - 1) < units.in_unit
+        assert units.per_expert > 1 and units.groups_of(units.per_expert - 1) < units.in_unit
         yield opened
 
 
@@ -256,6 +260,33 @@ def test_an_expert_that_a_kernel_has_just_asked_for_keeps_its_place(bundle: Bund
     cache._fence = fence
     assert cache._take_out(second) and not cache._entries(second).any() and cache._slot[second] < 0
     engine.close()
+
+
+def test_answers_in_which_what_followed_before_is_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those without guesses; with ReLU the neurons of an expert are computed together all the same."""
+    folder = give_tokenizer(write_model(tmp_path / "model", **SHAPE | {"vocab_size": 258, "hidden_act": "relu"}))
+    path = tmp_path / "m.edge"
+    convert(str(folder), path, "q4")
+    prompt, settings = "abcabcabcabcabcabc", {"max_tokens": 24, "ignore_eos": True}
+    use_plan(monkeypatch, path, keep=0.4, attention=1.0, head=1.0, chunk=16, rows=8)
+    with edgert.load(path, threads=2, context=64, speculation="off") as model:
+        expected = [piece.text for piece in model.generate(prompt, **settings)]
+    with edgert.load(path, threads=2, context=64, speculation="auto") as model:
+        for _ in range(3):
+            assert [piece.text for piece in model.generate(prompt, **settings)] == expected
+        assert model.expert_counts is not None and model.expert_counts.needed > 0
+
+
+def test_a_trace_names_experts_and_their_operations(bundle: Bundle, tmp_path: Path) -> None:
+    engine, trace = cached(bundle, 6), Trace(tmp_path / "trace.json")
+    engine.trace(trace)
+    all_logits(engine, pieces=1)
+    engine.close()
+    trace.close()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {"choosing experts", "asking for experts", "experts", "experts, sums"} <= {event["name"] for event in events}
+    parts = {event["args"]["part"] for event in events if event.get("args", {}).get("part")}
+    assert any(part.endswith(", a guess") for part in parts) and "expert 3" in {part[:8] for part in parts}
 
 
 def test_a_bundle_whose_experts_are_not_as_its_header_says(bundle: Bundle, tmp_path: Path) -> None:
