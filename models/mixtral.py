@@ -1,5 +1,5 @@
-"""Mixtral: Llama's block with a few of several experts for each token (Jiang et al. 2024, "Mixtral of Experts"). In GGUF
-files it is a `llama` that has experts."""
+"""Mixtral: Llama's block with a few of several experts for each token (Jiang et al. 2024, "Mixtral of Experts"). In
+GGUF files it is a `llama` that has experts."""
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass

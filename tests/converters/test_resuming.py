@@ -22,7 +22,9 @@ from edgert.errors import BundleError, SourceError
 SHAPES = {"llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 300,
                     "tie_word_embeddings": False},
           "opt": {"model_type": "opt", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-                  "num_attention_heads": 2, "vocab_size": 100, "max_position_embeddings": 300}}
+                  "num_attention_heads": 2, "vocab_size": 100, "max_position_embeddings": 300},
+          "mixtral": {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+                      "vocab_size": 100, "num_local_experts": 6, "num_experts_per_tok": 2}}
 TEXT = "the quick brown fox jumps over the lazy dog " * 40
 
 
