@@ -11,7 +11,9 @@ was hashed here (source_file.py).
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ from .calibration import State
 from .pieces import Piece, Pieces
 from .rounding import Importances
 from .source import Source
+
+_REACHED_S = 10
 
 
 class ClusterPieces(Pieces):
@@ -107,7 +111,9 @@ def _by_layer(source: Source) -> list[list[TensorSpec]]:
 def connected(address: str) -> Iterator[Any]:
     """The module ray, connected to the cluster at an address as Ray has it. Without one it is that of $RAY_ADDRESS, or
     one on this machine, which is started where there is none. Raises ClusterError."""
+    _require_reachable(address or os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     before = signal.getsignal(signal.SIGTERM)
     try:
         import ray
@@ -122,6 +128,18 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Raises ClusterError where nothing answers at HOST:PORT or ray://HOST:PORT; Ray itself tries that for minutes."""
+    if (match := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d{1,5})", address)) is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), _REACHED_S).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ClusterError(f"the Ray cluster at {address} cannot be reached: {why}; start it, or give another "
+                           "address") from None
 
 
 @contextmanager

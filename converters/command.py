@@ -28,8 +28,8 @@ _SPEED_OVER_S = 600
               help="Calibrate with this text file instead of the text that comes with edgert; may be given repeatedly.")
 @click.option("--no-calibrate", is_flag=True,
               help="Do not calibrate: that is to run some text through the model, and round weights to 4 bits so that "
-                   "its results change least. Concerns only weights that have more bits in the source. Takes a minute "
-                   "or two for 1.5 billion weights on two cores.")
+                   "its results change least. Concerns only weights that have more bits in the source, or other steps. "
+                   "Takes a minute or two for 1.5 billion weights on two cores.")
 @click.option("--cluster", is_flag=False, flag_value="", metavar="[ADDRESS]",
               help="Have layers converted by the workers of a Ray cluster, which have edgert and find SOURCE at the "
                    "same path. Without an address (at the end of the line) it is that of $RAY_ADDRESS, or one on this "
@@ -77,5 +77,5 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
         with Bundle(out) as bundle:
             used = "calibration" in bundle.header.provenance
         if not used:
-            show("the text was not used: no weights were rounded to 4 bits that had more before")
+            show("the text was not used: no weights were newly rounded to 4 bits")
     show(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

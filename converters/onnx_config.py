@@ -60,7 +60,7 @@ def genai_config(settings: Mapping[str, Any], path: Path, graph: Graph, found: M
         "attention_bias": "layers.0.attn.q_proj.bias" in found or "layers.0.attn.qkv_proj.bias" in found,
         **{name: decoder[name] if name in decoder else _missing(path, name)
            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")}}
-    _check_attention(graph, values, path)
+    _check_attention(graph, values, decoder.get("sliding_window"), path)
     config = family_config(path, values["model_type"], MODEL_TYPES, lambda family: family.from_hf(values))
     return _with_rotation(config, graph, path) if isinstance(config, Rotary) else config
 
@@ -93,15 +93,16 @@ def _activation(graph: Graph) -> str:
     return _ACTIVATIONS.get(frozenset(kinds), " and ".join(sorted(kinds)))
 
 
-def _check_attention(graph: Graph, values: Mapping[str, Any], path: Path) -> None:
-    """Raises UnsupportedError where attention is more than the hyper-parameters that are found here say."""
-    head = values["head_dim"]
+def _check_attention(graph: Graph, values: Mapping[str, Any], window: object, path: Path) -> None:
+    """Raises UnsupportedError where attention is more than the hyper-parameters that are found here say. window: what
+    genai_config.json says of one; there is none where it has no layers, as the builder has it for the CPU."""
+    head, windowed = values["head_dim"], isinstance(window, dict) and window.get("layers", True) != []
     for node in graph.nodes:
         if node.op_type not in ("GroupQueryAttention", "MultiHeadAttention"):
             continue
         scale = attribute(node, "scale", 0.0)
         odd = {"a soft cap": attribute(node, "softcap", 0.0) > 0,
-               "a sliding window": attribute(node, "local_window_size", -1) > 0,
+               "a sliding window": windowed or attribute(node, "local_window_size", -1) > 0,
                "a smooth softmax": attribute(node, "smooth_softmax", 0) > 0,
                "neighbours that rotate together": attribute(node, "rotary_interleaved", 0) != 0,
                "a scale of its own": scale != 0 and isinstance(head, int) and abs(scale * head ** 0.5 - 1) > 1e-3}

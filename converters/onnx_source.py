@@ -20,8 +20,9 @@ from .hf_tokenizer import read_json, read_tokenizer
 from .onnx_config import genai_config, genai_model, genai_values
 from .onnx_file import read_model
 from .onnx_graph import Graph, Use, tail
-from .onnx_tensors import Blocks, Rows
+from .onnx_tensors import Blocks
 from .reading import family_config, model_tensors
+from .rows import Rows
 from .source import Source, SourceTensor
 from .source_file import SourceFile
 
@@ -134,8 +135,8 @@ def _found(uses: Iterable[Use], config: Config, path: Path) -> tuple[dict[str, S
     for name, use in chosen.items():
         first = 0
         for part in _parts(name, specs) or [name]:
-            rows = specs[part].shape[0]
-            found[part] = use.tensor if part == name else Rows(use.tensor, first, rows)
+            rows, whole = specs[part].shape[0], use.tensor
+            found[part] = whole if part == name else Rows(whole, (rows, *whole.shape[1:]), first, rows, rows)
             first += rows
         if name not in specs and first != use.tensor.shape[0]:
             raise SourceError(f"{path}: tensor {use.of.name} has {use.tensor.shape[0]} rows, expected {first}")

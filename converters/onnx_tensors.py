@@ -1,4 +1,4 @@
-"""The tensors of ONNX models as `SourceTensor`s: floats in either order, blocks of 4 or 8 bits, rows of another one."""
+"""The tensors of ONNX models as `SourceTensor`s: floats in either order, blocks of 4 or 8 bits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 from edgert.kernels.formats import BLOCK
 
 from .onnx_file import Stored
-from .reading import check_rows, require_finite
-from .source import Grid, SourceTensor
+from .reading import require_finite
+from .rows import check_rows
+from .source import Grid
 
 _BAND_BYTES = 64 << 20
 TYPE_NAMES = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
@@ -139,9 +140,9 @@ class Blocks:
         check_rows(start, stop, self.shape[0])
         scale, zero = self._scales(start, stop)
         minimum = np.abs(scale) * np.where(scale < 0, 15 - zero, zero)
-        grid = (np.repeat(v, self.block_size // BLOCK, 1)[:, :-(-self.shape[1] // BLOCK)]
-                for v in (np.abs(scale), minimum))
-        return Grid(*(np.ascontiguousarray(v) for v in grid))
+        scales, minimums = (np.ascontiguousarray(np.repeat(v, self.block_size // BLOCK, 1)
+                                                 [:, :-(-self.shape[1] // BLOCK)]) for v in (np.abs(scale), minimum))
+        return Grid(scales, minimums)
 
     def _scales(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Scales and zero points of rows start to stop, float32 of shape (rows, blocks)."""
@@ -164,25 +165,3 @@ class Blocks:
         if self.bits == 4:
             raw = np.stack([raw & 15, raw >> 4], 2).reshape(stop - start, 2 * row)[:, :columns]
         return raw ^ np.uint8(1 << self.bits - 1) if self.signed else raw
-
-
-@dataclass
-class Rows:
-    """Some rows of another tensor: of the projections that exporters pack into one."""
-
-    of: SourceTensor
-    first: int
-    count: int
-
-    def __post_init__(self) -> None:
-        self.shape, self.type_name = (self.count, *self.of.shape[1:]), self.of.type_name
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
-        check_rows(start, stop, self.count)
-        return self.of.read(self.first + start, self.first + stop)
-
-    def grid(self, start: int, stop: int) -> Grid | None:
-        """As of the other tensor. Raises SourceError."""
-        check_rows(start, stop, self.count)
-        return self.of.grid(self.first + start, self.first + stop)

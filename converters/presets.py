@@ -19,7 +19,8 @@ PRESETS = {
 DEFAULT = "q4"
 
 _FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "MXFP4", "INT8"}
-_ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XS", "IQ2_S", "IQ4_NL", "IQ4_XS", "NVFP4"}
+_ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ4_NL", "IQ4_XS",
+                 "NVFP4"}
 """Types that stand on no grid of 4 bits, nor have so many bits that they need 6 (gguf_grids.py)."""
 _SENSITIVE = {Role.VALUE, Role.DOWN}
 _FEW = {Role.POSITION, Role.ROUTER}

@@ -34,10 +34,13 @@ class Rows:
 
     def grid(self, start: int, stop: int) -> Grid | None:
         """As `SourceTensor.grid`."""
-        grids = [self.whole.grid(*there) for there in self._places(start, stop)]
-        if not grids or any(grid is None for grid in grids):
-            return None
-        return Grid(*(np.concatenate([getattr(grid, name) for grid in grids]) for name in ("scale", "minimum")))
+        grids = []
+        for there in list(self._places(start, stop)) or [(0, 0)]:
+            if (grid := self.whole.grid(*there)) is None:
+                return None
+            grids.append(grid)
+        return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.minimum for grid in grids]),
+                    grids[0].top)
 
     def _places(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Where rows start to stop are in the whole tensor: ranges of rows."""

@@ -72,13 +72,8 @@ class ShiftedTensor:
     tensor: SourceTensor
     offset: float
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    @property
-    def type_name(self) -> str:
-        return self.tensor.type_name
+    def __post_init__(self) -> None:
+        self.shape, self.type_name = self.tensor.shape, self.tensor.type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
@@ -112,8 +107,7 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     tensors = model_tensors(folder, config, found, lambda spec: spec.name, by_head=True)
     if config.hf_norm_offset:
         norms = {spec.name for spec in config.tensors() if spec.role in NORMS}
-        tensors = {name: ShiftedTensor(tensor, config.hf_norm_offset) if name in norms else tensor
-                   for name, tensor in tensors.items()}
+        tensors |= {name: ShiftedTensor(tensors[name], config.hf_norm_offset) for name in norms}
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []
     provenance = {"source": folder.resolve().name, "files": {name: files[name].sha256 for name in names},

@@ -1,7 +1,8 @@
-"""Ministral 3, and what else llama.cpp calls `mistral3`: Mistral, and attention that is sharper beyond the context that
-the model was first trained for (Mistral AI 2026, "Ministral 3"; `llama_4_scaling_beta`).
+"""Ministral 3, Mistral Small 3.1 and what else llama.cpp calls `mistral3`: Mistral, and in Ministral 3 attention that
+is sharper beyond the context that it was first trained for (Mistral AI 2026, "Ministral 3"; `llama_4_scaling_beta`).
 
-That is not computed: such a model takes no more than that context, within which it changes nothing.
+That is not computed: such a model takes no more than that context, within which it changes nothing. Of models that see
+images too this is what they need for text.
 """
 
 from collections.abc import Iterator, Mapping, Set
@@ -27,9 +28,8 @@ class Config(rotary_config.Config):
 
     @classmethod
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        if "text_config" in values:
-            raise ValueError("a model that sees pictures is not supported in this layout; a GGUF file of it has the "
-                             "language model alone")
+        if "text_config" in values:  # of a model that sees images too
+            values = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **values["text_config"]}
         settings = settings_of_hf(values)
         beta = settings.pop("llama_4_scaling_beta", 0)
         found = super().hf_fields({**values, "rope_parameters": settings, "rope_scaling": None})

@@ -1,5 +1,8 @@
 """Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: Llama's block, of which files have q, k and v as one matrix, and gate and up as
-another (Abdin et al. 2024, "Phi-3 Technical Report"; Microsoft 2025, "Phi-4-Mini Technical Report")."""
+another (Abdin et al. 2024, "Phi-3 Technical Report"; Microsoft 2025, "Phi-4-Mini Technical Report").
+
+Phi-3-mini-4k sees the latest 2,047 positions, as transformers has it; llama.cpp passes over what its file says of that.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -15,11 +15,11 @@ from edgert.bundle.header import MAGIC, PREFIX_BYTES, VERSION
 from edgert.converters.convert import convert
 from edgert.kernels.formats import FORMATS, TILE, whole
 from edgert.kernels.groups import row_tiles_of
-from edgert.models.families import FAMILIES
+from edgert.models.families import MODEL_TYPES
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1,
           "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 20,
-          "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+          "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5, "tie_word_embeddings": True,
           "bos_token_id": 0, "eos_token_id": 1}
 """As Llama and Qwen2 have it. What an OPT calls by other names, `write_model` adds."""
 
@@ -35,7 +35,7 @@ def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any
     words = {"<s>": 0, "</s>": 1, **{chr(97 + i): 2 + i for i in range(16)}}
     (folder / "tokenizer.json").write_text(Tokenizer(models.BPE(vocab=words, merges=[])).to_str())
     random = np.random.default_rng(seed)
-    tensors = FAMILIES[merged["model_type"]].Config.from_hf(merged).tensors()
+    tensors = MODEL_TYPES[merged["model_type"]].Config.from_hf(merged).tensors()
     save_file({spec.name: size * random.standard_normal(spec.shape, np.float32) for spec in tensors},
               folder / "model.safetensors")
     return folder

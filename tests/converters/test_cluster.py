@@ -120,5 +120,8 @@ def test_what_a_worker_finds_wrong_is_said_as_here(tmp_path: Path, cluster: str)
 
 def test_no_cluster_there(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    with pytest.raises(ClusterError, match="cannot be used"):
-        convert(str(model), tmp_path / "m.edge", cluster="nonsense://1")
+    for address, said in (("nonsense://1", "cannot be used"), ("127.0.0.1:1", "at 127.0.0.1:1 cannot be reached: "),
+                          ("127.0.0.1:99999", "cannot be reached")):
+        with pytest.raises(ClusterError, match=said):
+            convert(str(model), tmp_path / "m.edge", cluster=address)
+    assert list(tmp_path.iterdir()) == [model]

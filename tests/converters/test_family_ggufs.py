@@ -4,17 +4,22 @@ Random weights in float32, at sizes at which nothing is left out: biases, norms,
 them. llama.cpp keeps GELU in a table of halves, and has tanh's where GPT-NeoX has the exact one.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from family_gguf import CONTEXT, KINDS, write_family
+from gguf.constants import GGMLQuantizationType
 from small_engine import make_engine
 
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.converters.gguf_source import open_gguf
+from edgert.converters.quantizer import on_grid
+from edgert.converters.rows import Rows
 from edgert.engine.session import Session
+from edgert.errors import UnsupportedError
 from edgert.measuring.peer import Peer
 
 pytest.importorskip("llama_cpp", reason="edgert[llama] is not installed")
@@ -55,3 +60,29 @@ def test_the_long_factors_of_longrope(tmp_path: Path) -> None:
     assert original == 256 < CONTEXT
     expected, long, short = of_llama_cpp(path, CONTEXT), of_edgert(path, CONTEXT), of_edgert(path, original)
     assert np.abs(long - expected).max() < 1e-4 * expected.std() < 0.1 * np.abs(short - expected).max()
+
+
+def test_parts_of_a_fused_tensor_stand_on_its_grid(tmp_path: Path) -> None:
+    """Gate and up of Phi-3, in rows and in 4-bit grids; a part may begin and end within the other's rows."""
+    source = open_gguf(write_family(tmp_path / "m.gguf", "phi3", of=GGMLQuantizationType.Q4_0))
+    gate, up = (source.tensors[f"model.layers.1.mlp.{part}_proj.weight"] for part in ("gate", "up"))
+    assert isinstance(gate, Rows) and isinstance(up, Rows)
+    whole, rows = gate.whole, gate.shape[0]
+    assert whole is up.whole and whole.shape[0] == 2 * rows and gate.type_name == "Q4_0"
+    for part, start, stop in ((gate, 0, rows), (up, 0, rows), (up, 5, 9), (gate, rows, rows)):
+        first = start if part is gate else rows + start
+        assert np.array_equal(part.read(start, stop), whole.read(first, first + stop - start))
+        if start < stop:
+            found, expected = part.grid(start, stop), whole.grid(first, first + stop - start)
+            assert found is not None and expected is not None
+            assert np.array_equal(found.scale, expected.scale) and np.array_equal(found.minimum, expected.minimum)
+        assert on_grid(part, "q4")
+    with pytest.raises(IndexError):
+        gate.read(0, rows + 1)
+
+
+def test_a_fused_tensor_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "phi3", replace(KINDS["phi3"], metadata={"feed_forward_length": 300}))
+    says = r"tensor blk\.0\.ffn_up\.weight has shape \[640, 256\], expected \[600, 256\]"
+    with pytest.raises(UnsupportedError, match=says):
+        open_gguf(write_family(tmp_path / "m.gguf", "phi3"))

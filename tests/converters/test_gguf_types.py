@@ -14,10 +14,10 @@ from edgert.converters.gguf_source import open_gguf
 from edgert.kernels.formats import FORMATS, unpack
 
 TOPS = {Type.Q4_0: 15, Type.Q4_1: 15, Type.Q4_K: 15, Type.Q5_0: 31, Type.Q5_1: 31, Type.Q5_K: 31, Type.TQ1_0: 2,
-        Type.TQ2_0: 3, Type.IQ1_S: 2, Type.IQ2_XXS: 5, Type.IQ3_XXS: 15, Type.IQ3_S: 15, Type.MXFP4: 24}
+        Type.TQ2_0: 3, Type.IQ1_S: 2, Type.IQ3_XXS: 15, Type.IQ3_S: 15, Type.MXFP4: 24}
 """The largest q of those that have a grid."""
-BESIDE = {Type.IQ2_XXS: 0.5 / 17, Type.IQ3_XXS: 2 / 8}
-"""How far weights may be from the grid, in steps of it: half of 17 and its multiples for 8, 25 and 43; 60 for 62."""
+BESIDE = {Type.IQ3_XXS: 2 / 8}
+"""How far weights may be from the grid, in steps of it: 60 for 62."""
 
 
 @pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.name)
@@ -59,11 +59,11 @@ def test_grid(tmp_path: Path, type_: Type) -> None:
 
 KEPT = {Type.Q4_0: 0.006, Type.Q4_1: 0.006, Type.Q4_K: 0.006, Type.Q5_0: 0.006, Type.Q5_1: 0.006, Type.Q5_K: 0.006,
         Type.TQ1_0: 0.003, Type.TQ2_0: 0.003, Type.IQ1_S: 0.005, Type.IQ3_S: 0.007, Type.IQ3_XXS: 0.03,
-        Type.IQ2_XXS: 0.03, Type.MXFP4: 0}
+        Type.MXFP4: 0}
 """What converting to preset q4 changes in weights that stay on their grid, in parts of their root mean square: the
 scale and minimum of 32 weights become 8 bits each."""
-ROUNDED = {Type.Q2_K: 0.06, Type.Q3_K: 0.06, Type.IQ1_M: 0.06, Type.IQ2_XS: 0.07, Type.IQ2_S: 0.07, Type.IQ4_NL: 0.07,
-           Type.IQ4_XS: 0.07, Type.NVFP4: 0.08, Type.Q6_K: 0.02, Type.Q8_0: 0.02}
+ROUNDED = {Type.Q2_K: 0.06, Type.Q3_K: 0.06, Type.IQ1_M: 0.06, Type.IQ2_XXS: 0.06, Type.IQ2_XS: 0.07,
+           Type.IQ2_S: 0.07, Type.IQ4_NL: 0.07, Type.IQ4_XS: 0.07, Type.NVFP4: 0.08, Type.Q6_K: 0.02, Type.Q8_0: 0.02}
 """The same of those that have no grid."""
 
 

@@ -22,6 +22,7 @@ from edgert.cli import cli
 from edgert.converters import onnx_tensors
 from edgert.converters.open_source import open_source
 from edgert.converters.quantizer import packed
+from edgert.converters.rows import Rows
 from edgert.converters.source import Source
 from edgert.errors import SourceError, UnsupportedError
 from edgert.kernels.formats import FORMATS, unpack
@@ -72,7 +73,7 @@ def tensors_of(source: Source, expected: dict[str, np.ndarray]) -> list[tuple[on
     """The quantized matrices of a source, packed ones once, with what they should be."""
     blocks = {}
     for tensor in source.tensors.values():
-        whole = tensor.of if isinstance(tensor, onnx_tensors.Rows) else tensor
+        whole = tensor.whole if isinstance(tensor, Rows) else tensor
         if isinstance(whole, onnx_tensors.Blocks):
             blocks[whole.codes.name] = whole
     assert set(blocks) == set(expected)
@@ -487,6 +488,12 @@ def test_missing_texts(tmp_path: Path) -> None:
     del config["model"]["decoder"]["num_attention_heads"]
     (source / "genai_config.json").write_text(json.dumps(config))
     refused(source, "genai_config.json", "num_attention_heads", "put the config.json of the original model")
+    config["model"]["decoder"] |= {"num_attention_heads": 3, "sliding_window": {"window_size": 64, "layers": []}}
+    (source / "genai_config.json").write_text(json.dumps(config))
+    open_source(str(source))
+    config["model"]["decoder"]["sliding_window"] = {"window_size": 64}
+    (source / "genai_config.json").write_text(json.dumps(config))
+    refused(source, "genai_config.json", "sliding window")
     (source / "genai_config.json").write_text("{}")
     refused(source, "genai_config.json: has no model with a decoder")
 

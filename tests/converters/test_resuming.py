@@ -256,3 +256,33 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         errors = process.stderr.read() if process.stderr else ""
     assert killed and out.read_bytes() == reference.read_bytes()
     assert "Traceback" not in errors
+
+
+SLOW = """
+import os, time
+from edgert.cli import main
+from edgert.converters import convert as module
+module.KEEP_S = 0
+class Slow(module.BundleWriter):
+    def keep(self, state, arrays):
+        super().keep(state, arrays)
+        time.sleep(float(os.environ["PAUSE"]))
+module.BundleWriter = Slow
+main()
+"""
+
+
+def test_what_the_command_says(tmp_path: Path) -> None:
+    model, out = write_model(tmp_path / "model", **SHAPES["llama"]), tmp_path / "m.edge"
+    command = [sys.executable, "-c", SLOW, "convert", str(model), str(out)]
+    with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env={**os.environ, "PAUSE": "60"}) as process:
+        while not (tmp_path / "m.edge.part.journal").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said == f"{out}: what is done is kept beside it; the same command goes on from there\n"
+    done = subprocess.run(command, text=True, capture_output=True, check=True, env={**os.environ, "PAUSE": "0"})
+    assert done.stderr.startswith(f"{out}: going on with what an interrupted conversion has left: ")
+    assert done.stderr.count("\n") == 1 and names(tmp_path) == ["m.edge"]

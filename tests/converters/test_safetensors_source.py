@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from tiny_model import write_model
 from tokenizers import Tokenizer, models, processors
 
 from edgert.converters.open_source import open_source
@@ -294,3 +295,18 @@ def test_open_source(tmp_path: Path) -> None:
     assert open_source(str(write(tmp_path / "tiny"))).provenance["source"] == "tiny"
     with pytest.raises(SourceError, match="no such file or folder"):
         open_source(str(tmp_path / "absent"))
+
+
+def test_the_text_part_of_a_mistral_that_sees_images_too(tmp_path: Path) -> None:
+    plain = write_model(tmp_path / "plain", model_type="mistral3")
+    both = write_model(tmp_path / "both", model_type="mistral3")
+    text = json.loads((plain / "config.json").read_text())
+    del text["tie_word_embeddings"]
+    (both / "config.json").write_text(json.dumps({"model_type": "mistral3", "tie_word_embeddings": True,
+                                                  "text_config": {**text, "model_type": "mistral"}}))
+    weights = {"language_model." + name: values for name, values in load_file(plain / "model.safetensors").items()}
+    save_file({**weights, "vision_tower.patch.weight": np.zeros((3, 3), np.float32)}, both / "model.safetensors")
+    one, other = open_safetensors(plain), open_safetensors(both)
+    assert one.config == other.config
+    for spec in one.config.tensors():
+        assert np.array_equal(*(source.tensors[spec.name].read(0, spec.shape[0]) for source in (one, other)))

@@ -60,9 +60,9 @@ def test_longrope_changes_only_with_a_context_that_is_asked_for(made: Callable[[
             if context == 100:
                 model.save_session(session)
     assert answers[None] == answers[100] != answers[CONTEXT]
-    with edgert.load(path, context=CONTEXT, threads=1) as model:
-        with pytest.raises(SessionError, match=r"was computed with a context of 100, .*; open it with --context 100$"):
-            model.open_session(session)
+    says = r"was computed with a context of 100, .*; open it with --context 100$"
+    with edgert.load(path, context=CONTEXT, threads=1) as model, pytest.raises(SessionError, match=says):
+        model.open_session(session)
     with edgert.load(path, context=200, threads=1) as model:
         model.open_session(session)
 

@@ -53,7 +53,6 @@ def test_a_bundle_of_a_gguf_says_the_same(name: str) -> None:
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
     ("mistral", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
     ("mistral", {"num_local_experts": 8}, "num_local_experts is 8"),
-    ("ministral3", {"text_config": {}}, "a model that sees pictures"),
     ("phi3", {"lm_head_bias": True}, "lm_head_bias is True"), ("phi3", {"mlp_bias": True}, "mlp_bias is True"),
     ("granite", {"mlp_bias": True}, "mlp_bias is True"), ("granite", {"logits_scaling": 0}, "logits_scaling is 0.0"),
     ("granite", {"position_embedding_type": "nope"}, "position_embedding_type is 'nope'"),

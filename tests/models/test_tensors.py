@@ -153,7 +153,7 @@ def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
     named = FAMILIES[architecture].Config.architecture
     kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == named), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
-    config = config_of(architecture, tied=architecture == "gemma2")  # which has no output head of its own
+    config = config_of(architecture, tied=architecture == "gemma2")
     fused = [tensor for tensor in config.fused() if tensor.name]
     parts = {part.name for tensor in fused for part in tensor.parts}
     for spec in (*fused, *(spec for spec in config.tensors() if spec.name not in parts)):
