@@ -23,7 +23,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 300,
               "tie_word_embeddings": False},
     "opt": {"model_type": "opt", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-            "num_attention_heads": 2, "vocab_size": 100, "max_position_embeddings": 300}}
+            "num_attention_heads": 2, "vocab_size": 100, "max_position_embeddings": 300},
+    "mixtral": {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+                "vocab_size": 100, "num_local_experts": 6, "num_experts_per_tok": 2}}
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,10 @@ def test_a_bundle_of_a_gguf_says_the_same(name: str) -> None:
     ("gptneox", {"hidden_act": "gelu_10"}, "activation 'gelu_10' is not known"),
     ("llama3-tied", {"embedding_multiplier": 12.0}, "embedding_multiplier is 12.0"),
     ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types is"),
+    ("qwen3moe", {"mlp_only_layers": [1]}, r"mlp_only_layers is \[1\]"),
+    ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+    ("qwen3moe", {"use_sliding_window": True}, "use_sliding_window is True"),
+    ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
 ])
 def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
