@@ -105,8 +105,7 @@ def _config(folder: Path, graph: Graph, uses: Iterable[Use]) -> tuple[Config, Ma
     path, genai = folder / "config.json", folder / "genai_config.json"
     if path.is_file():
         values = read_json(path)
-        return family_config(path, values.get("model_type"), MODEL_TYPES,
-                             lambda family: family.from_hf(values)), values
+        return family_config(path, values.get("model_type"), MODEL_TYPES, lambda family: family.from_hf(values)), values
     if genai.is_file():
         settings = read_json(genai)
         found = {name: use.tensor for use in reversed(list(uses)) for name in use.names[:1]}
@@ -121,26 +120,31 @@ def _found(uses: Iterable[Use], config: Config, path: Path) -> tuple[dict[str, S
     Raises SourceError where there are two tensors for one, UnsupportedError where weights are of no known module.
     """
     specs = {tail(spec.name): spec for spec in replace(config, tie_word_embeddings=False).tensors()}
+    fused = {tail(of.name): of for of in config.fused()}
     chosen: dict[str, Use] = {}
     unknown: dict[str, Use] = {}
     for use in uses:
-        name = next((name for name in use.names if name in specs or _parts(name, specs)), None)
+        name = next((name for name in use.names if name in specs or name in fused or _parts(name, specs)), None)
         if name is None:
             if use.certain:
                 unknown[use.of.name] = use
         elif (before := chosen.setdefault(name, use)).of is not use.of and before.graph == use.graph:
             raise SourceError(f"{path}: has two tensors for {name}, {before.of.name} and {use.of.name}: edgert reads "
                               "files with one decoder")
+    whole = {fused[name].name: use.tensor for name, use in chosen.items() if name in fused}
     found: dict[str, SourceTensor] = {}
     for name, use in chosen.items():
+        if name in fused:
+            continue
         first = 0
         for part in _parts(name, specs) or [name]:
-            rows, whole = specs[part].shape[0], use.tensor
-            found[part] = whole if part == name else Rows(whole, (rows, *whole.shape[1:]), first, rows, rows)
+            rows = specs[part].shape[0]
+            found[part] = use.tensor if part == name else Rows(use.tensor, specs[part].shape, first, rows, rows)
             first += rows
         if name not in specs and first != use.tensor.shape[0]:
             raise SourceError(f"{path}: tensor {use.of.name} has {use.tensor.shape[0]} rows, expected {first}")
-    if unknown and any(name not in found for name in specs):
+    parts = {tail(part.name) for of in fused.values() if of.name in whole for part in of.parts}
+    if unknown and not found.keys() | parts >= specs.keys():
         name, use = next(iter(unknown.items()))
         raise UnsupportedError(f"{path}: nothing says what tensor {name} is for (its node is of {use.names[0]}): this "
                                f"is not how architecture {config.architecture} is exported by optimum or "
@@ -151,7 +155,7 @@ def _found(uses: Iterable[Use], config: Config, path: Path) -> tuple[dict[str, S
     config = replace(config, tie_word_embeddings=_tied(chosen, found, config, specs))
     if config.tie_word_embeddings:
         found = {name: tensor for name, tensor in found.items() if specs[name].role is not Role.HEAD}
-    return {specs[name].name: tensor for name, tensor in found.items()} | {
+    return whole | {specs[name].name: tensor for name, tensor in found.items()} | {
         name: use.tensor for name, use in unknown.items()}, config
 
 

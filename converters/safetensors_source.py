@@ -65,19 +65,16 @@ class SafetensorsTensor:
         return None
 
 
-@dataclass
 class ShiftedTensor:
     """A `SourceTensor` with a number added to all of its elements."""
 
-    tensor: SourceTensor
-    offset: float
-
-    def __post_init__(self) -> None:
-        self.shape, self.type_name = self.tensor.shape, self.tensor.type_name
+    def __init__(self, tensor: SourceTensor, offset: float) -> None:
+        self._tensor, self._offset = tensor, np.float32(offset)
+        self.shape, self.type_name = tensor.shape, tensor.type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (elements, of a vector) as float32. Raises SourceError."""
-        return self.tensor.read(start, stop) + np.float32(self.offset)
+        return self._tensor.read(start, stop) + self._offset
 
     def grid(self, start: int, stop: int) -> Grid | None:
         """None: what was shifted is on no grid."""

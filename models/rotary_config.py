@@ -113,6 +113,8 @@ class Rotary(config.Config):
         refuse_unread_gguf(metadata, cls.GGUF_READS, cls.architecture)
         heads, hidden_size = int(get("attention.head_count")), int(get("embedding_length"))
         head_dim = int(get("attention.key_length", hidden_size // heads))
+        if (values := int(get("attention.value_length", head_dim))) != head_dim:
+            raise ValueError(f"values of {values} components and keys of {head_dim} are not supported")
         return {
             "hidden_size": hidden_size, "intermediate_size": int(get("feed_forward_length")),
             "num_hidden_layers": int(get("block_count")), "num_attention_heads": heads,

@@ -43,7 +43,7 @@ GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "embedding_scale": (0, 1),
     "residual_scale": (0, 1), "logit_scale": (0, 1), "expert_count": (0,), "expert_shared_count": (0,),
     "expert_weights_scale": (0, 1), "expert_gating_func": (0, 1), "leading_dense_block_count": (0,),
-    "rope.scaling.alpha": (0,), "rope.scaling.yarn_ext_factor": (), "rope.dimension_sections": (),
+    "rope.scaling.alpha": (0,), "rope.scaling.yarn_ext_factor": (1,), "rope.dimension_sections": (),
     "use_parallel_residual": (False,), "swin_norm": (False,)}
 """Likewise, below the name of the family."""
 

@@ -30,6 +30,7 @@ _SPACE = r"(?<=[^\s▁]) (?=[^\s▁])"  # ▁ is SentencePiece's space
 _NO_SPACE = (r"(?<=[A-Za-z0-9])(?=[\n!-&(-/:-@\[-`{-~])|(?<=[A-Za-z])(?=[0-9])"  # not "'", as in "it's"
              r"|(?<=[ぁ-ゖァ-ヺ一-龥가-힣])(?=[0-9、。，！？；：\n])")
 
+_ONE_SPACE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 _NEWLINE = r"(?<=\n)(?=\S)"
 
 _ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -128,7 +129,8 @@ def _pattern(front: list[dict[str, Any]], normalizers: list[dict[str, Any]], tok
     merges makes its tokens."""
     space_replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"} in normalizers
     for step in normalizers:
-        if step["type"] not in ("NFC", "Prepend") and not (step["type"] == "Replace" and space_replaced):
+        if step["type"] not in ("NFC", "Prepend") and step != _ONE_SPACE and not (
+                step["type"] == "Replace" and space_replaced):
             return None, False
     words: set[str] = set()
     for step in front:

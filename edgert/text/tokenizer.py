@@ -157,6 +157,10 @@ class Tokenizer(AnyTokenizer):
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._strip_left = {index for index, token in added.items() if token.lstrip}
         self._strip_right = {index for index, token in added.items() if token.rstrip}
+        self._unknown = {index: self._added[index].decode()
+                         for index in tokenizer.encode("\U0010fffe", add_special_tokens=False).ids
+                         if index in self.special_ids}
+        """What characters become that the vocabulary does not have: nothing, or the token called <unk> or the like."""
         front = tokenizer.pre_tokenizer
         words: Any = front if isinstance(front, pre_tokenizers.Sequence) else [front]
         self._prepends_once = [step for step in words if getattr(step, "prepend_scheme", None) == "first"]
@@ -195,7 +199,9 @@ class Tokenizer(AnyTokenizer):
             ids, names = self._encode(text, special)
             if given is not None and any(1 in given[start:end] for start, end in names):
                 ids, names = self._encode_around(text, given)
-        if (given is not None or not special) and sum(index in self.special_ids for index in ids) != len(names):
+        named = sum(text[start:end].strip() not in self._unknown.values() for start, end in names)
+        if (given is not None or not special) and named != sum(
+                index in self.special_ids and index not in self._unknown for index in ids):
             raise ModelError("The text turns into a special token of the model even when read as plain text; "
                              "take special tokens' names out of it.")
         if len(text) > PART:  # the library takes 100 bytes per character, for a moment
@@ -218,7 +224,9 @@ class Tokenizer(AnyTokenizer):
             if special and not self.special_ids.isdisjoint(new):
                 names += [(start + first, start + last)
                           for index, (first, last) in zip(new, encoding.offsets, strict=True)
-                          if index in self.special_ids]
+                          if index in self.special_ids and (
+                              index not in self._unknown or text[start + first:start + last].strip()
+                              == self._unknown[index])]
             ids += new if self._tables is None else self._tables.finish(new, encoding.word_ids)
         return ids, names
 

@@ -74,7 +74,7 @@ def test_no_experts_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("changes", "what"), [
     ({"num_experts_per_tok": 9}, "9 experts for each token are more than the 7"),
-    ({"clip_qkv": 8.0}, "clip_qkv 8.0"),
+    ({"clip_qkv": 8.0}, "clip_qkv is 8.0"),
     ({"num_local_experts": 5000, "num_experts": 5000}, "5000 experts are more than 1024")])
 def test_hyper_parameters_that_cannot_be(tmp_path: Path, changes: dict[str, object], what: str) -> None:
     folder = tmp_path / "m"

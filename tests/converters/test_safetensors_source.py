@@ -283,7 +283,7 @@ def test_byte_flips(tmp_path: Path, data: st.DataObject) -> None:
     ("weights", b"\x80\x04\x95", "is a pickle"),
     ("model.safetensors", b"\0" * 8, "give the folder that it is in"),
     ("a.gguf", b"<html>", "is not a model that edgert reads"),
-    ("a.onnx", b"", "is not a model that edgert reads"),
+    ("a.onnx", b"", "is not a whole ONNX model"),
 ])
 def test_open_source_refuses(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)

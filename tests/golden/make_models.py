@@ -99,10 +99,12 @@ SPECS = {
                              use_parallel_residual=False),
     "ministral": small("ministral", 2, 24, 38, 3, 1, 8, sliding_window=9,
                        layer_types=["sliding_attention", "full_attention"]),
-    "mixtral": small("mixtral", 2, 24, 44, 3, 1, 8, num_local_experts=5, num_experts_per_tok=2, sliding_window=17),
-    "olmoe": small("olmoe", 2, 24, 44, 3, 1, 8, num_experts=7, num_experts_per_tok=3),
-    "qwen3moe": small("qwen3_moe", 2, 24, 38, 3, 1, 16, moe_intermediate_size=44, num_experts=6, num_experts_per_tok=2,
-                      norm_topk_prob=True),
+    "mixtral": Spec("mixtral", torch.float32, 2, 24, 44, 3, 1, 8, False, every=12, own={
+        "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 17}),
+    "olmoe": Spec("olmoe", torch.float32, 2, 24, 44, 3, 1, 8, False, every=12, own={
+        "num_experts": 7, "num_experts_per_tok": 3}),
+    "qwen3moe": Spec("qwen3_moe", torch.float32, 2, 24, 38, 3, 1, 16, False, every=12, own={
+        "moe_intermediate_size": 44, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",

@@ -82,6 +82,7 @@ def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
     ("llama", {"llama.expert_count": 8}, "llama.expert_count is 8"),
     ("qwen3", {"qwen3.attention.sliding_window": 8}, "qwen3.attention.sliding_window is 8"),
     ("granite", {"granite.rope.scaling.finetuned": False}, "a Granite without rotary positions"),
+    ("llama", {"llama.attention.value_length": 32}, "values of 32 components and keys of 64 are not supported"),
     ("olmo2", {"olmo2.attention.clamp_kqv": 8.0}, "olmo2.attention.clamp_kqv is 8.0"),
     ("olmo2", {"olmo2.rope.dimension_count": 32}, "rotary positions over 32 of a head's 64 components"),
 ])

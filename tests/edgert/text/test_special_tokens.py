@@ -52,6 +52,20 @@ def with_special(library: tokenizers.Tokenizer, names: list[str], **flags: bool)
     return Tokenizer(library)
 
 
+def test_unknown_characters_are_no_special_tokens() -> None:
+    """What the vocabulary lacks becomes <unk>, a special token, which nobody named; naming it is another thing."""
+    library = tokenizers.Tokenizer(models.Unigram(
+        [("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in "abc<>unk")], unk_id=0, byte_fallback=False))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    tokenizer = with_special(library, ["<unk>", "<|a|>"])
+    assert tokenizer.encode("a你b", special=False) == tokenizer.encode("a你b") == [1, 2, 0, 3]
+    assert tokenizer.encode("a你b", given=b"\1" * 3) == [1, 2, 0, 3]
+    mark = tokenizer.encode("<|a|>")
+    assert tokenizer.encode("<|a|>你", given=b"\0" * 5 + b"\1")[:len(mark)] == mark
+    assert mark[0] not in tokenizer.encode("你<|a|>", given=b"\1" * 6)
+
+
 KINDS: dict[str, Callable[[list[str]], Tokenizer]] = {
     "bytes": byte_level, "bytes_strip_right": partial(byte_level, rstrip=True),
     "bytes_strip_left": partial(byte_level, lstrip=True), "pieces": partial(sentencepiece, prepend="normalizer"),

@@ -109,7 +109,23 @@ def sentencepiece(front: str) -> tokenizers.Tokenizer:
     return library
 
 
+def unigram() -> tokenizers.Tokenizer:
+    """SentencePiece's other kind: pieces of known probability, and one token for characters that are in none."""
+    source = random.Random(5)
+    pieces = {"".join(source.choices("abS.,01|_xy", k=source.randint(2, 4))) for _ in range(80)}
+    names = ["▁", *"abS.,01|_xyt", *sorted(pieces), *(f"▁{piece}" for piece in sorted(pieces)[:40])]
+    library = tokenizers.Tokenizer(models.Unigram(
+        [("<unk>", 0.0), *((name, -source.uniform(2, 9)) for name in names)], unk_id=0, byte_fallback=False))
+    library.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    library.decoder = decoders.Metaspace(prepend_scheme="always")
+    library.add_special_tokens([AddedToken("<unk>", special=True, normalized=False)])
+    library.add_tokens(ADDED)
+    return library
+
+
 LIBRARIES = {
+    "unigram": unigram(),
     **{names[-1]: byte_level(splits) for splits, names in ALIKE.items()},
     "gpt2_regex": byte_level((), use_regex=True), "prefix_space": byte_level((), use_regex=True, prefix=True),
     "nfc": byte_level(PATTERNS["llama3_hf"], normalizer=normalizers.NFC()),
