@@ -88,7 +88,8 @@ class ExpertCache(Readers):
         shape = len(layers) * experts
         self._needed, self._guessed, self._done = (np.zeros(shape, np.int64) for _ in range(3))
         """When each was, by `_time`."""
-        self._time, self._asked = np.ones(1, np.int64), np.full(1, _NOBODY, np.int64)
+        self._time, self._asked = np.ones(1, np.int64), np.full(len(layers), _NOBODY, np.int64)
+        """Each layer asks in a place of its own: where it asks for guesses alone, the next one does not wait for us."""
         self._slot, self._left = np.full(shape, _NOBODY, np.int64), np.zeros(shape, np.int64)
         """Where each is, or will be; how many of its units have not been read to their end."""
         self._begun = np.zeros(shape, bool)
@@ -114,7 +115,7 @@ class ExpertCache(Readers):
     def asking(self, layer: int) -> Asking:
         """What the kernels ask for this layer's experts with."""
         at = 8 * layer * self._experts
-        return Asking(self._needed.ctypes.data + at, self._time.ctypes.data, self._asked.ctypes.data,
+        return Asking(self._needed.ctypes.data + at, self._time.ctypes.data, self._asked.ctypes.data + 8 * layer,
                       int(self._semaphores.table[0]), self._done.ctypes.data + at, self._guessed.ctypes.data + at,
                       len(self._pools[self._layers[layer].expert_bytes].held))
 
@@ -122,7 +123,7 @@ class ExpertCache(Readers):
         """The next pass: nothing is needed yet."""
         with self._lock:
             self._count_uses(len(self._layers))
-            self._asked[0] = _NOBODY
+            self._asked[:] = _NOBODY
             self._drop_guesses(len(self._layers))
             self._wanted.clear()
             self._time += 1
@@ -134,7 +135,7 @@ class ExpertCache(Readers):
         Raises what `check` raises, also if the disk does not answer.
         """
         with self._quiet:
-            self._asked[0] = _NOBODY
+            self._asked[:] = _NOBODY
             for jobs in (self._urgent, self._ahead, self._waiting, self._wanted):
                 jobs.clear()
             quiet = self._wait_until_quiet()
@@ -158,10 +159,10 @@ class ExpertCache(Readers):
     def _take(self) -> _Job | None:
         """The next unit to read, if there is one. Others are woken for what else there is."""
         with self._lock:
-            layer = int(self._asked[0])
-            if layer != _NOBODY:
-                self._asked[0] = _NOBODY
-                self._plan(layer)
+            asked = np.flatnonzero(self._asked != _NOBODY)
+            if len(asked):
+                self._asked[asked] = _NOBODY
+                self._plan(int(asked[-1]))
             elif self._waiting:
                 self._give_slots()
             if self.error is not None:
