@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tested_targets import TESTED
 
 import edgert
 from edgert.download import pull
 from edgert.kernels import native
-from edgert.kernels.simd.target import executable_targets
 
 settings.register_profile("edgert", derandomize=True, deadline=None)
 settings.load_profile("edgert")
@@ -20,12 +20,12 @@ MODELS = Path(os.environ.get("EDGERT_TEST_MODELS", Path.home() / ".cache" / "edg
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels once, before workers start, for every instruction set that this machine has. No test goes by
+    """Compile the kernels once, before workers start, for every instruction set that tests go through. No test goes by
     the defaults of whoever runs it."""
     os.environ["EDGERT_CONFIG"] = os.devnull
     if not hasattr(config, "workerinput"):
         with ThreadPoolExecutor(os.cpu_count()) as compilers:
-            list(compilers.map(native.object_file, [target.name for target in executable_targets()]))
+            list(compilers.map(native.object_file, TESTED))
 
 
 @pytest.fixture(scope="session")

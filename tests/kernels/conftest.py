@@ -2,11 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 import rig
+from tested_targets import TESTED
 
-from edgert.kernels.simd.target import executable_targets
 
-
-@pytest.fixture(scope="session", params=[t.name for t in executable_targets()])
+@pytest.fixture(scope="session", params=TESTED)
 def target(request: pytest.FixtureRequest) -> str:
     """The name of an instruction set that this machine can execute; tests that take it run once for each."""
     return request.param

@@ -6,12 +6,11 @@ import rig
 from guarded import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
+from tested_targets import TESTED
 from weights_for import FORMAT_NAMES, kinds, matrix, product, seeds, values
 
 from edgert.kernels.formats import FORMATS, SLAB, Activation, Format, Quantized, pack
-from edgert.kernels.simd.target import executable_targets
 
-TARGETS = [t.name for t in executable_targets()]
 formats = pytest.mark.parametrize("name", FORMAT_NAMES)
 few_tokens, sizes = st.integers(1, 9), st.integers(1, 150)
 
@@ -199,7 +198,7 @@ def test_products_are_exact_at_the_ends_of_the_range(target: str, name: str, tok
         assert np.array_equal(got, exact_product(form, q - 200, x))
 
 
-@pytest.mark.skipif(len(TARGETS) < 2, reason="this machine executes one instruction set only")
+@pytest.mark.skipif(len(TESTED) < 2, reason="this machine executes one instruction set only")
 @formats
 @rig.examples()
 @given(seed=seeds, kind=kinds, rows=sizes, columns=sizes, tokens=few_tokens)
@@ -208,7 +207,7 @@ def test_instruction_sets_agree(name: str, seed: int, kind: str, rows: int, colu
     weights = matrix(np.random.default_rng(seed), FORMATS[name], kind, rows, columns)
     x = values(np.random.default_rng(seed + 1), "mixed", (tokens, columns))
     results = []
-    for target in TARGETS:
+    for target in TESTED:
         team = rig.team(target)
         results.append(rig.linear(team, weights.form, weights.packed, rig.activations(team, weights.form, x)))
     for y in results[1:]:
