@@ -1,9 +1,12 @@
 """Engines of small models, with as much of the weights in memory as a test wants."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgert import opening
@@ -12,7 +15,10 @@ from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
 from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine
 from edgert.engine.retention import POLICIES, STOP, Policy
+from edgert.engine.session import Session
+from edgert.engine.worker import CancelledError
 from edgert.kernels import native
+from edgert.kernels.records import CANCELLED
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.window import slots_in, window_bytes
 from edgert.residency.device import Device
@@ -83,3 +89,27 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
         made = replace(made, placement=replace(made.placement, slots=slots))
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
                   threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows, policy=policy)
+
+
+def cancelled_again_and_again(engine: Engine, source: Any, tokens: Sequence[int], expected: np.ndarray) -> int:
+    """Compute a token after another, each until it is not cancelled: often it is, when `source` (OnDemand) has just
+    planned what to read. Asserts that the logits are those expected, to the bit. Returns how often it was."""
+    session, cancel, cancelled = Session(engine.config, 64, "f32"), np.zeros(1, np.int64), 0
+    plan, chance = source._plan, random.Random(0)
+
+    def cancelling(layer: Any) -> None:
+        plan(layer)
+        if chance.random() < 0.6:
+            cancel[0] = CANCELLED
+
+    source._plan = cancelling
+    for number, token in enumerate(tokens):
+        while True:
+            try:
+                logits = engine.forward(session, [token], cancel=cancel)
+                break
+            except CancelledError:
+                cancelled += 1
+                cancel[0] = 0
+        assert np.array_equal(logits.view(np.int32)[0], expected[number])
+    return cancelled

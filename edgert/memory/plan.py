@@ -25,8 +25,8 @@ from edgert.models.tensors import FEED_FORWARD
 from edgert.residency import stream
 from edgert.residency.device import Device
 from edgert.residency.file import ALIGNMENT
+from edgert.residency.on_demand import READERS
 from edgert.residency.placement import Placement
-from edgert.residency.window import READERS
 
 from .budget import page_table_bytes, size_text
 from .cache_room import CacheRoom

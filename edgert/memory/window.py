@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from edgert.bundle import Header
 from edgert.bundle.header import ACTIVITY_PARTS
 from edgert.residency.device import Device
-from edgert.residency.window import READERS
+from edgert.residency.on_demand import READERS
 
 _STEPS = 32
 """Into which a budget is divided between a window and what every token needs, to find the best."""

@@ -12,7 +12,6 @@ where something is needed, so a wrong one costs little but bandwidth.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +20,10 @@ from edgert.bundle.reader import Units
 from edgert.kernels.records import WAIT
 
 from .file import FlashFile
-from .readers import Readers, now
-from .region import Region
+from .on_demand import NOBODY, READERS, OnDemand, Pool, pools_of
+from .readers import now
 from .source import Asking, ExpertCounts, Read, no_answer
 from .table import AddressTable
-from .window import READERS
 
 HALF_LIFE = 4.0
 """Passes after which a use counts half (docs/notes/experts.md)."""
@@ -35,7 +33,7 @@ _LEAST_RIGHT = 0.4
 """Nothing is read on a guess where a smaller part of guesses is right."""
 _MEMORY = 0.98
 """How much of what is known of guesses is kept at each layer."""
-_NOBODY, _NEVER_USED = -1, -1e30
+_NEVER_USED = -1e30
 
 
 class ExpertLayer(NamedTuple):
@@ -50,18 +48,6 @@ class ExpertLayer(NamedTuple):
         return self.per_expert * self.units.unit_bytes
 
 
-@dataclass(eq=False)
-class _Pool:
-    """Slots for experts of one size. held: int64, the number of the expert in each, or _NOBODY."""
-
-    region: Region
-    expert_bytes: int
-    held: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.held = np.full(self.region.size // self.expert_bytes, _NOBODY, np.int64)
-
-
 class _Job(NamedTuple):
     """A unit of an expert to read. ahead: on a guess."""
 
@@ -70,27 +56,24 @@ class _Job(NamedTuple):
     ahead: bool
 
 
-class ExpertCache(Readers):
+class ExpertCache(OnDemand[_Job]):
     """A source (source.py) of experts. Experts of all layers are numbered together here, a layer's after another's.
 
     experts: in each layer. slots: how many there are for experts of each length, in bytes, at least one. guesses: False
     to read none. stop: called from a reader's thread when reading failed; `error` then tells why.
     """
 
-    freed = 0
-
     def __init__(self, file: FlashFile, layers: Sequence[ExpertLayer], experts: int, table: AddressTable, *,
                  slots: Mapping[int, int], stop: Callable[[], None], guesses: bool = True) -> None:
-        self._pools = {size: _Pool(Region(count * size, "experts", huge=True, filled=True), size)
-                       for size, count in slots.items()}
+        self._pools = pools_of(slots, "experts")
         super().__init__(file, table, [pool.region for pool in self._pools.values()], stop)
         self._layers, self._experts, self._guesses = layers, experts, guesses
         shape = len(layers) * experts
         self._needed, self._guessed, self._done = (np.zeros(shape, np.int64) for _ in range(3))
         """When each was, by `_time`."""
-        self._time, self._asked = np.ones(1, np.int64), np.full(len(layers), _NOBODY, np.int64)
+        self._time, self._asked = np.ones(1, np.int64), np.full(len(layers), NOBODY, np.int64)
         """Each layer asks in a place of its own: where it asks for guesses alone, the next one does not wait for us."""
-        self._slot, self._left = np.full(shape, _NOBODY, np.int64), np.zeros(shape, np.int64)
+        self._slot, self._left = np.full(shape, NOBODY, np.int64), np.zeros(shape, np.int64)
         """Where each is, or will be; how many of its units have not been read to their end."""
         self._begun = np.zeros(shape, bool)
         """Whether reading it into its slot has begun."""
@@ -123,7 +106,7 @@ class ExpertCache(Readers):
         """The next pass: nothing is needed yet."""
         with self._lock:
             self._count_uses(len(self._layers))
-            self._asked[:] = _NOBODY
+            self._asked[:] = NOBODY
             self._drop_guesses(len(self._layers))
             self._wanted.clear()
             self._time += 1
@@ -135,7 +118,7 @@ class ExpertCache(Readers):
         Raises what `check` raises, also if the disk does not answer.
         """
         with self._quiet:
-            self._asked[:] = _NOBODY
+            self._asked[:] = NOBODY
             for jobs in (self._urgent, self._ahead, self._waiting, self._wanted):
                 jobs.clear()
             quiet = self._wait_until_quiet()
@@ -146,22 +129,12 @@ class ExpertCache(Readers):
             self.fail(no_answer())
         self.check()
 
-    def _serve(self, reader: int) -> None:
-        """A reader's thread: the semaphore says that there may be something to do."""
-        while True:
-            self._semaphores.wait(0)
-            if self._ended():
-                return
-            while (job := self._take()) is not None:
-                with self._one_read():
-                    self._read(reader, job)
-
     def _take(self) -> _Job | None:
         """The next unit to read, if there is one. Others are woken for what else there is."""
         with self._lock:
-            asked = np.flatnonzero(self._asked != _NOBODY)
+            asked = np.flatnonzero(self._asked != NOBODY)
             if len(asked):
-                self._asked[asked] = _NOBODY
+                self._asked[asked] = NOBODY
                 self._plan(int(asked[-1]))
             elif self._waiting:
                 self._give_slots()
@@ -187,7 +160,7 @@ class ExpertCache(Readers):
         self._layer = layer
         here = np.arange(layer * self._experts, (layer + 1) * self._experts)
         needed = here[self._needed[here] == self._time[0]]
-        missing = needed[self._slot[needed] == _NOBODY]
+        missing = needed[self._slot[needed] == NOBODY]
         self.counted.missed += len(missing)
         coming = set(needed.tolist())
         self._urgent.extend(job._replace(ahead=False) for job in self._ahead if job.expert in coming)
@@ -197,7 +170,7 @@ class ExpertCache(Readers):
         self._wanted.clear()
         if layer + 1 < len(self._layers):
             there = here + self._experts
-            guessed = there[(self._guessed[there] == self._time[0]) & (self._slot[there] == _NOBODY)]
+            guessed = there[(self._guessed[there] == self._time[0]) & (self._slot[there] == NOBODY)]
             self._candidates[there] = False
             self._candidates[guessed] = True
             if self._guesses and self._right >= _LEAST_RIGHT * self._tried:
@@ -227,7 +200,7 @@ class ExpertCache(Readers):
         for job in self._ahead:
             if job.expert >= (layer + 1) * self._experts or self._begun[job.expert]:
                 kept.append(job)
-            elif self._slot[job.expert] != _NOBODY:
+            elif self._slot[job.expert] != NOBODY:
                 self._let_go(job.expert)
         self._ahead = kept
 
@@ -236,7 +209,7 @@ class ExpertCache(Readers):
         for experts, jobs, ahead in ((self._waiting, self._urgent, False), (self._wanted, self._ahead, True)):
             while experts:
                 slot = self._free_slot(experts[0], guess=ahead)
-                if slot == _NOBODY:
+                if slot == NOBODY:
                     return
                 expert = experts.popleft()
                 self._slot[expert], self._left[expert] = slot, self._per_expert(expert)
@@ -246,15 +219,15 @@ class ExpertCache(Readers):
                 self.counted.read_ahead += ahead
 
     def _free_slot(self, expert: int, *, guess: bool) -> int:
-        """A slot for an expert: an empty one, or that of the one worth least, which loses it; _NOBODY where all are in
+        """A slot for an expert: an empty one, or that of the one worth least, which loses it; NOBODY where all are in
         use."""
         held = self._pool(expert).held
-        if len(empty := np.flatnonzero(held == _NOBODY)):
+        if len(empty := np.flatnonzero(held == NOBODY)):
             return int(empty[0])
         for slot in self._by_worth(held, spare_guessed=guess):
             if self._take_out(int(held[slot])):
                 return slot
-        return _NOBODY
+        return NOBODY
 
     def _by_worth(self, held: np.ndarray, *, spare_guessed: bool) -> Iterator[int]:
         """Slots whose experts may go, those worth least first; guessed ones last, or not at all."""
@@ -284,30 +257,22 @@ class ExpertCache(Readers):
         if self._in_use(np.array([expert]))[0]:
             entries[:] = addresses
             return False
-        self._pool(expert).held[self._slot[expert]] = _NOBODY
-        self._slot[expert] = _NOBODY
+        self._pool(expert).held[self._slot[expert]] = NOBODY
+        self._slot[expert] = NOBODY
         return True
 
     def _let_go(self, expert: int) -> None:
         """Forget an expert that has not been read to its end. Nobody may be computing with it."""
         self._entries(expert)[:] = WAIT
-        self._pool(expert).held[self._slot[expert]] = _NOBODY
-        self._slot[expert], self._left[expert] = _NOBODY, 0
+        self._pool(expert).held[self._slot[expert]] = NOBODY
+        self._slot[expert], self._left[expert] = NOBODY, 0
 
     def _read(self, reader: int, job: _Job) -> None:
         layer, pool = self._layers[job.expert // self._experts], self._pool(job.expert)
         units, unit = layer.units, job.expert % self._experts * layer.per_expert + job.unit
-        place = int(self._slot[job.expert]) * pool.expert_bytes + job.unit * units.unit_bytes
+        place = int(self._slot[job.expert]) * pool.slot_bytes + job.unit * units.unit_bytes
         data = pool.region.view(place, units.unit_bytes)
-        started = checking = now()
-
-        def attempt() -> None:
-            nonlocal checking
-            self._file.read(units.start(unit), data, len(data))
-            checking = now()
-            units.check(unit, data)
-
-        self._file.twice(attempt)
+        started, checking = self._read_units(units, unit, unit + 1, data)
         if self._hook is not None:
             part = f"expert {job.expert % self._experts}{', a guess' if job.ahead else ''}"
             self._hook(Read(reader, units.name, units.start(unit), units.unit_bytes, started, checking, now(), part))
@@ -322,7 +287,7 @@ class ExpertCache(Readers):
     def _per_expert(self, expert: int) -> int:
         return self._layers[expert // self._experts].per_expert
 
-    def _pool(self, expert: int) -> _Pool:
+    def _pool(self, expert: int) -> Pool:
         return self._pools[self._layers[expert // self._experts].expert_bytes]
 
     def _entries(self, expert: int) -> np.ndarray:

@@ -9,7 +9,7 @@ or streamed, decide it exactly (kernels/sparse.py). So what is in the window dec
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,42 +17,28 @@ from edgert.bundle.reader import Units
 from edgert.kernels.records import WAIT
 
 from .file import FlashFile
-from .readers import Readers, now
-from .region import Region
+from .on_demand import NOBODY, READERS, OnDemand, Pool, pools_of
+from .readers import now
 from .source import Asking, Read, no_answer
 from .table import AddressTable
 
-READERS = 8
-"""Threads: a disk does most small reads a second when it has several to do."""
 _PIECE = 1 << 20
 """Bytes to read at once while the window is filled for the first time."""
-_NOBODY = -1
 _NEVER = np.iinfo(np.int64).max
 
 
 @dataclass
 class _Layer:
-    """units: the layer's groups. first: the index of its first entry in the table. pool: where its groups go."""
+    """units: the layer's groups. first: the index of its first entry in the table. pool: where its groups go, by that
+    index."""
 
     units: Units
     first: int
-    pool: "_Pool"
+    pool: Pool
 
     @property
     def entries(self) -> slice:
         return slice(self.first, self.first + self.units.count)
-
-
-@dataclass(eq=False)
-class _Pool:
-    """Slots for groups of one size. held: int64, the index in the table of the group in each, or _NOBODY."""
-
-    region: Region
-    unit_bytes: int
-    held: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.held = np.full(self.region.size // self.unit_bytes, _NOBODY, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +50,7 @@ class _Job:
     slot: int
 
 
-class Window(Readers):
+class Window(OnDemand[_Job]):
     """A source (source.py) that reads neuron groups when the kernels ask for them.
 
     layers: the groups of each layer, whose lengths and places in the file are whole pages, with the index of their
@@ -73,17 +59,14 @@ class Window(Readers):
     when reading failed; `error` then tells why. `fill` must be called once, before anything is computed.
     """
 
-    freed = 0
-
     def __init__(self, file: FlashFile, layers: Sequence[tuple[Units, int]], table: AddressTable, *,
                  slots: Mapping[int, int], stop: Callable[[], None]) -> None:
-        self._pools = {size: _Pool(Region(count * size, "neurons", huge=True, filled=True), size)
-                       for size, count in slots.items()}
+        self._pools = pools_of(slots, "neurons")
         super().__init__(file, table, [pool.region for pool in self._pools.values()], stop)
         self._layers = [_Layer(units, first, self._pools[units.unit_bytes]) for units, first in layers]
         self._used = np.zeros_like(table.entries)
         """When each group was needed last, by `_time`."""
-        self._time, self._asked = np.ones(1, np.int64), np.full(1, _NOBODY, np.int64)
+        self._time, self._asked = np.ones(1, np.int64), np.full(1, NOBODY, np.int64)
         self._jobs: deque[_Job] = deque()
         self._start(READERS, "window")
 
@@ -94,14 +77,14 @@ class Window(Readers):
             layers, slot = [layer for layer in self._layers if layer.pool is pool], 0
             for number, layer in enumerate(layers):
                 count = min((len(pool.held) - slot) // (len(layers) - number), layer.units.count)
-                at_once = max(_PIECE // pool.unit_bytes, 1)
+                at_once = max(_PIECE // pool.slot_bytes, 1)
                 for first in range(0, count, at_once):
                     progress()
                     last = min(first + at_once, count)
-                    self._read_units(layer, first, last, slot + first)
+                    self._read_into(layer, first, last, slot + first)
                 pool.held[slot:slot + count] = layer.first + np.arange(count)
                 self._table.entries[layer.first:layer.first + count] = (
-                    pool.region.address + pool.unit_bytes * np.arange(slot, slot + count))
+                    pool.region.address + pool.slot_bytes * np.arange(slot, slot + count))
                 slot += count
 
     def asking(self, layer: int) -> Asking:
@@ -119,32 +102,22 @@ class Window(Readers):
         Raises what `check` raises, also if the disk does not answer.
         """
         with self._quiet:
-            self._asked[0] = _NOBODY
+            self._asked[0] = NOBODY
             for job in self._jobs:
-                job.layer.pool.held[job.slot] = _NOBODY
+                job.layer.pool.held[job.slot] = NOBODY
             self._jobs.clear()
             quiet = self._wait_until_quiet()
         if not quiet:
             self.fail(no_answer())
         self.check()
 
-    def _serve(self, reader: int) -> None:
-        """A reader's thread: the semaphore says that there may be something to do."""
-        while True:
-            self._semaphores.wait(0)
-            if self._ended():
-                return
-            while (job := self._take()) is not None:
-                with self._one_read():
-                    self._read(reader, job)
-
     def _take(self) -> _Job | None:
         """The next group to read, if there is one. Others are woken for the rest of what was just asked for."""
         others = 0
         with self._lock:
             layer = int(self._asked[0])
-            if layer != _NOBODY:
-                self._asked[0] = _NOBODY
+            if layer != NOBODY:
+                self._asked[0] = NOBODY
                 self._plan(self._layers[layer])
                 others = min(len(self._jobs), len(self._threads)) - 1
             if not self._jobs or self.error is not None:
@@ -163,37 +136,26 @@ class Window(Readers):
         entries, held, now = self._table.entries, layer.pool.held, int(self._time[0])
         needed = self._used[layer.entries] == now
         missing = np.flatnonzero(needed & (entries[layer.entries] == WAIT))
-        age = np.where(held == _NOBODY, _NOBODY, self._used[held])
+        age = np.where(held == NOBODY, NOBODY, self._used[held])
         own = (held >= layer.first) & (held < layer.first + layer.units.count)
         age[own] = np.where(age[own] == now, _NEVER, age[own])
         slots = np.argpartition(age, len(missing) - 1)[:len(missing)] if len(missing) else missing
         gone = held[slots]
-        entries[gone[gone != _NOBODY]] = WAIT
+        entries[gone[gone != NOBODY]] = WAIT
         held[slots] = layer.first + missing
         self._jobs.extend(_Job(layer, unit, slot) for unit, slot in zip(missing.tolist(), slots.tolist(), strict=True))
 
     def _read(self, reader: int, job: _Job) -> None:
         units, pool = job.layer.units, job.layer.pool
-        started, checking = self._read_units(job.layer, job.unit, job.unit + 1, job.slot)
+        started, checking = self._read_into(job.layer, job.unit, job.unit + 1, job.slot)
         if self._hook is not None:
-            self._hook(Read(reader, units.name, units.start(job.unit), pool.unit_bytes, started, checking, now()))
+            self._hook(Read(reader, units.name, units.start(job.unit), pool.slot_bytes, started, checking, now()))
         with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
-            self.reading.bytes += pool.unit_bytes
+            self.reading.bytes += pool.slot_bytes
             self.reading.seconds += checking - started
-        self._table.entries[job.layer.first + job.unit] = pool.region.address + pool.unit_bytes * job.slot
+        self._table.entries[job.layer.first + job.unit] = pool.region.address + pool.slot_bytes * job.slot
 
-    def _read_units(self, layer: _Layer, first: int, last: int, slot: int) -> tuple[float, float]:
+    def _read_into(self, layer: _Layer, first: int, last: int, slot: int) -> tuple[float, float]:
         """Read and check neighbouring groups into neighbouring slots. When that began, and when checking did."""
-        units, size = layer.units, layer.pool.unit_bytes
-        data = layer.pool.region.view(slot * size, (last - first) * size)
-        started = checking = now()
-
-        def attempt() -> None:
-            nonlocal checking
-            self._file.read(units.start(first), data, len(data))
-            checking = now()
-            for unit in range(first, last):
-                units.check(unit, data[(unit - first) * size:(unit - first + 1) * size])
-
-        self._file.twice(attempt)
-        return started, checking
+        size = layer.pool.slot_bytes
+        return self._read_units(layer.units, first, last, layer.pool.region.view(slot * size, (last - first) * size))

@@ -11,7 +11,7 @@ import pytest
 from faulty_file import FaultyFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_engine import make_engine, use_plan
+from small_engine import cancelled_again_and_again, make_engine, use_plan
 from tiny_model import change_header, give_tokenizer, write_bundle, write_model
 
 import edgert
@@ -20,10 +20,9 @@ from edgert.converters.convert import convert
 from edgert.engine.engine import Engine
 from edgert.engine.session import Session
 from edgert.engine.tracing import Trace
-from edgert.engine.worker import CancelledError
 from edgert.errors import BundleError, EdgertError, ModelError
 from edgert.kernels import expert_units, native
-from edgert.kernels.records import CANCELLED, WAIT
+from edgert.kernels.records import WAIT
 from edgert.memory.plan import Planner
 from edgert.memory.window import least_slots
 from edgert.residency.device import Device
@@ -180,26 +179,7 @@ def test_a_read_that_fails_once_is_done_again(bundle: Bundle, expected: np.ndarr
 def test_cancelled_at_any_moment_and_done_again(bundle: Bundle, expected: np.ndarray) -> None:
     """What was asked for is forgotten, nothing is left in a slot of another expert."""
     engine = cached(bundle, 5, readers=3)
-    session, cancel, cache = Session(engine.config, 64, "f32"), np.zeros(1, np.int64), cache_of(engine)
-    plan, chance = cache._plan, random.Random(0)
-
-    def cancelling(layer: int) -> None:
-        plan(layer)
-        if chance.random() < 0.6:
-            cancel[0] = CANCELLED
-
-    cache._plan = cancelling  # type: ignore[method-assign]
-    cancelled = 0
-    for number, token in enumerate(TOKENS):
-        while True:
-            try:
-                logits = engine.forward(session, [token], cancel=cancel)
-                break
-            except CancelledError:
-                cancelled += 1
-                cancel[0] = 0
-        assert np.array_equal(logits.view(np.int32)[0], expected[number])
-    assert cancelled > 3
+    assert cancelled_again_and_again(engine, cache_of(engine), TOKENS, expected) > 3
     engine.close()
 
 

@@ -1,6 +1,5 @@
 """Sparse models: groups of zeros are left out and not read, and no bit of the logits changes."""
 
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +10,16 @@ import pytest
 from faulty_file import FaultyFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_engine import make_engine
+from small_engine import cancelled_again_and_again, make_engine
 
 from edgert.bundle import Bundle
 from edgert.converters.convert import convert
 from edgert.engine.engine import Engine, NewTokens, Programs
 from edgert.engine.program_builder import Kind
 from edgert.engine.session import Session
-from edgert.engine.worker import CancelledError
 from edgert.errors import BundleError, EdgertError, ModelError
 from edgert.kernels import native
-from edgert.kernels.records import ABSENT, CANCELLED, WAIT, Code
+from edgert.kernels.records import ABSENT, WAIT, Code
 from edgert.memory.plan import Planner
 from edgert.memory.window import least_slots
 from edgert.residency.device import Device
@@ -184,28 +182,8 @@ def test_a_read_that_fails_once_is_done_again(bundle: Bundle, expected: np.ndarr
 def test_cancelled_at_any_moment_and_done_again(bundle: Bundle, expected: np.ndarray) -> None:
     """What was asked for is forgotten, nothing is left in a slot of another group."""
     engine = make_engine(bundle, keep=0.2, attention=0.5, head=0.5, readers=3)
-    session, cancel = Session(engine.config, 64, "f32"), np.zeros(1, np.int64)
-    window = engine._weights._window
-    assert window is not None
-    plan, chance = window._plan, random.Random(0)
-
-    def cancelling(layer: Any) -> None:
-        plan(layer)
-        if chance.random() < 0.6:
-            cancel[0] = CANCELLED
-
-    window._plan = cancelling  # type: ignore[method-assign]
-    cancelled = 0
-    for number, token in enumerate(TOKENS):
-        while True:
-            try:
-                logits = engine.forward(session, [token], cancel=cancel)
-                break
-            except CancelledError:
-                cancelled += 1
-                cancel[0] = 0
-        assert np.array_equal(logits.view(np.int32)[0], expected[number])
-    assert cancelled > 3
+    assert engine._weights._window is not None
+    assert cancelled_again_and_again(engine, engine._weights._window, TOKENS, expected) > 3
     engine.close()
 
 

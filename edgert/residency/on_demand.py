@@ -1,0 +1,76 @@
+"""What sources have in common that read what the kernels ask for: slots, which hold what was read last, and readers
+that take one unit after another."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from edgert.bundle.reader import Units
+
+from .readers import Readers, now
+from .region import Region
+
+READERS = 8
+"""Threads: a disk does most small reads a second when it has several to do."""
+NOBODY = -1
+
+Job = TypeVar("Job")
+
+
+@dataclass(eq=False)
+class Pool:
+    """Slots of one size. held: int64, the number of what is in each, or NOBODY."""
+
+    region: Region
+    slot_bytes: int
+    held: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.held = np.full(self.region.size // self.slot_bytes, NOBODY, np.int64)
+
+
+def pools_of(slots: Mapping[int, int], what: str) -> dict[int, Pool]:
+    """By the size of a slot, in bytes. slots: how many there are of each; what: is in them."""
+    return {size: Pool(Region(count * size, what, huge=True, filled=True), size) for size, count in slots.items()}
+
+
+class OnDemand(Readers, Generic[Job]):
+    """A source of threads that read when the semaphore says that something was asked for."""
+
+    freed = 0
+
+    @abstractmethod
+    def _take(self) -> Job | None:
+        """What to read next, if there is something; it has been counted in `_under_way`."""
+
+    @abstractmethod
+    def _read(self, reader: int, job: Job) -> None:
+        """Read it, and put its address into the table. Raises BundleError."""
+
+    def _serve(self, reader: int) -> None:
+        """A reader's thread: the semaphore says that there may be something to do."""
+        while True:
+            self._semaphores.wait(0)
+            if self._ended():
+                return
+            while (job := self._take()) is not None:
+                with self._one_read():
+                    self._read(reader, job)
+
+    def _read_units(self, units: Units, first: int, last: int, data: memoryview) -> tuple[float, float]:
+        """Read neighbouring units into `data` and check them. When that began, and when checking did. Raises
+        BundleError."""
+        started = checking = now()
+
+        def attempt() -> None:
+            nonlocal checking
+            self._file.read(units.start(first), data, len(data))
+            checking = now()
+            for unit in range(first, last):
+                units.check(unit, data[(unit - first) * units.unit_bytes:(unit - first + 1) * units.unit_bytes])
+
+        self._file.twice(attempt)
+        return started, checking
