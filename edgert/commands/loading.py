@@ -171,7 +171,8 @@ def tell_price(model: LanguageModel, max_loss: float) -> None:
              f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose",
              err=True)
     elif max_loss:
-        show("max-loss changes little here: nothing is drafted, as it is where weights are streamed", err=True)
+        show("max-loss changes little here: nothing is drafted, which takes a budget that holds some of the weights, "
+             "and not all", err=True)
 
 
 def load_model(path: str | Path | Foreign, **settings: Any) -> LanguageModel:
