@@ -66,7 +66,9 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
     with using_session(session) as file:
         if file.exists():
             _as_it_was(session, model_settings)
-        if sampling["seed"] is None:
+            if click.get_current_context().get_parameter_source("seed") is not ParameterSource.COMMANDLINE:
+                settings.values["seed"] = None  # the session's own
+        elif sampling["seed"] is None:
             settings.values["seed"] = secrets.randbits(32)
         chat(open_model, system, settings, file, history, think)
 

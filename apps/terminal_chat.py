@@ -162,9 +162,9 @@ class Chat:
         except BaseException:
             self.model.close()
             raise
-        self.conversation, values["seed"] = kept, talk.get("seed")
-        if not isinstance(values["seed"], int | None):
-            values["seed"] = None
+        self.conversation = kept
+        if values["seed"] is None and isinstance(seed := talk.get("seed"), int):
+            values["seed"] = seed
 
     def _keep(self) -> None:
         """Have the conversation written to its file, if it has one, while the user reads the answer."""

@@ -44,6 +44,19 @@ def test_a_conversation_goes_on(smollm2: Path, tmp_path: Path, more: tuple[str, 
         assert model.chat(messages, max_tokens=12).text().strip() == second.strip()
 
 
+def test_the_seed_is_the_sessions_unless_another_is_given(smollm2: Path, tmp_path: Path) -> None:
+    def answered(name: str, *more: str) -> str:
+        done = edgert(tmp_path, "chat", str(smollm2), "--session", name, "--temperature", "1.5", "-n", "12", *more,
+                      question="Name a large city in France.")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = [answered(name, "--seed", "5") for name in "abc"]
+    assert len(set(first)) == 1
+    same, again, other = answered("a"), answered("b", "--seed", "5"), answered("c", "--seed", "6")
+    assert same == again != other
+
+
 def test_listed_and_removed(smollm2: Path, tmp_path: Path) -> None:
     assert "no sessions" in edgert(tmp_path, "sessions").stdout
     ask(tmp_path, smollm2, "Hello.")
