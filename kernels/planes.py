@@ -18,9 +18,8 @@ _AHEAD = 4096
 """Bytes of each plane, as in linear.py."""
 
 
-def _joined_vectors(even: Any, odd: Any, vectors: int) -> Any:
-    """For q4 and q8: each vector of both planes gives two."""
-    rest = 32
+def _joined_vectors(even: Any, odd: Any, vectors: int, rest: int = 32) -> Any:
+    """For q4, q8 and q4n: each vector of both planes gives two; the rest is the base's alone."""
     base_bytes, detail_bytes, block_bytes = 64 * vectors + rest, 64 * vectors, 128 * vectors + rest
 
     @kernel
@@ -41,8 +40,9 @@ def _joined_vectors(even: Any, odd: Any, vectors: int) -> Any:
     return join
 
 
-def _joined_q6() -> Any:
-    form = FORMATS["q6"]
+def _joined_in_turn(name: str) -> Any:
+    """For q3 and q6: the detail, then the base."""
+    form = FORMATS[name]
     base_bytes, detail_bytes, block_bytes = form.base_bytes, form.detail_bytes, form.block_bytes
 
     @kernel
@@ -60,8 +60,9 @@ def _joined_q6() -> Any:
     return join
 
 
-_join = by_format({"q4": _joined_vectors(even_of_2, odd_of_2, 2), "q6": _joined_q6(),
-                   "q8": _joined_vectors(even_of_4, odd_of_4, 4)})
+_join = by_format({"q4": _joined_vectors(even_of_2, odd_of_2, 2), "q6": _joined_in_turn("q6"),
+                   "q8": _joined_vectors(even_of_4, odd_of_4, 4), "q3": _joined_in_turn("q3"),
+                   "q4n": _joined_vectors(even_of_2, odd_of_2, 1, rest=80)})
 _HEADER_BYTES, _BLOCK_BYTES, _BASE_BYTES, _DETAIL_BYTES = (
     tuple(getattr(form, name) for form in FORMATS.values())
     for name in ("header_bytes", "block_bytes", "base_bytes", "detail_bytes"))
