@@ -28,6 +28,7 @@ from .pieces import Piece, Pieces, weights_of
 from .presets import DEFAULT, preset
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
+from .sparsity import sparse_formats, told
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,7 +62,10 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     opened = open_source(source)
     require_apart(path, [file.path for file in opened.files])
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
-    header = lay_out(opened, chosen, provenance)
+    sparse = sparse_formats(opened, chosen.formats(opened))
+    if sparse:
+        say(f"{out}: {told(opened, sparse)}")
+    header = lay_out(opened, chosen, provenance, sparse)
     paths = [Path(text) for text in texts] if calibrate else []
     if paths and (newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
