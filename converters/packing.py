@@ -129,7 +129,8 @@ class Packing:
             yield [_side_by_side(plane, last - first, size)
                    for plane, (_, size) in zip(zip(*parts, strict=True), neurons.parts(), strict=False)]
 
-    def _tiles(self, spec: TensorSpec, form: Format, importance: Importance | None, start: int, stop: int) -> np.ndarray:
+    def _tiles(self, spec: TensorSpec, form: Format, importance: Importance | None, start: int,
+               stop: int) -> np.ndarray:
         """Rows start to stop of a matrix, uint8 of shape (tiles, tile_bytes)."""
         tensor = self._tensors[spec.name]
         grid = tensor.grid(start, stop) if on_grid(tensor, form.name) else None

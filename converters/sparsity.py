@@ -48,9 +48,9 @@ def _of_neurons(source: Source, part: FeedForward, formats: Mapping[str, str]) -
         there = [each for each in rows if each is not None]
         if len(there) == len(rows) and (form := _of_size(max(map(room_of_tiles, there)), _dense_tile(part.up))):
             found |= {spec.name: form for spec in part.by_rows}
-    if formats[part.down.name] in _REPLACED and (down := _columns_there(source, part.down)) is not None:
-        if form := _of_size(room_of_groups(down), FORMATS["q4"].down_bytes(len(down))):
-            found[part.down.name] = form
+    down = _columns_there(source, part.down) if formats[part.down.name] in _REPLACED else None
+    if down is not None and (form := _of_size(room_of_groups(down), FORMATS["q4"].down_bytes(len(down)))):
+        found[part.down.name] = form
     return found
 
 

@@ -123,6 +123,19 @@ def _fill(room: np.ndarray, blocks: np.ndarray, places: int) -> None:
     room[COUNTS:COUNTS + 2 * places] = where.view(np.uint8)
 
 
+def made_up(form: Format, blocks: int, places: int = 0) -> np.ndarray:
+    """A tile of so many blocks, or what a group has of as many tiles (`places`), with weights that are 0 and about as
+    many columns as its size says: uint8 (room,). For measuring."""
+    head = _groups_head(places) + (0 if places else _HEADER)
+    quads = np.clip(((form.room - head) / max(blocks, 1) - BLOCK_HEAD) // QUAD, 0, 8).astype(int)
+    some = np.zeros((blocks, BLOCK_SPARSE.block_bytes), np.uint8)
+    some[:, TILE:TILE + 4] = np.packbits(np.arange(BLOCK) < 4 * quads, bitorder="little")
+    some[:, TILE + 4:TILE + 6] = np.arange(blocks, dtype="<u2").view(np.uint8).reshape(blocks, 2)
+    found = np.zeros(form.room, np.uint8)
+    _fill(found[head - _groups_head(places):], some, places)
+    return found
+
+
 def weights_of(tiles: np.ndarray, columns: int) -> np.ndarray:
     """The weights of a packed matrix, float32 of shape (tiles * 16, columns of whole blocks)."""
     blocks = -(-columns // BLOCK)

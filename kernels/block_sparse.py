@@ -1,8 +1,8 @@
 """Block-sparse weights of 4 bits, q4b (block_packing.py), meeting activations.
 
-The activations of a block's columns are picked by its mask and meet the weights in quads of 4: a block costs as many dot
-products as it has quads. Blocks come in the order of their number of quads, so that hardly a jump comes unforeseen; sums
-go in that order too, however many tokens there are.
+The activations of a block's columns are picked by its mask and meet the weights in quads of 4: a block costs as many
+dot products as it has quads. Blocks come in the order of their number of quads, so that hardly a jump comes unforeseen;
+sums go in that order too, however many tokens there are.
 
 What stands in a bundle may be forged: numbers in it are held to what there is room for.
 """

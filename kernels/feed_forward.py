@@ -13,8 +13,8 @@ from typing import Any
 from numba import types
 
 from .activation import quantize_pair
-from .block_sparse import block_sparse_segments, room_of
 from .block_products import STEPS, no_sums
+from .block_sparse import block_sparse_segments, room_of
 from .decorators import inlined, kernel
 from .dispatch import by_format, by_number, in_turn
 from .formats import BLOCK, BLOCK_SPARSE, FORMATS, QUANTIZED_BLOCK, TILE, Activation

@@ -33,6 +33,9 @@ q4's base, below). q3's bit 0 of quad n is bit n // 2 + 4 * (n % 2) of its vecto
 4 * row + 2 * (quad % 2) + number of the weight: four of these, the nibbles of two in each vector of codes; and of the
 positions bits 2i and 2i + 1 belong to vector i.
 
+q4b ("block-sparse") leaves out columns that are 0 in all 16 rows. Its blocks have as many bytes as that takes, and its
+tiles those of the longest: block_packing.py.
+
 A block of integers is two *planes*: its *base*, the upper bits of q with scales and minima, and its *detail*, the lower
 bits. Together they are the block; the base alone is a coarser one, whose q is read as the middle of what it can be.
 
@@ -98,8 +101,8 @@ class Format:
     middle: float = 0.0
     """What is added to q where the detail is missing, whose bits are then 0."""
     room: int = 0
-    """Of a sized format: the bytes of a tile, or of the down blocks in a group of neurons. `block_bytes` is then the most
-    that a block takes."""
+    """Of a sized format: the bytes of a tile, or of the down blocks in a group of neurons. `block_bytes` is then the
+    most that a block takes."""
 
     @property
     def kind(self) -> str:
@@ -168,8 +171,8 @@ FORMATS: dict[str, Format] = _Formats((f.name, f) for f in (
 class Quantized:
     """Integers and scales of a matrix of whole tiles and blocks, not yet in the kernels' layout.
 
-    q: (rows, columns) uint8, or int8 of -127..127 for q8, -1..1 for ternary, -8..7 for q4n and q4b. s: (rows, blocks), uint8,
-    or float32 that is exact in bfloat16 for q8, in float16 for ternary. m: (rows, blocks) uint8. scale, minimum:
+    q: (rows, columns) uint8, or int8 of -127..127 for q8, -1..1 for ternary, -8..7 for q4n and q4b. s: (rows, blocks),
+    uint8, or float32 that is exact in bfloat16 for q8, in float16 for ternary. m: (rows, blocks) uint8. scale, minimum:
     (rows,) float32, exact in bfloat16 where there are minima. q8 has no m, scale and minimum, ternary, q4n and q4b no m
     and minimum: they are None.
     """

@@ -4,8 +4,8 @@ from typing import Any
 
 from numba import types
 
-from .block_sparse import block_sparse_tile, room_of
 from .block_products import BASE_STEPS, STEPS, Steps, no_sums
+from .block_sparse import block_sparse_tile, room_of
 from .decorators import inlined, kernel
 from .dispatch import by_format, in_turn
 from .formats import FORMATS, SLAB

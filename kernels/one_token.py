@@ -12,8 +12,8 @@ from typing import Any
 
 from numba import types
 
-from .block_sparse import block_sparse_down, finish_block_sparse, room_of
 from .block_products import BASE_STEPS, STEPS, Steps, no_sums
+from .block_sparse import block_sparse_down, finish_block_sparse, room_of
 from .decorators import kernel
 from .dispatch import by_format
 from .feed_forward import hidden_block

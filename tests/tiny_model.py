@@ -52,7 +52,7 @@ def give_tokenizer(folder: Path) -> Path:
 
 
 def prune(folder: Path, *, kept: float = 0.3, of: Callable[[str], bool] = lambda name: True) -> Path:
-    """Give the matrices `of` a model of `write_model` zeros: of every 16 rows a share `kept` of the columns is there."""
+    """Give the matrices `of` a model of `write_model` zeros: of any 16 rows a share `kept` of the columns is there."""
     random, tensors = np.random.default_rng(1), load_file(folder / "model.safetensors")
     for name, weights in tensors.items():
         if weights.ndim == 2 and of(name):

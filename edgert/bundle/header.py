@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgert.errors import BundleError
-from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.block_packing import group_rooms, tile_rooms
+from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format
 from edgert.kernels.groups import group_layout
 from edgert.kernels.neuron_rows import ROW_FORMATS, NeuronUnits, neuron_units

@@ -8,10 +8,35 @@ back. The results are exact everywhere.
 from llvmlite import ir
 from numba import types
 
-from .dot import _NARROW, _VNNI, _avx2_pairs, _avx2_widened, _by_halves, _signed_by_signed, _unsigned_by_signed, products
+from .dot import (
+    _NARROW,
+    _VNNI,
+    _avx2_pairs,
+    _avx2_widened,
+    _by_halves,
+    _signed_by_signed,
+    _unsigned_by_signed,
+    products,
+)
 from .memory import splat_4bytes
 from .target import ARM, choose, processor_features
-from .vector import I8, I16, I32, I64, V8, V16, V32, Vector, address, call, constant, i8x64, i32x16, joined, operation, pieces
+from .vector import (
+    I8,
+    I32,
+    I64,
+    V8,
+    V16,
+    V32,
+    Vector,
+    address,
+    call,
+    constant,
+    i8x64,
+    i32x16,
+    joined,
+    operation,
+    pieces,
+)
 
 _ON_ARM, _TARGET = choose().machine == ARM, choose().name
 _BIASED = _VNNI or _NARROW

@@ -1,4 +1,4 @@
-"""Block-sparse weights of 4 bits: any columns there, for one token and for many, in matrices and in groups of neurons."""
+"""Block-sparse weights of 4 bits: any columns there, one token and many, in matrices and in groups of neurons."""
 
 import numpy as np
 import pytest
