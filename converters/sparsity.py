@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from edgert.kernels.block_packing import columns_there, room_of_groups, room_of_tiles
-from edgert.kernels.formats import BLOCK_SPARSE, FORMATS, MOST_ROOM, TILE
+from edgert.kernels.formats import BLOCK_SPARSE, FORMATS, MOST_ROOM, TILE, Format
 from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
 
 from .source import Source
 
-_REPLACED = {"q4", "q6"}
-"""Formats that q4b takes the place of: q6, too, since a model that was pruned so far has lost more than 2 bits hold."""
+_REPLACED = {"q4": "q4", "q6": "q4", "q4n": "q4n"}
+"""Formats that q4b takes the place of, each with that to whose bytes it is held: instead of q6 it is not taken where q4
+would be about as small, as a model that was pruned so far has lost more than 2 bits hold."""
 _MARGIN = 0.85
-"""What a sparse matrix may be of the same one in q4, dense: it loses a little more, and costs more instructions."""
+"""What it may be of those bytes: it costs more instructions."""
 _ROWS_AT_ONCE = 64 * TILE
 
 
@@ -35,7 +36,7 @@ def sparse_formats(source: Source, formats: Mapping[str, str]) -> dict[str, str]
         embedding = spec.role in (Role.EMBEDDING, Role.POSITION)
         if spec.is_matrix and not embedding and spec.role not in config.in_groups and formats[spec.name] in _REPLACED:
             there = _columns_there(source, spec)
-            if there is not None and (form := _of_size(room_of_tiles(there), _dense_tile(spec))):
+            if there is not None and (form := _of_size(room_of_tiles(there), _dense_tile(spec, formats))):
                 found[spec.name] = form
     return found
 
@@ -46,16 +47,21 @@ def _of_neurons(source: Source, part: FeedForward, formats: Mapping[str, str]) -
     if all(formats[spec.name] in _REPLACED for spec in part.by_rows):
         rows = [_columns_there(source, spec) for spec in part.by_rows]
         there = [each for each in rows if each is not None]
-        if len(there) == len(rows) and (form := _of_size(max(map(room_of_tiles, there)), _dense_tile(part.up))):
+        room = max(map(room_of_tiles, there)) if len(there) == len(rows) else MOST_ROOM
+        if form := _of_size(room, _dense_tile(part.up, formats)):
             found |= {spec.name: form for spec in part.by_rows}
     down = _columns_there(source, part.down) if formats[part.down.name] in _REPLACED else None
-    if down is not None and (form := _of_size(room_of_groups(down), FORMATS["q4"].down_bytes(len(down)))):
+    if down is not None and (form := _of_size(room_of_groups(down), _dense(part.down, formats).down_bytes(len(down)))):
         found[part.down.name] = form
     return found
 
 
-def _dense_tile(spec: TensorSpec) -> int:
-    return FORMATS["q4"].tile_bytes(spec.shape[1])
+def _dense(spec: TensorSpec, formats: Mapping[str, str]) -> Format:
+    return FORMATS[_REPLACED[formats[spec.name]]]
+
+
+def _dense_tile(spec: TensorSpec, formats: Mapping[str, str]) -> int:
+    return _dense(spec, formats).tile_bytes(spec.shape[1])
 
 
 def _of_size(room: int, dense: int) -> str | None:
