@@ -28,7 +28,8 @@ from .pieces import Piece, Pieces, weights_of
 from .presets import DEFAULT, preset
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
-from .two_of_four import pair_formats, told
+from .sparsity import sparse_formats, told
+from .two_of_four import pair_formats, told_of_pairs
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,10 +63,14 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     opened = open_source(source)
     require_apart(path, [file.path for file in opened.files])
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
-    pairs = pair_formats(opened, chosen.formats(opened))
-    if pairs:
-        say(f"{out}: {told(opened, pairs)}")
-    header = lay_out(opened, chosen, provenance, pairs)
+    formats = chosen.formats(opened)
+    pairs = pair_formats(opened, formats)
+    sparse = sparse_formats(opened, formats | pairs)
+    pairs = {name: form for name, form in pairs.items() if name not in sparse}
+    for found, sentence in ((pairs, told_of_pairs), (sparse, told)):
+        if found:
+            say(f"{out}: {sentence(opened, found)}")
+    header = lay_out(opened, chosen, provenance, pairs | sparse)
     paths = [Path(text) for text in texts] if calibrate else []
     if paths and (newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)

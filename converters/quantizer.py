@@ -6,7 +6,7 @@ the trial with the least error. Then scale and minimum are put on their row's 8-
 Where it is known what a matrix's inputs are like, errors are weighed by that, and made up for (importance.py).
 8 bits: a scale is searched around max / 127. A source that already stands on a grid of so few values keeps it.
 2 and 3 bits: as 4. 4 bits of which at least 2 in 4 are zero (q4n): likewise a scale alone, and what is zero stays so.
-Ternary: what stands on it already, to the bit; nothing else.
+So of block-sparse weights (q4b). Ternary: what stands on it already, to the bit; nothing else.
 """
 
 import math
@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 
 from edgert.errors import SourceError
+from edgert.kernels.block_packing import packed_loosely, tiles_of_size
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Quantized, pack, round_bf16
 from edgert.kernels.neuron_rows import pack_rows
 
@@ -161,7 +162,7 @@ TOPS = {"q2": 3, "q3": 7, "q4": 15, "q6": 63}
 """The largest q of the formats that have a grid."""
 
 LARGEST = {"f32": float(np.finfo(np.float32).max), "f16": 65504.0, "q8": 1e30, "q6": 1e30, "q4": 1e30,
-           "q3": 1e30, "q2": 1e30, "q4n": 1e30, "ternary": 1e30}
+           "q3": 1e30, "q2": 1e30, "q4n": 1e30, "q4b": 1e30, "ternary": 1e30}
 """The largest weight that each format can hold; where scales are searched, the largest that they are searched for."""
 
 
@@ -205,6 +206,8 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
         return found
     if form.name == "q4n":
         return _two_of_four(blocks.reshape(rows, columns), importance)
+    if form.kind == "q4b":
+        return _kept(blocks.reshape(rows, columns), importance)
     top = TOPS[form.name]
     scale, minimum = np.zeros(len(blocks), np.float32), np.zeros(len(blocks), np.float32)
     if grid is not None:
@@ -262,6 +265,11 @@ def _two_of_four(values: np.ndarray, importance: Importance | None) -> Quantized
     if not two_of_four(values):
         raise SourceError("a matrix is to be 2:4 sparse that has four neighbouring weights of which more than two are "
                           "not 0; prune it to 2:4, or take another format")
+    return _kept(values, importance)
+
+
+def _kept(values: np.ndarray, importance: Importance | None) -> Quantized:
+    """float32 (rows, columns) in -8 to 7 and scales, what is 0 staying so."""
     rows, columns = values.shape
     scale = np.zeros((rows, columns // BLOCK), np.float32)
     weights = importance.weights if importance is not None else np.empty((0, BLOCK), np.float32)
@@ -292,7 +300,12 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
             scale, minimum = (np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
                               for v in (grid.scale, grid.minimum))
             grid = Grid(scale, minimum, grid.top)
-    return pack(form, quantize(form, values, grid, importance) if form.activation is not Activation.FLOAT else values)
+    if form.activation is Activation.FLOAT:
+        return pack(form, values)
+    made = quantize(form, values, grid, importance)
+    if form.kind != "q4b":
+        return pack(form, made)
+    return tiles_of_size(form, packed_loosely(made)) if form.room else packed_loosely(made)
 
 
 def packed_rows(form: str, values: np.ndarray, importance: Importance | None = None) -> np.ndarray:

@@ -17,14 +17,15 @@ from .ordering import NeuronOrder, misses
 from .quantizer import on_grid
 from .source import Source
 
-_FEW_BITS = {"q2", "q3", "q4", "q4n"}
+_FEW_BITS = {"q2", "q3", "q4", "q4n", "q4b"}
 
 
 def newly_rounded(source: Source, header: Header) -> set[str]:
     """The matrices that become 4 bits or fewer in a bundle of this header and do not stand on such a grid yet, by
     name."""
     return {spec.name for spec in source.config.tensors() if spec.is_matrix
-            and (form := _format(spec, header)) in _FEW_BITS and not on_grid(source.tensors[spec.name], form)}
+            and (form := _format(spec, header)).partition("-")[0] in _FEW_BITS
+            and not on_grid(source.tensors[spec.name], form)}
 
 
 def _format(matrix: TensorSpec, header: Header) -> str:

@@ -30,7 +30,7 @@ def pair_formats(source: Source, formats: Mapping[str, str]) -> dict[str, str]:
     return {spec.name: _PAIRS.name for some in together if _all_sparse(source, some, formats) for spec in some}
 
 
-def told(source: Source, found: Mapping[str, str]) -> str:
+def told_of_pairs(source: Source, found: Mapping[str, str]) -> str:
     """A sentence about what is packed so."""
     matrices = sum(spec.is_matrix for spec in source.config.tensors())
     return f"{len(found)} of {matrices} matrices are 2:4 sparse, and are packed so ({_PAIRS.name})"

@@ -33,6 +33,9 @@ q4's base, below). q3's bit 0 of quad n is bit n // 2 + 4 * (n % 2) of its vecto
 4 * row + 2 * (quad % 2) + number of the weight: four of these, the nibbles of two in each vector of codes; and of the
 positions bits 2i and 2i + 1 belong to vector i.
 
+q4b ("block-sparse") leaves out columns that are 0 in all 16 rows. Its blocks have as many bytes as that takes, and its
+tiles those of the longest: block_packing.py.
+
 A block of integers is two *planes*: its *base*, the upper bits of q with scales and minima, and its *detail*, the lower
 bits. Together they are the block; the base alone is a coarser one, whose q is read as the middle of what it can be.
 
@@ -51,7 +54,8 @@ q6 and q3 are put one behind the other: detail, then base. q8: two quads a vecto
 of q + 8 as q4's. q2 and ternary are not split.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -63,6 +67,9 @@ BLOCK = 32
 
 SLAB = 4
 """Tiles of the embedding, or of the output head, that are read and checked together."""
+
+COUNTS, BLOCK_HEAD, QUAD = 32, 24, 32
+"""Of q4b, in bytes: the counts of a tile's blocks; a block before its quads; a quad."""
 
 QUANTIZED_BLOCK, FINE_BLOCK, FLOAT_BLOCK = 40, 80, 4 * BLOCK
 """Bytes of a block of 32 activations: quantized to 8 bits, to 15 bits (both activation.py), and as float32."""
@@ -93,6 +100,14 @@ class Format:
     """Of a block: its detail plane; 0 where a format is not split."""
     middle: float = 0.0
     """What is added to q where the detail is missing, whose bits are then 0."""
+    room: int = 0
+    """Of a sized format: the bytes of a tile, or of the down blocks in a group of neurons. `block_bytes` is then the
+    most that a block takes."""
+
+    @property
+    def kind(self) -> str:
+        """The name without a size."""
+        return self.name.partition("-")[0]
 
     @property
     def base_bytes(self) -> int:
@@ -103,13 +118,43 @@ class Format:
         return -(-columns // BLOCK)
 
     def tile_bytes(self, columns: int) -> int:
-        return self.header_bytes + self.blocks(columns) * self.block_bytes
+        return self.room or self.header_bytes + self.blocks(columns) * self.block_bytes
+
+    def down_bytes(self, tiles: int) -> int:
+        """Of the down blocks, without headers, in a group of neurons."""
+        return self.room or tiles * self.block_bytes
+
+    def of_size(self, room: int) -> "Format":
+        """A sized format with so much room, a multiple of 8."""
+        return replace(self, name=f"{self.name}-{room}", code=self.code | room // 8 << 8, room=room)
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         return -(-rows // TILE) * self.tile_bytes(columns)
 
 
-FORMATS: dict[str, Format] = {f.name: f for f in (
+BLOCK_SPARSE = Format("q4b", 9, BLOCK_HEAD + 8 * QUAD, 64, Activation.QUANTIZED)
+"""Before it has a size: as `pack` gives it, each block with the room of a full one."""
+MOST_ROOM = 1 << 19
+"""Within this, 16 bits say where the blocks of a group are, 8 bytes a step."""
+
+
+class _Formats(dict[str, Format]):
+    """Formats by name. A sized one is found by its name and size, q4b-1216, and is not among those gone through."""
+
+    def __missing__(self, name: str) -> Format:
+        found = re.fullmatch("q4b-([1-9][0-9]{1,5})", name)
+        if found is None or int(found[1]) % 8 or int(found[1]) > MOST_ROOM:
+            raise KeyError(name)
+        return BLOCK_SPARSE.of_size(int(found[1]))
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and bool(self[name])
+        except KeyError:
+            return False
+
+
+FORMATS: dict[str, Format] = _Formats((f.name, f) for f in (
     Format("q4", 0, 288, 64, Activation.QUANTIZED, 128, 1.5),
     Format("q6", 1, 416, 64, Activation.QUANTIZED, 256, 7.5),
     Format("q8", 2, 544, 0, Activation.FINE, 256, 8.0),
@@ -119,17 +164,17 @@ FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("q3", 6, 224, 64, Activation.QUANTIZED, 64, 0.5),
     Format("ternary", 7, 160, 64, Activation.QUANTIZED),
     Format("q4n", 8, 208, 64, Activation.QUANTIZED, 64, 1.5),
-)}
+))
 
 
 @dataclass(frozen=True)
 class Quantized:
     """Integers and scales of a matrix of whole tiles and blocks, not yet in the kernels' layout.
 
-    q: (rows, columns) uint8, or int8 of -127..127 for q8, -1..1 for ternary, -8..7 for q4n. s: (rows, blocks), uint8,
-    or float32 that is exact in bfloat16 for q8, in float16 for ternary. m: (rows, blocks) uint8. scale, minimum:
-    (rows,) float32, exact in bfloat16 where there are minima. q8 has no m, scale and minimum, ternary and q4n no m and
-    minimum: they are None.
+    q: (rows, columns) uint8, or int8 of -127..127 for q8, -1..1 for ternary, -8..7 for q4n and q4b. s: (rows, blocks),
+    uint8, or float32 that is exact in bfloat16 for q8, in float16 for ternary. m: (rows, blocks) uint8. scale, minimum:
+    (rows,) float32, exact in bfloat16 where there are minima. q8 has no m, scale and minimum, ternary, q4n and q4b no m
+    and minimum: they are None.
     """
 
     q: np.ndarray

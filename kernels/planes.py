@@ -6,6 +6,7 @@ that stays in the first-level cache, for as many tokens as meet it.
 
 from typing import Any
 
+from .block_sparse import room_of
 from .decorators import kernel
 from .dispatch import by_format
 from .formats import FORMATS
@@ -71,19 +72,19 @@ _HEADER_BYTES, _BLOCK_BYTES, _BASE_BYTES, _DETAIL_BYTES = (
 @kernel
 def base_bytes_of(form, blocks):
     """Bytes of a tile's base plane."""
-    return _HEADER_BYTES[form] + blocks * _BASE_BYTES[form]
+    return room_of(form) or _HEADER_BYTES[form] + blocks * _BASE_BYTES[form]
 
 
 @kernel
 def detail_bytes_of(form, blocks):
     """Bytes of a tile's detail plane; 0 where the format is not split."""
-    return blocks * _DETAIL_BYTES[form]
+    return 0 if room_of(form) else blocks * _DETAIL_BYTES[form]
 
 
 @kernel
 def whole_blocks(form, base, detail, blocks, room):
     """Where the blocks are whole: put together at `room`, or, where the format is not split, at `base`."""
-    if not _DETAIL_BYTES[form]:
+    if not detail_bytes_of(form, 1):
         return base
     _join(form, base, detail, room, blocks)
     return room
@@ -92,9 +93,9 @@ def whole_blocks(form, base, detail, blocks, room):
 @kernel
 def whole_tile(form, base, detail, blocks, room):
     """The same of a tile, with its header."""
-    header = _HEADER_BYTES[form]
-    if not _DETAIL_BYTES[form]:
+    if not detail_bytes_of(form, 1):
         return base
+    header = _HEADER_BYTES[form]
     for i in range(0, header, 8):
         store_i64(room + i, load_i64(base + i))
     _join(form, base + header, detail, room + header, blocks)
@@ -115,7 +116,8 @@ def join_groups(op, state):
     gate_up, down, blocks, tiles = (load_i64(op + JOIN.gate_up), load_i64(op + JOIN.down), load_i64(op + JOIN.blocks),
                                     load_i64(op + JOIN.tiles))
     base_bytes, detail_bytes = base_bytes_of(gate_up, blocks), detail_bytes_of(gate_up, blocks)
-    tile_bytes = _HEADER_BYTES[gate_up] + blocks * _BLOCK_BYTES[gate_up]
+    tile_bytes = room_of(gate_up) or _HEADER_BYTES[gate_up] + blocks * _BLOCK_BYTES[gate_up]
+    down_bytes = room_of(down) or tiles * _BLOCK_BYTES[down]
     row_tiles = load_i64(op + JOIN.row_tiles)
     group = take(state, 1)
     while group < load_i64(op + JOIN.groups):
@@ -127,5 +129,5 @@ def join_groups(op, state):
             base += base_bytes
             detail += detail_bytes
             out += tile_bytes
-        _copied(whole_blocks(down, base, detail, tiles, out), out, tiles * _BLOCK_BYTES[down])
+        _copied(whole_blocks(down, base, detail, tiles, out), out, down_bytes)
         group = take(state, 1)
