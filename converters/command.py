@@ -40,8 +40,10 @@ _SPEED_OVER_S = 600
               help="Have the model do without some of its weights, such as wanda:50% or sparsegpt:50%:2:4. METHOD: "
                    + "; ".join(f"{name}: {text}" for name, text in METHODS.items()) + ". PATTERN: unstructured; N:M, of "
                    "each M neighbours N are kept; 16x1, 16x4: blocks.")
+@click.option("--time", "search_time", metavar="20m",
+              help="How long --prune auto searches; without it some generations.")
 def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool,
-            cluster: str | None, prune: str | None) -> None:
+            cluster: str | None, prune: str | None, search_time: str | None) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
     SOURCE is a GGUF file (of several, any), a folder with a safetensors or an ONNX model, an ONNX file, or
@@ -68,7 +70,7 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
                 bars.update(task, description=visible(what), completed=done)
 
             kinds = convert(source, out, preset, progress, calibrate=not no_calibrate, texts=texts, cluster=cluster,
-                            prune=prune, say=lambda sentence: show(sentence, err=True))
+                            prune=prune, search_time=search_time, say=lambda sentence: show(sentence, err=True))
     except (KeyboardInterrupt, SystemExit, EdgertError):
         if is_begun(Path(out)) or is_left(Path(out).resolve()):
             show(f"{out}: what is done is kept beside it; the same command goes on from there", err=True)

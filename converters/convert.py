@@ -17,6 +17,7 @@ from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER
 from edgert.bundle.journal import Entry
+from edgert.errors import SourceError
 from edgert.models.tensors import TensorSpec
 
 from .calibration import State
@@ -31,6 +32,7 @@ from .presets import DEFAULT, Preset, preset
 from .pruning.pruning import Pruned, pruned
 from .pruning.request import requested
 from .pruning.scratch import remove_left
+from .pruning.search import seconds_of
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
 
@@ -43,6 +45,7 @@ KEEP_S = 10
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
             texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None, prune: str | None = None,
+            search_time: str | None = None,
             say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
@@ -57,12 +60,16 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
 
     cluster: the address of a Ray cluster whose workers convert layers, "" for the nearest (cluster.py).
 
-    prune: METHOD:AMOUNT[:PATTERN], what the model is to do without (pruning/request.py).
+    prune: METHOD:AMOUNT[:PATTERN], what the model is to do without (pruning/request.py). search_time: how long amounts
+    are searched for, such as 20m.
 
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
     """
     chosen, request = preset(preset_name), None if prune is None else requested(prune)
+    if search_time is not None and (request is None or request.method != "auto"):
+        raise SourceError("--time says how long --prune auto:AMOUNT may search; nothing else is searched for")
+    seconds = None if search_time is None else seconds_of(search_time)
     path = destination(Path(out))
     require_apart(path, [Path(source)])  # before all of it is read for its hash
     opened = open_source(source)
@@ -74,7 +81,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
             header = _write(Pruned(opened), chosen, path, paths, ray, progress, say, calibrate=calibrate)
         else:
             windows = windows_of(opened, paths) if paths else shipped_windows(opened) if calibrate else None
-            with pruned(opened, request, windows, path, progress, say) as made:
+            with pruned(opened, request, windows, path, progress, say, seconds=seconds, ray=ray) as made:
                 header = _write(made, chosen, path, paths, ray, progress, say, calibrate=calibrate)
     return contents(header)
 

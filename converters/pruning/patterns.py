@@ -42,7 +42,7 @@ class Unstructured:
     name = "unstructured"
 
     def check(self, shape: tuple[int, ...], amount: float) -> str | None:
-        return _extreme(shape[1], amount, "weight of a row")
+        return _too_little(shape[1], amount, "weight of a row")
 
     def kept(self, scores: np.ndarray, amount: float, *, by_row: bool) -> np.ndarray:
         return largest(scores if by_row else scores.reshape(1, -1), amount).reshape(scores.shape)
@@ -82,7 +82,7 @@ class Blocks:
         return f"{TILE}x{self.columns}"
 
     def check(self, shape: tuple[int, ...], amount: float) -> str | None:
-        return _extreme(-(-shape[1] // self.columns), amount, "block of a row of blocks")
+        return _too_little(-(-shape[1] // self.columns), amount, "block of a row of blocks")
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """What the values of each block add up to, float32 of shape (tiles, blocks)."""
@@ -116,12 +116,9 @@ def pruned_of(count: int, amount: float) -> int:
     return math.floor(count * amount + 1e-9)
 
 
-def _extreme(count: int, amount: float, what: str) -> str | None:
+def _too_little(count: int, amount: float, what: str) -> str | None:
     """What is wrong with pruning so many by so much."""
-    pruned = pruned_of(count, amount)
-    if pruned == count:
-        return f"no {what} would be left"
-    return f"not one {what} would be pruned" if not pruned else None
+    return None if pruned_of(count, amount) else f"not one {what} would be pruned"
 
 
 def pattern_of(text: str) -> Pattern:

@@ -162,16 +162,20 @@ class Scratch:
 
 
 def is_left(path: Path) -> bool:
-    """Whether an interrupted conversion to `path` has left what it had pruned."""
-    return Journal(path.with_name(path.name + ".part.pruned"), "").path.exists()
+    """Whether an interrupted conversion to `path` has left what it had pruned, or searched."""
+    return any(Journal(left, "").path.exists() for left in _left(path))
 
 
 def remove_left(path: Path) -> None:
     """Remove what an interrupted conversion to `path` has left, which nobody goes on with."""
-    left = path.with_name(path.name + ".part.pruned")
-    Journal(left, "").remove()
+    for left in _left(path):
+        Journal(left, "").remove()
     with contextlib.suppress(OSError):
-        with left.open("rb") as file:
+        with (scratch := _left(path)[0]).open("rb") as file:
             ours = file.read(len(_MAGIC)) == _MAGIC
         if ours:
-            left.unlink()
+            scratch.unlink()
+
+
+def _left(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.name}.part.{what}") for what in ("pruned", "search")]

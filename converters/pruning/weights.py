@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgert.bundle.header import PRUNED_KINDS
 from edgert.converters.calibration import Calibration, State
 from edgert.converters.source import Source
 from edgert.errors import SourceError
@@ -27,11 +28,11 @@ class WeightPruning:
     """All matrices of a model, pruned as asked, or what of it is left to do.
 
     amounts: of each matrix, by name. windows: token ids of a text to run through the model, where the method needs one.
-    progress(weights): called when so many more are gone through. Raises SourceError or BundleError.
+    progress(weights, total): called when so many more are gone through. Raises SourceError or BundleError.
     """
 
     def __init__(self, source: Source, request: Request, amounts: Mapping[str, float], windows: np.ndarray | None,
-                 scratch: Scratch, progress: Callable[[int], None]) -> None:
+                 scratch: Scratch, progress: Callable[[int, int], None]) -> None:
         self._before, self._request, self._amounts, self._scratch = source, request, amounts, scratch
         self._specs = {spec.name: spec for spec in prunable(source.config)}
         values = request.method == "sparsegpt"
@@ -39,12 +40,12 @@ class WeightPruning:
                                           for name in self._specs}
         self.source = replace(source, tensors=tensors)
         """The pruned model."""
-        self.zeros = {"attention": 0, "feed-forward": 0}
+        self.zeros = dict.fromkeys(PRUNED_KINDS, 0)
         """How many weights are 0."""
         self._done: set[str] = set()
-        self._progress = progress
+        self._progress: Callable[[int], None] = lambda weights: progress(weights, self.weights)
         self._calibration = None if windows is None or not request.needs_text else _Pass(
-            self.source, windows, self._prune, progress)
+            self.source, windows, self._prune, self._progress)
         self._kept_at = time.monotonic()
         self.weights = (self._calibration.weights if self._calibration else
                         sum(int(np.prod(spec.shape)) for spec in self._specs.values()))
