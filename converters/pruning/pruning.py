@@ -16,6 +16,7 @@ from edgert.converters.source import Source
 from edgert.errors import SourceError
 
 from .judging import Judge
+from .memory import require_memory
 from .request import STRUCTURED, Request, prunable
 from .scratch import Scratch
 from .search import WINDOWS, Search, by_name, journal_of, kept_search, losses_here, losses_there
@@ -46,6 +47,7 @@ def pruned(source: Source, request: Request, windows: np.ndarray | None, path: P
     if windows is None and request.needs_text:
         raise SourceError(f"{request.method} needs a text to see what the model does with it: leave --no-calibrate out, "
                           "give one with --calibrate, or prune by magnitude")
+    require_memory(source, request, 0 if windows is None else windows.size)
     record: dict[str, Any] = {"method": request.method, "amount": request.amount, "pattern": request.pattern.name,
               "zeros": dict.fromkeys(PRUNED_KINDS, 0)}
     made = 0
