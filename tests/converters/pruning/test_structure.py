@@ -1,6 +1,7 @@
 """Neurons and layers that are left out: the model is what transformers' would be without them, and truly smaller."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,16 @@ from tiny_model import give_tokenizer, write_model
 
 import edgert
 from edgert.bundle import Bundle
+from edgert.converters.calibration import Calibration
 from edgert.converters.calibration_text import shipped_windows
 from edgert.converters.convert import convert
 from edgert.converters.open_source import open_source
 from edgert.converters.pruning.structure import without_layers, without_neurons
+from edgert.converters.source import Source
 from edgert.errors import SourceError
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 300,
          "num_attention_heads": 4, "max_position_embeddings": 256}
-
-
-def changed(model: Path, **tensors: float) -> Path:
-    """A model in which tensors whose names end so are multiplied."""
-    weights = load_file(model / "model.safetensors")
-    for name in weights:
-        for end, factor in tensors.items():
-            if name.endswith(end):
-                weights[name] = weights[name] * np.float32(factor)
-    save_file(weights, model / "model.safetensors")
-    return model
 
 
 def test_neurons_that_add_nothing(tmp_path: Path) -> None:
@@ -49,7 +41,8 @@ def test_neurons_that_add_nothing(tmp_path: Path) -> None:
     for name in ("whole", "m"):
         with edgert.load(tmp_path / f"{name}.edge", context=64) as loaded:
             found.append(loaded.score("The quick brown fox jumps over the lazy dog."))
-    assert str(found[0]) and found[0].log_likelihood == pytest.approx(found[1].log_likelihood, rel=1e-5)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+    assert found[0].std() > 0.01
 
 
 def test_which_neurons_stay(tmp_path: Path) -> None:
@@ -60,7 +53,7 @@ def test_which_neurons_stay(tmp_path: Path) -> None:
     assert windows is not None
     smaller = without_neurons(source, 1 / 3, windows, lambda *_: None)
     read = {spec.name: source.tensors[spec.name].read(0, spec.shape[0]) for spec in source.config.tensors()}
-    x = _before_feed_forward(read, windows)
+    x = _before_feed_forward(source, windows)
     gate, up, down = (read[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
     hidden = (x @ gate.T) / (1 + np.exp(-(x @ gate.T))) * (x @ up.T)
     worth = np.linalg.norm(hidden, axis=0) * np.linalg.norm(down, axis=0)
@@ -71,32 +64,19 @@ def test_which_neurons_stay(tmp_path: Path) -> None:
     assert (smaller.tensors["model.layers.0.mlp.down_proj.weight"].read(0, 64) == down[:, kept]).all()
 
 
-def _before_feed_forward(read: dict[str, np.ndarray], windows: np.ndarray) -> np.ndarray:
+def _before_feed_forward(source: Source, windows: np.ndarray) -> np.ndarray:
     """What the first feed-forward part gets, by the calibration that is tested against transformers elsewhere."""
-    from edgert.converters.calibration import Calibration
-    seen = []
+    seen: list[np.ndarray] = []
 
     class Seen(Calibration):
-        def _observe(self, x, names, *, squares_alone=False):  # type: ignore[no-untyped-def]
+        def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:
             if "model.layers.0.mlp.gate_proj.weight" in names:
-                seen.append(x.copy())
+                seen.append(x.astype(np.float64))
 
-    source = open_source(str(_written(read)))
     calibration = Seen(source, windows, frozenset())
     while not seen:
         calibration.run()
-    return seen[0].astype(np.float64)
-
-
-def _written(read: dict[str, np.ndarray]) -> Path:
-    import tempfile
-    return _save(Path(tempfile.mkdtemp()), read)
-
-
-def _save(folder: Path, read: dict[str, np.ndarray]) -> Path:
-    model = write_model(folder / "model", **SHAPE)  # type: ignore[arg-type]
-    save_file(read, model / "model.safetensors")
-    return model
+    return seen[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "olmo2"])
