@@ -35,6 +35,8 @@ from .pruning.scratch import remove_left
 from .pruning.search import seconds_of
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
+from .sparsity import sparse_formats, told
+from .two_of_four import pair_formats, told_of_pairs
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +93,14 @@ def _write(pruned: Pruned, chosen: Preset, path: Path, texts: Sequence[Path], ra
     """Write the bundle of a model. Raises as `convert`."""
     opened = pruned.source
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": chosen.name}
-    header = lay_out(opened, chosen, provenance)
+    formats = chosen.formats(opened)
+    pairs = pair_formats(opened, formats)
+    sparse = sparse_formats(opened, formats | pairs)
+    pairs = {name: form for name, form in pairs.items() if name not in sparse}
+    for found, sentence in ((pairs, told_of_pairs), (sparse, told)):
+        if found:
+            say(f"{path}: {sentence(opened, found)}")
+    header = lay_out(opened, chosen, provenance, pairs | sparse)
     if pruned.record:
         header.quantization["pruning"] = pruned.record
     if texts and (pruned.record or newly_rounded(opened, header) or opened.config.selective):

@@ -25,15 +25,18 @@ _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 2048, 128
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _round_columns(w: Any, step: Any, lowest: Any, q: Any, errors: Any, block_of: Any, factor: Any,
+def _round_columns(w: Any, zero: Any, step: Any, lowest: Any, q: Any, errors: Any, block_of: Any, factor: Any,
                    top: int) -> None:  # pragma: no cover
-    """w: (rows, n) float32, changed. step, lowest: (rows, blocks); block_of: (n,), which block a column is of. factor:
-    (n, n) upper triangle. q: (rows, n) uint8 out. errors: (rows, n) float32 out."""
+    """w: (rows, n) float32, changed. zero: (rows, n) bool, where it is to become 0, or (rows, 0). step, lowest: (rows,
+    blocks); block_of: (n,), which block a column is of. factor: (n, n) upper triangle. q: (rows, n) uint8 out. errors:
+    (rows, n) float32 out."""
     rows, n = w.shape
     for i in range(rows):
         for j in range(n):
             s, low = step[i, block_of[j]], lowest[i, block_of[j]]
-            x = np.rint((w[i, j] + low) / s) if s > 0 else np.float32(0)
+            x = np.float32(0)
+            if s > 0:
+                x = np.rint(((np.float32(0) if zero.shape[1] and zero[i, j] else w[i, j]) + low) / s)
             x = min(max(x, np.float32(0)), np.float32(top))
             q[i, j] = np.uint8(x)
             error = (w[i, j] - (x * s - low)) / factor[j, j]
@@ -75,24 +78,28 @@ class Importance:
             # Damped so, float32 is enough.
             self._factor = inverse_factor(moments[np.ix_(self._order, self._order)] / mean, _DAMPING)
 
-    def round(self, values: np.ndarray, step: np.ndarray, lowest: np.ndarray, top: int) -> np.ndarray:
+    def round(self, values: np.ndarray, step: np.ndarray, lowest: np.ndarray, top: int, *,
+              keep_zeros: bool = False) -> np.ndarray:
         """Weights to integers 0 to top on the grid step * q - lowest, making up for errors.
 
-        values: float32 (rows, columns). step, lowest: float32 (rows, blocks). Returns uint8 (rows, columns).
+        values: float32 (rows, columns). step, lowest: float32 (rows, blocks). keep_zeros: what is 0 stays it, and makes
+        up for nothing (SparseGPT's frozen mask, Frantar and Alistarh 2023). Returns uint8 (rows, columns).
         """
         q = np.empty(values.shape, np.uint8)
         for first in range(0, len(values), _ROWS_AT_ONCE):
             some = slice(first, first + _ROWS_AT_ONCE)
-            self._round_rows(values[some], step[some], lowest[some], top, q[some])
+            self._round_rows(values[some], step[some], lowest[some], top, q[some], keep_zeros=keep_zeros)
         return q
 
-    def _round_rows(self, values: np.ndarray, step: np.ndarray, lowest: np.ndarray, top: int, q: np.ndarray) -> None:
+    def _round_rows(self, values: np.ndarray, step: np.ndarray, lowest: np.ndarray, top: int, q: np.ndarray, *,
+                    keep_zeros: bool) -> None:
         w, block_of = values[:, self._order], self._order // BLOCK
+        zero = w == 0 if keep_zeros else np.empty((len(w), 0), bool)
         for start in range(0, w.shape[1], _COLUMNS_AT_ONCE):
             now = slice(start, min(start + _COLUMNS_AT_ONCE, w.shape[1]))
             part = np.ascontiguousarray(w[:, now])
             rounded, errors = np.empty(part.shape, np.uint8), np.empty_like(part)
-            threaded(_round_columns, (part, step, lowest, rounded, errors), block_of[now],
+            threaded(_round_columns, (part, zero[:, now], step, lowest, rounded, errors), block_of[now],
                      np.ascontiguousarray(self._factor[now, now]), top)
             q[:, self._order[now]] = rounded
             w[:, now.stop:] -= errors @ self._factor[now, now.stop:]

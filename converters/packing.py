@@ -10,7 +10,8 @@ import numpy as np
 
 from edgert.bundle import Header
 from edgert.errors import SourceError
-from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format, planes
+from edgert.kernels.block_packing import groups_of_size
+from edgert.kernels.formats import BLOCK, BLOCK_SPARSE, FORMATS, SLAB, TILE, Format, planes
 from edgert.models.tensors import FeedForward, TensorSpec
 
 from .importance import Importance
@@ -43,7 +44,7 @@ class Packing:
 
     def matrix(self, spec: TensorSpec) -> Iterator[np.ndarray]:
         """A matrix that is not in neuron groups: uint8 of shape (tiles, tile_bytes), some whole slabs at a time."""
-        importance, form = self._importance_of(spec.name), self._header.tensors[spec.name].format
+        importance, form = self._importance_of(spec.name), FORMATS[self._header.tensors[spec.name].format]
         rows, columns = spec.shape
         step = max(_VALUES_AT_ONCE // columns // (SLAB * TILE), 1) * SLAB * TILE
         for start in range(0, rows, step):
@@ -54,11 +55,13 @@ class Packing:
         groups, some at a time: what they have in each of their sections, uint8 of shape (groups, bytes)."""
         *of_rows, of_down = [self._importance_of(spec.name) for spec in part.matrices]
         form = FORMATS[self._header.neurons[layer].down]
+        if form.room:
+            form = BLOCK_SPARSE
         rows, columns = part.down.shape
         step = max(_VALUES_AT_ONCE // columns // TILE, 1) * TILE
         tiles = np.empty((-(-rows // TILE), form.tile_bytes(columns)), np.uint8)
         for start in range(0, rows, step):
-            some = self._tiles(part.down, form.name, of_down, start, min(start + step, rows))
+            some = self._tiles(part.down, form, of_down, start, min(start + step, rows))
             tiles[start // TILE:start // TILE + len(some)] = some
         return tiles[:, :form.header_bytes], self._groups(layer, part, of_rows, tiles[:, form.header_bytes:])
 
@@ -93,7 +96,7 @@ class Packing:
                 some = slice(start, min(start + groups * BLOCK, neurons))
                 parts = []
                 for spec in part.by_rows:
-                    tiles = self._tiles(spec, n.gate_up, None, first + some.start, first + some.stop)
+                    tiles = self._tiles(spec, FORMATS[n.gate_up], None, first + some.start, first + some.stop)
                     parts.append(np.pad(tiles, ((0, groups * BLOCK // TILE - len(tiles)), (0, 0))))
                 blocks = slice(some.start // BLOCK, -(-some.stop // BLOCK))
                 on = grid and Grid(grid.scale[:, blocks], grid.minimum[:, blocks], grid.top)
@@ -118,18 +121,20 @@ class Packing:
             last = min(first + at_once, neurons.groups)
             parts = []
             for spec, importance in zip(part.by_rows, importances, strict=True):
-                two = self._tiles(spec, neurons.gate_up, importance, first * BLOCK, min(last * BLOCK, rows))
+                two = self._tiles(spec, FORMATS[neurons.gate_up], importance, first * BLOCK, min(last * BLOCK, rows))
                 missing = 2 * (last - first) - len(two)
                 parts.append(_tile_planes(FORMATS[neurons.gate_up], np.pad(two, ((0, missing), (0, 0)))))
-            parts.append(_block_planes(FORMATS[neurons.down], blocks[:, first:last].transpose(1, 0, 2)))
+            form, some = FORMATS[neurons.down], blocks[:, first:last].transpose(1, 0, 2)
+            parts.append(_block_planes(form, groups_of_size(form, some) if form.room else some))
             yield [_side_by_side(plane, last - first, size)
                    for plane, (_, size) in zip(zip(*parts, strict=True), neurons.parts(), strict=False)]
 
-    def _tiles(self, spec: TensorSpec, form: str, importance: Importance | None, start: int, stop: int) -> np.ndarray:
+    def _tiles(self, spec: TensorSpec, form: Format, importance: Importance | None, start: int,
+               stop: int) -> np.ndarray:
         """Rows start to stop of a matrix, uint8 of shape (tiles, tile_bytes)."""
         tensor = self._tensors[spec.name]
-        grid = tensor.grid(start, stop) if on_grid(tensor, form) else None
-        return packed(FORMATS[form], self._read(spec, start, stop, form), grid, importance)
+        grid = tensor.grid(start, stop) if on_grid(tensor, form.name) else None
+        return packed(form, self._read(spec, start, stop, form.kind), grid, importance)
 
     def _read(self, spec: TensorSpec, start: int, stop: int, form: str) -> np.ndarray:
         """Rows start to stop of a matrix as float32, which a format can hold. Raises SourceError where it cannot."""
@@ -147,6 +152,8 @@ def _block_planes(form: Format, blocks: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _tile_planes(form: Format, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tiles with base planes for blocks, and the detail planes of their blocks: both uint8 of shape (tiles, bytes)."""
+    if form.room:
+        return tiles, tiles[:, :0]
     body = tiles[:, form.header_bytes:].reshape(len(tiles), -1, form.block_bytes)
     base, detail = (plane.reshape(len(tiles), -1) for plane in _block_planes(form, body))
     return np.concatenate([tiles[:, :form.header_bytes], base], 1), detail

@@ -5,6 +5,8 @@ trial scales, round, then solve for the scale and minimum that fit best in the w
 the trial with the least error. Then scale and minimum are put on their row's 8-bit grid and the weights rounded again.
 Where it is known what a matrix's inputs are like, errors are weighed by that, and made up for (importance.py).
 8 bits: a scale is searched around max / 127. A source that already stands on a grid of so few values keeps it.
+2 and 3 bits: as 4. 4 bits of which at least 2 in 4 are zero (q4n): likewise a scale alone, and what is zero stays so.
+So of block-sparse weights (q4b). Ternary: what stands on it already, to the bit; nothing else.
 """
 
 import math
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from edgert.errors import SourceError
+from edgert.kernels.block_packing import packed_loosely, tiles_of_size
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Quantized, pack, round_bf16
 from edgert.kernels.neuron_rows import pack_rows
 
@@ -118,10 +122,47 @@ def _search_symmetric(rows: Any, scale: Any) -> None:  # pragma: no cover
                 scale[i] = s
 
 
-TOPS = {"q4": 15, "q6": 63}
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _search_kept(rows: Any, scale: Any, importance: Any) -> None:  # pragma: no cover
+    """As `_search_affine` without minima: weights are -8..7, and errors in what is 0, and stays it, count nothing."""
+    blocks, weight, x = importance.shape[0], np.empty(32, np.float32), np.empty(32, np.float32)
+    for i in range(rows.shape[0]):
+        largest, squares = np.float32(0), np.float32(0)
+        for j in range(32):
+            largest = max(largest, abs(rows[i, j]))
+        if largest < 1e-30:
+            scale[i] = 0
+            continue
+        unit = np.float32(math.ldexp(1.0, math.frexp(largest)[1]))
+        largest /= unit
+        for j in range(32):
+            x[j] = rows[i, j] / unit
+            squares += x[j] * x[j]
+        mean = np.float32(np.sqrt(squares / 32))
+        for j in range(32):
+            weight[j] = importance[i % blocks, j] if blocks else mean + abs(x[j])
+        best = np.float32(-1)
+        for trial in range(_TRIALS):
+            inverse = np.float32(_LEAST_STEPS + _MORE_STEPS * trial / (_TRIALS - 1)) / largest
+            sum_q2, sum_xq = np.float32(0), np.float32(0)
+            for j in range(32):
+                q = min(max(np.rint(x[j] * inverse), np.float32(-8)), np.float32(7))
+                sum_q2 += weight[j] * q * q
+                sum_xq += weight[j] * x[j] * q
+            # With the scale that fits best, sum_xq / sum_q2, the error is that of zeros less sum_xq^2 / sum_q2.
+            if sum_q2 > 0 and sum_xq > 0 and sum_xq * sum_xq > best * sum_q2:
+                best = sum_xq * sum_xq / sum_q2
+                scale[i] = sum_xq / sum_q2 * unit
+
+
+_LEAST_STEPS, _MORE_STEPS = 5.0, 4.0
+"""Trial scales of q4n put the largest weight between 5 and 9 steps from zero."""
+
+TOPS = {"q2": 3, "q3": 7, "q4": 15, "q6": 63}
 """The largest q of the formats that have a grid."""
 
-LARGEST = {"f32": float(np.finfo(np.float32).max), "f16": 65504.0, "q8": 1e30, "q6": 1e30, "q4": 1e30}
+LARGEST = {"f32": float(np.finfo(np.float32).max), "f16": 65504.0, "q8": 1e30, "q6": 1e30, "q4": 1e30,
+           "q3": 1e30, "q2": 1e30, "q4n": 1e30, "q4b": 1e30, "ternary": 1e30}
 """The largest weight that each format can hold; where scales are searched, the largest that they are searched for."""
 
 
@@ -145,10 +186,11 @@ def _on_row_grid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
              importance: Importance | None = None) -> Quantized:
-    """A float32 matrix of whole tiles and blocks in the integers and scales of format q4, q6 or q8.
+    """A float32 matrix of whole tiles and blocks in the integers and scales of a format that has some.
 
-    grid: the one that the values already stand on, if the format keeps it; for q4 and q6. importance: of its columns;
-    used for q4 and q6 where there is no grid. Shapes as in `Quantized` and `Grid`.
+    grid: the one that the values already stand on, if the format keeps it, and has minima. importance: of its columns;
+    used where there is no grid, and not for q8 and ternary. Shapes as in `Quantized` and `Grid`. Raises SourceError
+    where the values are not what ternary or q4n holds.
     """
     rows, columns = values.shape
     blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, BLOCK)
@@ -157,6 +199,15 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
         threaded(_search_symmetric, (blocks, scale))
         q = np.rint(blocks / np.where(scale > 0, scale, 1)[:, None])
         return Quantized(np.clip(q, -127, 127).astype(np.int8).reshape(rows, columns), scale.reshape(rows, -1))
+    if form.name == "ternary":
+        found = ternary(values)
+        if found is None:
+            raise SourceError("a matrix is to be ternary whose weights are not -d, 0 and d")
+        return found
+    if form.name == "q4n":
+        return _two_of_four(blocks.reshape(rows, columns), importance)
+    if form.kind == "q4b":
+        return _kept(blocks.reshape(rows, columns), importance)
     top = TOPS[form.name]
     scale, minimum = np.zeros(len(blocks), np.float32), np.zeros(len(blocks), np.float32)
     if grid is not None:
@@ -185,6 +236,59 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
     return Quantized(np.clip(q, 0, top).astype(np.uint8).reshape(rows, columns), s, m, row_scale, row_minimum)
 
 
+def ternary(values: np.ndarray) -> Quantized | None:
+    """A float32 matrix of whole tiles and blocks as ternary, to the bit; None where it is not that: where a row's
+    blocks are not each of -d, 0 and d, or have several d of which one is no float16."""
+    rows, columns = values.shape
+    blocks = np.ascontiguousarray(values, np.float32).reshape(rows, -1, BLOCK)
+    largest = np.abs(blocks).max(2)
+    if not np.isfinite(largest).all() or ((blocks != 0) & (np.abs(blocks) != largest[..., None])).any():
+        return None
+    q = np.sign(blocks).astype(np.int8).reshape(rows, columns)
+    of_row = largest.max(1)
+    alike = ((largest == 0) | (largest == of_row[:, None])).all(1)
+    s = np.where(alike[:, None], np.float32(1), largest)
+    with np.errstate(over="ignore"):
+        held = s.astype(np.float16).astype(np.float32)
+    return Quantized(q, s, scale=np.where(alike, of_row, np.float32(1))) if np.array_equal(held, s) else None
+
+
+def two_of_four(values: np.ndarray) -> bool:
+    """Whether of every four neighbouring columns, (rows, columns), no more than two are not 0. Columns that are missing
+    at the end are 0."""
+    padded = np.pad(values != 0, ((0, 0), (0, -values.shape[1] % 4)))
+    return bool((np.count_nonzero(padded.reshape(len(values), -1, 4), 2) <= 2).all())
+
+
+def _two_of_four(values: np.ndarray, importance: Importance | None) -> Quantized:
+    """float32 (rows, columns) as q4n."""
+    if not two_of_four(values):
+        raise SourceError("a matrix is to be 2:4 sparse that has four neighbouring weights of which more than two are "
+                          "not 0; prune it to 2:4, or take another format")
+    return _kept(values, importance)
+
+
+def _kept(values: np.ndarray, importance: Importance | None) -> Quantized:
+    """float32 (rows, columns) in -8 to 7 and scales, what is 0 staying so."""
+    rows, columns = values.shape
+    scale = np.zeros((rows, columns // BLOCK), np.float32)
+    weights = importance.weights if importance is not None else np.empty((0, BLOCK), np.float32)
+
+    def search(part: np.ndarray, scale: np.ndarray) -> None:
+        _search_kept(part.reshape(-1, BLOCK), scale.reshape(-1), weights)
+
+    threaded(search, (values, scale))
+    s, row_scale = _on_row_grid(scale)
+    step = s * row_scale[:, None]
+    if importance is not None and importance.compensates:
+        q = importance.round(values, step, 8 * step, 15, keep_zeros=True).astype(np.int8) - np.int8(8)
+    else:
+        blocks = values.reshape(rows, -1, BLOCK)
+        q = np.clip(np.rint(blocks / np.where(step > 0, step, np.inf)[..., None]), -8, 7).astype(np.int8).reshape(
+            rows, columns)
+    return Quantized(np.where(values == 0, np.int8(0), q), s, scale=row_scale)
+
+
 def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
            importance: Importance | None = None) -> np.ndarray:
     """A float32 matrix of any shape in the kernels' layout: uint8 of shape (tiles, tile_bytes), padded with zeros."""
@@ -196,7 +300,12 @@ def packed(form: Format, values: np.ndarray, grid: Grid | None = None,
             scale, minimum = (np.pad(v, ((0, padding[0]), (0, -(-columns // BLOCK) - v.shape[1])))
                               for v in (grid.scale, grid.minimum))
             grid = Grid(scale, minimum, grid.top)
-    return pack(form, quantize(form, values, grid, importance) if form.activation is not Activation.FLOAT else values)
+    if form.activation is Activation.FLOAT:
+        return pack(form, values)
+    made = quantize(form, values, grid, importance)
+    if form.kind != "q4b":
+        return pack(form, made)
+    return tiles_of_size(form, packed_loosely(made)) if form.room else packed_loosely(made)
 
 
 def packed_rows(form: str, values: np.ndarray, importance: Importance | None = None) -> np.ndarray:

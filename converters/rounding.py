@@ -1,5 +1,5 @@
-"""What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits and were not
-before, and of which neurons of sparse layers, or experts, are active."""
+"""What a conversion learns of a model before it rounds: of the inputs of matrices that become 4 bits or fewer and were
+not before, and of which neurons of sparse layers, or experts, are active."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,11 +17,15 @@ from .ordering import NeuronOrder, misses
 from .quantizer import on_grid
 from .source import Source
 
+_FEW_BITS = {"q2", "q3", "q4", "q4n", "q4b"}
+
 
 def newly_rounded(source: Source, header: Header) -> set[str]:
-    """The matrices that become 4 bits in a bundle of this header and do not stand on a grid of 4 bits yet, by name."""
-    return {spec.name for spec in source.config.tensors() if spec.is_matrix and _format(spec, header) == "q4"
-            and not on_grid(source.tensors[spec.name], "q4")}
+    """The matrices that become 4 bits or fewer in a bundle of this header and do not stand on such a grid yet, by
+    name."""
+    return {spec.name for spec in source.config.tensors() if spec.is_matrix
+            and (form := _format(spec, header)).partition("-")[0] in _FEW_BITS
+            and not on_grid(source.tensors[spec.name], form)}
 
 
 def _format(matrix: TensorSpec, header: Header) -> str:

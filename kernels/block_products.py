@@ -15,7 +15,7 @@ from .activation import FINE, FINE_SCALE, FINE_SUM, SCALE, SCALED_SUM
 from .decorators import inlined
 from .formats import BLOCK, FORMATS, TILE
 from .simd.arithmetic import fma, mul, splat, sub, zero_f32
-from .simd.bits import upper_2_of, upper_4_of
+from .simd.bits import nibbles_of_3, upper_2_of, upper_4_of
 from .simd.dot import (
     add_products,
     begin_products,
@@ -44,6 +44,18 @@ from .simd.memory import (
     load_u8x16,
     splat_4bytes,
     splat_f32,
+)
+from .simd.pick import (
+    CODE_UNIT,
+    UPPER_UNIT,
+    activations_16,
+    add_picked,
+    begin_picked,
+    code_high,
+    code_low,
+    picked,
+    picking,
+    upper_codes,
 )
 from .simd.rows import AT, Row, for_rows
 from .simd.target import choose
@@ -104,6 +116,17 @@ def _fma_scaled(b, total, s, scale, a):
     return fma.emit(b, to_f32.emit(b, total), mul.emit(b, s, splat_f32.emit(b, scale)), a)
 
 
+def _q3_pair(pair: int) -> Any:
+    nibbles = nibbles_of_3[pair]
+
+    @inlined
+    def quads(w):
+        v = nibbles(load_i8x64(w + 64 + 64 * (pair // 2)), load_i8x64(w))
+        return low_nibbles(v), high_nibbles(v)
+
+    return quads
+
+
 def _q4_base_pair(pair: int) -> Any:
     first, second = upper_2_of[pair % 2 * 2:pair % 2 * 2 + 2]
 
@@ -126,14 +149,41 @@ def _q6_base_pair(pair: int) -> Any:
     return quads
 
 
+@inlined
+def _bf16_header(header):
+    return load_bf16x16(header), load_bf16x16(header + 32)
+
+
+def _scaled_header(unit: float) -> Any:
+    """q2 and q3: what the quads hold are integers 1 / unit times q."""
+    factor = np.float32(unit)
+
+    @inlined
+    def scales(header):
+        return mul(load_bf16x16(header), splat(factor)), load_bf16x16(header + 32)
+
+    return scales
+
+
+@inlined
+def _ternary_header(header):
+    """Quads of 4 (q + 1), whose minimum is their scale."""
+    scale = load_f32x16(header)
+    return mul(scale, splat(_QUARTER)), scale
+
+
+_QUARTER = np.float32(0.25)
+
+
 def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_often: bool, middle: float = 0.0,
-                  tokens: tuple[int, ...] = _TOKENS) -> Steps:
-    """q4 and q6: unsigned weights, 8-bit scales and minima at the end of the block.
+                  tokens: tuple[int, ...] = _TOKENS, scales: Any = _bf16_header, load: Any = load_u8x16,
+                  apart: int = 16) -> Steps:
+    """q2, q3, q4, q6 and ternary: unsigned weights, scales and minima at the end of the block.
 
     quads_of(n): (w) -> quads 2n and 2n + 1. widen_often: products of no more than two quads fit 16 bits. middle: what
-    is added to each weight.
+    is added to each weight. load: of 16 scales or minima; apart: bytes from those to these.
     """
-    scales_at, minima_at, added = block_bytes - 32, block_bytes - 16, np.float32(middle)
+    scales_at, minima_at, added = block_bytes - 32, block_bytes - 32 + apart, np.float32(middle)
     quads_0, quads_1, quads_2, quads_3 = (quads_of(n) for n in range(4))
 
     def into(tokens: int) -> Any:
@@ -170,17 +220,13 @@ def _affine_steps(quads_of: Callable[[int], Any], block_bytes: int, *, widen_oft
             low, high = quads_3(w)
             some = add_pair(some, low, high, x + 24, stride)
             total = end(total, some)
-            s = load_u8x16(w + scales_at)
+            s = load(w + scales_at)
             a = add_scaled(total, s, x + SCALE, stride, a)
             if middle:
                 a = add_minimum(mul(s, splat(added)), x + SCALED_SUM, stride, a)
-            return a, add_minimum(load_u8x16(w + minima_at), x + SCALED_SUM, stride, m)
+            return a, add_minimum(load(w + minima_at), x + SCALED_SUM, stride, m)
 
         return block
-
-    @inlined
-    def scales(header):
-        return load_bf16x16(header), load_bf16x16(header + 32)
 
     def finish(b, scale, minimum, a, m):
         return sub.emit(b, mul.emit(b, scale, a), mul.emit(b, minimum, m))
@@ -247,6 +293,58 @@ def _q8_steps(quads_of: Callable[[int], Any], block_bytes: int, tokens: tuple[in
     return Steps(into, _no_scales, _finished, tokens)
 
 
+@inlined
+def _q4n_vectors(w):
+    first, second = load_i8x64(w), load_i8x64(w + 64)
+    return code_low(first), code_high(first), code_low(second), code_high(second)
+
+
+_upper_0, _upper_1, _upper_2, _upper_3 = upper_codes
+
+
+@inlined
+def _q4n_base_vectors(w):
+    v = load_i8x64(w)
+    return _upper_0(v), _upper_1(v), _upper_2(v), _upper_3(v)
+
+
+def _q4n_steps(vectors: Any, unit: float, block_bytes: int, tokens: tuple[int, ...] = _TOKENS) -> Steps:
+    """Two in four weights, with the activations that belong to them. vectors: (w) -> the four of a block, 1 / unit
+    times q."""
+    positions_at, scales_at, factor = block_bytes - 80, block_bytes - 16, np.float32(unit)
+    picking_0, picking_1, picking_2, picking_3 = picking
+
+    def row(b, w0, w1, w2, w3, i0, i1, i2, i3, begun, s, x, a):
+        some = begun
+        for table, at in ((((w0, i0), (w1, i1)), 0), (((w2, i2), (w3, i3)), 16)):
+            these = activations_16.emit(b, _behind(b, x, at))
+            for odd, (weights, indices) in enumerate(table):
+                some = add_picked.emit(b, some, weights, picked[odd].emit(b, these, indices))
+        total = end_products.emit(b, zero_i32.emit(b), some)
+        return _fma_scaled(b, total, s, _behind(b, x, SCALE), a)
+
+    def into(tokens: int) -> Any:
+        add = for_rows(row, tokens, f32x16, *[i8x64] * 8, products, f32x16, AT, Row(f32x16))
+
+        @inlined
+        def block(w, x, stride, a, m):
+            w0, w1, w2, w3 = vectors(w)
+            at = load_i8x64(w + positions_at)
+            return add(w0, w1, w2, w3, picking_0(at), picking_1(at), picking_2(at), picking_3(at),
+                       begin_picked(w0, w1, w2, w3), load_u8x16(w + scales_at), x, stride, a), m
+
+        return block
+
+    @inlined
+    def scales(header):
+        return mul(load_f32x16(header), splat(factor)), zero_f32()
+
+    def finish(b, scale, _minimum, a, _m):
+        return mul.emit(b, scale, a)
+
+    return Steps(into, scales, finish, tokens)
+
+
 def _float_steps(load: Any, column_bytes: int) -> Steps:
     """f16 and f32: one column of 16 rows at a time against float32 activations."""
     def into(tokens: int) -> Any:
@@ -269,6 +367,11 @@ STEPS: dict[str, Steps] = {
     "q8": _q8_steps(_q8_pair, FORMATS["q8"].block_bytes),
     "f16": _float_steps(load_f16x16, 2 * TILE),
     "f32": _float_steps(load_f32x16, 4 * TILE),
+    "q2": _affine_steps(_q4_base_pair, FORMATS["q2"].block_bytes, widen_often=False, scales=_scaled_header(0.25)),
+    "q3": _affine_steps(_q3_pair, FORMATS["q3"].block_bytes, widen_often=False, scales=_scaled_header(0.5)),
+    "ternary": _affine_steps(_q4_base_pair, FORMATS["ternary"].block_bytes, widen_often=False, scales=_ternary_header,
+                             load=load_f16x16, apart=0),
+    "q4n": _q4n_steps(_q4n_vectors, CODE_UNIT, FORMATS["q4n"].block_bytes),
 }
 
 BASE_STEPS: dict[str, Steps] = {
@@ -277,5 +380,8 @@ BASE_STEPS: dict[str, Steps] = {
     "q6": _affine_steps(_q6_base_pair, FORMATS["q6"].base_bytes, widen_often=True, middle=FORMATS["q6"].middle,
                         tokens=(1,)),
     "q8": _q8_steps(_q8_base_pair, FORMATS["q8"].base_bytes, (1,)),
+    "q3": _affine_steps(_q4_base_pair, FORMATS["q3"].base_bytes, widen_often=False, middle=2 * FORMATS["q3"].middle,
+                        tokens=(1,), scales=_scaled_header(0.5)),
+    "q4n": _q4n_steps(_q4n_base_vectors, UPPER_UNIT, FORMATS["q4n"].base_bytes, (1,)),
 }
 """Of base planes alone, one token at a time."""

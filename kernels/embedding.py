@@ -31,6 +31,19 @@ def _q6(block, lane, quad, i):
     return _nibble(block, lane, quad, i) | high << 4
 
 
+_SHIFTS = (2, 6, 0, 4)
+
+
+@inlined
+def _q2(block, lane, quad, i):
+    return load_u8(block + (quad >> 2) * 64 + lane * 4 + i) >> _SHIFTS[quad & 3] & 3
+
+
+@inlined
+def _q3(block, lane, quad, i):
+    return _q2(block + 64, lane, quad, i) << 1 | load_u8(block + lane * 4 + i) >> ((quad >> 1) + 4 * (quad & 1)) & 1
+
+
 def _affine(q: Any, block_bytes: int) -> Any:
     @kernel
     def block_row(header, block, lane, out):
@@ -52,6 +65,28 @@ def _q8_row(_header, block, lane, out):
 
 
 @kernel
+def _ternary_row(header, block, lane, out):
+    s = load_f32(header + 4 * lane) * load_f16(block + 128 + 2 * lane)
+    for quad in range(8):
+        for i in range(4):
+            store_f32(out + 16 * quad + 4 * i, s * np.float32(_q2(block, lane, quad, i) - 1))
+
+
+@kernel
+def _q4n_row(header, block, lane, out):
+    s = load_f32(header + 4 * lane) * np.float32(load_u8(block + 192 + lane))
+    for i in range(BLOCK):
+        store_f32(out + 4 * i, np.float32(0.0))
+    for quad in range(8):
+        vector = quad >> 1
+        for byte in range(4 * lane + 2 * (quad & 1), 4 * lane + 2 * (quad & 1) + 2):
+            code = load_u8(block + (vector >> 1) * 64 + byte) >> 4 * (vector & 1) & 15
+            if code != 8:
+                place = load_u8(block + 128 + byte) >> 2 * vector & 3
+                store_f32(out + 16 * quad + 4 * place, s * np.float32(code - 8))
+
+
+@kernel
 def _f16_row(_header, block, lane, out):
     for column in range(BLOCK):
         store_f32(out + 4 * column, load_f16(block + 2 * (column * TILE + lane)))
@@ -69,6 +104,10 @@ _block_row = by_format({
     "q8": _q8_row,
     "f16": _f16_row,
     "f32": _f32_row,
+    "q2": _affine(_q2, FORMATS["q2"].block_bytes),
+    "q3": _affine(_q3, FORMATS["q3"].block_bytes),
+    "ternary": _ternary_row,
+    "q4n": _q4n_row,
 })
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())

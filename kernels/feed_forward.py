@@ -14,9 +14,10 @@ from numba import types
 
 from .activation import quantize_pair
 from .block_products import STEPS, no_sums
+from .block_sparse import block_sparse_segments, room_of
 from .decorators import inlined, kernel
 from .dispatch import by_format, by_number, in_turn
-from .formats import BLOCK, FORMATS, TILE, Activation
+from .formats import BLOCK, BLOCK_SPARSE, FORMATS, QUANTIZED_BLOCK, TILE, Activation
 from .functions import gelu, gelu_tanh, relu, relu2, silu
 from .groups import row_tiles_of
 from .linear import tile_bytes_of, tile_of
@@ -38,6 +39,12 @@ _QUANTIZED, _FINE = (tuple(int(form.activation == kind) for form in FORMATS.valu
 
 
 @kernel
+def activation_block_of(form):
+    """Bytes of a block of the activations that this format meets."""
+    return QUANTIZED_BLOCK if room_of(form) else _ACTIVATION_BLOCK[form]
+
+
+@kernel
 def hidden_block(row, row_tiles, activation, out, down, error):
     """act(gate) * up of 32 neurons, or act(up), to one block in the form that `down`, a format's code, meets.
 
@@ -46,7 +53,7 @@ def hidden_block(row, row_tiles, activation, out, down, error):
     low, high = _activated(activation, load_f32x16(row)), _activated(activation, load_f32x16(row + 64))
     if row_tiles == _GATED:
         low, high = mul(low, load_f32x16(row + 128)), mul(high, load_f32x16(row + 192))
-    if _QUANTIZED[down]:
+    if room_of(down) or _QUANTIZED[down]:
         quantize_pair(low, high, out, 0, error)
     elif _FINE[down]:
         quantize_pair(low, high, 0, out, error)
@@ -69,7 +76,7 @@ def _up_group(op, w, detail, group, first, count, scratch, error):
             tile = whole_tile(form, tile, detail + i * detail_bytes, blocks, scratch + UP_ROWS)
         tile_of(form, tile, blocks, load_i64(op + UP.x) + first * x_stride, x_stride, count, scratch + i * 64,
                 _ROW_BYTES, bias + (group * row_tiles + i) * 64 if bias else 0, 0)
-    out = load_i64(op + UP.hidden) + group * _ACTIVATION_BLOCK[down] + first * hidden_stride
+    out = load_i64(op + UP.hidden) + group * activation_block_of(down) + first * hidden_stride
     for token in range(count):
         hidden_block(scratch + token * _ROW_BYTES, row_tiles, activation, out + token * hidden_stride, down, error)
 
@@ -143,6 +150,7 @@ def _segments_kernel(name: str) -> Any:
 
 segments_of = by_format({name: _segments_kernel(name) for name in FORMATS})
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
+_SPARSE_HEADER = BLOCK_SPARSE.header_bytes
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
 _BASE_BYTES = tuple(form.base_bytes for form in FORMATS.values())
 _DETAIL_BYTES = tuple(form.detail_bytes for form in FORMATS.values())
@@ -156,9 +164,13 @@ def _put_together(op, tile, first, last, room):
                                      load_i64(op + DOWN.blocks))
     table, details, row_tiles = (load_i64(op + DOWN.table), load_i64(op + DOWN.details),
                                  load_i64(op + DOWN.row_tiles))
-    whole = row_tiles * tile_bytes_of(gate_up, gate_up_blocks) + tile * _BLOCK_BYTES[form]
-    base = row_tiles * base_bytes_of(gate_up, gate_up_blocks) + tile * _BASE_BYTES[form]
-    detail = row_tiles * detail_bytes_of(gate_up, gate_up_blocks) + tile * _DETAIL_BYTES[form]
+    whole = row_tiles * tile_bytes_of(gate_up, gate_up_blocks)
+    base = row_tiles * base_bytes_of(gate_up, gate_up_blocks)
+    detail = row_tiles * detail_bytes_of(gate_up, gate_up_blocks)
+    if not room_of(form):
+        whole += tile * _BLOCK_BYTES[form]
+        base += tile * _BASE_BYTES[form]
+        detail += tile * _DETAIL_BYTES[form]
     at = room + ((last - first) * 8 + 63) // 64 * 64
     for group in range(first, last):
         w, d = load_i64(table + 8 * group), load_i64(details + 8 * group)
@@ -167,7 +179,8 @@ def _put_together(op, tile, first, last, room):
                 w += whole
             else:
                 w = whole_blocks(form, w + base, d + detail, 1, at)
-                at += _BLOCK_BYTES[form]
+                if not room_of(form):
+                    at += _BLOCK_BYTES[form]
         store_i64(room + 8 * (group - first), w)
     return room - 8 * first
 
@@ -192,11 +205,15 @@ def down(op, state, thread):
             if first_segment == 0:
                 for at in range(sums, sums + tokens * 64, 64):
                     store_f32x16(at, zero_f32())
-            blocks, at = table, offset + i * _BLOCK_BYTES[form]
+            blocks, at = table, offset if room_of(form) else offset + i * _BLOCK_BYTES[form]
             if details:
                 blocks, at = _put_together(op, i, first_group, last_group, room), 0
-            segments_of(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form],
-                        hidden, hidden_stride, tokens, sums)
+            if room_of(form):
+                block_sparse_segments(form, blocks, groups, first_segment, last_segment, at, i, tiles,
+                                      headers + i * _SPARSE_HEADER, hidden, hidden_stride, tokens, sums)
+            else:
+                segments_of(form, blocks, groups, first_segment, last_segment, at, headers + i * _HEADER_BYTES[form],
+                            hidden, hidden_stride, tokens, sums)
             if last_segment == SEGMENTS:
                 for token in range(tokens):
                     out, total = y + token * y_stride + i * 64, load_f32x16(sums + token * 64)

@@ -37,10 +37,11 @@ def group_layout(hidden_size: int, gate_up: Format, down: Format, *, gated: bool
     """The layout of groups of these formats."""
     blocks, tiles = gate_up.blocks(hidden_size), -(-hidden_size // TILE)
 
-    def part(header: int, gate_up_block: int, down_block: int) -> GroupPart:
-        start = row_tiles_of(gated=gated) * (header + blocks * gate_up_block)
-        return GroupPart(start, -(-(start + tiles * down_block) // GROUP_ALIGNMENT) * GROUP_ALIGNMENT)
+    def part(tile: int, down_blocks: int) -> GroupPart:
+        start = row_tiles_of(gated=gated) * tile
+        return GroupPart(start, -(-(start + down_blocks) // GROUP_ALIGNMENT) * GROUP_ALIGNMENT)
 
-    return GroupLayout(part(gate_up.header_bytes, gate_up.block_bytes, down.block_bytes),
-                       part(gate_up.header_bytes, gate_up.base_bytes, down.base_bytes),
-                       part(0, gate_up.detail_bytes, down.detail_bytes))
+    whole, details = (gate_up.tile_bytes(hidden_size), down.down_bytes(tiles)), (blocks * gate_up.detail_bytes,
+                                                                              tiles * down.detail_bytes)
+    base = (whole[0] - details[0], whole[1] - details[1])
+    return GroupLayout(part(*whole), part(*base), part(*details))

@@ -5,6 +5,7 @@ from typing import Any
 from numba import types
 
 from .block_products import BASE_STEPS, STEPS, Steps, no_sums
+from .block_sparse import block_sparse_tile, room_of
 from .decorators import inlined, kernel
 from .dispatch import by_format, in_turn
 from .formats import FORMATS, SLAB
@@ -94,22 +95,25 @@ _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
 @kernel
 def tile_bytes_of(form, blocks):
     """Bytes of a tile of the format with this code."""
-    return _HEADER_BYTES[form] + blocks * _BLOCK_BYTES[form]
+    return room_of(form) or _HEADER_BYTES[form] + blocks * _BLOCK_BYTES[form]
 
 
 @kernel
 def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
     """A tile of the format with this code."""
-    _tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
+    if room_of(form):
+        block_sparse_tile(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
+    else:
+        _tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
 
 
 @kernel
 def base_tile_of(form, w, blocks, x, y, bias):
     """A tile of which only the base plane is there, for one token; where the format is not split, that is all of it."""
-    if _IS_SPLIT[form]:
+    if not room_of(form) and _IS_SPLIT[form]:
         _base_tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
     else:
-        _tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
+        tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
 
 
 @kernel

@@ -25,7 +25,7 @@ from .simd.target import VARIABLE, choose, machine
 Progress = Callable[[int, int, str], None]
 _KIND = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 _ENTRY = "edgert_run"
-_NOT_COMPILED = {"elf", "native", "semaphores", "team"}
+_NOT_COMPILED = {"block_packing", "elf", "native", "semaphores", "team"}
 """Modules here that do not go into the object file."""
 
 

@@ -24,7 +24,8 @@ PAGE = 4096
 """Bytes."""
 _PAGES = range(3, 7)
 """A unit has one of these numbers of pages, unless a neuron has more: the one that is filled best."""
-ROW_FORMATS = {"q4": "q4", "q6": "q8", "q8": "q8", "f16": "f16", "f32": "f32"}
+ROW_FORMATS = {"q4": "q4", "q6": "q8", "q8": "q8", "f16": "f16", "f32": "f32", "q2": "q4", "q3": "q4", "ternary": "f32",
+               "q4n": "q4"}
 """In which of these a matrix stands that has some weight format elsewhere."""
 
 

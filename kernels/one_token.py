@@ -13,6 +13,7 @@ from typing import Any
 from numba import types
 
 from .block_products import BASE_STEPS, STEPS, Steps, no_sums
+from .block_sparse import block_sparse_down, finish_block_sparse, room_of
 from .decorators import kernel
 from .dispatch import by_format
 from .feed_forward import hidden_block
@@ -120,6 +121,15 @@ def _rows(op, w, detail, group, scratch, room):
 
 
 @kernel
+def _whole_down(form, w, hidden, sums, tiles, begin, end, headers, out, out_stride):
+    """A group's down blocks, whole ones."""
+    if room_of(form):
+        block_sparse_down(form, w, hidden, sums, tiles, begin, end, headers, out, out_stride)
+    else:
+        down_of_group(form, w, hidden, sums, tiles, begin, end, headers, out, out_stride)
+
+
+@kernel
 def _sums(op, w, detail, scratch, room, begin, end, out):
     """A group's part of the result."""
     form, gate_up, blocks = load_i64(op + NEURONS.down), load_i64(op + NEURONS.gate_up), load_i64(op + NEURONS.blocks)
@@ -127,11 +137,13 @@ def _sums(op, w, detail, scratch, room, begin, end, out):
     row_tiles = load_i64(op + NEURONS.row_tiles)
     hidden, sums, stride = scratch + HIDDEN, scratch + NEURONS_SUMS, 64 * SEGMENTS
     if detail == WHOLE:
-        down_of_group(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers,
-                      out, stride)
+        _whole_down(form, w + row_tiles * tile_bytes_of(gate_up, blocks), hidden, sums, tiles, begin, end, headers, out,
+                    stride)
         return
     base = w + row_tiles * base_bytes_of(gate_up, blocks)
-    if detail != ABSENT:
+    if room_of(form):
+        block_sparse_down(form, base, hidden, sums, tiles, begin, end, headers, out, stride)
+    elif detail != ABSENT:
         at = whole_blocks(form, base, detail + row_tiles * detail_bytes_of(gate_up, blocks), tiles, room)
         down_of_group(form, at, hidden, sums, tiles, begin, end, headers, out, stride)
     elif _IS_SPLIT[form]:
@@ -176,7 +188,10 @@ def neurons(op, state, thread):
             for i in range(tiles):
                 store_f32x16(out + i * 64 * SEGMENTS, zero_f32())
         elif not ended:
-            _finish(down, sums, tiles, headers, out, 64 * SEGMENTS)
+            if room_of(down):
+                finish_block_sparse(sums, tiles, headers, out, 64 * SEGMENTS)
+            else:
+                _finish(down, sums, tiles, headers, out, 64 * SEGMENTS)
         segment = take(state, 1)
 
 

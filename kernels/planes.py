@@ -6,6 +6,7 @@ that stays in the first-level cache, for as many tokens as meet it.
 
 from typing import Any
 
+from .block_sparse import room_of
 from .decorators import kernel
 from .dispatch import by_format
 from .formats import FORMATS
@@ -18,9 +19,8 @@ _AHEAD = 4096
 """Bytes of each plane, as in linear.py."""
 
 
-def _joined_vectors(even: Any, odd: Any, vectors: int) -> Any:
-    """For q4 and q8: each vector of both planes gives two."""
-    rest = 32
+def _joined_vectors(even: Any, odd: Any, vectors: int, rest: int = 32) -> Any:
+    """For q4, q8 and q4n: each vector of both planes gives two; the rest is the base's alone."""
     base_bytes, detail_bytes, block_bytes = 64 * vectors + rest, 64 * vectors, 128 * vectors + rest
 
     @kernel
@@ -41,8 +41,9 @@ def _joined_vectors(even: Any, odd: Any, vectors: int) -> Any:
     return join
 
 
-def _joined_q6() -> Any:
-    form = FORMATS["q6"]
+def _joined_in_turn(name: str) -> Any:
+    """For q3 and q6: the detail, then the base."""
+    form = FORMATS[name]
     base_bytes, detail_bytes, block_bytes = form.base_bytes, form.detail_bytes, form.block_bytes
 
     @kernel
@@ -60,8 +61,9 @@ def _joined_q6() -> Any:
     return join
 
 
-_join = by_format({"q4": _joined_vectors(even_of_2, odd_of_2, 2), "q6": _joined_q6(),
-                   "q8": _joined_vectors(even_of_4, odd_of_4, 4)})
+_join = by_format({"q4": _joined_vectors(even_of_2, odd_of_2, 2), "q6": _joined_in_turn("q6"),
+                   "q8": _joined_vectors(even_of_4, odd_of_4, 4), "q3": _joined_in_turn("q3"),
+                   "q4n": _joined_vectors(even_of_2, odd_of_2, 1, rest=80)})
 _HEADER_BYTES, _BLOCK_BYTES, _BASE_BYTES, _DETAIL_BYTES = (
     tuple(getattr(form, name) for form in FORMATS.values())
     for name in ("header_bytes", "block_bytes", "base_bytes", "detail_bytes"))
@@ -70,19 +72,19 @@ _HEADER_BYTES, _BLOCK_BYTES, _BASE_BYTES, _DETAIL_BYTES = (
 @kernel
 def base_bytes_of(form, blocks):
     """Bytes of a tile's base plane."""
-    return _HEADER_BYTES[form] + blocks * _BASE_BYTES[form]
+    return room_of(form) or _HEADER_BYTES[form] + blocks * _BASE_BYTES[form]
 
 
 @kernel
 def detail_bytes_of(form, blocks):
     """Bytes of a tile's detail plane; 0 where the format is not split."""
-    return blocks * _DETAIL_BYTES[form]
+    return 0 if room_of(form) else blocks * _DETAIL_BYTES[form]
 
 
 @kernel
 def whole_blocks(form, base, detail, blocks, room):
     """Where the blocks are whole: put together at `room`, or, where the format is not split, at `base`."""
-    if not _DETAIL_BYTES[form]:
+    if not detail_bytes_of(form, 1):
         return base
     _join(form, base, detail, room, blocks)
     return room
@@ -91,9 +93,9 @@ def whole_blocks(form, base, detail, blocks, room):
 @kernel
 def whole_tile(form, base, detail, blocks, room):
     """The same of a tile, with its header."""
-    header = _HEADER_BYTES[form]
-    if not _DETAIL_BYTES[form]:
+    if not detail_bytes_of(form, 1):
         return base
+    header = _HEADER_BYTES[form]
     for i in range(0, header, 8):
         store_i64(room + i, load_i64(base + i))
     _join(form, base + header, detail, room + header, blocks)
@@ -114,7 +116,8 @@ def join_groups(op, state):
     gate_up, down, blocks, tiles = (load_i64(op + JOIN.gate_up), load_i64(op + JOIN.down), load_i64(op + JOIN.blocks),
                                     load_i64(op + JOIN.tiles))
     base_bytes, detail_bytes = base_bytes_of(gate_up, blocks), detail_bytes_of(gate_up, blocks)
-    tile_bytes = _HEADER_BYTES[gate_up] + blocks * _BLOCK_BYTES[gate_up]
+    tile_bytes = room_of(gate_up) or _HEADER_BYTES[gate_up] + blocks * _BLOCK_BYTES[gate_up]
+    down_bytes = room_of(down) or tiles * _BLOCK_BYTES[down]
     row_tiles = load_i64(op + JOIN.row_tiles)
     group = take(state, 1)
     while group < load_i64(op + JOIN.groups):
@@ -126,5 +129,5 @@ def join_groups(op, state):
             base += base_bytes
             detail += detail_bytes
             out += tile_bytes
-        _copied(whole_blocks(down, base, detail, tiles, out), out, tiles * _BLOCK_BYTES[down])
+        _copied(whole_blocks(down, base, detail, tiles, out), out, down_bytes)
         group = take(state, 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgert.bundle import Bundle
@@ -51,9 +51,21 @@ def give_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_bundle(path: Path, preset: str = "q4", **options: Any) -> Path:
-    """The bundle of `write_model`, whose folder stands beside it."""
-    convert(str(write_model(path.with_suffix(".model"), **options)), path, preset)
+def prune(folder: Path, *, kept: float = 0.3, of: Callable[[str], bool] = lambda name: True) -> Path:
+    """Give the matrices `of` a model of `write_model` zeros: of any 16 rows a share `kept` of the columns is there."""
+    random, tensors = np.random.default_rng(1), load_file(folder / "model.safetensors")
+    for name, weights in tensors.items():
+        if weights.ndim == 2 and of(name):
+            there = random.random((-(-len(weights) // TILE), weights.shape[1])) < kept
+            tensors[name] = weights * np.repeat(there, TILE, 0)[:len(weights)]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def write_bundle(path: Path, preset: str = "q4", *, pruned: bool = False, **options: Any) -> Path:
+    """The bundle of `write_model`, whose folder stands beside it; pruned: as `prune` does."""
+    folder = write_model(path.with_suffix(".model"), **options)
+    convert(str(prune(folder) if pruned else folder), path, preset)
     return path
 
 

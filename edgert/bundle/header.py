@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgert.errors import BundleError
+from edgert.kernels.block_packing import group_rooms, tile_rooms
 from edgert.kernels.expert_units import ExpertUnits
-from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
+from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE, Format
 from edgert.kernels.groups import group_layout
 from edgert.kernels.neuron_rows import ROW_FORMATS, NeuronUnits, neuron_units
 from edgert.models.config import Config
@@ -228,17 +229,19 @@ class Header:
         if end != file_length:
             raise ValueError(f"the sections end at {end}, the file at {file_length}")
 
-    def _expected_tensors(self) -> dict[str, tuple[str, tuple[str, ...], int, int]]:
+    def _expected_tensors(self) -> dict[str, tuple[str, Container[str], int, int]]:
         """Section, possible formats, rows and columns of every tensor, by name."""
-        config, matrices = self.config, tuple(FORMATS)
-        expected: dict[str, tuple[str, tuple[str, ...], int, int]] = {}
+        config = self.config
+        expected: dict[str, tuple[str, Container[str], int, int]] = {}
         for spec in config.tensors():
             if not spec.is_matrix:
                 expected[spec.name] = (RESIDENT, ("vector",), spec.shape[0], 1)
             elif spec.role not in config.in_groups:
                 rows, columns = spec.shape
                 section = section_of(spec.role, tied=config.tie_word_embeddings)
-                expected[spec.name] = (section, matrices, rows, columns)
+                # Rows of the embeddings are read one at a time, which sized formats do not offer.
+                by_rows = spec.role in (Role.EMBEDDING, Role.POSITION)
+                expected[spec.name] = (section, tuple(FORMATS) if by_rows else FORMATS, rows, columns)
         for layer, n in enumerate([] if config.selective else self.neurons):
             if size := FORMATS[n.down].header_bytes:
                 expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
@@ -256,6 +259,8 @@ class Header:
                 raise ValueError(f"tensor {name!r} has format {t.format!r}")
             if [_whole(v, f"a dimension of {name!r}") for v in (t.rows, t.columns)] != shape:
                 raise ValueError(f"tensor {name!r} has shape {t.rows} x {t.columns}")
+            if t.format in FORMATS:
+                _check_room(FORMATS[t.format], tile_rooms(t.columns), f"tensor {name!r}")
             if t.offset % TENSOR_ALIGNMENT or t.offset < ends.get(section, 0):
                 raise ValueError(f"tensor {name!r} is misaligned or overlaps another")
             ends[section] = t.offset + t.length
@@ -326,13 +331,23 @@ def _groups(config: Config, n: Neurons) -> tuple[int, int, int]:
             raise ValueError(f"neurons that are not zero have formats {n.gate_up!r} and {n.down!r}")
         units = n.units(config)
         return units.count(config.intermediate_size), units.unit_bytes, 0
+    gate_up, down = FORMATS[n.gate_up], FORMATS[n.down]
     if config.experts:
+        if gate_up.room or down.room:
+            raise ValueError(f"experts have formats {n.gate_up!r} and {n.down!r}")
         if n.groups < config.experts:
             raise ValueError(f"{config.experts} experts are in {n.groups} units")
         expert = n.expert_units(config)
         return config.experts * expert.per_expert, expert.unit_bytes, 0
-    layout = group_layout(config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated)
+    _check_room(gate_up, tile_rooms(config.hidden_size), "a layer's gate or up projection")
+    _check_room(down, group_rooms(-(-config.hidden_size // TILE)), "a layer's down projection")
+    layout = group_layout(config.hidden_size, gate_up, down, gated=config.gated)
     return -(-config.intermediate_size // BLOCK), layout.base.length, layout.detail.length
+
+
+def _check_room(form: Format, rooms: range, what: str) -> None:
+    if form.room and form.room not in rooms:
+        raise ValueError(f"{what} has format {form.name!r}, whose size is not of its shape")
 
 
 def _in_slabs(name: str, matrix: Tensor) -> UnitLayout:

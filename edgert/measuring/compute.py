@@ -15,6 +15,7 @@ from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
 from edgert.engine.buffers import MOST_ROWS, Buffers
 from edgert.engine.program_builder import Kind, ProgramBuilder
 from edgert.engine.session import Session
+from edgert.kernels.block_packing import made_up
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.groups import group_layout
 from edgert.kernels.native import Library
@@ -153,6 +154,30 @@ class _MadeUpWeights:
                         for n in header.neurons[:self.layers]}
         at = layers + slab * np.arange(slabs(head.rows), dtype=np.int64)
         self._tables[HEAD] = self.start + at % size // 64 * 64
+        self._fill_sized(self._tables[HEAD][at < size] - self.start)
+
+    def _fill_sized(self, head: np.ndarray) -> None:
+        """Where a format leaves out what is zero, put weights that are not left out. head: where slabs of the output
+        head are that lie behind the layers."""
+        config, view = self._header.config, np.frombuffer(self._region.view(), np.uint8)
+        for tensor in self._header.tensors.values():
+            if tensor.format not in FORMATS or not FORMATS[tensor.format].room:
+                continue
+            tile = made_up(FORMATS[tensor.format], FORMATS[tensor.format].blocks(tensor.columns))
+            if tensor.section == HEAD:
+                for at in head:
+                    view[at:at + SLAB * len(tile)] = np.tile(tile, SLAB)
+            elif tensor.offset + tensor.length <= self._resident:
+                view[tensor.offset:tensor.offset + tensor.length] = np.tile(tile, -(-tensor.rows // TILE))
+        for n in [] if config.selective else self._header.neurons[:self.layers]:
+            gate_up, down, down_tiles = FORMATS[n.gate_up], FORMATS[n.down], -(-config.hidden_size // TILE)
+            layout = group_layout(config.hidden_size, gate_up, down, gated=config.gated).whole
+            for at in self._tables[n.section] - self.start:
+                if gate_up.room:
+                    tile = made_up(gate_up, gate_up.blocks(config.hidden_size))
+                    view[at:at + layout.down] = np.tile(tile, layout.down // gate_up.room)
+                if down.room:
+                    view[at + layout.down:at + layout.down + down.room] = made_up(down, down_tiles, down_tiles)
 
     def address(self, name: str) -> int:
         tensor = self._header.tensors[name]

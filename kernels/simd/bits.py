@@ -41,3 +41,17 @@ upper_2_of = tuple(_alone(12, left, 0) for left in (0, -4, 2, -2))
 """From a vector of the base plane of q4: its four quads, whose lower 2 bits are 0."""
 upper_4_of = tuple(_alone(0xF0, left, 8) for left in (4, 0))
 """From a vector of the base plane of q8: its two quads, whose lower 4 bits are 8."""
+
+
+def _nibbles_of_3(pair):
+    """A word: two quads in nibbles, 2 q each, from a vector of the upper 2 bits of q and that of the lowest (q3)."""
+    def emit(b, upper, lowest):
+        return b.or_(b.and_(_shifted(b, upper, 2 * (pair % 2)), constant(V8, 0xCC)),
+                     b.and_(_shifted(b, lowest, 1 - pair), constant(V8, 0x22)))
+
+    emit.__name__ = f"nibbles_of_3_{pair}"
+    return operation(i8x64, i8x64, i8x64)(emit)
+
+
+nibbles_of_3 = tuple(_nibbles_of_3(pair) for pair in range(4))
+"""By pair of quads."""

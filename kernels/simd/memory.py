@@ -123,6 +123,13 @@ def splat_4bytes(b, at):
     return b.bitcast(splat(b, _WORDS16, _load(b, at, I32)), V8)
 
 
+@operation(i8x64, address)
+def load_16_repeated(b, at):
+    """16 bytes, four times."""
+    some = _load(b, at, _BYTES16)
+    return b.shuffle_vector(some, some, ir.Constant(ir.VectorType(I32, 64), [*range(16)] * 4))
+
+
 @operation(f32x16, address)
 def load_f32x16(b, at):
     """16 float32."""

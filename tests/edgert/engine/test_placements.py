@@ -33,11 +33,12 @@ SHAPE = {"num_hidden_layers": 3, "intermediate_size": 700, "vocab_size": 300, "h
          "num_attention_heads": 6, "num_key_value_heads": 2}
 
 
-@pytest.fixture(scope="module", params=["q4", "q8", "f32"])
+@pytest.fixture(scope="module", params=["q4", "q8", "f32", "pruned"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     path = tmp_path_factory.mktemp("placements") / "m.edge"
-    tied = request.param != "q4"
-    with Bundle(write_bundle(path, request.param, size=0.2, tie_word_embeddings=tied, **SHAPE)) as opened:
+    tied, pruned = request.param not in ("q4", "pruned"), request.param == "pruned"
+    with Bundle(write_bundle(path, "q4" if pruned else request.param, size=0.2, tie_word_embeddings=tied, pruned=pruned,
+                             **SHAPE)) as opened:
         yield opened
 
 
