@@ -104,6 +104,11 @@ class Calibration:
             if (x := self._activations[number]()) is not None:
                 x.values = values.copy()
 
+    def run(self) -> None:
+        """Run the next step, of which there must be one. Raises SourceError."""
+        with np.errstate(all="ignore"):
+            self._run()
+
     def _run(self) -> None:
         self._steps.popleft()()
         self._ran += 1

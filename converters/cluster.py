@@ -63,7 +63,7 @@ class ClusterPieces(Pieces):
             self._next = max(self._next, spec.layer)
             self._give()
             _, given = self._given.popleft()
-            with _failures(self._ray):
+            with failures(self._ray):
                 self._here, activity = self._ray.get(given)
             if activity is not None:
                 self.header.activity[spec.layer] = activity
@@ -82,7 +82,7 @@ class ClusterPieces(Pieces):
             state = super().state()
             assert state is not None
             self._states = {given: self._states[given] for given, _ in self._given} | {layer: state}
-            with _failures(self._ray):
+            with failures(self._ray):
                 self._given.append((layer, self._remote.remote(self._shared, layer, state)))
             if self.importances:
                 self.importances.pass_by(self._layers[layer])
@@ -123,7 +123,7 @@ def connected(address: str) -> Iterator[Any]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray takes it when it is imported
     try:
-        with _failures(ray):
+        with failures(ray):
             ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         yield ray
     finally:
@@ -143,7 +143,7 @@ def _require_reachable(address: str) -> None:
 
 
 @contextmanager
-def _failures(ray: Any) -> Iterator[None]:
+def failures(ray: Any) -> Iterator[None]:
     """Turns what Ray raises into what the worker raised, or ClusterError."""
     try:
         yield

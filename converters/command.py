@@ -14,6 +14,8 @@ from edgert.errors import EdgertError
 from edgert.terminal import show
 
 from .presets import DEFAULT, PRESETS
+from .pruning.request import METHODS
+from .pruning.scratch import is_left
 
 _SPEED_OVER_S = 600
 """Seconds over which the speed is measured that says how long it takes: one matrix may take many."""
@@ -34,8 +36,14 @@ _SPEED_OVER_S = 600
               help="Have layers converted by the workers of a Ray cluster, which have edgert and find SOURCE at the "
                    "same path. Without an address (at the end of the line) it is that of $RAY_ADDRESS, or one on this "
                    "machine, which is started if need be.")
+@click.option("--prune", metavar="METHOD:AMOUNT[:PATTERN]",
+              help="Have the model do without some of its weights, such as wanda:50% or sparsegpt:50%:2:4. METHOD: "
+                   + "; ".join(f"{name}: {text}" for name, text in METHODS.items()) + ". PATTERN: unstructured; N:M, of "
+                   "each M neighbours N are kept; 16x1, 16x4: blocks.")
+@click.option("--time", "search_time", metavar="20m",
+              help="How long --prune auto searches; without it some generations.")
 def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool,
-            cluster: str | None) -> None:
+            cluster: str | None, prune: str | None, search_time: str | None) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
     SOURCE is a GGUF file (of several, any), a folder with a safetensors or an ONNX model, an ONNX file, or
@@ -57,14 +65,14 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
             task = bars.add_task(visible(f"reading {Path(source).name}"), total=None)
 
             def progress(what: str, done: int, total: int) -> None:
-                if bars.tasks[0].total is None:  # what an earlier conversion did was not done in this time
+                if bars.tasks[0].total != total:  # what an earlier conversion did was not done in this time
                     bars.reset(task, total=total, completed=done)
                 bars.update(task, description=visible(what), completed=done)
 
             kinds = convert(source, out, preset, progress, calibrate=not no_calibrate, texts=texts, cluster=cluster,
-                            say=lambda sentence: show(sentence, err=True))
+                            prune=prune, search_time=search_time, say=lambda sentence: show(sentence, err=True))
     except (KeyboardInterrupt, SystemExit, EdgertError):
-        if is_begun(Path(out)):
+        if is_begun(Path(out)) or is_left(Path(out).resolve()):
             show(f"{out}: what is done is kept beside it; the same command goes on from there", err=True)
         raise
     except OSError as error:

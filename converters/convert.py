@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,22 @@ from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER
 from edgert.bundle.journal import Entry
+from edgert.errors import SourceError
 from edgert.models.tensors import TensorSpec
 
 from .calibration import State
+from .calibration_text import shipped_windows, windows_of
 from .cluster import ClusterPieces, connected
 from .destination import destination, require_apart
 from .interruption import cleaned_up
 from .layout import lay_out
 from .open_source import open_source
 from .pieces import Piece, Pieces, weights_of
-from .presets import DEFAULT, preset
+from .presets import DEFAULT, Preset, preset
+from .pruning.pruning import Pruned, pruned
+from .pruning.request import requested
+from .pruning.scratch import remove_left
+from .pruning.search import seconds_of
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
 from .sparsity import sparse_formats, told
@@ -39,7 +46,8 @@ KEEP_S = 10
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
-            texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None,
+            texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None, prune: str | None = None,
+            search_time: str | None = None,
             say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
@@ -54,31 +62,53 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
 
     cluster: the address of a Ray cluster whose workers convert layers, "" for the nearest (cluster.py).
 
+    prune: METHOD:AMOUNT[:PATTERN], what the model is to do without (pruning/request.py). search_time: how long amounts
+    are searched for, such as 20m.
+
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
     """
-    chosen = preset(preset_name)
+    chosen, request = preset(preset_name), None if prune is None else requested(prune)
+    if search_time is not None and (request is None or request.method != "auto"):
+        raise SourceError("--time says how long --prune auto:AMOUNT may search; nothing else is searched for")
+    seconds = None if search_time is None else seconds_of(search_time)
     path = destination(Path(out))
     require_apart(path, [Path(source)])  # before all of it is read for its hash
     opened = open_source(source)
     require_apart(path, [file.path for file in opened.files])
-    provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
+    paths = [Path(text) for text in texts] if calibrate else []
+    with nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up():
+        if request is None:
+            remove_left(path)
+            header = _write(Pruned(opened), chosen, path, paths, ray, progress, say, calibrate=calibrate)
+        else:
+            windows = windows_of(opened, paths) if paths else shipped_windows(opened) if calibrate else None
+            with pruned(opened, request, windows, path, progress, say, seconds=seconds, ray=ray) as made:
+                header = _write(made, chosen, path, paths, ray, progress, say, calibrate=calibrate)
+    return contents(header)
+
+
+def _write(pruned: Pruned, chosen: Preset, path: Path, texts: Sequence[Path], ray: Any, progress: Progress,
+           say: Callable[[str], object], *, calibrate: bool) -> Header:
+    """Write the bundle of a model. Raises as `convert`."""
+    opened = pruned.source
+    provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": chosen.name}
     formats = chosen.formats(opened)
     pairs = pair_formats(opened, formats)
     sparse = sparse_formats(opened, formats | pairs)
     pairs = {name: form for name, form in pairs.items() if name not in sparse}
     for found, sentence in ((pairs, told_of_pairs), (sparse, told)):
         if found:
-            say(f"{out}: {sentence(opened, found)}")
+            say(f"{path}: {sentence(opened, found)}")
     header = lay_out(opened, chosen, provenance, pairs | sparse)
-    paths = [Path(text) for text in texts] if calibrate else []
-    if paths and (newly_rounded(opened, header) or opened.config.selective):
-        header.provenance["calibration"] = ", ".join(path.name for path in paths)
-    windows = windows_for(opened, header, paths) if calibrate else None
+    if pruned.record:
+        header.quantization["pruning"] = pruned.record
+    if texts and (pruned.record or newly_rounded(opened, header) or opened.config.selective):
+        header.provenance["calibration"] = ", ".join(text.name for text in texts)
+    windows = windows_for(opened, header, texts) if calibrate else None
     importances = None if windows is None else Importances(opened, header, windows, lambda n: calibrating(n))
     total = sum(map(weights_of, opened.config.tensors())) + (importances.weights if importances else 0)
-    with (nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up(),
-          BundleWriter(path, header, _key(header, calibrate, windows)) as writer):
+    with BundleWriter(path, header, _key(header, calibrate, windows)) as writer:
         pieces = (Pieces(opened, header, importances) if ray is None else
                   ClusterPieces(ray, opened, header, importances, windows))
         conversion = _Conversion(opened, header, pieces, writer, progress, total)
@@ -89,15 +119,15 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
 
         if writer.kept is not None:
             conversion.go_on(writer.kept)
-            say(f"{out}: going on with what an interrupted conversion has left: {conversion.share:.0%} is done")
+            say(f"{path}: going on with what an interrupted conversion has left: {conversion.share:.0%} is done")
         elif writer.discarded:
-            say(f"{out}: starting again: what an interrupted conversion has left is of another source, edgert or "
+            say(f"{path}: starting again: what an interrupted conversion has left is of another source, edgert or "
                 "choice of options, or is damaged")
         conversion.run()
         for file in opened.files:
             file.require_unchanged()
         writer.commit()
-    return contents(header)
+    return header
 
 
 def _key(header: Header, calibrate: bool, windows: np.ndarray | None) -> str:

@@ -45,6 +45,15 @@ def _round_columns(w: Any, zero: Any, step: Any, lowest: Any, q: Any, errors: An
                 w[i, k] -= error * factor[j, k]
 
 
+def inverse_factor(moments: np.ndarray, damping: float) -> np.ndarray:
+    """The upper factor of the inverse of moments (columns, columns) to whose diagonal `damping` is added: its row j,
+    divided by the diagonal, is what an error in column j asks of those after it."""
+    # With H = R R', R an upper triangle, inv(R) is that factor.
+    damped = moments[::-1, ::-1].copy()
+    damped[np.diag_indices_from(damped)] += damped.dtype.type(damping)
+    return np.triu(np.linalg.inv(np.linalg.cholesky(damped)[::-1, ::-1]))
+
+
 class Importance:
     """Of the columns of a matrix, padded to whole blocks.
 
@@ -66,12 +75,8 @@ class Importance:
         """Whether it is known which inputs go together."""
         if self.compensates:
             self._order = np.argsort(-squares, kind="stable")
-            # With H = R R', R an upper triangle, inv(R) is the upper factor of inv(H): its row j, divided by the
-            # diagonal, is what an error in column j asks of those after it. Damped so, float32 is enough.
-            backwards = self._order[::-1]
-            damped = moments[np.ix_(backwards, backwards)] / mean
-            damped[np.diag_indices_from(damped)] += np.float32(_DAMPING)
-            self._factor = np.triu(np.linalg.inv(np.linalg.cholesky(damped)[::-1, ::-1]))
+            # Damped so, float32 is enough.
+            self._factor = inverse_factor(moments[np.ix_(self._order, self._order)] / mean, _DAMPING)
 
     def round(self, values: np.ndarray, step: np.ndarray, lowest: np.ndarray, top: int, *,
               keep_zeros: bool = False) -> np.ndarray:

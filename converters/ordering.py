@@ -16,21 +16,30 @@ from edgert.models.tensors import FeedForward
 from .source import Grid, SourceTensor
 
 
+_SPAN = 4
+"""Rows are read together where those from the first to the last are no more than so many times as many."""
+
+
 class Ordered:
-    """A source tensor with its rows, or its columns, in another order. Implements source.SourceTensor.
+    """A source tensor with its rows, or its columns, in another order, or only some of them. Implements
+    source.SourceTensor.
 
     order: int64, which row (columns: column) of `tensor` comes in each place.
     """
 
     def __init__(self, tensor: SourceTensor, order: np.ndarray, *, columns: bool) -> None:
         self._tensor, self._order, self._columns = tensor, order, columns
-        self.shape, self.type_name = tensor.shape, tensor.type_name
+        self.shape = (tensor.shape[0], len(order)) if columns else (len(order), *tensor.shape[1:])
+        self.type_name = tensor.type_name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         if self._columns:
             return self._tensor.read(start, stop)[:, self._order]
+        some = self._order[start:stop]
+        if len(some) and (span := some.max() + 1 - some.min()) <= _SPAN * len(some):
+            return self._tensor.read(int(some.min()), int(some.min() + span))[some - some.min()]
         rows = np.empty((stop - start, *self.shape[1:]), np.float32)
-        for place, row in enumerate(self._order[start:stop].tolist()):
+        for place, row in enumerate(some.tolist()):
             rows[place] = self._tensor.read(row, row + 1)[0]
         return rows
 

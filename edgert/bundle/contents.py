@@ -21,6 +21,7 @@ class Kind:
     """One line of the closing table: all tensors of a kind, or one plane of them.
 
     counted: whether these weights count in the sum over all kinds; those of the details already do, with their bases.
+    zeros: how many of the weights were pruned.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Kind:
     weights: int
     bytes: int
     counted: bool = True
+    zeros: int = 0
 
 
 def contents(header: Header) -> list[Kind]:
@@ -62,16 +64,22 @@ def contents(header: Header) -> list[Kind]:
                 if kind is base or FORMATS[form].detail_bytes:
                     count(kind, form, matrices * config.hidden_size * neurons_a_layer, 0)
     other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
-    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k], k != _DETAILS) for k in weights]
+    zeros = {base if kind == "feed-forward" else kind: count for kind, count in header.zeros.items()}
+    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k], k != _DETAILS, zeros.get(k, 0))
+             for k in weights]
     kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
     return sorted(kinds, key=lambda kind: -kind.bytes)
 
 
 def table(kinds: list[Kind], size: int) -> str:
-    """Bytes and bits per weight, a line for each kind of tensor and one for the file."""
-    lines = [f"{'':32} {'format':10} {'weights':>14} {'bytes':>14} {'bits each':>10}"]
-    for kind in [*kinds, Kind("file", "", sum(k.weights for k in kinds if k.counted), size)]:
+    """Bytes and bits per weight, a line for each kind of tensor and one for the file; of a pruned model also how many
+    weights are 0."""
+    every = Kind("file", "", sum(k.weights for k in kinds if k.counted), size, zeros=sum(k.zeros for k in kinds))
+    lines = [f"{'':32} {'format':10} {'weights':>14} {'bytes':>14} {'bits each':>10}"
+             + f" {'zeros':>7}" * (every.zeros > 0)]
+    for kind in [*kinds, every]:
         bits = f"{8 * kind.bytes / kind.weights:10.2f}" if kind.weights else ""
         weights = f"{kind.weights:,}" if kind.weights else ""
-        lines.append(f"{kind.name:32} {kind.formats:10} {weights:>14} {kind.bytes:>14,} {bits}".rstrip())
+        zeros = f" {kind.zeros / kind.weights:7.1%}" if kind.zeros and kind.weights else ""
+        lines.append(f"{kind.name:32} {kind.formats:10} {weights:>14} {kind.bytes:>14,} {bits}{zeros}".rstrip())
     return "\n".join(lines)

@@ -31,6 +31,8 @@ TOKENIZER, CHAT_TEMPLATE, RESIDENT, HEAD, EMBEDDING, GROUP_CHECKSUMS = (
 
 ACTIVITY_PARTS = 16
 """For so many sizes of a window it is known what of a sparse layer is missing in it."""
+PRUNED_KINDS = ("attention", "feed-forward")
+"""The kinds of matrices whose weights may be pruned."""
 _FIELDS = {"architecture", "config", "generation", "quantization", "provenance", "sections", "tensors", "neurons"}
 
 
@@ -141,6 +143,13 @@ class Header:
         found: list[list[int]] = self.quantization["activity"]
         return found
 
+    @property
+    def zeros(self) -> dict[str, int]:
+        """How many weights of each of PRUNED_KINDS were exactly 0 before they were quantized, where a model was
+        pruned."""
+        found: dict[str, int] = self.quantization.get("pruning", {}).get("zeros", {})
+        return found
+
     def to_json(self) -> bytes:
         return json.dumps({
             "architecture": self.config.architecture,
@@ -194,6 +203,8 @@ class Header:
         _check_generation(self.generation, self.config.vocab_size)
         if self.config.selective:
             _check_activity(self.quantization.get("activity"), layers)
+        if "pruning" in self.quantization:
+            _check_pruning(self.quantization["pruning"])
         self._check_sections(header_end, file_length)
         self._check_neurons()
         self._check_tensors()
@@ -410,6 +421,16 @@ def _check_activity(activity: Any, layers: int) -> None:
         for value in of:
             if _whole(value, "the activity of neurons") > 10000:
                 raise ValueError(f"the activity of neurons is {value} of 10000")
+
+
+def _check_pruning(pruning: Any) -> None:
+    if not isinstance(pruning, dict) or not all(isinstance(pruning.get(name), str) for name in ("method", "pattern")):
+        raise ValueError("pruning is not an object with a method and a pattern")
+    zeros = pruning.get("zeros")
+    if not isinstance(zeros, dict) or set(zeros) != set(PRUNED_KINDS):
+        raise ValueError(f"the zeros of pruning are not an object of {' and '.join(PRUNED_KINDS)}")
+    for value in zeros.values():
+        _whole(value, "a number of pruned weights")
 
 
 def _check_generation(generation: Mapping[str, Any], vocab_size: int) -> None:

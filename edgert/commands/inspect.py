@@ -37,6 +37,8 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
         ("vocabulary", config.vocab_size), ("context", config.max_position_embeddings),
         ("chat template", "yes" if "chat_template" in header.sections else "no"),
         *((name, value) for name, value in header.provenance.items() if not isinstance(value, dict | list))]
+    if pruning := header.quantization.get("pruning"):
+        rows.append(("pruned", f"{pruning['method']}, {pruning['pattern']}"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         show(f"{name:{width}}  {one_line(str(value))}")

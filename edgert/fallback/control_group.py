@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgert.errors import ModelError
-from edgert.memory.budget import own_control_groups, size_text
+from edgert.control_groups import own_control_groups
+from edgert.memory.budget import size_text
 
 _NAME = re.compile(r"edgert-llama-(\d+)-\d+")
 _COUNT = itertools.count()

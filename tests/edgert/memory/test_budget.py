@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgert import ModelError
+from edgert import control_groups as groups_module
 from edgert.memory import budget
 from edgert.memory.budget import allowance, parse_size, process_bytes, size_text
 
@@ -55,7 +56,7 @@ def test_allowance(monkeypatch: pytest.MonkeyPatch, asked: int | None, groups: l
     """A process of 50 MiB, where 1000 are free; limits and use of its control groups, in MiB."""
     monkeypatch.setattr(budget, "process_bytes", lambda: 50 * MIB)
     monkeypatch.setattr(budget.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000 * MIB))
-    monkeypatch.setattr(budget, "_control_groups", lambda: iter([(a * MIB, b * MIB) for a, b in groups]))
+    monkeypatch.setattr(budget, "control_groups", lambda: iter([(a * MIB, b * MIB) for a, b in groups]))
     found = allowance(None if asked is None else asked * MIB)
     assert (found.comfortable // MIB, found.most // MIB, found.what) == expected
 
@@ -74,8 +75,8 @@ def limits(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[tuple[int, int]]
             first = os.fspath(parts[0])  # type: ignore[arg-type]
             return Path(str(root) + first) if first.startswith("/") else Path(*map(str, parts))
 
-    monkeypatch.setattr(budget, "Path", Rooted)
-    return list(budget._control_groups())
+    monkeypatch.setattr(groups_module, "Path", Rooted)
+    return list(groups_module.control_groups())
 
 
 def test_control_group_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
