@@ -19,13 +19,15 @@ from edgert.bundle.journal import Entry
 from edgert.models.tensors import TensorSpec
 
 from .calibration import State
+from .choosing import choose
 from .cluster import ClusterPieces, connected
 from .destination import destination, require_apart
 from .interruption import cleaned_up
 from .layout import lay_out
+from .mix import Mix
 from .open_source import open_source
 from .pieces import Piece, Pieces, weights_of
-from .presets import DEFAULT, preset
+from .presets import DEFAULT, LOSSES, Preset, preset
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
 
@@ -36,12 +38,13 @@ KEEP_S = 10
 
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
-            progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
+            progress: Progress = lambda what, done, total: None, *, size: int | None = None, calibrate: bool = True,
             texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None,
             say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
-    calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
+    size: the most bytes that the bundle may have, in place of a preset: the mix of formats that is expected to lose
+    least (mix.py). calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
     so that it changes least (calibration.py). texts: files to calibrate with; without them it is a text that comes with
     edgert. progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes
     back. Where `out` is a link, what it points to is written.
@@ -55,14 +58,18 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
     """
-    chosen = preset(preset_name)
+    chosen: Preset | Mix = preset(preset_name)
     path = destination(Path(out))
     require_apart(path, [Path(source)])  # before all of it is read for its hash
     opened = open_source(source)
     require_apart(path, [file.path for file in opened.files])
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": preset_name}
-    header = lay_out(opened, chosen, provenance)
     paths = [Path(text) for text in texts] if calibrate else []
+    if preset_name in LOSSES or size is not None:
+        provenance |= {} if size is None else {"preset": "mixed"}
+        chosen = choose(opened, preset_name, size, provenance, paths, calibrate=calibrate,
+                        progress=lambda done, total: progress("what bits cost", done, total))
+    header = lay_out(opened, chosen, provenance)
     if paths and (newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
     windows = windows_for(opened, header, paths) if calibrate else None
