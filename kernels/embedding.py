@@ -81,9 +81,9 @@ def _q4n_row(header, block, lane, out):
         vector = quad >> 1
         for byte in range(4 * lane + 2 * (quad & 1), 4 * lane + 2 * (quad & 1) + 2):
             code = load_u8(block + (vector >> 1) * 64 + byte) >> 4 * (vector & 1) & 15
-            if code:
+            if code != 8:
                 place = load_u8(block + 128 + byte) >> 2 * vector & 3
-                store_f32(out + 16 * quad + 4 * place, s * np.float32((code ^ 8) - 8))
+                store_f32(out + 16 * quad + 4 * place, s * np.float32(code - 8))
 
 
 @kernel

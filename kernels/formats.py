@@ -12,7 +12,7 @@ q8     512 bytes of q + 128, 16 bfloat16 s                                      
 q3     64 bytes of bit 0 of q, 128 of bits 1 and 2, 16 uint8 s, 16 uint8 m             D*s*q - M*m
 q2     128 bytes of 2-bit q, 16 uint8 s, 16 uint8 m                                    D*s*q - M*m
 tern.  128 bytes of q + 1 in 2 bits, 16 float16 s                                      D*s*q
-q4n    128 bytes of 4-bit q, 64 of positions, 16 uint8 s                               D*s*q
+q4n    128 bytes of q + 8 in 4 bits, 64 of positions, 16 uint8 s                       D*s*q
 f16    32 x 16 float16, column by column                                               itself
 f32    32 x 16 float32, column by column                                               itself
 =====  ==============================================================================  ===============
@@ -43,12 +43,12 @@ q4     128 bytes of the upper 2 bits, s, m                  128 bytes           
 q6     128 bytes of the upper 2 bits, s, m                  256 bytes of nibbles    16 * upper + 7.5
 q8     256 bytes of the upper 4 bits of q + 128, s          256 bytes of nibbles    16 * upper + 8 - 128
 q3     128 bytes of the upper 2 bits, s, m                  64 bytes                2 * upper + 0.5
-q4n    64 bytes of the upper 2 bits, positions, s           64 bytes                4 * upper + 1.5
+q4n    64 bytes of the upper 2 bits, positions, s           64 bytes                4 * upper + 1.5 - 8
 =====  ===================================================  ======================  ===================
 
 q4: pairs 2p and 2p + 1 of its vectors become vector p of each plane, so that they come back by two masks and a shift.
 q6 and q3 are put one behind the other: detail, then base. q8: two quads a vector, in nibbles as in q4. q4n: its vectors
-of codes as q4's; the upper bits of a q below 0 are those of its two's complement. q2 and ternary are not split.
+of q + 8 as q4's. q2 and ternary are not split.
 """
 
 from dataclasses import dataclass
@@ -239,7 +239,7 @@ def _pairs(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shaped = of_pairs[..., :2].astype(np.uint8).reshape(rows // TILE, TILE, columns // BLOCK, 4, 4)
         return shaped.transpose(0, 2, 3, 1, 4).reshape(rows // TILE, columns // BLOCK, 4, 64)
 
-    nibbles, positions = vectors(codes) & 15, vectors(order)
+    nibbles, positions = vectors(codes + 8), vectors(order)
     return ((nibbles[:, :, 0::2] | nibbles[:, :, 1::2] << 4).reshape(*nibbles.shape[:2], 128),
             positions[:, :, 0] | positions[:, :, 1] << 2 | positions[:, :, 2] << 4 | positions[:, :, 3] << 6)
 
@@ -296,9 +296,9 @@ def _of_pairs(tiles: np.ndarray, body: np.ndarray) -> np.ndarray:
             count, TILE, blocks, 8, 2, 1)
 
     codes = body[:, :, :128].reshape(count, blocks, 2, 1, 64)
-    nibbles = by_rows(np.concatenate([codes << 4, codes & 0xF0], 3))
+    nibbles = by_rows(np.concatenate([codes & 15, codes >> 4], 3)).astype(np.int8) - 8
     positions = by_rows(np.stack([body[:, :, 128:192] >> shift & 3 for shift in (0, 2, 4, 6)], 2))
-    q = np.where(positions == np.arange(4), nibbles.view(np.int8) >> 4, 0).sum(-2).reshape(count, TILE, blocks, BLOCK)
+    q = np.where(positions == np.arange(4), nibbles, 0).sum(-2).reshape(count, TILE, blocks, BLOCK)
     s = body[:, :, 192:].transpose(0, 2, 1)[..., None].astype(np.float32)
     return (_float_scales(tiles) * s * q.astype(np.float32)).reshape(count * TILE, -1)
 

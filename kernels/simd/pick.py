@@ -2,8 +2,10 @@
 
 Two in four weights are there: so instead of spreading them out, which costs a shuffle for each vector of weights and
 leaves as many products as without zeros, each vector picks its activations: the table of a byte shuffle is 16
-activations, its indices come from the positions that the weights have. A weight is two's complement.
+activations, its indices come from the positions that the weights have.
 """
+
+import functools
 
 from llvmlite import ir
 
@@ -37,25 +39,26 @@ def _moved(b, value, left):
     return b.bitcast(b.shl(words, constant(V32, left)) if left >= 0 else b.lshr(words, constant(V32, -left)), V8)
 
 
-def _code(shift, bits, table):
-    """A word: some bits of each byte, from bit `shift` on, as the number in the table; where products may be large, as
-    the upper bits of a byte, which needs no table, only what the bits below stand for."""
+def _code(shift, bits, below):
+    """A word: some bits of each byte, from bit `shift` on, where the largest of them stands for less than 0; and
+    constant bits below."""
     def emit(b, value):
         if _SMALL:
-            index = b.and_(_moved(b, value, -shift) if shift else value, constant(V8, (1 << bits) - 1))
-            return _bytes_shuffled(b, constant(V8, (table * 16)[:16] * 4), index)
-        left, below = 8 - bits - shift, 0x18 if bits == 2 else 0
+            number = b.and_(_moved(b, value, -shift) if shift else value, constant(V8, (1 << bits) - 1))
+            if bits == 4:
+                return b.sub(number, constant(V8, 8))
+            return _bytes_shuffled(b, constant(V8, [-13, -5, 3, 11] * 16), number)
+        left = 8 - bits - shift
         upper = b.and_(_moved(b, value, left) if left else value, constant(V8, 0x100 - (1 << 8 - bits)))
-        return b.or_(upper, constant(V8, below)) if below else upper
+        return b.xor(upper, constant(V8, 0x80 | below))
 
     emit.__name__ = f"code_{shift}_{bits}"
     return operation(i8x64, i8x64)(emit)
 
 
-_NIBBLES = [n - 16 if n > 7 else n for n in range(16)]
-code_low, code_high = (_code(shift, 4, _NIBBLES) for shift in (0, 4))
+code_low, code_high = (_code(shift, 4, 0) for shift in (0, 4))
 """The nibbles of each byte: q / CODE_UNIT."""
-upper_codes = tuple(_code(shift, 2, [3, 11, -13, -5]) for shift in (2, 6, 0, 4))
+upper_codes = tuple(_code(shift, 2, 0x18) for shift in (2, 6, 0, 4))
 """From a vector of the base plane: its four vectors, q / UPPER_UNIT with the middle in place of the lower bits."""
 
 
@@ -108,6 +111,8 @@ def begin_picked(b, *weights):
     some = begin_products.emit(b, zero_i32.emit(b))
     if not _BIASED:
         return some
+    if _SMALL:  # then four fit a byte
+        weights = [functools.reduce(b.add, weights)]
     for vector in weights:
         some = add_products.emit(b, some, constant(V8, -128), vector)
     return b.sub(constant(V16 if _SMALL else V32, 0), some)

@@ -9,8 +9,10 @@ from weights_for import FORMAT_NAMES, kinds, matrix, meaning, quantized, seeds
 
 from edgert.kernels.formats import FORMATS, Format, pack, planes, round_bf16, unpack, whole
 
-SPLIT = ["q4", "q6", "q8"]
-LOWER_BITS = {"q4": 2, "q6": 4, "q8": 4}
+BYTES = ["q4", "q6", "q8"]
+"""Formats whose blocks are laid out alike."""
+SPLIT = [name for name, form in FORMATS.items() if form.detail_bytes]
+LOWER_BITS = {"q3": 1, "q4": 2, "q6": 4, "q8": 4}
 """Of q, in the detail plane."""
 
 sizes = st.integers(1, 70)
@@ -36,7 +38,7 @@ def test_sizes_are_those_of_the_packed_matrix(name: str, seed: int, rows: int, c
     assert packed.nbytes == form.matrix_bytes(rows, columns)
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", BYTES)
 def test_a_weight_stands_where_the_layout_says(name: str) -> None:
     """One weight at a time: its byte, and the bits within it, as the table in formats.py gives them."""
     form = FORMATS[name]
@@ -77,7 +79,7 @@ def test_planes_come_together(name: str, seed: int, shape: tuple[int, ...]) -> N
         assert np.array_equal(plane, again)
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", [*BYTES, "q3"])
 @examples()
 @given(seed=seeds, kind=kinds, rows=sizes, columns=sizes)
 def test_a_base_alone(name: str, seed: int, kind: str, rows: int, columns: int) -> None:
@@ -90,13 +92,13 @@ def test_a_base_alone(name: str, seed: int, kind: str, rows: int, columns: int) 
     base, detail = planes(form, blocks_of(form, tiles))
     blocks_of(form, tiles)[:] = whole(form, base, np.zeros_like(detail))
     assert np.array_equal(tiles, pack(form, replace(numbers, q=lowest.astype(numbers.q.dtype))))
-    middle = {"q4": 4 * upper + 1.5, "q6": 16 * upper + 7.5, "q8": 16 * upper + 8 - 128}[name]
+    middle = {"q3": 2 * upper + 0.5, "q4": 4 * upper + 1.5, "q6": 16 * upper + 7.5, "q8": 16 * upper + 8 - 128}[name]
     assert np.array_equal(lowest + form.middle, middle)
     positive, negative = meaning(form, replace(numbers, q=lowest))
     assert np.array_equal(unpack(form, tiles), (positive - negative).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", BYTES)
 def test_a_weight_stands_where_the_planes_say(name: str) -> None:
     """One weight at a time: its byte and bits in both planes, as docs/bundle-format.md gives them."""
     form, value = FORMATS[name], {"q4": 0b1101, "q6": 0b101101, "q8": 0b11010110}[name]
@@ -118,6 +120,68 @@ def test_a_weight_stands_where_the_planes_say(name: str) -> None:
         scales = numbers.s[:, 0] if numbers.m is not None else (numbers.s[:, 0].view(np.uint32) >> 16).astype("<u2")
         minima = [] if numbers.m is None else [numbers.m[:, 0]]
         assert base[len(codes):].tobytes() == b"".join(part.tobytes() for part in (scales, *minima))
+
+
+@examples()
+@given(seed=seeds, kind=kinds, rows=sizes, columns=sizes)
+def test_a_base_of_pairs_alone(seed: int, kind: str, rows: int, columns: int) -> None:
+    """With zeros for the detail, codes are rounded down to multiples of 4; positions are in the base."""
+    form = FORMATS["q4n"]
+    numbers = quantized(np.random.default_rng(seed), form, kind, rows, columns)
+    tiles = pack(form, numbers)
+    base, detail = planes(form, blocks_of(form, tiles))
+    blocks_of(form, tiles)[:] = whole(form, base, np.zeros_like(detail))
+    expected, _ = meaning(form, replace(numbers, q=numbers.q // 4 * 4))
+    assert np.array_equal(unpack(form, tiles), expected.astype(np.float32))
+
+
+TWOS = (2, 6, 0, 4)
+"""From which bit on the two bits of quad n stand, by n mod 4."""
+
+
+@pytest.mark.parametrize("name", ["q2", "q3", "ternary"])
+def test_bits_of_few_stand_where_the_layout_says(name: str) -> None:
+    """One weight at a time: the bytes that it changes."""
+    form = FORMATS[name]
+    numbers = quantized(np.random.default_rng(1), form, "ordinary", 16, 32)
+    lowest, highest = {"q2": (0, 3), "q3": (0, 7), "ternary": (-1, 1)}[name]
+    numbers.q[:] = lowest
+    before = pack(form, numbers)[0, form.header_bytes:]
+    assert not before[:form.block_bytes - 32].any()
+    for row, column in [(0, 0), (3, 5), (15, 31), (7, 18), (9, 12), (2, 8), (4, 22), (11, 25)]:
+        numbers.q[:] = lowest
+        numbers.q[row, column] = highest
+        block = pack(form, numbers)[0, form.header_bytes:]
+        n, b = column // 4, 4 * row + column % 4
+        at = (64 if name == "q3" else 0) + 64 * (n // 4) + b
+        expected = {at: (2 if name == "ternary" else 3) << TWOS[n % 4]}
+        if name == "q3":
+            expected[b] = 1 << n // 2 + 4 * (n % 2)
+        assert {int(i): int(block[i]) for i in np.flatnonzero(block != before)} == expected
+
+
+def test_pairs_stand_where_the_layout_says() -> None:
+    form = FORMATS["q4n"]
+    numbers = quantized(np.random.default_rng(1), form, "ordinary", 16, 32)
+    for row, quad, places, codes in [(0, 0, (1, 3), (5, -8)), (15, 7, (0, 2), (-1, 7)), (6, 3, (2, 3), (-3, 2))]:
+        numbers.q[:] = 0
+        numbers.q[row, [4 * quad + place for place in places]] = codes
+        block = pack(form, numbers)[0, form.header_bytes:]
+        vector = quad // 2
+        for number in range(2):
+            byte = 4 * row + 2 * (quad % 2) + number
+            assert block[64 * (vector // 2) + byte] >> 4 * (vector % 2) & 15 == codes[number] + 8
+            assert block[128 + byte] >> 2 * vector & 3 == places[number]
+        assert np.count_nonzero(block[:128] != 0x88) == 2
+        base, detail = planes(form, block)
+        assert base.tobytes()[64:] == block.tobytes()[128:] and len(detail) == 64
+
+
+def test_more_than_two_of_four_are_refused() -> None:
+    numbers = quantized(np.random.default_rng(1), FORMATS["q4n"], "ordinary", 16, 32)
+    numbers.q[3, 4:8] = 1, 0, 2, 3
+    with pytest.raises(ValueError, match="more than 2 of 4"):
+        pack(FORMATS["q4n"], numbers)
 
 
 @examples(50)

@@ -7,7 +7,7 @@ from guarded import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
 from tested_targets import TESTED
-from weights_for import FORMAT_NAMES, kinds, matrix, product, seeds, values
+from weights_for import FORMAT_NAMES, kinds, matrix, product, seeds, there, values
 
 from edgert.kernels.formats import FORMATS, SLAB, Activation, Format, Quantized, pack
 
@@ -137,8 +137,10 @@ def of_integers(form: Format, q: np.ndarray, *, minimum: int = 0) -> np.ndarray:
     """A packed matrix with the weights q - minimum: all scales are 1."""
     tall, wide = q.shape
     ones, one = np.ones((tall, wide // 32)), np.ones(tall, np.float32)
-    if form.name == "q8":
-        return pack(form, Quantized(q.astype(np.int8), ones.astype(np.float32)))
+    if form.name in ("q8", "ternary"):
+        return pack(form, Quantized(q.astype(np.int8), ones.astype(np.float32), scale=one))
+    if form.name == "q4n":
+        return pack(form, Quantized(q.astype(np.int8), ones.astype(np.uint8), scale=one))
     return pack(form, Quantized(q.astype(np.uint8), ones.astype(np.uint8), (minimum * ones).astype(np.uint8), one, one))
 
 
@@ -155,7 +157,8 @@ def exact_product(form: Format, q: np.ndarray, x: rig.Activations) -> np.ndarray
     return total
 
 
-INTEGERS = {"q4": (0, 15), "q6": (0, 63), "q8": (-127, 127)}
+INTEGERS = {"q2": (0, 3), "q3": (0, 7), "q4": (0, 15), "q6": (0, 63), "q8": (-127, 127), "ternary": (-1, 1),
+            "q4n": (-8, 7)}
 """The smallest and the largest of each format."""
 
 
@@ -167,6 +170,8 @@ def test_integer_dot_products_are_exact(target: str, name: str, seed: int, token
     low, high = INTEGERS[name]
     q = rng.integers(low, high + 1, (48, 64))
     q = np.where(rng.random(q.shape) < 0.3, rng.choice([low, high], q.shape), q)
+    if name == "q4n":
+        q *= there(q * (rng.random(q.shape) < 0.5))
     x = some_integers(rng, tokens, 2, form.activation)
     got = rig.linear(rig.team(target), form, of_integers(form, q), x)
     assert np.array_equal(got, exact_product(form, q, x))
@@ -187,13 +192,15 @@ def test_products_are_exact_at_the_ends_of_the_range(target: str, name: str, tok
     low, high = INTEGERS[name]
     signs = np.tile(np.concatenate([SIGNS, -SIGNS]), (1, 3))
     q = np.where(signs > 0, high, low)
+    if name == "q4n":
+        q *= there(np.random.default_rng(tokens).random(q.shape) < 0.5)
     for shift in range(len(signs)):
         rows = np.roll(signs, -shift, axis=0)[:tokens].reshape(tokens, 3, 32)
         for of_rest in (1, -1):  # q and what is left of it pull one way, or against each other
             x = integers(127 * rows, of_rest * 64 * rows, form.activation)
             got = rig.linear(rig.team(target), form, of_integers(form, q), x)
             assert np.array_equal(got, exact_product(form, q, x)), shift
-    if name != "q8":
+    if name in ("q2", "q3", "q4", "q6"):
         got = rig.linear(rig.team(target), form, of_integers(form, q, minimum=200), x)
         assert np.array_equal(got, exact_product(form, q - 200, x))
 

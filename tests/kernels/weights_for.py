@@ -10,7 +10,7 @@ from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format, Qua
 
 FORMAT_NAMES = list(FORMATS)
 PAIRS = [("q4", "q4"), ("q4", "q6"), ("q6", "q4"), ("q6", "q8"), ("q8", "q8"), ("q8", "f16"), ("f16", "q4"),
-         ("f16", "f32"), ("f32", "f32")]
+         ("f16", "f32"), ("f32", "f32"), ("q3", "q2"), ("q2", "ternary"), ("ternary", "q4n"), ("q4n", "q3")]
 """Formats of gate and up, and of down: each in both places, split ones with such as are not."""
 KINDS = ("ordinary", "large", "denormal", "zero", "mixed", "sparse")
 seeds = st.integers(0, 2**32 - 1)
@@ -34,7 +34,8 @@ def values(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.nd
 
 
 class Weights(NamedTuple):
-    """A matrix: packed, and as float64 with zeros in the padding. positive, negative: D*s*q and M*m of it.
+    """A matrix: packed, and as float64 with zeros in the padding. positive, negative: D*s*q and M*m of it; of ternary
+    D*s*(q + 1) and D*s, which is how it meets activations.
 
     numbers: what it was packed from, where that are integers.
     """
@@ -49,11 +50,23 @@ class Weights(NamedTuple):
     @property
     def base(self) -> "Weights":
         """What its base planes stand for; as `packed` still the whole."""
-        if self.numbers is None:
+        if self.numbers is None or not self.form.detail_bytes:
             return self
-        q, lower = self.numbers.q.astype(np.float64), {"q4": 4, "q6": 16, "q8": 16}[self.form.name]
-        positive, negative = meaning(self.form, replace(self.numbers, q=q // lower * lower + self.form.middle))
+        q = self.numbers.q.astype(np.float64)
+        lower = {"q3": 2, "q4": 4, "q4n": 4, "q6": 16, "q8": 16}[self.form.name]
+        coarse = q // lower * lower + self.form.middle
+        if self.form.name == "q4n":
+            coarse *= there(self.numbers.q)
+        positive, negative = meaning(self.form, replace(self.numbers, q=coarse))
         return self._replace(exact=positive - negative, positive=positive, negative=negative, numbers=None)
+
+
+def there(q: np.ndarray) -> np.ndarray:
+    """Which weights of q4n have a place: those that are not 0, and so many zeros that they are two of every four."""
+    quads = q.reshape(-1, 4)
+    places = np.zeros(quads.shape, bool)
+    np.put_along_axis(places, np.argsort(quads == 0, 1, kind="stable")[:, :2], True, 1)
+    return places.reshape(q.shape)
 
 
 def quantized(rng: np.random.Generator, form: Format, kind: str, rows: int, columns: int) -> Quantized:
@@ -65,7 +78,16 @@ def quantized(rng: np.random.Generator, form: Format, kind: str, rows: int, colu
     if form.name == "q8":
         q = np.where(inside, rng.integers(-127, 128, (tall, wide)), 0).astype(np.int8)
         return Quantized(q, round_bf16(np.abs(values(rng, kind, (tall, groups)))))
-    top = {"q4": 16, "q6": 64}[form.name]
+    if form.name == "ternary":
+        q = np.where(inside, rng.integers(-1, 2, (tall, wide)), 0).astype(np.int8)
+        s = np.abs(values(rng, kind, (tall, groups))).astype(np.float16).astype(np.float32)
+        return Quantized(q, s, scale=np.abs(values(rng, kind, (tall,))) / 256)
+    if form.name == "q4n":
+        q = np.where(inside, rng.integers(-8, 8, (tall, wide)), 0).astype(np.int8)
+        kept = rng.permuted(np.tile([True, True, False, False], (tall * wide // 4, 1)), axis=1).reshape(tall, wide)
+        s = rng.integers(0, 256, (tall, groups)).astype(np.uint8)
+        return Quantized(q * kept, s, scale=round_bf16(np.abs(values(rng, kind, (tall,))) / 256))
+    top = {"q2": 4, "q3": 8, "q4": 16, "q6": 64}[form.name]
     q = rng.integers(0, top, (tall, wide)).astype(np.uint8)
     if rng.random() < 0.2:
         q[:] = top - 1
@@ -78,6 +100,10 @@ def meaning(form: Format, weights: Quantized) -> tuple[np.ndarray, np.ndarray]:
     """D*s*q and M*m of each weight, in float64: the definitions in formats.py."""
     q = weights.q.astype(np.float64)
     s = np.repeat(weights.s.astype(np.float64), BLOCK, axis=1)
+    if form.name == "ternary" and weights.scale is not None:
+        return weights.scale[:, None] * (s * (q + 1)), weights.scale[:, None] * s
+    if form.name == "q4n" and weights.scale is not None:
+        return weights.scale[:, None] * (s * q), np.zeros_like(q)
     if weights.m is None or weights.scale is None or weights.minimum is None:
         return s * q, np.zeros_like(q)
     m = np.repeat(weights.m.astype(np.float64), BLOCK, axis=1)
