@@ -60,12 +60,19 @@ def _gain(part: Part, before: str, after: str) -> float:
 
 
 def for_loss(parts: Sequence[Part], limit: float) -> list[str]:
-    """The format of each part: the first mix on the way that is expected to cost no more than `limit`."""
+    """The format of each part: the first mix on the way that is expected to cost no more than `limit`, less what can be
+    taken back of it where the last step was a large one."""
     chosen = [FEWER[0]] * len(parts)
+    taken: list[tuple[Step, str]] = []
     for step in steps(parts):
         if expected(parts, chosen) <= limit:
             break
+        taken.append((step, chosen[step.part]))
         chosen[step.part] = step.form
+    for step, before in reversed(taken):
+        fewer = [before if number == step.part else form for number, form in enumerate(chosen)]
+        if chosen[step.part] == step.form and expected(parts, fewer) <= limit:
+            chosen = fewer
     return chosen
 
 
