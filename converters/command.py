@@ -81,11 +81,11 @@ def command(context: click.Context, source: str, out: str, preset: str, size: st
         if isinstance(error.__context__, SystemExit):  # a SIGHUP, after which there is no terminal to tidy up
             raise error.__context__ from None
         raise
-    size = Path(out).stat().st_size
-    show(table(kinds, size))
+    written = Path(out).stat().st_size
+    show(table(kinds, written))
     if texts:
         with Bundle(out) as bundle:
             used = "calibration" in bundle.header.provenance
         if not used:
-            show("the text was not used: no weights were newly rounded to 4 bits")
-    show(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")
+            show("the text was not used: no weights were newly rounded to 4 bits or fewer")
+    show(f"{out}: {written / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

@@ -44,10 +44,11 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
     size: the most bytes that the bundle may have, in place of a preset: the mix of formats that is expected to lose
-    least (mix.py). calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
-    so that it changes least (calibration.py). texts: files to calibrate with; without them it is a text that comes with
-    edgert. progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes
-    back. Where `out` is a link, what it points to is written.
+    least (mix.py). calibrate: where weights are rounded to 4 bits or fewer that were not before, run some text through
+    the model and round them so that it changes least (calibration.py). texts: files to calibrate with; without them it
+    is a text that comes with edgert. progress(what, weights done, weights in all) is called after each part; of what is
+    measured before the conversion, the weights are those of that pass. What the bundle is made of comes back. Where
+    `out` is a link, what it points to is written.
 
     A conversion that takes longer keeps every few seconds what it has done, beside `out`. Interrupted, the next of the
     same files with the same options goes on from there, to the same bundle; say(sentence) is called with that, or where

@@ -46,7 +46,8 @@ class Preset:
     record: ClassVar[Mapping[str, object]] = {}
 
     def formats(self, source: Source) -> dict[str, str]:
-        """The weight format of every matrix, by its canonical name."""
+        """The weight format of every matrix, by its canonical name; for presets of LOSSES that is measured."""
+        assert self.name not in LOSSES
         matrices = [spec for spec in source.config.tensors() if spec.is_matrix]
         types = {spec.name: source.tensors[spec.name].type_name for spec in matrices}
         for part in _not_kept_fine(feed_forward_parts(matrices), types):

@@ -17,7 +17,6 @@ from .ordering import NeuronOrder, misses
 from .quantizer import on_grid
 from .source import Source
 
-
 _FEW_BITS = {"q2", "q3", "q4", "q4n"}
 
 

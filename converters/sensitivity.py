@@ -121,7 +121,7 @@ class Sensitivity(Calibration):
 
         def step() -> None:
             if weight in self._part_of:
-                part, spec = self._part_of[weight]
+                part, _ = self._part_of[weight]
                 ids, places = np.unique(self._windows, return_inverse=True)
                 values, grids = self._rows(weight, ids)
                 errors = {form: _rounded(values, grids(form), form, None) - values for form in FEWER}

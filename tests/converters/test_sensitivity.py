@@ -13,15 +13,15 @@ from edgert.converters.calibration import Calibration
 from edgert.converters.convert import convert
 from edgert.converters.mix import expected, for_loss, for_size, steps
 from edgert.converters.open_source import open_source
+from edgert.converters.quantizer import packed
 from edgert.converters.sensitivity import FEWER, Part, Sensitivity, parts_of
 from edgert.converters.source import Source
 from edgert.errors import SourceError
 from edgert.kernels.formats import FORMATS, unpack
-from edgert.converters.quantizer import packed
 from edgert.models.tensors import Role, TensorSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("llama3-tied", "qwen2", "gemma2-bf16", "phi2", "opt", "olmo2")
+NAMES = ("llama3-tied", "qwen2", "gemma2-bf16", "phi2", "gptneox", "olmo2", "granite")
 
 
 class _Rounded:
@@ -140,7 +140,7 @@ def test_what_sections_are_filled_up_with_counts() -> None:
 def test_values_have_the_next_finer_format() -> None:
     source = open_source(str(GOLDEN / "models" / "qwen2"))
     part = parts_of([spec for spec in source.config.tensors() if spec.is_matrix and spec.layer == 0])[0]
-    assert [form for form in part.formats("q3").values()] == ["q3", "q3", "q4"]
+    assert list(part.formats("q3").values()) == ["q3", "q3", "q4"]
 
 
 @pytest.fixture
