@@ -30,6 +30,7 @@ from .pieces import Piece, Pieces, weights_of
 from .presets import DEFAULT, LOSSES, Preset, preset
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
+from .two_of_four import pair_formats, told
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,7 +71,10 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
         provenance |= {} if size is None else {"preset": "mixed"}
         chosen = choose(opened, preset_name, size, provenance, paths, calibrate=calibrate,
                         progress=lambda done, total: progress("what bits cost", done, total))
-    header = lay_out(opened, chosen, provenance)
+    pairs = pair_formats(opened, chosen.formats(opened))
+    if pairs:
+        say(f"{out}: {told(opened, pairs)}")
+    header = lay_out(opened, chosen, provenance, pairs)
     if paths and (newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(path.name for path in paths)
     windows = windows_for(opened, header, paths) if calibrate else None

@@ -64,14 +64,18 @@ def _experts(config: Config, layer: int, part: FeedForward, formats: Mapping[str
                    down.name)
 
 
-def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object]) -> Header:
-    """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError."""
+def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
+            instead: Mapping[str, str] | None = None) -> Header:
+    """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError.
+
+    instead: formats of matrices, by name, that take the place of the preset's.
+    """
     config = source.config
     header = Header(config, dict(source.generation), {"preset": preset.name, **preset.record}, provenance)
     if config.selective:
         unknown = [10000 * (ACTIVITY_PARTS - part) // ACTIVITY_PARTS for part in range(ACTIVITY_PARTS)]
         header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers)]
-    tensors, formats = list(config.tensors()), preset.formats(source)
+    tensors, formats = list(config.tensors()), preset.formats(source) | dict(instead or {})
     feed_forward = feed_forward_parts(tensors, sparse=config.sparse)
     lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}
     if source.chat_template is not None:
