@@ -102,7 +102,8 @@ def test_the_same_logits(made: Made, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("placement", [
-    {"keep": 1.0, "details": 0.0, "attention": 1.0, "head": 1.0}, {"keep": 0.5, "details": 0.1}, {"keep": 0.0}], ids=str)
+    {"keep": 1.0, "details": 0.0, "attention": 1.0, "head": 1.0}, {"keep": 0.5, "details": 0.1}, {"keep": 0.0}],
+                         ids=str)
 def test_speculation_changes_nothing(made: Made, placement: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """What guesses is the base planes, where the format has some."""
     def answers(mode: str | int, **settings: float) -> list[Any]:
