@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edgert.bundle import Bundle
 from edgert.converters import choosing, sensitivity
 from edgert.converters.calibration import Calibration
+from edgert.converters.command import command
 from edgert.converters.convert import convert
 from edgert.converters.mix import expected, for_loss, for_size, steps
 from edgert.converters.open_source import open_source
@@ -165,6 +167,17 @@ def test_a_bundle_of_a_size(told: Path, tmp_path: Path) -> None:
         quantization = bundle.header.quantization
         assert quantization["preset"] == "mixed" and quantization["size"] == asked
         assert 0 < quantization["expected_loss"] < 5
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--size", "40K", "--preset", "q3"], "--size chooses formats, and so does --preset: give one"),
+    (["--size", "large"], "'large' is not a size; write it like 600M or 1.5G"),
+    (["--size", "1K"], "--size 1,024 is too small: with 2 to 6 bits a weight a bundle of this model has "),
+    (["--size", "1G"], "--size 1,073,741,824 is more than that can use (--preset q8 and f16 keep more): with 2 to 6 ")])
+def test_what_is_refused(told: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(command, [str(told), str(tmp_path / "m.edge"), *arguments])
+    assert result.exit_code != 0 and sentence in f"{result.output}{result.exception}"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_models_with_experts_are_refused(tmp_path: Path) -> None:
