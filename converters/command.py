@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from edgert.bundle import Bundle
 from edgert.bundle.contents import table
 from edgert.bundle.writer import is_begun
 from edgert.control_characters import visible
 from edgert.errors import EdgertError
+from edgert.memory.budget import parse_size
 from edgert.terminal import show
 
 from .presets import DEFAULT, PRESETS
@@ -26,6 +28,9 @@ _SPEED_OVER_S = 600
 @click.argument("out")
 @click.option("--preset", default=DEFAULT, show_default=True, type=click.Choice(list(PRESETS)),
               help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + ".")
+@click.option("--size", metavar="SIZE",
+              help="Instead of a preset: the mix of 2 to 6 bits, matrix by matrix, that is expected to lose least in a "
+                   "bundle of at most this size, such as 700M.")
 @click.option("--calibrate", "texts", multiple=True, metavar="TEXT", type=click.Path(path_type=Path),
               help="Calibrate with this text file instead of the text that comes with edgert; may be given repeatedly.")
 @click.option("--no-calibrate", is_flag=True,
@@ -42,8 +47,9 @@ _SPEED_OVER_S = 600
                    "each M neighbours N are kept; 16x1, 16x4: blocks.")
 @click.option("--time", "search_time", metavar="20m",
               help="How long --prune auto searches; without it some generations.")
-def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_calibrate: bool,
-            cluster: str | None, prune: str | None, search_time: str | None) -> None:
+@click.pass_context
+def command(context: click.Context, source: str, out: str, preset: str, size: str | None, texts: tuple[Path, ...],
+            no_calibrate: bool, cluster: str | None, prune: str | None, search_time: str | None) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
     SOURCE is a GGUF file (of several, any), a folder with a safetensors or an ONNX model, an ONNX file, or
@@ -56,6 +62,9 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
 
     if texts and no_calibrate:
         raise click.UsageError("--calibrate names a text to calibrate with, and --no-calibrate says not to: give one")
+    if size is not None and context.get_parameter_source("preset") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--size chooses formats, and so does --preset: give one")
+    most = None if size is None else parse_size(size)
     started = time.perf_counter()
     columns = (TextColumn("{task.description:42}", markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn())
@@ -65,12 +74,14 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
             task = bars.add_task(visible(f"reading {Path(source).name}"), total=None)
 
             def progress(what: str, done: int, total: int) -> None:
-                if bars.tasks[0].total != total:  # what an earlier conversion did was not done in this time
+                # What an earlier conversion did was not done in this time, nor what was measured before.
+                if bars.tasks[0].total != total:
                     bars.reset(task, total=total, completed=done)
                 bars.update(task, description=visible(what), completed=done)
 
-            kinds = convert(source, out, preset, progress, calibrate=not no_calibrate, texts=texts, cluster=cluster,
-                            prune=prune, search_time=search_time, say=lambda sentence: show(sentence, err=True))
+            kinds = convert(source, out, preset, progress, size=most, calibrate=not no_calibrate, texts=texts,
+                            cluster=cluster, prune=prune, search_time=search_time,
+                            say=lambda sentence: show(sentence, err=True))
     except (KeyboardInterrupt, SystemExit, EdgertError):
         if is_begun(Path(out)) or is_left(Path(out).resolve()):
             show(f"{out}: what is done is kept beside it; the same command goes on from there", err=True)
@@ -79,11 +90,11 @@ def command(source: str, out: str, preset: str, texts: tuple[Path, ...], no_cali
         if isinstance(error.__context__, SystemExit):  # a SIGHUP, after which there is no terminal to tidy up
             raise error.__context__ from None
         raise
-    size = Path(out).stat().st_size
-    show(table(kinds, size))
+    written = Path(out).stat().st_size
+    show(table(kinds, written))
     if texts:
         with Bundle(out) as bundle:
             used = "calibration" in bundle.header.provenance
         if not used:
-            show("the text was not used: no weights were newly rounded to 4 bits")
-    show(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")
+            show("the text was not used: no weights were newly rounded to 4 bits or fewer")
+    show(f"{out}: {written / 1e6:.1f} MB in {time.perf_counter() - started:.1f} s")

@@ -22,13 +22,15 @@ from edgert.models.tensors import TensorSpec
 
 from .calibration import State
 from .calibration_text import shipped_windows, windows_of
+from .choosing import choose
 from .cluster import ClusterPieces, connected
 from .destination import destination, require_apart
 from .interruption import cleaned_up
 from .layout import lay_out
+from .mix import Mix
 from .open_source import open_source
 from .pieces import Piece, Pieces, weights_of
-from .presets import DEFAULT, Preset, preset
+from .presets import DEFAULT, LOSSES, Preset, preset
 from .pruning.pruning import Pruned, pruned
 from .pruning.request import requested
 from .pruning.scratch import remove_left
@@ -45,16 +47,18 @@ KEEP_S = 10
 
 
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
-            progress: Progress = lambda what, done, total: None, *, calibrate: bool = True,
+            progress: Progress = lambda what, done, total: None, *, size: int | None = None, calibrate: bool = True,
             texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None, prune: str | None = None,
             search_time: str | None = None,
             say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
-    calibrate: where weights are rounded to 4 bits that were not before, run some text through the model and round them
-    so that it changes least (calibration.py). texts: files to calibrate with; without them it is a text that comes with
-    edgert. progress(what, weights done, weights in all) is called after each part. What the bundle is made of comes
-    back. Where `out` is a link, what it points to is written.
+    size: the most bytes that the bundle may have, in place of a preset: the mix of formats that is expected to lose
+    least (mix.py). calibrate: where weights are rounded to 4 bits or fewer that were not before, run some text through
+    the model and round them so that it changes least (calibration.py). texts: files to calibrate with; without them it
+    is a text that comes with edgert. progress(what, weights done, weights in all) is called after each part; of what is
+    measured before the conversion, the weights are those of that pass. What the bundle is made of comes back. Where
+    `out` is a link, what it points to is written.
 
     A conversion that takes longer keeps every few seconds what it has done, beside `out`. Interrupted, the next of the
     same files with the same options goes on from there, to the same bundle; say(sentence) is called with that, or where
@@ -80,19 +84,23 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     with nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up():
         if request is None:
             remove_left(path)
-            header = _write(Pruned(opened), chosen, path, paths, ray, progress, say, calibrate=calibrate)
+            header = _write(Pruned(opened), chosen, size, path, paths, ray, progress, say, calibrate=calibrate)
         else:
             windows = windows_of(opened, paths) if paths else shipped_windows(opened) if calibrate else None
             with pruned(opened, request, windows, path, progress, say, seconds=seconds, ray=ray) as made:
-                header = _write(made, chosen, path, paths, ray, progress, say, calibrate=calibrate)
+                header = _write(made, chosen, size, path, paths, ray, progress, say, calibrate=calibrate)
     return contents(header)
 
 
-def _write(pruned: Pruned, chosen: Preset, path: Path, texts: Sequence[Path], ray: Any, progress: Progress,
-           say: Callable[[str], object], *, calibrate: bool) -> Header:
+def _write(pruned: Pruned, chosen: Preset | Mix, size: int | None, path: Path, texts: Sequence[Path], ray: Any,
+           progress: Progress, say: Callable[[str], object], *, calibrate: bool) -> Header:
     """Write the bundle of a model. Raises as `convert`."""
     opened = pruned.source
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": chosen.name}
+    if chosen.name in LOSSES or size is not None:
+        provenance |= {} if size is None else {"preset": "mixed"}
+        chosen = choose(opened, chosen.name, size, provenance, texts, calibrate=calibrate,
+                        progress=lambda done, total: progress("what bits cost", done, total))
     formats = chosen.formats(opened)
     pairs = pair_formats(opened, formats)
     sparse = sparse_formats(opened, formats | pairs)

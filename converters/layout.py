@@ -26,6 +26,7 @@ from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
 from edgert.models.config import Config
 from edgert.models.tensors import FeedForward, Role, feed_forward_parts
 
+from .mix import Mix
 from .presets import Preset
 from .source import Source
 
@@ -63,14 +64,14 @@ def _experts(config: Config, layer: int, part: FeedForward, formats: Mapping[str
                    down.name)
 
 
-def lay_out(source: Source, preset: Preset, provenance: dict[str, object],
+def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
             instead: Mapping[str, str] | None = None) -> Header:
     """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError.
 
     instead: formats of matrices, by name, that take the place of the preset's.
     """
     config = source.config
-    header = Header(config, dict(source.generation), {"preset": preset.name}, provenance)
+    header = Header(config, dict(source.generation), {"preset": preset.name, **preset.record}, provenance)
     if config.selective:
         unknown = [10000 * (ACTIVITY_PARTS - part) // ACTIVITY_PARTS for part in range(ACTIVITY_PARTS)]
         header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers)]

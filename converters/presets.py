@@ -1,7 +1,8 @@
 """Presets: which weight format each matrix gets."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import ClassVar
 
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
@@ -12,16 +13,23 @@ from .source import Source
 PRESETS = {
     "q4": "6-bit for the most sensitive matrices and 4-bit for the others",
     "q6": "6-bit",
+    "q3": "2 to 6 bits, by what each matrix costs when it is rounded: the smallest that is about 3 % worse than the "
+          "source",
+    "q2": "the same, about 20 % worse",
     "q8": "8-bit",
     "f16": "16-bit floats, not quantized",
     "f32": "32-bit floats, not quantized",
 }
 DEFAULT = "q4"
+LOSSES = {"q3": 0.03, "q2": 0.2}
+"""Presets that are made by measuring (mix.py), and the divergence from the source that each may be expected to have, in
+nats a token."""
 
 _FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "MXFP4", "INT8"}
 _ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ4_NL", "IQ4_XS",
                  "NVFP4"}
 """Types that stand on no grid of 4 bits, nor have so many bits that they need 6 (gguf_grids.py)."""
+_TERNARY = {"TQ1_0", "TQ2_0"}
 _SENSITIVE = {Role.VALUE, Role.DOWN}
 _FEW = {Role.POSITION, Role.ROUTER}
 """Matrices of a few rows for each layer's thousands."""
@@ -35,16 +43,19 @@ class Preset:
     """A named choice of formats."""
 
     name: str
+    record: ClassVar[Mapping[str, object]] = {}
 
     def formats(self, source: Source) -> dict[str, str]:
-        """The weight format of every matrix, by its canonical name."""
+        """The weight format of every matrix, by its canonical name; for presets of LOSSES that is measured."""
+        assert self.name not in LOSSES
         matrices = [spec for spec in source.config.tensors() if spec.is_matrix]
         types = {spec.name: source.tensors[spec.name].type_name for spec in matrices}
         for part in _not_kept_fine(feed_forward_parts(matrices), types):
             types[part.down.name] = types[part.by_rows[0].name]
         sensitive = _SENSITIVE - ({Role.DOWN} if source.config.sparse else set())  # whose neurons have no 6 bits
-        layers = source.config.num_hidden_layers
-        return {spec.name: self._format(spec, types[spec.name], layers, sensitive) for spec in matrices}
+        layers, ternary = source.config.num_hidden_layers, _ternary(source, matrices)
+        return {spec.name: "ternary" if self.name in ("q4", "q6") and spec.name in ternary else
+                self._format(spec, types[spec.name], layers, sensitive) for spec in matrices}
 
     def _format(self, matrix: TensorSpec, type_name: str, layers: int, sensitive: Set[Role]) -> str:
         """type_name: what the source has it in, or is taken to have. layers: in all."""
@@ -65,6 +76,20 @@ class Preset:
         if matrix.role in sensitive and matrix.layer is not None and _more_bits(matrix.layer, layers):
             return "q6"
         return "q4"
+
+
+def _ternary(source: Source, matrices: Sequence[TensorSpec]) -> set[str]:
+    """The matrices that are ternary in the source and stay so, to the bit, by name: of layers, and of the rows of a
+    layer's neurons, which have one format, all or none."""
+    if source.config.selective:  # whose neurons have other formats
+        return set()
+    found = {spec.name for spec in matrices if spec.layer is not None
+             and source.tensors[spec.name].type_name in _TERNARY
+             and not (spec.role in _PADDING_COUNTS and spec.shape[1] % BLOCK)}
+    for part in feed_forward_parts(matrices):
+        if not found.issuperset(rows := [spec.name for spec in part.by_rows]):
+            found -= set(rows)
+    return found
 
 
 def _not_kept_fine(parts: list[FeedForward], types: Mapping[str, str]) -> list[FeedForward]:

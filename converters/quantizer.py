@@ -202,7 +202,8 @@ def quantize(form: Format, values: np.ndarray, grid: Grid | None = None,
     if form.name == "ternary":
         found = ternary(values)
         if found is None:
-            raise SourceError("a matrix is to be ternary whose weights are not -d, 0 and d")
+            raise SourceError("a matrix is to be ternary whose weights are not -d, 0 and d; the file is damaged, or "
+                              "takes another preset, such as q8")
         return found
     if form.name == "q4n":
         return _two_of_four(blocks.reshape(rows, columns), importance)

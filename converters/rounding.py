@@ -22,8 +22,8 @@ _FEW_BITS = {"q2", "q3", "q4", "q4n", "q4b"}
 
 def newly_rounded(source: Source, header: Header) -> set[str]:
     """The matrices that become 4 bits or fewer in a bundle of this header and do not stand on such a grid yet, by
-    name."""
-    return {spec.name for spec in source.config.tensors() if spec.is_matrix
+    name; but for the embedding, whose rows are no products."""
+    return {spec.name for spec in source.config.tensors() if spec.is_matrix and spec.role is not Role.EMBEDDING
             and (form := _format(spec, header)).partition("-")[0] in _FEW_BITS
             and not on_grid(source.tensors[spec.name], form)}
 

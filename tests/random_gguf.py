@@ -33,6 +33,8 @@ def random_tensor(type_: Type, rows: int, columns: int, seed: int = 0, *, like_a
         raw[:, 55] = raw[:, 55] & 15 | 0x30
     if type_ == Type.MXFP4:
         raw[:, 0] = random.integers(120, 126, len(raw))
+    if type_ == Type.TQ2_0 and like_a_model:  # 2 bits for each weight, of which ggml uses 0, 1 and 2
+        raw[:, :64] &= ~(raw[:, :64] >> 1 & 0x55)
     if type_ == Type.NVFP4 and like_a_model:
         raw[:, :4] = random.integers(48, 64, (len(raw), 4))
     return raw.reshape(rows, -1)

@@ -58,10 +58,10 @@ def test_grid(tmp_path: Path, type_: Type) -> None:
 
 
 KEPT = {Type.Q4_0: 0.006, Type.Q4_1: 0.006, Type.Q4_K: 0.006, Type.Q5_0: 0.006, Type.Q5_1: 0.006, Type.Q5_K: 0.006,
-        Type.TQ1_0: 0.003, Type.TQ2_0: 0.003, Type.IQ1_S: 0.005, Type.IQ3_S: 0.007, Type.IQ3_XXS: 0.03,
+        Type.TQ1_0: 0, Type.TQ2_0: 0, Type.IQ1_S: 0.005, Type.IQ3_S: 0.007, Type.IQ3_XXS: 0.03,
         Type.MXFP4: 0}
 """What converting to preset q4 changes in weights that stay on their grid, in parts of their root mean square: the
-scale and minimum of 32 weights become 8 bits each."""
+scale and minimum of 32 weights become 8 bits each. Ternary weights are kept to the bit."""
 ROUNDED = {Type.Q2_K: 0.06, Type.Q3_K: 0.06, Type.IQ1_M: 0.06, Type.IQ2_XXS: 0.06, Type.IQ2_XS: 0.07,
            Type.IQ2_S: 0.07, Type.IQ4_NL: 0.07, Type.IQ4_XS: 0.07, Type.NVFP4: 0.08, Type.Q6_K: 0.02, Type.Q8_0: 0.02}
 """The same of those that have no grid."""
@@ -81,5 +81,5 @@ def test_what_a_bundle_has_of_every_type(tmp_path: Path, type_: Type) -> None:
             expected = dequantize(*raw[f"blk.0.{gguf_name}.weight"])
             off = np.sqrt(np.square(unpack(form, tiles) - expected).mean() / np.square(expected).mean())
             assert off <= {**KEPT, **ROUNDED}[type_]
-            if type_ in (Type.TQ1_0, Type.TQ2_0, Type.MXFP4):
+            if type_ is Type.MXFP4:
                 assert (unpack(form, tiles)[expected == 0] == 0).all()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgert.converters.presets import PRESETS, preset
+from edgert.converters.presets import LOSSES, PRESETS, preset
 from edgert.converters.source import Source
 from edgert.errors import SourceError
 from edgert.models.llama import Config
@@ -73,8 +73,18 @@ def test_what_is_rounded_anew(layer: int, sensitive: str, type_name: str) -> Non
 
 def test_what_keeps_its_grid() -> None:
     """Of few values in 4 bits, of MXFP4 in 6."""
-    assert set(formats({"rest": "TQ2_0", "v": "IQ3_S", "down": "Q4_1"}).values()) == {"q4"}
+    assert set(formats({"rest": "IQ1_S", "v": "IQ3_S", "down": "Q4_1"}).values()) == {"q4"}
     assert formats({"rest": "MXFP4"})["gate"] == "q6"
+
+
+@pytest.mark.parametrize("name", ["q4", "q6"])
+def test_what_is_ternary_stays_so(name: str) -> None:
+    """In layers; where gate and up are not alike neither is, and where padding counts it is exactly 0."""
+    found = formats({"rest": "TQ2_0", "down": "TQ1_0", "v": "Q6_K"}, name)
+    assert found == {"v": "q6", "o": "ternary", "gate": "ternary", "down": "ternary", "head": name, "embedding": name}
+    assert formats({"rest": "TQ2_0", "gate": "Q4_K"}, name)["gate"] == name  # and up is TQ2_0
+    assert formats({"rest": "TQ2_0"}, name, columns=48)["o"] == "q8"
+    assert formats({"rest": "TQ2_0"}, "q8")["gate"] == "q8"
 
 
 def test_padding_that_counts_is_exactly_zero() -> None:
@@ -82,11 +92,11 @@ def test_padding_that_counts_is_exactly_zero() -> None:
     assert (found["o"], found["embedding"], found["down"]) == ("q8", "q8", "q4")
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"q4"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"q4", *LOSSES}))
 def test_the_others_are_one_format_throughout(name: str) -> None:
     assert set(formats({"rest": "Q4_K", "down": "Q6_K"}, name).values()) == {name}
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(SourceError, match="preset 'q5' is not known; known: q4, q6, q8, f16, f32"):
+    with pytest.raises(SourceError, match="preset 'q5' is not known; known: q4, q6, q3, q2, q8, f16, f32"):
         preset("q5")
