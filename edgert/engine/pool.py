@@ -7,7 +7,7 @@ import numpy as np
 
 from edgert.errors import ModelError
 from edgert.kernels.low_pages import pack
-from edgert.kernels.pages import CACHE_TYPES, PAGE, head_layout, page_bytes
+from edgert.kernels.pages import CACHE_TYPES, PAGE, POSITIONS, head_layout, page_bytes
 from edgert.models.config import Config
 from edgert.residency.region import HUGE_PAGE, Region
 
@@ -232,8 +232,8 @@ class Pool:
         return [page for layer in layers if (page := rows[layer]) is not None]
 
     def into(self, block: int, layers: Sequence[int], passed: np.ndarray) -> list[np.ndarray]:
-        """A block's pages of these layers, to be written to: uint8 each; `passed` for those that are not in memory. Of a
-        low block all that is in it."""
+        """A block's pages of these layers, to be written to: uint8 each; `passed` for those that are not in memory. Of
+        a low block all that is in it."""
         if self.is_low(block):
             return [np.frombuffer(self.view(block), np.uint8)]
         rows = self._rows(block)
@@ -284,6 +284,15 @@ class Pool:
         self.heads(to)[:] = self.heads(block)
         if self.windows is not None:
             self.windows.copy(block, to)
+
+    def copy_position(self, block: int, place: int, to: int, to_place: int) -> None:
+        """Copy the key and value at a place of a block to a place of another one, or of the same, of all layers."""
+        (tile, lane), (to_tile, to_lane) = divmod(place, POSITIONS), divmod(to_place, POSITIONS)
+        for source, target in zip(self.parts(block), self.parts(to), strict=True):
+            for name in ("keys", "key_scales"):
+                target[name][..., to_tile, :, to_lane] = source[name][..., tile, :, lane]
+            target["values"][:, :, to_place] = source["values"][:, :, place]
+            target["value_scales"][..., to_place] = source["value_scales"][..., place]
 
     def touch(self) -> None:
         """Make all of it resident now; what it contains is lost."""

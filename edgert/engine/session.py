@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.kernels.pages import PAGE, POSITIONS
+from edgert.kernels.pages import PAGE
 from edgert.kernels.pages import key_bytes as bytes_of_keys
 from edgert.kernels.records import Token
 from edgert.models.config import Config
@@ -191,7 +191,7 @@ class Session:
     def _give_back(self, number: int) -> None:
         """Hold a block no more."""
         if self._windows is not None and (block := self._blocks[number]) in self._windows.blocks:
-            self._windows.change([other for other in self._windows.blocks if other != block], {block})
+            self._windows.drop(block)
         self.pool.give_back(self._blocks.pop(number))
 
     def need_windows(self, positions: int = 0) -> None:
@@ -201,21 +201,19 @@ class Session:
             return
         windows.points = (self.parted, len(self._prompt) - 1)
         first, least = windows.earliest(self.held), windows.first(self.held)
-        last = blocks_of(max(positions, self.held))
-        pages, numbers = windows.pages, range(first, last)
-        blocks = [self._blocks[number] for number in numbers
-                  if number >= least or pages.there(self._blocks[number])]
+        numbers = range(first, blocks_of(max(positions, self.held)))
+        blocks = [block for number in numbers
+                  if windows.pages.there(block := self._blocks[number]) or number >= least]
         if blocks == windows.blocks:
             return
         assert all(map(self.pool.has_windows, self._blocks[least:blocks_of(self.held)]))
         for block in blocks:
-            pages.touch(block)  # not to go for another one of them
+            windows.pages.touch(block)  # not to go for another one of them
         for block in blocks:
             self.pool.bring_windows(block, block)
-        before = {block: number for number, block in enumerate(self._blocks[:first])}
-        windows.change(blocks, {block for block, number in before.items() if windows.likely(number)})
+        windows.change(blocks, self._blocks[:first])
         for number in numbers:
-            self._pages[self.pool.windowed, number] = pages.pages(self._blocks[number])
+            self._pages[self.pool.windowed, number] = windows.pages.pages(self._blocks[number])
 
     def take(self) -> int:
         """A block of the pool; for it one of the session's may go to flash. Raises ModelError."""
@@ -254,7 +252,7 @@ class Session:
         for number, block in enumerate(self._blocks):
             self._pages[:, number] = self.pool.pages(block)
         out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
-        self._pages[np.ix_(self.pool.whole, out)] = self._stream.addresses(len(out))
+        self._pages[np.ix_(self.pool.whole, np.array(out, np.int64))] = self._stream.addresses(len(out))
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and forget all after them; all of them, if the policy has let go of some since
@@ -297,13 +295,8 @@ class Session:
             raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
         if position > self.held:
             raise ModelError(f"a session that holds {self.held} tokens has no position {position}")
-        (tile, lane), (to_tile, to_lane) = (divmod(place % PAGE, POSITIONS) for place in (slot, position))
-        for source, to in zip(*(self.pool.parts(self._blocks[place // PAGE]) for place in (slot, position)),
-                              strict=True):
-            for name in ("keys", "key_scales"):
-                to[name][..., to_tile, :, to_lane] = source[name][..., tile, :, lane]
-            to["values"][:, :, position % PAGE] = source["values"][:, :, slot % PAGE]
-            to["value_scales"][..., position % PAGE] = source["value_scales"][..., slot % PAGE]
+        self.pool.copy_position(self._blocks[slot // PAGE], slot % PAGE, self._blocks[position // PAGE],
+                                position % PAGE)
         length = position + self._let_go
         self.tokens[length:] = [token]  # before blocks are given back: its own may be the last
         self.truncate(length + 1)
@@ -403,7 +396,7 @@ class Session:
         used = blocks_of(self.length) if not self._unchanged else 0
         released = self._with_tokens(used)
         if self._windows is not None:
-            self._windows.change([], set(self._windows.blocks))
+            self._windows.change([], [])
         for block in self._blocks[used:]:
             self.pool.give_back(block)
         self._blocks, self.tokens = [], []

@@ -41,8 +41,8 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     bundle: checksum of the header of the bundle that it belongs to. context, policy: what the session had. tokens: ids
     of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each; the first `low` are low ones.
     windowed_bytes: how many of a block's bytes are of layers with a window, which are not there of the first `bare`
-    blocks. places, importance: shapes of the arrays in `more`, int32 and float32. talk: what the program that saved it wants to
-    know again.
+    blocks. places, importance: shapes of the arrays in `more`, int32 and float32. talk: what the program that saved it
+    wants to know again.
     """
 
     bundle: str

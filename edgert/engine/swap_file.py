@@ -72,7 +72,7 @@ class SwapFile:
         def write(layer: int, bounce: memoryview) -> None:
             there, all_pages = self._pages_of(layer, slots, blocks)
             for slot, page in zip(there, all_pages, strict=True):
-                self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(page)
+                self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(page.data)
             for run in self._runs(there):
                 pages = all_pages[run]
                 if self._as_they_are(pages) and self._write_run(pages, self._offset(layer, there[run][0])):

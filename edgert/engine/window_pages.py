@@ -132,14 +132,20 @@ class SessionWindows:
         """Whether the pages of the block with this number are needed to go on at one of `points`."""
         return any(self.first(point) <= number < blocks_of(point) for point in self.points)
 
-    def change(self, blocks: list[int], again: set[int]) -> None:
-        """The session needs the pages of these blocks from now on, which are there. again: of those that it needed
-        before, whose are likely to be needed again."""
+    def change(self, blocks: list[int], passed: list[int]) -> None:
+        """The session needs the pages of these blocks from now on, which are there. passed: its first ones, which it
+        has gone past: `points` tell whether their pages are likely to be needed again."""
+        rest = {block for number, block in enumerate(passed) if not self.likely(number)}
         for block in blocks:
             self.pages.need(block)
         for block in self.blocks:
-            self.pages.release(block, again=block in again)
+            self.pages.release(block, again=block not in rest)
         self.blocks = blocks
+
+    def drop(self, block: int) -> None:
+        """The session does not have a block any more."""
+        self.blocks = [other for other in self.blocks if other != block]
+        self.pages.release(block, again=True)
 
     def replace(self, block: int, by: int) -> None:
         """Another block with the same contents has taken the place of one, of which it has renamed or copied what is

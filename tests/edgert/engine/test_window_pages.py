@@ -86,7 +86,7 @@ def expected(engine: Engine) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("step", [1, 40, 97, CONTEXT])
+@pytest.mark.parametrize("step", [7, 97, CONTEXT])
 def test_a_long_text(engine: Engine, expected: np.ndarray, step: int) -> None:
     """Whatever comes at once, and with no more places than needed."""
     pool = pool_of(engine)
@@ -173,7 +173,7 @@ class Conversations:
         return len(tokens) - known
 
     def check(self) -> None:
-        """Every block is free, or held by as many as say so, and only what is held has pages of layers with a window."""
+        """Every block is free, or held by as many as say so; only what is held has pages of layers with a window."""
         pool, held = self.pool, np.zeros(len(self.pool._holders), int)
         copies = [node.copy for node in self.prefixes._nodes if node.copy is not None]
         for block in [*self.session._blocks, *(node.block for node in self.prefixes._nodes), *copies]:
@@ -211,8 +211,8 @@ def test_any_conversations_in_turn(one_type: Engine, tmp_path_factory: pytest.Te
 
 
 def test_what_is_computed_again(one_type: Engine) -> None:
-    """A conversation goes on at its end, and its last answer is begun anew at the end of its prompt; what two begin with
-    is computed again once, and found from then on."""
+    """A conversation goes on at its end, and its last answer is begun anew at the end of its prompt; what two begin
+    with is computed again once, and found from then on."""
     talks, rng = Conversations(one_type, NEEDED + 4), np.random.default_rng(5)
     system = rng.integers(0, VOCABULARY, 4 * PAGE + 9).tolist()
     first, second, third = ([*system, *rng.integers(0, VOCABULARY, 8 * PAGE).tolist()] for _ in range(3))
