@@ -391,7 +391,8 @@ class Model(LanguageModel):
         return self._worker.run(work)
 
     def reset(self, keep: int = 0) -> None:
-        """Forget all tokens computed so far but the first `keep`, which costs nothing. Ends the current answer.
+        """Forget all tokens computed so far but the first `keep`, which costs nothing; where layers see a window of the
+        latest positions, some of those may have to be computed again. Ends the current answer.
 
         Raises ModelError if fewer than `keep` have been computed, and where `extend` does.
         """
@@ -399,7 +400,10 @@ class Model(LanguageModel):
 
         def work(job: Job[None]) -> None:
             self._turns.end()
+            kept = self._session.tokens[:keep]
             self._session.truncate(keep)
+            if missing := kept[self._session.length:]:
+                self._engine.forward(self._session, missing, [], cancel=job.cancel)
 
         self._worker.run(work)
 

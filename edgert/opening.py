@@ -10,9 +10,9 @@ from .bundle import Bundle
 from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header
 from .engine.engine import Engine
 from .engine.page_stream import PageStream
-from .engine.pool import Pool, block_bytes
-from .engine.prefixes import MORE_POSITIONS, Prefixes
-from .engine.retention import FLASH, MIXED, parse_policy
+from .engine.pool import Pool
+from .engine.prefixes import Prefixes
+from .engine.retention import FLASH, MIXED, POLICIES, STOP, parse_policy
 from .engine.session import Session, check_session
 from .engine.swap_file import SwapFile
 from .engine.tracing import Trace
@@ -21,9 +21,8 @@ from .errors import BundleError, EdgertError, ModelError
 from .generation.grammar import PARSER_BYTES, Grammars
 from .kernels import native
 from .kernels.native import cache_folder
-from .kernels.pages import PAGE
 from .memory.budget import allowance, process_bytes
-from .memory.cache_room import CacheRoom, cache_room
+from .memory.cache_room import CacheRoom, cache_room, context_in
 from .memory.plan import Plan, Planner
 from .residency.device import device_of
 from .residency.file import FlashFile
@@ -37,10 +36,10 @@ MOST_PARALLEL = 16
 CompileProgress = Callable[[int, int, str], None]
 
 
-def session_settings(header: Header, context: int | None, kv_type: str | None, kv_memory: int | None = None,
-                     kv_policy: str | None = None, parallel: int = 1) -> tuple[int, str]:
-    """The context length and the cache's element type, with defaults in place of None. parallel: of how many answers at
-    once. Raises ModelError."""
+def session_settings(header: Header, context: int | None, kv_type: str | None, kv_memory: int | None,
+                     kv_policy: str | None, chunk: int, parallel: int) -> tuple[int, str]:
+    """The context length and the cache's element type, with defaults in place of None. chunk: tokens at once. parallel:
+    of how many answers at once. Raises ModelError."""
     if not 1 <= parallel <= MOST_PARALLEL:
         raise ModelError(f"parallel is {parallel}; it goes from 1 to {MOST_PARALLEL}")
     quantized = header.quantization.get("preset") != "f32"
@@ -50,8 +49,8 @@ def session_settings(header: Header, context: int | None, kv_type: str | None, k
     # A context for which positions change has to be asked for: no budget is to choose it.
     kv_type, most = kv_type or usual, header.config.for_context(1).max_position_embeddings
     if context is None and kv_memory is not None and kv_policy not in (FLASH, MIXED):
-        each = kv_memory // block_bytes(header.config, kv_type) // parallel * PAGE
-        context = max(min(each - MORE_POSITIONS, most), 1)
+        policy = POLICIES.get(kv_policy or STOP, POLICIES[STOP])  # one that is not known is refused soon
+        context = max(min(context_in(header.config, kv_type, kv_memory, policy, chunk, parallel), most), 1)
     elif context is None:
         context = min(DEFAULT_CONTEXT, most)
     check_session(header.config, context, kv_type)
@@ -131,7 +130,7 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     text = read_text(bundle)
     job.check()
     context, kv_type = session_settings(bundle.header, settings.context, settings.kv_type, settings.kv_memory,
-                                        settings.kv_policy, settings.parallel)
+                                        settings.kv_policy, settings.chunk, settings.parallel)
     bundle.load_for(context)
     header = bundle.header
     policy = parse_policy(settings.kv_policy, context, header.config)
@@ -151,7 +150,7 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     plan = chosen.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
-    pool = Pool(header.config, kv_type, room.positions)
+    pool = Pool(header.config, kv_type, room.positions, windowed=room.windowed)
     opened.callback(pool.close)
     if room.low:
         pool.have_low(room.low)
@@ -163,7 +162,8 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
             raise
     if room.flash:
         assert pool.swap is not None
-        stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes)
+        stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes,
+                            pool.whole.tolist())
         opened.callback(stream.close)
     sessions = [Session(header.config, context, kv_type, pool, stream, low=room.low) for _ in range(settings.parallel)]
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,

@@ -172,7 +172,7 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
     """Measure all that planning needs. Raises ModelError for a budget that is too small, as early as possible."""
     header = bundle.header
     threads = default_threads() if threads is None else threads
-    context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy, parallel)
+    context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy, chunk, parallel)
     policy = parse_policy(kv_policy or STOP, context, header.config)
     library = load_library(compile_progress)
     with _saying("measuring the process ..."):

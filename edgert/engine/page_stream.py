@@ -25,10 +25,14 @@ _LOOK_S = 0.05
 
 class PageStream:
     """Reads the pages of one session that are in `swap`: up to `most` of each layer, in reads of about `chunk_bytes`,
-    by `readers` threads. bytes: what was read. Raises ModelError."""
+    by `readers` threads. layers: numbers of those whose pages are read; by default all. bytes: what was read. Raises
+    ModelError."""
 
-    def __init__(self, swap: SwapFile, most: int, readers: int, chunk_bytes: int) -> None:
+    def __init__(self, swap: SwapFile, most: int, readers: int, chunk_bytes: int,
+                 layers: Sequence[int] | None = None) -> None:
         self.swap, self.most = swap, most
+        self._layers = list(range(swap.layers)) if layers is None else list(layers)
+        self._order = {layer: number for number, layer in enumerate(self._layers)}
         self.bytes = 0
         self._at_once = max(chunk_bytes // swap.stride, 1)
         self._region = Region(stream_bytes(most, swap.page_bytes), "what is read of the cache")
@@ -37,8 +41,9 @@ class PageStream:
         self._reads: dict[int, list[Future[None]]] = {}
 
     def addresses(self, count: int) -> np.ndarray:
-        """Where the first `count` pages on flash of every layer are when it is computed: int64 (layers, count)."""
-        layers = np.arange(self.swap.layers)[:, None] % _PLACES
+        """Where the first `count` pages on flash of every layer that is read are when it is computed: int64 (layers,
+        count)."""
+        layers = np.arange(len(self._layers))[:, None] % _PLACES
         return self._region.address + (layers * self.most + np.arange(count)) * self.swap.stride
 
     def begin(self, slots: Sequence[int]) -> None:
@@ -46,14 +51,14 @@ class PageStream:
         assert len(slots) <= self.most
         self._quiet()
         self._slots = slots
-        for layer in range(min(_PLACES, self.swap.layers)):
+        for layer in self._layers[:_PLACES]:
             self._read(layer)
 
     def wait(self, layer: int, check: Callable[[], None]) -> None:
         """Wait until a layer's pages are there. check: called now and then; what it raises ends waiting. Raises
         ModelError if they cannot be read."""
         started = time.perf_counter()
-        reads = self._reads.pop(layer)
+        reads = self._reads.pop(layer, [])
         while wait(reads, _LOOK_S).not_done:
             if time.perf_counter() - started > _LONGEST_READ_S:
                 raise no_answer()
@@ -63,8 +68,8 @@ class PageStream:
 
     def done(self, layer: int) -> None:
         """A layer has been computed: its place is free."""
-        if layer + _PLACES < self.swap.layers:
-            self._read(layer + _PLACES)
+        if layer in self._order and self._order[layer] + _PLACES < len(self._layers):
+            self._read(self._layers[self._order[layer] + _PLACES])
 
     def _read(self, layer: int) -> None:
         """Have a layer's pages read, those in slots that follow one another together."""
@@ -72,7 +77,7 @@ class PageStream:
         borders = sorted({0, len(self._slots), *breaks, *range(0, len(self._slots), self._at_once)})
         reads = self._reads[layer] = []
         for first, last in pairwise(borders):
-            start = ((layer % _PLACES) * self.most + first) * self.swap.stride
+            start = ((self._order[layer] % _PLACES) * self.most + first) * self.swap.stride
             view = self._region.view(start, (last - first) * self.swap.stride)
             reads.append(self._pool.submit(self.swap.read, layer, self._slots[first:last], view))
             self.bytes += len(view)

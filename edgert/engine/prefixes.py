@@ -53,6 +53,8 @@ class Prefixes:
         self._root = _Node(-1, (), None)
         self._nodes: list[_Node] = []
         pool.reclaim = self._let_go
+        if pool.windows is not None:
+            pool.windows.leave = self._keep_windows
         pool.reclaim_out = lambda: self._drop_copy() or self._drop_until(lambda node: pool.is_out(node.block))
 
     def remember(self, session: Session) -> None:
@@ -67,11 +69,16 @@ class Prefixes:
         """Keep blocks that are held for that, with the tokens in them, in order."""
         node, now = self._root, next(self._clock)
         for block, tokens in blocks:
-            known = next((n for n in node.after if n.tokens[:len(tokens)] == tokens), None)
+            known = next((n for n in node.after if n.tokens[:len(tokens)] == tokens
+                          and (n.tokens == tokens or self._has_windows(n) or not self._pool.has_windows(block))), None)
             if known is not None:
                 if self._pool.is_out(known.block) and not self._pool.is_out(block) and known.tokens == tokens:
+                    if not self._pool.has_windows(block):
+                        self._pool.hand_windows(known.block, block)
                     known.block, known.copy = block, known.block
                 else:
+                    if known.tokens == tokens:
+                        self._pool.hand_windows(block, known.block)
                     self._pool.give_back(block)
                 node = known
             else:
@@ -82,18 +89,62 @@ class Prefixes:
             node.used = now
 
     def recall(self, session: Session, tokens: Sequence[int]) -> None:
-        """Give an empty session the longest beginning of `tokens` that is held."""
+        """Give an empty session the longest beginning of `tokens` that is held, and that it can go on after: pages of
+        layers with a window are there of its end."""
         path, now = self._path(tokens), next(self._clock)
         for node, _ in path:
             node.used = now
+        parted = _length(path)
+        path = self._reachable(path, session)
         if not session.reads_flash:
             path = self._brought_in(path)
+        path = self._windows_in(path, session)
         for node, same in path:
             session.append_block(node.block, node.tokens[:same])
             if same == len(node.tokens) < PAGE:
                 self._forget(node)  # the session writes on in it
             else:
                 self._pool.share(node.block)
+        session.parted = parted
+        session.need_windows()
+
+    def _has_windows(self, node: _Node) -> bool:
+        """Whether a block's pages of layers with a window are there, in memory or on flash."""
+        return self._pool.has_windows(node.block) or (node.copy is not None and self._pool.has_windows(node.copy))
+
+    def _windows_in(self, path: list[tuple[_Node, int]], session: Session) -> list[tuple[_Node, int]]:
+        """Have in memory what a session needs of layers with a window to go on after a path; as much of the path as
+        could be read."""
+        while windows := self._pool.windows:
+            path = self._reachable(path, session)
+            needed = [(node, node.block if node.copy is None else node.copy)
+                      for node, _ in path[session.first_needed(_length(path)):]]
+            # The room that they need is not to be made by forgetting them, nor where they are read from.
+            held = [*(node.block for node, _ in path), *(source for _, source in needed)]
+            for block in held:
+                self._pool.share(block)
+            for node, _ in needed:
+                windows.touch(node.block)
+            failed = None
+            try:
+                for node, source in needed:
+                    failed = node
+                    self._pool.bring_windows(node.block, source)
+                return path
+            except ModelError:
+                assert failed is not None
+                path = path[:next(number for number, (node, _) in enumerate(path) if node is failed)]
+                self._forget_from(failed)
+            finally:
+                for block in held:
+                    self._pool.give_back(block)
+        return path
+
+    def _reachable(self, path: list[tuple[_Node, int]], session: Session) -> list[tuple[_Node, int]]:
+        """What of a path a session can go on after."""
+        length = session.reachable([self._has_windows(node) for node, _ in path], _length(path))
+        return [(node, min(same, length - number * PAGE)) for number, (node, same) in enumerate(path)
+                if length > number * PAGE]
 
     def _path(self, tokens: Sequence[int]) -> list[tuple[_Node, int]]:
         """The longest beginning of `tokens` that is held: its blocks, and how many tokens of each."""
@@ -101,7 +152,7 @@ class Prefixes:
         path: list[tuple[_Node, int]] = []
         while True:
             rest = tokens[found:found + PAGE]
-            best = max(node.after, key=lambda n: common_length(n.tokens, rest), default=None)
+            best = max(node.after, key=lambda n: (common_length(n.tokens, rest), self._has_windows(n)), default=None)
             same = common_length(best.tokens, rest) if best is not None else 0
             if best is None or not same:
                 return path
@@ -155,6 +206,20 @@ class Prefixes:
         for block in held:
             self._pool.give_back(block)
 
+    def _keep_windows(self, block: int) -> None:
+        """Have on flash what is there of layers with a window of a block that is held here, and of others that may be
+        the next."""
+        windows = self._pool.windows
+        node = next((n for n in self._nodes if n.block == block and not self._pool.is_out(block)), None)
+        if windows is None or self._pool.swap is None or node is None or (
+                node.copy is not None and self._pool.has_windows(node.copy)):
+            return
+        self._forget_copy(node)
+        others = [n for n in self._nodes if n.copy is None and windows.likely(n.block)
+                  and not self._pool.is_out(n.block) and n is not node]
+        some = [node, *heapq.nsmallest(_WRITTEN - 1, others, _Node.need)]
+        self._copy_out(sorted(some, key=lambda node: node.depth))
+
     def _drop_copy(self) -> bool:
         """Forget a copy on flash of a block that is also in memory: of those, the one that is needed last."""
         there = [node for node in self._nodes if node.copy is not None]
@@ -193,3 +258,8 @@ class Prefixes:
         if node.copy is not None:
             self._pool.give_back(node.copy)
             node.copy = None
+
+
+def _length(path: Sequence[tuple[_Node, int]]) -> int:
+    """How many tokens are on a path."""
+    return sum(same for _, same in path)

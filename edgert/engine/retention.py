@@ -22,11 +22,13 @@ of shape (layers, key-value heads, positions)."""
 
 class Policy(Protocol):
     """least: the smallest context, in tokens, for which it makes sense. observes: whether it looks at attention. flash:
-    whether the cache may be larger than its part of memory."""
+    whether the cache may be larger than its part of memory. windows: whether of layers with a window the cache has what
+    they look at alone (window_pages.py)."""
 
     least: int
     observes: bool
     flash: bool
+    windows: bool
 
     def goes_at_once(self, context: int) -> int:
         """How many positions of a full cache for so many tokens it lets go of; 0 for none: the conversation ends."""
@@ -40,7 +42,7 @@ class Policy(Protocol):
 class Stop:
     """Nothing is let go of, and every answer is exact. A full context is an error."""
 
-    least, observes, flash = 1, False, False
+    least, observes, flash, windows = 1, False, False, True
 
     def goes_at_once(self, context: int) -> int:
         return 0
@@ -61,7 +63,7 @@ class Window:
     """The first page stays, as attention sinks, and the latest positions: the oldest page after the first goes (Xiao
     et al. 2023, "Efficient Streaming Language Models with Attention Sinks"; Han et al. 2023, "LM-Infinite")."""
 
-    least, observes, flash = 3 * PAGE, False, False
+    least, observes, flash, windows = 3 * PAGE, False, False, True
 
     def goes_at_once(self, context: int) -> int:
         return PAGE
@@ -75,7 +77,7 @@ class Mixed:
     room for more of that either, the oldest of it goes (Yang et al. 2024, "No Token Left Behind", MiKV; Kang et al.
     2024, "GEAR"). Keys are quantized by channel, values by position, as in KIVI (Liu et al. 2024)."""
 
-    least, observes, flash = 12 * PAGE, False, False
+    least, observes, flash, windows = 12 * PAGE, False, False, False
 
     def goes_at_once(self, context: int) -> int:
         return PAGE
@@ -93,7 +95,7 @@ class Heavy:
     question is ("SnapKV", Li et al. 2024): they look at what has been read so far ("FINCH", Corallo and Papotti
     2024). A layer with a window keeps the latest positions."""
 
-    least, observes, flash = 8 * PAGE, True, False
+    least, observes, flash, windows = 8 * PAGE, True, False, False
     sinks, latest = 4, PAGE
     spread = 3
     """Positions next to one that attention returns to count as much: what belongs together stays together."""

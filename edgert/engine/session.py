@@ -6,14 +6,15 @@ from contextlib import contextmanager
 import numpy as np
 
 from edgert.errors import ModelError
-from edgert.kernels.pages import PAGE, POSITIONS
+from edgert.kernels.pages import PAGE
 from edgert.kernels.pages import key_bytes as bytes_of_keys
 from edgert.kernels.records import Token
 from edgert.models.config import Config
 
 from .page_stream import PageStream
-from .pool import Pool, blocks_of, checked_type
+from .pool import Pool, checked_type
 from .rotation import Rotation, turn_keys, turned_low
+from .window_pages import SessionWindows, blocks_of, longest_window
 
 
 class Session:
@@ -32,6 +33,8 @@ class Session:
 
     low: how many blocks at most may be low ones (low_blocks.py). They come first among those that are held, whatever
     their positions are: attention does not ask for the order. The pool has them.
+
+    Where pages of layers with a window come and go (window_pages.py), it needs those that the next tokens look at.
     """
 
     def __init__(self, config: Config, context: int, cache_type: str, pool: Pool | None = None,
@@ -43,6 +46,9 @@ class Session:
         self.pool = _own_pool(config, context, cache_type, low) if pool is None else pool
         self._blocks: list[int] = []
         self._stream, self.most_low = stream, low
+        self._windows = None
+        if self.pool.windows is not None:
+            self._windows = SessionWindows(self.pool.windows, longest_window(config))
         self._resident = np.zeros((config.num_hidden_layers, 0), np.int64)
         self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
         self._frequencies = config.rope_tables()
@@ -58,6 +64,8 @@ class Session:
         """Rotary positions of what was held when something was let go of the last time: (layers, heads, positions)."""
         self._importance: np.ndarray | None = None
         self._prompt: Sequence[int] = ()
+        self.parted = 0
+        """The length at which it parted from what others had computed: more may begin like that."""
 
     @property
     def length(self) -> int:
@@ -118,6 +126,8 @@ class Session:
         out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
         if out:
             self._resident = np.ascontiguousarray(np.delete(self._pages, out, 1))
+            if self._windows is not None:  # those of the latest positions are all there
+                self._resident[self.pool.windowed] = self._pages[self.pool.windowed, len(out):]
             for name, value in (("pages", self._resident.ctypes.data), ("layer_pages", self._resident.shape[1])):
                 row[:, Token._fields.index(name)] = value
             for name in ("position", "slot"):
@@ -157,10 +167,53 @@ class Session:
                 self._blocks.append(self.take())
             elif self.pool.shared(self._blocks[number]):
                 self._make_ready()
-                self._blocks[number] = self.pool.alone(self._blocks[number])
+                self._put(number, self.pool.alone(self._blocks[number]))
             else:
                 continue
             self._pages[:, number] = self.pool.pages(self._blocks[number])
+        self.need_windows(positions)
+
+    def reachable(self, there: list[bool], length: int) -> int:
+        """The greatest length, at most this one, after which it can go on, if it holds blocks of which pages of layers
+        with a window are there or not."""
+        return length if self._windows is None else self._windows.reachable(there, length)
+
+    def first_needed(self, length: int) -> int:
+        """The number of the first block of which it needs these pages to go on after so many tokens."""
+        return blocks_of(length) if self._windows is None else self._windows.first(length)
+
+    def _put(self, number: int, block: int) -> None:
+        """Have another block with the same contents in a block's place."""
+        if self._windows is not None:
+            self._windows.replace(self._blocks[number], block)
+        self._blocks[number] = block
+
+    def _give_back(self, number: int) -> None:
+        """Hold a block no more."""
+        if self._windows is not None and (block := self._blocks[number]) in self._windows.blocks:
+            self._windows.drop(block)
+        self.pool.give_back(self._blocks.pop(number))
+
+    def need_windows(self, positions: int = 0) -> None:
+        """Have in memory of layers with a window what the next tokens look at, up to so many positions, and what is
+        looked at after some are taken back; others may go. Raises ModelError."""
+        if (windows := self._windows) is None:
+            return
+        windows.points = (self.parted, len(self._prompt) - 1)
+        first, least = windows.earliest(self.held), windows.first(self.held)
+        numbers = range(first, blocks_of(max(positions, self.held)))
+        blocks = [block for number in numbers
+                  if windows.pages.there(block := self._blocks[number]) or number >= least]
+        if blocks == windows.blocks:
+            return
+        assert all(map(self.pool.has_windows, self._blocks[least:blocks_of(self.held)]))
+        for block in blocks:
+            windows.pages.touch(block)  # not to go for another one of them
+        for block in blocks:
+            self.pool.bring_windows(block, block)
+        windows.change(blocks, self._blocks[:first])
+        for number in numbers:
+            self._pages[self.pool.windowed, number] = windows.pages.pages(self._blocks[number])
 
     def take(self) -> int:
         """A block of the pool; for it one of the session's may go to flash. Raises ModelError."""
@@ -174,12 +227,13 @@ class Session:
             here = [number for number in range(1, whole) if not self.pool.is_out(self._blocks[number])]
             if not here:
                 return
-            self._blocks[here[0]] = self.pool.move_out(self._blocks[here[0]])
+            self._put(here[0], self.pool.move_out(self._blocks[here[0]]))
             self._place_pages()
 
     def settle(self) -> None:
         """After blocks were appended or let go of: have in memory what will be written, and of the latest what there is
         room for. Raises ModelError."""
+        self.need_windows()
         if self._stream is None:
             return
         needed = self.held // PAGE if self.held % PAGE else -1
@@ -189,31 +243,35 @@ class Session:
                     self._make_ready()
                 elif not self.pool.free:
                     continue
-                self._blocks[number] = self.pool.move_in(self._blocks[number])
+                self._put(number, self.pool.move_in(self._blocks[number]))
         self._place_pages()
 
     def _place_pages(self) -> None:
         """Tell the kernels where blocks are that were moved."""
         assert self._stream is not None
         for number, block in enumerate(self._blocks):
-            if not self.pool.is_out(block):
-                self._pages[:, number] = self.pool.pages(block)
+            self._pages[:, number] = self.pool.pages(block)
         out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
-        self._pages[:, out] = self._stream.addresses(len(out))
+        self._pages[np.ix_(self.pool.whole, np.array(out, np.int64))] = self._stream.addresses(len(out))
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and forget all after them; all of them, if the policy has let go of some since
-        then. Raises ModelError."""
+        then. Where pages of layers with a window come and go, fewer may be kept, as many as it can go on after; not if
+        no more than PAGE tokens go, all of them computed since it was truncated last. Raises ModelError."""
         if not 0 <= length <= self.length:
             raise ModelError(f"a session of {self.length} tokens cannot be truncated to {length}")
+        if self._windows is not None and length < self.length:
+            there = list(map(self.pool.has_windows, self._blocks))
+            length = self._let_go + self.reachable(there, max(length - self._let_go, 0))
         del self.tokens[length:]
         if length < self._unchanged:
             self.tokens.clear()
             self._forget()
         while len(self._blocks) > blocks_of(self.held):
-            self.pool.give_back(self._blocks.pop())
+            self._give_back(-1)
         if any(map(self.pool.is_out, self._blocks[self.held // PAGE:])):
             self.settle()
+        self.need_windows()
 
     @contextmanager
     def tried(self, count: int) -> Iterator[list[int]]:
@@ -237,12 +295,8 @@ class Session:
             raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
         if position > self.held:
             raise ModelError(f"a session that holds {self.held} tokens has no position {position}")
-        source, to = (self.pool.heads(self._blocks[place // PAGE]) for place in (slot, position))
-        (tile, lane), (to_tile, to_lane) = (divmod(place % PAGE, POSITIONS) for place in (slot, position))
-        for name in ("keys", "key_scales"):
-            to[name][..., to_tile, :, to_lane] = source[name][..., tile, :, lane]
-        to["values"][:, :, position % PAGE] = source["values"][:, :, slot % PAGE]
-        to["value_scales"][..., position % PAGE] = source["value_scales"][..., slot % PAGE]
+        self.pool.copy_position(self._blocks[slot // PAGE], slot % PAGE, self._blocks[position // PAGE],
+                                position % PAGE)
         length = position + self._let_go
         self.tokens[length:] = [token]  # before blocks are given back: its own may be the last
         self.truncate(length + 1)
@@ -257,7 +311,7 @@ class Session:
     def drop_block(self, number: int) -> None:
         """Let go of a whole block."""
         places = self._rope_places()
-        self.pool.give_back(self._blocks.pop(number))
+        self._give_back(number)
         self._pages[:, number:-1] = self._pages[:, number + 1:]
         self._went(PAGE, np.delete(places, slice(number * PAGE, (number + 1) * PAGE), -1))
 
@@ -290,7 +344,7 @@ class Session:
     def _reserve_alone(self) -> None:
         """Have no block with others."""
         for number, block in enumerate(self._blocks):
-            self._blocks[number] = self.pool.alone(block)
+            self._put(number, self.pool.alone(block))
             self._pages[:, number] = self.pool.pages(self._blocks[number])
 
     def _rope_places(self) -> np.ndarray:
@@ -317,17 +371,19 @@ class Session:
             if (table := self.config.rope_table(layer)) is None:
                 continue
             rotation = Rotation(self._frequencies[table], self.config.head_dim, self.config.rotates_neighbours)
-            exact = self._blocks[low:blocks_of(self.held)]
-            pages = np.stack([self.pool.heads(block)[layer] for block in exact], 1)
+            exact = [(number, page) for number, block in enumerate(self._blocks[low:blocks_of(self.held)], low)
+                     if (page := self.pool.page(block, layer)) is not None]
+            pages = np.stack([page for _, page in exact], 1)
             lows = [self.pool.low.heads(block)[layer] for block in self._blocks[:low]]
             for head in range(len(pages)):
                 by, center = turns[layer % len(turns), head % turns.shape[1]], (
                     None if centers is None else centers[layer, head])
-                turn_keys(pages[head], by[low * PAGE:], rotation, center)
+                turn_keys(pages[head], np.concatenate([by[number * PAGE:(number + 1) * PAGE] for number, _ in exact]),
+                          rotation, center)
                 for number, page in enumerate(lows):
                     page[head] = turned_low(page[head], by[number * PAGE:(number + 1) * PAGE], rotation, center)
-            for number, block in enumerate(exact):
-                self.pool.heads(block)[layer] = pages[:, number]
+            for place, (_, page) in enumerate(exact):
+                page[:] = pages[:, place]
         self.ahead, self._places = 0, order.astype(np.int32)
 
     def common_prefix(self, tokens: Sequence[int]) -> int:
@@ -339,6 +395,8 @@ class Session:
         none, where a policy has let go of some positions. The session is empty then; other blocks are given back."""
         used = blocks_of(self.length) if not self._unchanged else 0
         released = self._with_tokens(used)
+        if self._windows is not None:
+            self._windows.change([], [])
         for block in self._blocks[used:]:
             self.pool.give_back(block)
         self._blocks, self.tokens = [], []
@@ -369,11 +427,12 @@ class Session:
         for block in blocks:
             self.append_block(block, [])
         self._places, self._importance = more
+        self.need_windows()
 
     def release_all(self) -> None:
         """Give all blocks back, and be empty."""
         while self._blocks:
-            self.pool.give_back(self._blocks.pop())
+            self._give_back(-1)
         self.tokens = []
         self._forget()
 

@@ -2,8 +2,9 @@
 
     offset 0       MAGIC, then uint32 version, uint32 0, uint64 length and uint64 xxh3_64 of the header
     offset 32      the header: JSON (`Saved`, and a checksum of every block and of `more`)
-    then           from a multiple of 4096 on: blocks of the key-value cache (pool.py), one after another; then `more`,
-                   what a policy of the cache knows (Session.state)
+    then           from a multiple of 4096 on: blocks of the key-value cache (pool.py), one after another, each page by
+                   page, those of layers with a window last; then `more`, what a policy of the cache knows
+                   (Session.state)
 
 All numbers are little-endian. A file is written beside its place, synced, and renamed: there is always a whole one, of
 the last turn that was saved. Nothing in it is executed.
@@ -26,6 +27,7 @@ from edgert.kernels.pages import PAGE
 
 from .low_blocks import low_block_bytes
 from .session import Session
+from .window_pages import windowed_block_bytes
 
 MAGIC, VERSION = b"EDGESESS", 2
 _PREFIX = struct.Struct("<8sIIQQ")
@@ -33,13 +35,14 @@ _ALIGNMENT = 4096
 _MOST_HEADER = 64 << 20
 
 
-class Saved(msgspec.Struct, forbid_unknown_fields=True):
+class Saved(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The header of a session's file.
 
     bundle: checksum of the header of the bundle that it belongs to. context, policy: what the session had. tokens: ids
     of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each; the first `low` are low ones.
-    places, importance: shapes of the arrays in `more`, int32 and float32. talk: what the program that saved it wants to
-    know again.
+    windowed_bytes: how many of a block's bytes are of layers with a window, which are not there of the first `bare`
+    blocks. places, importance: shapes of the arrays in `more`, int32 and float32. talk: what the program that saved it
+    wants to know again.
     """
 
     bundle: str
@@ -58,10 +61,13 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True):
     importance: list[int]
     more: int
     talk: dict[str, Any]
+    windowed_bytes: int = 0
+    bare: int = 0
 
     def start_of(self, block: int) -> int:
         """Where a block begins, from the first one's beginning on; for len(blocks) where `more` does."""
-        return self.low_block_bytes * min(block, self.low) + self.block_bytes * max(block - self.low, 0)
+        return (self.low_block_bytes * min(block, self.low) + self.block_bytes * max(block - self.low, 0)
+                - self.windowed_bytes * min(block, self.bare))
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,11 @@ class SessionFile:
         if saved.cache_type != session.cache_type:
             raise SessionError(f"{self.path}: has a cache of type {saved.cache_type}, not {session.cache_type}; open "
                                f"it with --kv-type {saved.cache_type}")
+        if saved.windowed_bytes != windowed_block_bytes(session.config, saved.cache_type):
+            raise SessionError(f"{self.path}: was kept by an older edgert, in another order; begin a new session")
+        if saved.bare and session.pool.windows is None:
+            raise SessionError(f"{self.path}: has of layers with a window the latest positions alone; open it with "
+                               f"--context {saved.context} --kv-policy {saved.policy}")
         exact = session.context - PAGE * session.most_low
         if saved.low > session.most_low or (session.most_low and saved.held - PAGE * saved.low > exact):
             raise SessionError(f"{self.path}: was kept with --kv-policy {saved.policy} and a cache of another size; "
@@ -107,16 +118,27 @@ class SessionFile:
     def _blocks(self, file: Any, session: Session) -> Any:
         """Read block after block into blocks of the session's pool."""
         file.seek(self.start)
+        pool, needed = session.pool, session.first_needed(self.saved.held)
+        passed = np.empty(pool.page_bytes, np.uint8)
         for number, checksum in enumerate(self.saved.blocks):
-            block = session.pool.low.take() if number < self.saved.low else session.take()
-            view = session.pool.view(block)
-            done = 0
-            while done < len(view) and (count := file.readinto(view[done:])):
-                done += count
-            if done < len(view) or xxhash.xxh3_64_intdigest(view) != checksum:
-                session.pool.give_back(block)
+            block = pool.low.take() if number < self.saved.low else session.take()
+            if number >= needed:
+                pool.bring_windows(block, block)
+            digest, whole = xxhash.xxh3_64(), True
+            for page in pool.into(block, self._layers(session, number), passed):
+                view, done = page.data, 0
+                while done < len(view) and (count := file.readinto(view[done:])):
+                    done += count
+                whole &= done == len(view)
+                digest.update(view)
+            if not whole or digest.intdigest() != checksum:
+                pool.give_back(block)
                 raise self._damaged(f"block {number}", self.start + self.saved.start_of(number))
             yield block
+
+    def _layers(self, session: Session, block: int) -> list[int]:
+        """Whose pages are in the file of a block, in order."""
+        return session.pool.in_order if block >= self.saved.bare else session.pool.whole.tolist()
 
     def _more(self, file: Any) -> tuple[np.ndarray, np.ndarray | None]:
         saved = self.saved
@@ -167,21 +189,27 @@ def open_session(path: Path) -> SessionFile:
 def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any]) -> None:
     """Write a session to its file, which is replaced as a whole or not at all. Raises SessionError."""
     blocks, places, importance = session.state()
-    contents = session.pool.bytes_of
+    pool, bare = session.pool, 0 if session.pool.windows is None else session.first_needed(session.held)
+
+    def contents(number: int) -> list[np.ndarray]:
+        return pool.contents(blocks[number], pool.in_order if number >= bare else pool.whole.tolist())
+
     more = places.tobytes() + (b"" if importance is None else importance.tobytes())
     header = msgspec.json.encode(Saved(
         bundle, session.cache_type, session.context, policy, session.tokens, session.held, session.ahead,
-        session.shortest, session.pool.block_bytes, low_block_bytes(session.config),
-        [xxhash.xxh3_64_intdigest(contents(block).data) for block in blocks], session.low,
-        list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk))
+        session.shortest, pool.page_bytes * pool.layers, low_block_bytes(session.config),
+        [_digest(contents(number)) for number in range(len(blocks))], session.low,
+        list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk,
+        windowed_block_bytes(session.config, session.cache_type), bare))
     prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), xxhash.xxh3_64_intdigest(header))
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb", buffering=0) as file:
             _write(file, (prefix + header).ljust(_aligned(len(prefix) + len(header)), b"\0"))
-            for block in blocks:
-                _write(file, contents(block).data)
+            for number in range(len(blocks)):
+                for page in contents(number):
+                    _write(file, page.data)
             _write(file, more)
             os.fsync(file.fileno())
             _uncache(file.fileno())
@@ -192,6 +220,13 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _digest(pages: list[np.ndarray]) -> int:
+    digest = xxhash.xxh3_64()
+    for page in pages:
+        digest.update(page.data)
+    return digest.intdigest()
 
 
 def _write(file: Any, data: Any) -> None:

@@ -61,21 +61,23 @@ class SwapFile:
         """How many blocks it has room for."""
         return len(self._free)
 
-    def put(self, blocks: Sequence[np.ndarray]) -> list[int]:
-        """Write blocks, each uint8 of shape (layers, page_bytes); the slots that they are in. Raises ModelError."""
+    def put(self, blocks: Sequence[Sequence[np.ndarray | None]]) -> list[int]:
+        """Write blocks, each of `layers` pages, uint8 of shape (page_bytes,), None for one that is not there; the slots
+        that they are in. Raises ModelError."""
         if len(blocks) > self.room:
             raise ModelError(f"the key-value cache has room for {self.slots} blocks on flash, and all are in use")
         self._free.sort(reverse=True)
         slots = [self._free.pop() for _ in blocks]  # neighbours are one write, and one read
 
         def write(layer: int, bounce: memoryview) -> None:
-            for block, slot in zip(blocks, slots, strict=True):
-                self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(block[layer])
-            for run in self._runs(slots):
-                pages = [block[layer] for block in blocks[run]]
-                if self._as_they_are(pages) and self._write_run(pages, self._offset(layer, slots[run][0])):
+            there, all_pages = self._pages_of(layer, slots, blocks)
+            for slot, page in zip(there, all_pages, strict=True):
+                self._checksums[layer, slot] = xxhash.xxh3_64_intdigest(page.data)
+            for run in self._runs(there):
+                pages = all_pages[run]
+                if self._as_they_are(pages) and self._write_run(pages, self._offset(layer, there[run][0])):
                     continue
-                for slot, page in zip(slots[run], pages, strict=True):
+                for slot, page in zip(there[run], pages, strict=True):
                     bounce[:self.page_bytes] = page.data
                     self._write(bounce, self._offset(layer, slot))
 
@@ -99,6 +101,13 @@ class SwapFile:
             if last == len(slots) or slots[last] != slots[last - 1] + 1:
                 yield slice(first, last)
                 first = last
+
+    @staticmethod
+    def _pages_of(layer: int, slots: Sequence[int],
+                  blocks: Sequence[Sequence[np.ndarray | None]]) -> tuple[list[int], list[np.ndarray]]:
+        """A layer's pages that are there, and the slots of their blocks."""
+        pages = [(slot, page) for slot, block in zip(slots, blocks, strict=True) if (page := block[layer]) is not None]
+        return [slot for slot, _ in pages], [page for _, page in pages]
 
     def _as_they_are(self, pages: Sequence[np.ndarray]) -> bool:
         """Whether the file takes pages from where they are in memory, and brings them there."""
@@ -160,15 +169,16 @@ class SwapFile:
             raise ModelError(f"{self.folder}: a page of the key-value cache cannot be read back ({error}); begin the "
                              "conversation anew, and check the disk") from None
 
-    def take_back(self, slots: Sequence[int], into: Sequence[np.ndarray]) -> None:
-        """Read blocks, each as it was given to `put`. Raises ModelError."""
+    def take_back(self, slots: Sequence[int], into: Sequence[Sequence[np.ndarray | None]]) -> None:
+        """Read blocks, each as it was given to `put`, or some of its pages. Raises ModelError."""
         def read(layer: int, bounce: memoryview) -> None:
-            for run in self._runs(slots):
-                pages = [block[layer] for block in into[run]]
+            there, all_pages = self._pages_of(layer, slots, into)
+            for run in self._runs(there):
+                pages = all_pages[run]
                 if self._as_they_are(pages):
-                    self._read_run(layer, slots[run], [page.data for page in pages])
+                    self._read_run(layer, there[run], [page.data for page in pages])
                     continue
-                for slot, page in zip(slots[run], pages, strict=True):
+                for slot, page in zip(there[run], pages, strict=True):
                     self.read(layer, [slot], bounce)
                     page[:] = np.frombuffer(bounce, np.uint8, self.page_bytes)
 

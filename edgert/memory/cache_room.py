@@ -12,11 +12,12 @@ from typing import Protocol
 
 from edgert.engine.low_blocks import low_block_bytes
 from edgert.engine.page_stream import stream_bytes
-from edgert.engine.pool import block_bytes, blocks_of, pool_bytes
+from edgert.engine.pool import block_bytes, pool_bytes
 from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.engine.retention import FLASH, MIXED, POLICIES, Policy
 from edgert.engine.session import table_bytes
 from edgert.engine.swap_file import memory_bytes, stride_of
+from edgert.engine.window_pages import blocks_of, window_blocks, windowed_block_bytes, windowed_layers
 from edgert.errors import ModelError
 from edgert.kernels.pages import PAGE, page_bytes
 from edgert.models.config import Config
@@ -43,7 +44,8 @@ class CacheRoom:
     """Where the cache of `context` positions is. positions: that the pool has room for in memory, of all conversations
     together. flash: whether a conversation may have a part on flash while it is computed. low: how many of its blocks
     may be low ones (engine/low_blocks.py). parallel: how many conversations are answered at once, each with a context
-    of its own."""
+    of its own. windowed: of how many blocks there is room for pages of layers with a window (engine/window_pages.py); 0
+    where they are part of every block."""
 
     config: Config
     cache_type: str
@@ -52,6 +54,7 @@ class CacheRoom:
     flash: bool = False
     low: int = 0
     parallel: int = 1
+    windowed: int = 0
 
     @property
     def most_on_flash(self) -> int:
@@ -63,7 +66,7 @@ class CacheRoom:
     @property
     def bytes(self) -> int:
         """Of the pool, and of each session's table of pages."""
-        return (pool_bytes(self.config, self.positions, self.cache_type)
+        return (pool_bytes(self.config, self.positions, self.cache_type, self.windowed)
                 + self.parallel * table_bytes(self.config, self.context) + self.low * low_block_bytes(self.config))
 
     @property
@@ -85,7 +88,8 @@ class CacheRoom:
     def on_flash(self) -> int:
         """Bytes that are read for each pass when a conversation has come to its end."""
         blocks = blocks_of(self.context) - blocks_of(self.positions)
-        return max(blocks, 0) * self.config.num_hidden_layers * stride_of(self._page_bytes) if self.flash else 0
+        layers = self.config.num_hidden_layers - (len(windowed_layers(self.config)) if self.windowed else 0)
+        return max(blocks, 0) * layers * stride_of(self._page_bytes) if self.flash else 0
 
     @property
     def _page_bytes(self) -> int:
@@ -100,26 +104,41 @@ def cache_room(config: Config, cache_type: str, context: int, policy: Policy, ch
     if parallel > 1 and (policy.flash or policy is POLICIES[MIXED]):
         raise ModelError(f"{parallel} answers at once do not go with the cache policies {FLASH} and {MIXED}; take "
                          "another policy, or one at a time")
+    windowed = window_blocks(config, context, min(chunk, context), parallel) if policy.windows else 0
+    size = block_bytes(config, cache_type, split=windowed > 0)
     everything = CacheRoom(config, cache_type, context, parallel * (blocks_of(context) * PAGE + MORE_POSITIONS),
-                           policy.flash, parallel=parallel)
-    least = min(max(_LATEST, chunk + 3 * PAGE), everything.positions) if policy.flash else everything.positions
-    size = block_bytes(config, cache_type)
+                           policy.flash and size > 0, parallel=parallel, windowed=windowed)
+    least = min(max(_LATEST, chunk + 3 * PAGE), everything.positions) if everything.flash else everything.positions
     if policy is POLICIES[MIXED]:
         return _mixed_room(config, cache_type, context, memory)
     if memory is not None:
-        positions = memory // size * PAGE
+        left = memory - windowed * windowed_block_bytes(config, cache_type)
+        positions = max(left, 0) // size * PAGE if size else everything.positions if left >= 0 else 0
         if positions < least:
             raise ModelError(f"{size_text(memory)} for the key-value cache hold {positions} tokens, and it needs room "
-                             f"for {least}: {size_text(size * blocks_of(least))}"
+                             f"for {least}: {size_text(memory - left + size * blocks_of(least))}"
                              + ("" if policy.flash else "; a smaller --context takes less, and --kv-policy flash keeps "
                                                         "on flash what has no room"))
-        return replace(everything, positions=positions, flash=policy.flash and positions < everything.positions)
-    if not policy.flash or budget is None or planner(everything).whole <= budget:
+        return replace(everything, positions=positions, flash=everything.flash and positions < everything.positions)
+    if not everything.flash or budget is None or planner(everything).whole <= budget:
         return replace(everything, flash=False)
-    smallest = CacheRoom(config, cache_type, context, least, least < everything.positions)
+    smallest = replace(everything, positions=least, flash=least < everything.positions)
     left = max(budget - planner(smallest).whole, 0)
     positions = least + left // (size + size // 16) * PAGE
-    return CacheRoom(config, cache_type, context, min(positions, everything.positions - PAGE), True)
+    return replace(everything, positions=min(positions, everything.positions - PAGE))
+
+
+def context_in(config: Config, cache_type: str, memory: int, policy: Policy, chunk: int, parallel: int) -> int:
+    """The longest context for which the cache takes no more than `memory` bytes; below 1 where there is none."""
+    def of(left: int, *, split: bool) -> int:
+        size = block_bytes(config, cache_type, split=split)
+        most = left // size // parallel * PAGE if size and left >= 0 else config.max_position_embeddings * (left >= 0)
+        return min(most, config.max_position_embeddings) - MORE_POSITIONS
+
+    windowed = window_blocks(config, config.max_position_embeddings, chunk, parallel) if policy.windows else 0
+    split = of(memory - windowed * windowed_block_bytes(config, cache_type), split=True) if windowed else 0
+    applies = split > 0 and window_blocks(config, split, min(chunk, split), parallel) > 0
+    return max(of(memory, split=False), split if applies else 0)
 
 
 def _mixed_room(config: Config, cache_type: str, context: int, memory: int | None) -> CacheRoom:
