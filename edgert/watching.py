@@ -72,7 +72,8 @@ def _layer_of(model: Model) -> dict[str, int]:
     """The layer that what is read belongs to, by name (header.UnitLayout)."""
     header = model.header
     layers = {spec.name: spec.layer for spec in header.config.tensors() if spec.layer is not None}
-    return layers | {section: layer for layer, n in enumerate(header.neurons) for section, _ in n.parts()}
+    return layers | {section: layer for layer, n in enumerate(header.neurons, header.config.dense_layers)
+                     for section, _ in n.parts()}
 
 
 def _pinned_shares(model: Model) -> list[float]:

@@ -58,6 +58,8 @@ def small(family: str, *sizes: int, tied: bool = False, rope: dict[str, Any] | N
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
             "short_factor": [1 + 0.1 * i for i in range(6)], "long_factor": [1.2 + 0.9 * i for i in range(6)]}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+YARN_BETWEEN = {**YARN, "rope_theta": 1000.0, "truncate": False}
+GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 4.0}
 
 
 SPECS = {
@@ -86,8 +88,7 @@ SPECS = {
                   sliding_window=23),
     "phi3-long-tied": small("phi3", 2, 32, 70, 2, 2, 16, tied=True, original_max_position_embeddings=32, rope={
         **LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}),
-    "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, embedding_multiplier=6.0, residual_multiplier=0.22,
-                     attention_multiplier=0.3, logits_scaling=4.0),
+    "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, **GRANITE),
     "smollm3": small("smollm3", 3, 32, 38, 3, 1, 8, tied=True, rope=plain(500.0), no_rope_layer_interval=2),
     "smollm3-untied": small("smollm3", 2, 24, 38, 2, 2, 12, no_rope_layers=[0, 1]),
     "olmo2": small("olmo2", 2, 24, 44, 2, 1, 12),
@@ -105,11 +106,23 @@ SPECS = {
         "num_experts": 7, "num_experts_per_tok": 3}),
     "qwen3moe": Spec("qwen3_moe", torch.float32, 2, 24, 38, 3, 1, 16, False, every=12, own={
         "moe_intermediate_size": 44, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "qwen2moe": Spec("qwen2_moe", torch.float32, 2, 24, 38, 3, 1, 8, False, every=12, own={
+        "moe_intermediate_size": 44, "shared_expert_intermediate_size": 52, "num_experts": 5,
+        "num_experts_per_tok": 2}),
+    "granitemoe": Spec("granitemoe", torch.float32, 2, 24, 44, 3, 1, 8, True, every=12, own={
+        **GRANITE, "num_local_experts": 6, "num_experts_per_tok": 2}),
+    "granitemoeshared": Spec("granitemoeshared", torch.float32, 2, 24, 44, 3, 1, 8, False, every=12, own={
+        **GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 38}),
+    # A window with which no token of those kept has two experts nearly alike, which rounding would swap.
+    "gptoss": Spec("gpt_oss", torch.float32, 2, 32, 64, 4, 2, 12, False, YARN_BETWEEN, every=12, own={
+        "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 19}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",
           "smollm3": "SmolLM3", "olmo2": "Olmo2", "stablelm": "StableLm", "phi": "Phi", "gpt_neox": "GPTNeoX",
-          "gemma2": "Gemma2", "gemma3": "Gemma3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe"}
+          "gemma2": "Gemma2", "gemma3": "Gemma3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe",
+          "qwen2_moe": "Qwen2Moe", "granitemoe": "GraniteMoe", "granitemoeshared": "GraniteMoeShared",
+          "gpt_oss": "GptOss"}
 """What transformers calls them."""
 
 
@@ -147,7 +160,8 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
             noise = torch.randn(values.shape, generator=random)
             if values.ndim >= 2:
                 # Queries and keys larger than usual: attention that looks at single tokens, not at all of them alike.
-                gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0
+                gain = 3 * values.shape[-1] ** 0.5 if "gate_up_proj_bias" in name else (  # some are clamped
+                    1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0)
                 embeds = "embed" in name and "embed_out" not in name
                 values.copy_(noise * gain / (1.0 if embeds else values.shape[-1] ** 0.5))
             else:
