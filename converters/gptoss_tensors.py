@@ -1,5 +1,5 @@
-"""The tensors of gpt-oss' experts as those of other mixtures are (expert_tensors.py). In its files rows of gate and up are
-mixed, one of each in turn, and what is not quantized is transposed."""
+"""The tensors of gpt-oss' experts as those of other mixtures are (expert_tensors.py). In its files rows of gate and up
+are mixed, one of each in turn, and what is not quantized is transposed."""
 
 import re
 from collections.abc import Mapping

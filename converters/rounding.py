@@ -72,9 +72,9 @@ class Importances:
         return NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
 
     def misses(self, layer: int) -> np.ndarray:
-        """What a token needs of a layer's experts and does not find (ordering.misses), layers counted from the first that
-        has some. To be asked for once, after the
-        importance of the layer's matrices, before that of the next layer's. Raises SourceError."""
+        """What a token needs of a layer's experts and does not find (ordering.misses), layers counted from the first
+        that has some. To be asked for once, after the importance of the layer's matrices, before that of the next
+        layer's. Raises SourceError."""
         return misses(self._calibration.active(layer + self._header.config.dense_layers), ACTIVITY_PARTS)
 
     def of(self, name: str) -> Importance | None:

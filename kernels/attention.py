@@ -113,8 +113,8 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
                     store_f32x16(to + 64 + i, load_f32x16(row_sums + i))
     if split < 0:
         for row in range(rows):
-            out, head = load_i64(op + ATTENTION.out) + (first + row // group) * out_stride, kv_head * group + row % group
-            sinks = load_i64(op + ATTENTION.sinks)
+            out = load_i64(op + ATTENTION.out) + (first + row // group) * out_stride
+            head, sinks = kv_head * group + row % group, load_i64(op + ATTENTION.sinks)
             finish(running + row * STATE_BYTES, totals + row * 4 * wide, head_dim, out + head * head_dim * 4,
                    sinks + 4 * head if sinks else 0)
 

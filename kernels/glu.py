@@ -40,9 +40,7 @@ def glu(op, state):
                 store_f32x16(floats + token * load_i64(op + GLU.floats_stride) + at, low)
                 store_f32x16(floats + token * load_i64(op + GLU.floats_stride) + at + 64, high)
             if quantized or fine:
-                quantize_pair(
-                    low, high,
-                    quantized + token * load_i64(op + GLU.quantized_stride) + block * QUANTIZED_BLOCK if quantized else 0,
-                    fine + token * load_i64(op + GLU.fine_stride) + block * FINE_BLOCK if fine else 0,
-                    state + STATE.error)
+                of_quantized, of_fine = load_i64(op + GLU.quantized_stride), load_i64(op + GLU.fine_stride)
+                quantize_pair(low, high, quantized + token * of_quantized + block * QUANTIZED_BLOCK if quantized else 0,
+                              fine + token * of_fine + block * FINE_BLOCK if fine else 0, state + STATE.error)
         token = take(state, 1)

@@ -1,5 +1,5 @@
-"""DeepSeek's first mixtures of experts: Llama's block with many small experts, and some that all tokens share, which are
-one feed-forward part; the first layers have no experts (Dai et al. 2024, "DeepSeekMoE")."""
+"""DeepSeek's first mixtures of experts: Llama's block with many small experts, and some that all tokens share, which
+are one feed-forward part; the first layers have no experts (Dai et al. 2024, "DeepSeekMoE")."""
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass

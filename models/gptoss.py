@@ -1,5 +1,5 @@
-"""gpt-oss: experts whose gate and up are clamped, with biases everywhere; every second layer sees a window, and attention
-has sinks (OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card")."""
+"""gpt-oss: experts whose gate and up are clamped, with biases everywhere; every second layer sees a window, and
+attention has sinks (OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card")."""
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace

@@ -11,7 +11,6 @@ from .network import Network
 from .tensors import TensorSpec
 from .unread import reader_of
 
-
 MULTIPLIERS = frozenset({"embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"})
 
 

@@ -1,5 +1,5 @@
-"""Granite 3's mixtures of experts: Granite's block with many small experts (Granite Team, IBM 2024, "Granite 3.0 Language
-Models"), and in some a feed-forward part that all tokens share."""
+"""Granite 3's mixtures of experts: Granite's block with many small experts (Granite Team, IBM 2024, "Granite 3.0
+Language Models"), and in some a feed-forward part that all tokens share."""
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass

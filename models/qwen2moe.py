@@ -1,5 +1,5 @@
-"""Qwen2's and Qwen1.5's mixtures of experts: Qwen2's block with many small experts, and one that all tokens share, each as
-much as it needs of it (Yang et al. 2024, "Qwen2 Technical Report")."""
+"""Qwen2's and Qwen1.5's mixtures of experts: Qwen2's block with many small experts, and one that all tokens share, each
+as much as it needs of it (Yang et al. 2024, "Qwen2 Technical Report")."""
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass

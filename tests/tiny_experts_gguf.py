@@ -53,8 +53,10 @@ def write_gguf(path: Path, architecture: str, kind: GGMLQuantizationType = GGMLQ
             values = 1 + 0.2 * values
         else:
             values *= np.float32(1.0 if name.startswith("token") else 1.5 / shape[-1] ** 0.5)
-        plain = len(shape) == 1 or "gate_inp" in name or name.endswith(("bias", "sinks")) or kind is GGMLQuantizationType.F32
-        writer.add_tensor(name if name.endswith("bias") else f"{name}.weight", values.astype(np.float32) if plain else quantize(values, kind),
+        plain = (len(shape) == 1 or "gate_inp" in name or name.endswith("bias")
+                 or kind is GGMLQuantizationType.F32)
+        writer.add_tensor(name if name.endswith("bias") else f"{name}.weight",
+                          values.astype(np.float32) if plain else quantize(values, kind),
                           raw_dtype=None if plain else kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
