@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from edgert import Generation, LanguageModel
+from edgert import Generation, LanguageModel, Model
 
 
 def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[str]:
@@ -26,6 +26,10 @@ def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[
                    f"{s.flash_bandwidth / 1e9:.2f} GB/s (the disk was measured at {disk.bandwidth / 1e9:.2f}); "
                    f"{100 * s.flash_wait_share:.0f} % of the time was waiting for it; "
                    f"{100 * plan.pinned_share:.0f} % of the weights are in memory")
+    if isinstance(model, Model) and (counts := model.expert_counts) is not None and counts.needed:
+        share = f"{100 * counts.right / counts.guessed:.0f} % of guesses were right" if counts.guessed else "no guesses"
+        yield (f"experts: {100 * (1 - counts.missed / counts.needed):.0f} % were in memory, or on their way, when they "
+               f"were needed; {share}; {counts.bytes / 1e9:.1f} GB of them were read since the model was loaded")
     if count := model.read_again:
         yield f"disk: {count} read{'s' * (count > 1)} failed or came damaged, and went well the second time"
     yield "memory: " + ", ".join(f"{name} {size / (1 << 20):.0f} MiB" for name, size in plan.parts.items())

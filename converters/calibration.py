@@ -22,6 +22,8 @@ from edgert.models.tensors import Role, feed_forward_parts
 
 from .source import Source
 
+CLAMP = np.float32(7)
+"""Of gates and what they are multiplied by, where the activation is so (kernels/functions.py)."""
 WHOLE = 4096
 """Up to so many columns all products are kept (64 MB as float32), for more only squares."""
 _VALUES_AT_ONCE = 4 << 20
@@ -178,7 +180,7 @@ class Calibration:
 
         self._steps.append(step)
 
-    def attention(self, qkv: Vectors, layer: int) -> Vectors:
+    def attention(self, qkv: Vectors, layer: int, *, sinks: str | None = None) -> Vectors:
         out, c = self._activation(), self._source.config
         sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
         tokens = self._windows.shape[1]
@@ -188,6 +190,7 @@ class Calibration:
 
         def step() -> None:
             out.values = np.empty((len(qkv.values), c.query_size), np.float32)
+            sink = np.full(c.num_attention_heads, -np.inf, np.float32) if sinks is None else self._vector(sinks)
             for start in range(0, len(qkv.values), tokens):
                 window = qkv.values[start:start + tokens]
                 q, k, v = (window[:, first:last].reshape(tokens, -1, c.head_dim).transpose(1, 0, 2)
@@ -200,9 +203,10 @@ class Calibration:
                     if (cap := c.attention_softcap) is not None:
                         scores = np.float32(cap) * np.tanh(scores / np.float32(cap))
                     scores += unseen
-                    scores = np.exp(scores - scores.max(1, keepdims=True))
+                    most = np.maximum(scores.max(1, keepdims=True), sink[head])
+                    scores = np.exp(scores - most)
                     out.values[start:start + tokens, head * c.head_dim:(head + 1) * c.head_dim] = (
-                        scores / scores.sum(1, keepdims=True)) @ v[head // share]
+                        scores / (scores.sum(1, keepdims=True) + np.exp(sink[head] - most))) @ v[head // share]
 
         self._steps.append(step)
         return out
@@ -249,27 +253,54 @@ class Calibration:
 
         self._steps.append(step)
 
-    def experts(self, x: Vectors, layer: int, *, add_to: Vectors) -> None:
-        c, part, router = self._source.config, self._feed_forward[layer], self._routers[layer]
+    def glu(self, gate_up: Vectors, columns: int, *, weighed: bool = False) -> Vectors:
+        out, act = self._activation(), ACTIVATIONS[self._source.config.hidden_act]
+
+        def step() -> None:
+            made = gate_up.values
+            out.values = act(made[:, :columns]) * self._beside_gate(made[:, columns:2 * columns])
+            if weighed:
+                out.values /= 1 + np.exp(-made[:, 2 * columns:])
+
+        self._steps.append(step)
+        return out
+
+    def _beside_gate(self, up: np.ndarray) -> np.ndarray:
+        """What a gate is multiplied by."""
+        return np.clip(up, -CLAMP, CLAMP) + 1 if self._source.config.hidden_act == "clamped" else up
+
+    def experts(self, x: Vectors, layer: int, *, add_to: Vectors, scale: float = 1.0,
+                meanwhile: Callable[[], None] = lambda: None) -> None:
+        c, router = self._source.config, self._routers[layer]
+        part = self._feed_forward[layer - c.dense_layers]
         assert isinstance(c, ExpertConfig)
         act, names = ACTIVATIONS[c.hidden_act], [spec.name for spec in part.matrices]
+        sizes = {router: 1, **dict(zip(names, (c.intermediate_size, c.intermediate_size, c.hidden_size), strict=True))}
         self._count([router, *names])
+        meanwhile()
 
         def step() -> None:
             logits = np.concatenate([x.values @ rows.T for rows in self._parts(router)], 1)
+            of_router, gate_bias, up_bias, down_bias = (
+                (self._vector(name.removesuffix("weight") + "bias") if c.biases
+                 else np.zeros(c.experts * size, np.float32)).reshape(c.experts, size) for name, size in sizes.items())
+            logits += of_router[:, 0]
             chosen = np.argsort(-logits, 1, kind="stable")[:, :c.num_experts_per_tok]
             active = self._active[layer] = np.zeros(logits.shape, bool)
             np.put_along_axis(active, chosen, True, 1)
             weights = np.exp(logits - logits.max(1, keepdims=True))
             weights /= (weights * active if c.norm_topk_prob else weights).sum(1, keepdims=True)
+            weights *= np.float32(scale)
             gate, up, down = (self._source.tensors[name] for name in names)
             for expert in range(c.experts):
                 tokens = np.flatnonzero(active[:, expert])
                 if len(tokens):
                     rows = expert * c.intermediate_size, (expert + 1) * c.intermediate_size
-                    hidden = act(x.values[tokens] @ gate.read(*rows).T) * (x.values[tokens] @ up.read(*rows).T)
+                    hidden = act(x.values[tokens] @ gate.read(*rows).T + gate_bias[expert])
+                    hidden *= self._beside_gate(x.values[tokens] @ up.read(*rows).T + up_bias[expert])
                     rows = expert * c.hidden_size, (expert + 1) * c.hidden_size
-                    add_to.values[tokens] += weights[tokens, expert, None] * (hidden @ down.read(*rows).T)
+                    add_to.values[tokens] += weights[tokens, expert, None] * (hidden @ down.read(*rows).T
+                                                                              + down_bias[expert])
                 self._go_through(3 * c.hidden_size * c.intermediate_size)
 
         self._steps.append(step)
@@ -346,8 +377,14 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.sign(x) * (1 - p * np.exp(-size * size)))
 
 
+def _clamped(x: np.ndarray) -> np.ndarray:
+    x = np.minimum(x, CLAMP)
+    return x / (1 + np.exp(np.float32(-1.702) * x))
+
+
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x)), "gelu_tanh": _gelu_tanh, "gelu": _gelu}
+    "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x)), "gelu_tanh": _gelu_tanh, "gelu": _gelu,
+    "clamped": _clamped}
 
 
 def _rotations(frequencies: np.ndarray, factor: float, tokens: int) -> tuple[np.ndarray, np.ndarray]:

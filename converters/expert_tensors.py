@@ -5,12 +5,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .gptoss_tensors import Vectors
+from .rows import Rows
 from .source import Grid, SourceTensor
 
 _PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 _ONE = re.compile(r"(.+)\.(?:mlp|block_sparse_moe)\.experts\.(\d{1,4})\.(" + "|".join(_PARTS) + r")\.weight")
-_ALL = re.compile(r"(.+)\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_proj)")
-_ROUTER = ".block_sparse_moe.gate.weight"
+_ALL = re.compile(r"(.+)\.(?:mlp\.experts|block_sparse_moe(?:\.experts)?)\."
+                  r"(gate_up_proj|down_proj|input_linear\.weight|output_linear\.weight)")
+_DOWN = ("down_proj", "output_linear.weight")
+_NAMES = {".block_sparse_moe.gate.weight": ".mlp.gate.weight",
+          ".block_sparse_moe.router.weight": ".mlp.gate.weight",
+          ".block_sparse_moe.router.layer.weight": ".mlp.gate.weight",
+          ".mlp.router.weight": ".mlp.gate.weight", ".mlp.router.bias": ".mlp.gate.bias",
+          ".shared_mlp.output_linear.weight": ".mlp.shared_expert.down_proj.weight",
+          **{f".mlp.shared_experts.{part}_proj.weight": f".mlp.shared_expert.{part}_proj.weight"
+             for part in ("gate", "up", "down")}}
+"""Ends of names, and those that they have here."""
+_SHARED = ".shared_mlp.input_linear.weight"
 
 
 class Stacked:
@@ -63,6 +75,35 @@ class Flat:
         return None
 
 
+class AsRow:
+    """A vector as a matrix of one row. Implements source.SourceTensor."""
+
+    def __init__(self, vector: SourceTensor) -> None:
+        self._vector = vector
+        self.shape: tuple[int, ...] = (1, *vector.shape)
+        self.type_name = vector.type_name
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop as float32. Raises SourceError."""
+        return self._vector.read(0, self.shape[1])[None][start:stop]
+
+    def grid(self, start: int, stop: int) -> Grid | None:
+        """None: vectors have none."""
+        return None
+
+
+def with_experts_of_gguf(found: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """The tensors of a GGUF file by name: vectors of all experts are one there, as here; what is a matrix of one row
+    here may be a vector there."""
+    tensors = dict(found)
+    for name, tensor in found.items():
+        if name.endswith("_exps.bias") and len(tensor.shape) == 2:
+            tensors[name] = Vectors(tensor)
+        elif name.endswith("ffn_gate_inp_shexp.weight") and len(tensor.shape) == 1:
+            tensors[name] = AsRow(tensor)
+    return tensors
+
+
 def with_experts(found: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
     """The tensors of a safetensors model by name, those of experts by the names that they have here: whether the file
     has a tensor for each expert, as most have, or for all of them together, with gate and up in one."""
@@ -74,14 +115,17 @@ def with_experts(found: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
             stacked.setdefault(of, {})[int(one[2])] = tensor
         elif (every := _ALL.fullmatch(name)) and len(tensor.shape) == 3:
             rows = tensor.shape[1]
-            parts = [("down", 0, rows)] if every[2] == "down_proj" else [("gate", 0, rows // 2),
-                                                                         ("up", rows // 2, rows // 2)]
+            parts = [("down", 0, rows)] if every[2] in _DOWN else [("gate", 0, rows // 2), ("up", rows // 2, rows // 2)]
             tensors |= {f"{every[1]}.mlp.experts.{part}_proj.weight": Flat(tensor, first, count)
                         for part, first, count in parts}
-        elif name.endswith(_ROUTER):
-            tensors[name.removesuffix(_ROUTER) + ".mlp.gate.weight"] = tensor
+        elif name.endswith(_SHARED):
+            half = tensor.shape[0] // 2
+            for part, first in (("gate", 0), ("up", half)):
+                tensors[f"{name.removesuffix(_SHARED)}.mlp.shared_expert.{part}_proj.weight"] = Rows(
+                    tensor, (half, *tensor.shape[1:]), first, half, 2 * half)
         else:
-            tensors[name] = tensor
+            end = next((end for end in _NAMES if name.endswith(end)), "")
+            tensors[name.removesuffix(end) + _NAMES.get(end, "")] = tensor
     for name, experts in stacked.items():
         ordered = [experts.get(number) for number in range(len(experts))]
         whole = [tensor for tensor in ordered if tensor is not None]

@@ -15,6 +15,7 @@ from edgert.errors import SourceError, UnsupportedError
 from edgert.models.families import FAMILIES
 from edgert.models.rope import GGUF_TENSORS
 
+from .expert_tensors import with_experts_of_gguf
 from .gguf_grids import grid_of
 from .gguf_header import Header, TensorInfo, read_header
 from .gguf_parts import existing_parts, require_part
@@ -108,6 +109,8 @@ def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: b
         tensors=there.keys(),
         rope_tensors=factors))
     found: dict[str, SourceTensor] = {name: tensor for name, tensor in there.items() if name not in GGUF_TENSORS}
+    if config.experts:
+        found = with_experts_of_gguf(found)
     tensors = model_tensors(path, config, found, lambda spec: spec.gguf, by_head=False)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:

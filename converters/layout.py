@@ -74,7 +74,7 @@ def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
     header = Header(config, dict(source.generation), {"preset": preset.name, **preset.record}, provenance)
     if config.selective:
         unknown = [10000 * (ACTIVITY_PARTS - part) // ACTIVITY_PARTS for part in range(ACTIVITY_PARTS)]
-        header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers)]
+        header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers - config.dense_layers)]
     tensors, formats = list(config.tensors()), preset.formats(source) | dict(instead or {})
     feed_forward = feed_forward_parts(tensors, sparse=config.sparse)
     lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}

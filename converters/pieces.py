@@ -56,7 +56,8 @@ class Pieces:
             yield from self._matrix(spec)
         elif spec.role is Role.DOWN:
             assert spec.layer is not None
-            yield from self._neurons(spec.layer, self._parts[spec.layer])
+            layer = spec.layer - self.header.config.dense_layers
+            yield from self._neurons(layer, self._parts[layer])
 
     def state(self) -> State | None:
         """How far it is calibrated, as `Calibration.state`, for what follows the tensors that were asked for."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK, FORMATS
-from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
+from edgert.models.tensors import ALWAYS_RESIDENT, FeedForward, Role, TensorSpec, feed_forward_parts
 
 from .source import Source
 
@@ -30,9 +30,7 @@ _ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XXS", "IQ2_
                  "NVFP4"}
 """Types that stand on no grid of 4 bits, nor have so many bits that they need 6 (gguf_grids.py)."""
 _TERNARY = {"TQ1_0", "TQ2_0"}
-_SENSITIVE = {Role.VALUE, Role.DOWN}
-_FEW = {Role.POSITION, Role.ROUTER}
-"""Matrices of a few rows for each layer's thousands."""
+_SENSITIVE = {Role.VALUE, Role.DOWN, Role.SHARED_DOWN}
 _PADDING_COUNTS = {Role.EMBEDDING, Role.ATTENTION_OUTPUT}
 """Matrices whose padding columns must be exactly 0, which on a grid with a minimum they are not: what is in the padding
 of an embedding row counts in the norm, and behind the heads that attention gives stand values of the norm before it."""
@@ -59,7 +57,7 @@ class Preset:
 
     def _format(self, matrix: TensorSpec, type_name: str, layers: int, sensitive: Set[Role]) -> str:
         """type_name: what the source has it in, or is taken to have. layers: in all."""
-        if matrix.role in _FEW:
+        if matrix.role in ALWAYS_RESIDENT:
             return "f32" if self.name == "f32" else "f16"
         if self.name in ("q4", "q6") and matrix.role in _PADDING_COUNTS and matrix.shape[1] % BLOCK:
             return "q8"

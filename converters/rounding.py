@@ -33,9 +33,9 @@ def _format(matrix: TensorSpec, header: Header) -> str:
     if matrix.role not in header.config.in_groups:
         return header.tensors[matrix.name].format
     assert matrix.layer is not None
-    neurons = header.neurons[matrix.layer]
     if header.config.experts:
         return "experts"  # of one expert a text of some thousand tokens says too little (docs/notes/experts.md)
+    neurons = header.neurons[matrix.layer]
     if header.config.sparse and matrix.role is Role.DOWN:
         return "columns"  # coded along themselves: rounding one weight makes up for no error in another
     return neurons.down if matrix.role is Role.DOWN else neurons.gate_up
@@ -76,9 +76,10 @@ class Importances:
         return NeuronOrder.of(self._calibration.active(layer), units.neurons, ACTIVITY_PARTS)
 
     def misses(self, layer: int) -> np.ndarray:
-        """What a token needs of a layer's experts and does not find (ordering.misses). To be asked for once, after the
-        importance of the layer's matrices, before that of the next layer's. Raises SourceError."""
-        return misses(self._calibration.active(layer), ACTIVITY_PARTS)
+        """What a token needs of a layer's experts and does not find (ordering.misses), layers counted from the first
+        that has some. To be asked for once, after the importance of the layer's matrices, before that of the next
+        layer's. Raises SourceError."""
+        return misses(self._calibration.active(layer + self._header.config.dense_layers), ACTIVITY_PARTS)
 
     def of(self, name: str) -> Importance | None:
         """Of a matrix; None where it is not newly rounded. To be asked for once, in the order in which the model uses

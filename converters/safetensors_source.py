@@ -14,6 +14,7 @@ from edgert.models.families import MODEL_TYPES
 from edgert.models.tensors import NORMS
 
 from .expert_tensors import with_experts
+from .gptoss_tensors import Bytes, unmixed
 from .hf_tokenizer import read_json, read_tokenizer
 from .reading import family_config, model_tensors, require_finite
 from .rows import check_rows
@@ -30,6 +31,8 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
 _MAX_SHARDS = 1024
+_QUANTIZED = ("gpt_oss", "mxfp4")
+"""The family and the method of quantized models that are read."""
 _CONSTANTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 """What old exports of Llama and GPT-NeoX carry along."""
 _TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model.", "lm_head.": "lm_head."}
@@ -65,6 +68,22 @@ class SafetensorsTensor:
         return None
 
 
+@dataclass
+class BytesTensor:
+    """A `gptoss_tensors.Bytes` in a safetensors file."""
+
+    file: SourceFile
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte, in the file."""
+
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop, uint8. Raises SourceError."""
+        check_rows(start, stop, self.shape[0])
+        row = math.prod(self.shape[1:])
+        return self.file.read(self.offset + start * row, (stop - start) * row).reshape(stop - start, *self.shape[1:])
+
+
 class ShiftedTensor:
     """A `SourceTensor` with a number added to all of its elements."""
 
@@ -91,14 +110,20 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     files = {name: SourceFile(folder / name) for name in _TEXTS if (folder / name).is_file()}
     weights = _weight_files(folder)
     values = read_json(folder / "config.json")
-    if values.get("quantization_config"):
+    method = (values.get("quantization_config") or {}).get("quant_method")
+    if values.get("quantization_config") and (values.get("model_type"), method) != _QUANTIZED:
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
     config = family_config(folder / "config.json", values.get("model_type"), MODEL_TYPES,
                            lambda family: family.from_hf(values))
-    found = _tensors(folder, weights, files)
+    found, quantized = _tensors(folder, weights, files)
     if "text_config" in values:
         found = _text_part(found)
+    if config.architecture == "gpt-oss":
+        found, quantized = unmixed(found, quantized), {}
+    if quantized:
+        raise SourceError(f"{folder}: tensor {min(quantized)} is of type U8, which edgert does not read; "
+                          f"it reads {', '.join(_ITEM_BYTES)}")
     if config.experts:
         found = with_experts(found)
     tensors = model_tensors(folder, config, found, lambda spec: spec.name, by_head=True)
@@ -162,9 +187,10 @@ def _shards(index_path: Path) -> dict[str, list[str] | None]:
 
 
 def _tensors(folder: Path, weights: dict[str, list[str] | None],
-             files: dict[str, SourceFile]) -> dict[str, SourceTensor]:
-    """The tensors by name; the files that they are in are added to `files`."""
+             files: dict[str, SourceFile]) -> tuple[dict[str, SourceTensor], dict[str, Bytes]]:
+    """The tensors by name, and those of bytes; the files that they are in are added to `files`."""
     tensors: dict[str, SourceTensor] = {}
+    quantized: dict[str, Bytes] = {}
     for file, names in weights.items():
         if not (folder / file).is_file():
             raise SourceError(f"{folder / file}: there is no such file: fetch the model again")
@@ -173,9 +199,12 @@ def _tensors(folder: Path, weights: dict[str, list[str] | None],
         for name in there if names is None else names:
             if name not in there:
                 raise SourceError(f"{folder / file}: tensor {name} is missing, which the index says is in this file")
-            if not name.endswith(_CONSTANTS):
-                tensors[name] = _tensor(files[file], name, *there[name])
-    return tensors
+            entry, base = there[name]
+            if entry["dtype"] == "U8":
+                quantized[name] = BytesTensor(files[file], tuple(entry["shape"]), base + entry["data_offsets"][0])
+            elif not name.endswith(_CONSTANTS):
+                tensors[name] = _tensor(files[file], name, entry, base)
+    return tensors, quantized
 
 
 def _header(path: Path) -> dict[str, tuple[dict[str, Any], int]]:

@@ -10,7 +10,7 @@ import psutil
 from .answering import LanguageModel
 from .memory.budget import process_bytes
 from .model import Model
-from .residency.source import Read
+from .residency.source import ExpertCounts, Read
 from .text.tokenizer import return_freed_memory
 
 _M_MMAP_THRESHOLD = -3
@@ -45,11 +45,19 @@ class Watch:
         self._layers = _layer_of(model) if isinstance(model, Model) else {}
         self._model: LanguageModel | None = model
         self._read_bytes, self._last_read = 0, ""
+        self._experts: ExpertCounts | None = None
         if reads and isinstance(model, Model):
             model.follow_reads(self._read)
 
     def _read(self, read: Read) -> None:
         self._last_read = read.name
+
+    @property
+    def experts(self) -> ExpertCounts | None:
+        """As `Model.expert_counts`."""
+        if isinstance(self._model, Model):
+            self._experts = self._model.expert_counts
+        return self._experts
 
     @property
     def flash(self) -> Flash:
@@ -65,14 +73,15 @@ class Watch:
     def let_go(self) -> None:
         """Look at the model no more, which is about to be closed; what was seen last stays."""
         if self._model is not None:
-            self._read_bytes, self._model = self._model.read_bytes, None
+            self._read_bytes, self._experts, self._model = self._model.read_bytes, self.experts, None
 
 
 def _layer_of(model: Model) -> dict[str, int]:
     """The layer that what is read belongs to, by name (header.UnitLayout)."""
     header = model.header
     layers = {spec.name: spec.layer for spec in header.config.tensors() if spec.layer is not None}
-    return layers | {section: layer for layer, n in enumerate(header.neurons) for section, _ in n.parts()}
+    return layers | {section: layer for layer, n in enumerate(header.neurons, header.config.dense_layers)
+                     for section, _ in n.parts()}
 
 
 def _pinned_shares(model: Model) -> list[float]:

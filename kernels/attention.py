@@ -114,8 +114,9 @@ def _rows(op, state, first, tokens, kv_head, split, scratch, splits):
     if split < 0:
         for row in range(rows):
             out = load_i64(op + ATTENTION.out) + (first + row // group) * out_stride
-            finish(running + row * STATE_BYTES, totals + row * 4 * wide, head_dim,
-                    out + (kv_head * group + row % group) * head_dim * 4)
+            head, sinks = kv_head * group + row % group, load_i64(op + ATTENTION.sinks)
+            finish(running + row * STATE_BYTES, totals + row * 4 * wide, head_dim, out + head * head_dim * 4,
+                   sinks + 4 * head if sinks else 0)
 
 
 @kernel

@@ -39,8 +39,11 @@ def add_split(state, sums, split_state, split_sums, wide):
 
 
 @kernel
-def finish(state, sums, head_dim, out):
-    """The row's result. Plus 0, as a sum of -0 stays so in a part, but not where it was added to nothing."""
+def finish(state, sums, head_dim, out, sink):
+    """The row's result. Plus 0, as a sum of -0 stays so in a part, but not where it was added to nothing. sink: where
+    its head's is, or 0."""
+    if sink:
+        store_f32(state + 4, load_f32(state + 4) + power(load_f32(sink) - load_f32(state)))
     total = splat(load_f32(state + 4))
     for i in range(0, head_dim - 15, 16):
         store_f32x16(out + 4 * i, add(div(load_f32x16(sums + 4 * i), total), zero_f32()))
@@ -78,7 +81,7 @@ def combine(op, state):
     if splits == 1 or not in_parts(op, state, splits):
         return
     heads, head_dim = load_i64(op + ATTENTION.heads), load_i64(op + ATTENTION.head_dim)
-    window = load_i64(op + ATTENTION.window)
+    window, sinks = load_i64(op + ATTENTION.window), load_i64(op + ATTENTION.sinks)
     out, out_stride = load_i64(op + ATTENTION.out), load_i64(op + ATTENTION.out_stride)
     wide = (head_dim + 15) // 16 * 16
     part = 64 + 4 * wide
@@ -93,5 +96,5 @@ def combine(op, state):
         # The first part holds what has been seen so far. Adding it to nothing would not change it.
         for split in range(1, last - first + 1):
             add_split(at, at + 64, at + split * part, at + split * part + 64, wide)
-        finish(at, at + 64, head_dim, out + token * out_stride + head * head_dim * 4)
+        finish(at, at + 64, head_dim, out + token * out_stride + head * head_dim * 4, sinks + 4 * head if sinks else 0)
         row = take(state, 1)

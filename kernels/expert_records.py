@@ -22,6 +22,8 @@ class Route(NamedTuple):
     """float32 (token, per_token)."""
     exact: int
     """1 where logits that are not finite are an error, 0 for a guess."""
+    scale: int
+    """What weights are multiplied by at the end: the bits of a float32."""
 
 
 ROUTE = offsets(Route)
@@ -107,6 +109,9 @@ class Experts(NamedTuple):
     time: int
     short: int
     semaphore: int
+    gate_bias: int
+    """float32 (experts, 32 * groups), added to what gate makes of x; 0 where there is none."""
+    up_bias: int
 
 
 EXPERTS = offsets(Experts)
@@ -127,9 +132,35 @@ class ExpertSums(NamedTuple):
     tiles: int
     y: int
     y_stride: int
+    bias: int
+    """float32 (experts, 16 * tiles), added to what each makes of a token; 0 where there is none."""
 
 
 EXPERT_SUMS = offsets(ExpertSums)
+
+
+class Glu(NamedTuple):
+    """act(gate) * up of rows in which gate, then up, have been computed; times the sigmoid of a number that stands
+    behind them, where there is one."""
+
+    x: int
+    x_stride: int
+    columns: int
+    """Of gate, and of up."""
+    activation: int
+    """Which function of HIDDEN_ACTS."""
+    weighed: int
+    """1 where that number is there."""
+    floats: int
+    """As in records.Norm; and so the next five. 0 for none."""
+    floats_stride: int
+    quantized: int
+    quantized_stride: int
+    fine: int
+    fine_stride: int
+
+
+GLU = offsets(Glu)
 
 
 def expert_scratch_bytes(tiles: int, x_bytes: int, hidden_bytes: int, in_unit: int) -> int:

@@ -61,7 +61,7 @@ def _choose(row, experts, per_token, chosen):
 
 @kernel
 def route(op, state):
-    """Choose each token's experts, and weigh them: softmax over all experts, or over those chosen."""
+    """Choose each token's experts, and weigh them: softmax over all experts, or over those chosen, times a number."""
     experts, per_token = load_i64(op + ROUTE.experts), load_i64(op + ROUTE.per_token)
     normalized, tokens = load_i64(op + ROUTE.normalized), load_i64(state + STATE.tokens)
     token = take(state, 1)
@@ -92,7 +92,7 @@ def route(op, state):
                                                 experts - expert, _ZERO))
                 total = reduce_add(sums)
             for i in range(per_token):
-                store_f32(weights + 4 * i, load_f32(weights + 4 * i) / total)
+                store_f32(weights + 4 * i, load_f32(weights + 4 * i) / total * load_f32(op + ROUTE.scale))
         token = take(state, 1)
 
 
@@ -170,31 +170,40 @@ def _group_bytes(form, blocks, down, tiles):
 
 
 @kernel
-def _one_token(op, w, unit, x, scratch, out, out_stride, error):
+def _bias(op, group, tile):
+    """Where the biases of a tile of a group's rows are, counted over all experts; 0 where there are none."""
+    biases = load_i64(op + (EXPERTS.gate_bias if tile < _ROW_TILES // 2 else EXPERTS.up_bias))
+    return biases + 128 * group + tile % (_ROW_TILES // 2) * 64 if biases else 0
+
+
+@kernel
+def _one_token(op, w, expert, unit, x, scratch, out, out_stride, error):
     """A unit's sums for one token, 16 float32 every `out_stride` bytes."""
     form, blocks, down = load_i64(op + EXPERTS.form), load_i64(op + EXPERTS.blocks), load_i64(op + EXPERTS.down)
     tiles, in_unit, activation = (load_i64(op + EXPERTS.tiles), load_i64(op + EXPERTS.in_unit),
                                   load_i64(op + EXPERTS.activation))
     tile_bytes, group_bytes = tile_bytes_of(form, blocks), _group_bytes(form, blocks, down, tiles)
-    last = min(in_unit, load_i64(op + EXPERTS.groups) - unit * in_unit) - 1
+    groups = load_i64(op + EXPERTS.groups)
+    last, first = min(in_unit, groups - unit * in_unit) - 1, expert * groups + unit * in_unit
     for group in range(last + 1):
         at = w + group * group_bytes
         for i in range(_ROW_TILES):
-            tile_of(form, at + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, 0, 0)
+            tile_of(form, at + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, _bias(op, first + group, i), 0)
         hidden_block(scratch, _ROW_TILES, activation, scratch + HIDDEN, down, error)
         down_of_group(down, at + _ROW_TILES * tile_bytes, scratch + HIDDEN, scratch + NEURONS_SUMS, tiles,
                       int(group == 0), int(group == last), w + in_unit * group_bytes, out, out_stride)
 
 
 @kernel
-def _some_tokens(op, w, unit, rows, count, scratch, totals, stride, error):
+def _some_tokens(op, w, expert, unit, rows, count, scratch, totals, stride, error):
     """The same for the tokens at `rows`, at most TOKENS_AT_ONCE, added to `totals`: (tile, token, 16), a tile every
     `stride` bytes."""
     form, blocks, down = load_i64(op + EXPERTS.form), load_i64(op + EXPERTS.blocks), load_i64(op + EXPERTS.down)
     tiles, in_unit, activation = (load_i64(op + EXPERTS.tiles), load_i64(op + EXPERTS.in_unit),
                                   load_i64(op + EXPERTS.activation))
     tile_bytes, group_bytes = tile_bytes_of(form, blocks), _group_bytes(form, blocks, down, tiles)
-    groups = min(in_unit, load_i64(op + EXPERTS.groups) - unit * in_unit)
+    groups = load_i64(op + EXPERTS.groups)
+    first, groups = expert * groups + unit * in_unit, min(in_unit, groups - unit * in_unit)
     x, x_bytes = scratch + UP_ROWS, (blocks * _ACTIVATION_BLOCK[form] + 63) // 64 * 64
     for token in range(count):
         source = load_i64(op + EXPERTS.x) + load_i64(rows + 8 * token) * load_i64(op + EXPERTS.x_stride)
@@ -205,7 +214,8 @@ def _some_tokens(op, w, unit, rows, count, scratch, totals, stride, error):
     for group in range(groups):
         at = w + group * group_bytes
         for i in range(_ROW_TILES):
-            tile_of(form, at + i * tile_bytes, blocks, x, x_bytes, count, scratch + 64 * i, _ROW_BYTES, 0, 0)
+            tile_of(form, at + i * tile_bytes, blocks, x, x_bytes, count, scratch + 64 * i, _ROW_BYTES,
+                    _bias(op, first + group, i), 0)
         out = hidden + group * _ACTIVATION_BLOCK[down]
         for token in range(count):
             hidden_block(scratch + token * _ROW_BYTES, _ROW_TILES, activation, out + token * hidden_bytes, down, error)
@@ -234,12 +244,12 @@ def _expert(op, state, thread, expert):
         if tokens == 1:
             x = load_i64(op + EXPERTS.x) + load_i64(rows) * load_i64(op + EXPERTS.x_stride)
             out = scratch + NEURONS_SUMS + 128 * tiles
-            _one_token(op, w, unit, x, scratch, out, 64, state + STATE.error)
+            _one_token(op, w, expert, unit, x, scratch, out, 64, state + STATE.error)
             for at in range(0, 64 * tiles, 64):
                 store_f32x16(totals + at, add(load_f32x16(totals + at), load_f32x16(out + at)))
         else:
             for token in range(0, tokens, TOKENS_AT_ONCE):
-                _some_tokens(op, w, unit, rows + 8 * token, min(tokens - token, TOKENS_AT_ONCE), scratch,
+                _some_tokens(op, w, expert, unit, rows + 8 * token, min(tokens - token, TOKENS_AT_ONCE), scratch,
                              totals + 64 * token, 64 * tokens, state + STATE.error)
     _finished(op, state, expert)
     return True
@@ -265,7 +275,7 @@ def _take_unit(op, state, thread, item):
     if w == WAIT or fetch_add(claims + 8 * item, 1) > 0:
         return False
     scratch = load_i64(op + EXPERTS.scratch) + thread * load_i64(op + EXPERTS.scratch_stride)
-    _one_token(op, w, unit, load_i64(op + EXPERTS.x), scratch, load_i64(op + EXPERTS.partial) + 64 * item,
+    _one_token(op, w, expert, unit, load_i64(op + EXPERTS.x), scratch, load_i64(op + EXPERTS.partial) + 64 * item,
                64 * load_i64(listed) * units, state + STATE.error)
     if fetch_add(claims + 8 * (experts * units + expert), 1) == units - 1:
         _finished(op, state, expert)
@@ -314,7 +324,7 @@ def expert_sums(op, state):
     tokens, tiles = load_i64(state + STATE.tokens), load_i64(op + EXPERT_SUMS.tiles)
     per_token, units = load_i64(op + EXPERT_SUMS.per_token), load_i64(op + EXPERT_SUMS.units)
     starts, totals = load_i64(op + EXPERT_SUMS.starts), load_i64(op + EXPERT_SUMS.totals)
-    parts = (tiles + _TILES_AT_ONCE - 1) // _TILES_AT_ONCE
+    parts, bias = (tiles + _TILES_AT_ONCE - 1) // _TILES_AT_ONCE, load_i64(op + EXPERT_SUMS.bias)
     item = take(state, 1)
     while item < tokens * parts:
         token, first = item // parts, item % parts * _TILES_AT_ONCE
@@ -335,6 +345,8 @@ def expert_sums(op, state):
                     count = load_i64(starts + 8 * load_i64(chosen + 8 * i) + 8) - start
                     place = load_i64(places + 8 * i) - start
                     value = load_f32x16(totals + 64 * (start * tiles + tile * count + place))
+                if bias:
+                    value = add(value, load_f32x16(bias + 64 * (load_i64(chosen + 8 * i) * tiles + tile)))
                 result = fma(splat(load_f32(weights + 4 * i)), value, result)
             store_f32x16(y + 64 * tile, add(load_f32x16(y + 64 * tile), result))
         item = take(state, 1)

@@ -18,7 +18,7 @@ from .block_sparse import block_sparse_segments, room_of
 from .decorators import inlined, kernel
 from .dispatch import by_format, by_number, in_turn
 from .formats import BLOCK, BLOCK_SPARSE, FORMATS, QUANTIZED_BLOCK, TILE, Activation
-from .functions import gelu, gelu_tanh, relu, relu2, silu
+from .functions import clamped, clamped_up, gelu, gelu_tanh, relu, relu2, silu
 from .groups import row_tiles_of
 from .linear import tile_bytes_of, tile_of
 from .planes import base_bytes_of, detail_bytes_of, whole_blocks, whole_tile
@@ -31,7 +31,9 @@ from .state import arrived, release, share, take
 
 _GATED = row_tiles_of(gated=True)
 _ROW_BYTES = _GATED * TILE * 4
-_FUNCTIONS = {"silu": silu, "relu": relu, "relu2": relu2, "gelu_tanh": gelu_tanh, "gelu": gelu}
+_FUNCTIONS = {"silu": silu, "relu": relu, "relu2": relu2, "gelu_tanh": gelu_tanh, "gelu": gelu,
+              "clamped": clamped}
+_CLAMPED = HIDDEN_ACTS.index("clamped")
 _activated = by_number({HIDDEN_ACTS.index(name): function for name, function in _FUNCTIONS.items()})
 _ACTIVATION_BLOCK = tuple(form.activation.block_bytes for form in FORMATS.values())
 _QUANTIZED, _FINE = (tuple(int(form.activation == kind) for form in FORMATS.values())
@@ -45,14 +47,23 @@ def activation_block_of(form):
 
 
 @kernel
+def gated(activation, gate, up):
+    """act(gate) * up of 16 neurons."""
+    return mul(_activated(activation, gate), clamped_up(up) if activation == _CLAMPED else up)
+
+
+@kernel
 def hidden_block(row, row_tiles, activation, out, down, error):
     """act(gate) * up of 32 neurons, or act(up), to one block in the form that `down`, a format's code, meets.
 
     row: float32, 32 of gate and 32 of up, or 32 of up. A value that is not finite sets the int64 at `error` to 1.
     """
-    low, high = _activated(activation, load_f32x16(row)), _activated(activation, load_f32x16(row + 64))
     if row_tiles == _GATED:
-        low, high = mul(low, load_f32x16(row + 128)), mul(high, load_f32x16(row + 192))
+    if row_tiles == _GATED:
+        low = gated(activation, load_f32x16(row), load_f32x16(row + 128))
+        high = gated(activation, load_f32x16(row + 64), load_f32x16(row + 192))
+    else:
+        low, high = _activated(activation, load_f32x16(row)), _activated(activation, load_f32x16(row + 64))
     if room_of(down) or _QUANTIZED[down]:
         quantize_pair(low, high, out, 0, error)
     elif _FINE[down]:

@@ -31,6 +31,7 @@ _ZERO, _ONE, _TWO, _HALF = (np.float32(x) for x in (0.0, 1.0, 2.0, 0.5))
 _TANH = tuple(np.float32(x) for x in (
     -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1))
 _SMALL = np.float32(0.625)
+CLAMP, _SLOPE = np.float32(7), np.float32(-1.702)
 _GELU_1, _GELU_3 = (np.float32(2 * math.sqrt(2 / math.pi) * x) for x in (1.0, 0.044715))
 _ERF = tuple(np.float32(x) for x in (
     7.853861353153693e-5, -8.010193625184903e-4, 5.188327685732524e-3, -2.685381193529856e-2, 1.128358514861418e-1,
@@ -66,6 +67,19 @@ def exp(x):
 def silu(x):
     """x / (1 + e**-x)"""
     return div(x, add(splat(_ONE), exp(sub(splat(_ZERO), x))))
+
+
+@inlined
+def clamped(x):
+    """x / (1 + e**(-1.702 x)) of what is at most 7 (OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card")."""
+    x = minimum(splat(CLAMP), x)
+    return div(x, add(splat(_ONE), exp(mul(splat(_SLOPE), x))))
+
+
+@inlined
+def clamped_up(x):
+    """What such a gate is multiplied by: x between -7 and 7, plus 1."""
+    return add(minimum(splat(CLAMP), maximum(splat(-CLAMP), x)), splat(_ONE))
 
 
 @inlined

@@ -6,6 +6,7 @@ from .combine import combine
 from .decorators import kernel
 from .embedding import embedding, positions
 from .feed_forward import down, release_groups, up
+from .glu import glu
 from .linear import linear
 from .masses import masses
 from .norm import layer_norm, norm, quantize
@@ -27,7 +28,7 @@ _PAUSES = 32
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
  _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
  _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES,
- _HEAD_NORMS, _ADD, _SCALE, _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS) = (int(code) for code in Code)
+ _HEAD_NORMS, _ADD, _SCALE, _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS, _GLU) = (int(code) for code in Code)
 
 
 @kernel
@@ -97,6 +98,8 @@ def _run(program, count, state, thread):
             experts.experts(op, state, thread)
         elif code == _EXPERT_SUMS:
             experts.expert_sums(op, state)
+        elif code == _GLU:
+            glu(op, state)
         else:
             join_groups(op, state)
         barrier(state)

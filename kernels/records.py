@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from .formats import TILE
 from .pages import PAGE, padded_head_dim
 
-RECORD = 24
+RECORD = 26
 """int64 in a record."""
 RECORD_BYTES = 8 * RECORD
 
@@ -77,6 +77,8 @@ class Code(IntEnum):
     """What experts make of their tokens."""
     EXPERT_SUMS = 28
     """What a token's experts made of it becomes one."""
+    GLU = 29
+    """A gated linear unit whose matrices stand for themselves: what is between them."""
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -511,6 +513,9 @@ class Attention(NamedTuple):
     """How many positions, the latest ones, itself among them, a token sees; 0 for all."""
     softcap: int = 0
     """The bits of a float32; 0 for none."""
+    sinks: int = 0
+    """float32 a head: a score that counts in the softmax and has no value (Xiao et al. 2023, "Efficient Streaming
+    Language Models with Attention Sinks"); 0 for none."""
 
 
 ATTENTION = offsets(Attention)
@@ -631,9 +636,9 @@ SPARSE_RANGE = 16
 UP_ROWS = TOKENS_AT_ONCE * 4 * TILE * 4
 """Bytes of a group's gate and up for those tokens."""
 
-HIDDEN_ACTS = ("silu", "relu", "relu2", "gelu_tanh", "gelu")
+HIDDEN_ACTS = ("silu", "relu", "relu2", "gelu_tanh", "gelu", "clamped")
 """What a feed-forward part makes of its gate, or of what has none: named as in Hugging Face's config.json, but for
-gelu_tanh, which has several names there."""
+gelu_tanh, which has several names there, and clamped, which has none (functions.py)."""
 
 SPLIT = 4 * PAGE
 """Positions that attention goes through before it combines: always the same ones, so that the result depends neither

@@ -93,6 +93,17 @@ class Config(ABC):
         return 0
 
     @property
+    def dense_layers(self) -> int:
+        """How many layers, the first ones, have no experts in a model whose others have: their matrices stand for
+        themselves, and there are no neurons of theirs in a bundle."""
+        return 0
+
+    @property
+    def glu_columns(self) -> int:
+        """Of the widest gated linear unit whose matrices stand for themselves (Network.glu); 0 where there is none."""
+        return 0
+
+    @property
     def selective(self) -> bool:
         """Whether a token needs only some of a layer's neurons, and which ones is known only in that layer."""
         return self.sparse or self.experts > 0

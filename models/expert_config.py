@@ -20,6 +20,14 @@ class Config(rotary_config.Config):
     GGUF_READS: ClassVar[frozenset[str]] = frozenset({"expert_count"})
     gguf_norm_topk_prob: ClassVar[bool] = True
     """`norm_topk_prob` in the family's GGUF files, which do not say."""
+    biases: ClassVar[bool] = False
+    """Whether router, experts and the matrix behind attention have biases."""
+    sinks: ClassVar[bool] = False
+    """Whether attention has them (Network.attention)."""
+    shared_weighed: ClassVar[bool] = False
+    """Whether tokens take as much of the part that all have as a matrix of one row says."""
+    gguf_experts_norm: ClassVar[str] = "ffn_norm.weight"
+    """The norm before a layer's router in the family's GGUF files."""
     query_key_norms: ClassVar[str | None] = None
     """Which norms queries and keys have before they are rotated: "head", one of each head; "whole", one of all heads
     together; or none."""
@@ -49,6 +57,30 @@ class Config(rotary_config.Config):
     @property
     def experts_per_token(self) -> int:
         return self.num_experts_per_tok
+
+    @property
+    def shared_size(self) -> int:
+        """The neurons of the feed-forward part that all tokens have beside their experts; 0 where there is none."""
+        return 0
+
+    @property
+    def dense_size(self) -> int:
+        """The neurons of layers that have no experts."""
+        return 0
+
+    @property
+    def glu_columns(self) -> int:
+        return max(self.shared_size, self.dense_size if self.dense_layers else 0)
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return 1.0
+
+    @property
+    def residual_scale(self) -> float:
+        """What attention, and the feed-forward part, add to the residual stream is multiplied by."""
+        return 1.0
 
     @property
     def sparse(self) -> bool:

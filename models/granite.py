@@ -11,14 +11,15 @@ from .network import Network
 from .tensors import TensorSpec
 from .unread import reader_of
 
+MULTIPLIERS = frozenset({"embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(rotary_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "granite"
-    READS: ClassVar[frozenset[str]] = frozenset({"embedding_multiplier", "residual_multiplier", "attention_multiplier",
-                                                 "logits_scaling"})
+    READS: ClassVar[frozenset[str]] = MULTIPLIERS
     GGUF_READS: ClassVar[frozenset[str]] = frozenset({"embedding_scale", "residual_scale", "attention.scale",
                                                       "logit_scale"})
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "interleaved"
@@ -31,7 +32,7 @@ class Config(rotary_config.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in sorted(self.READS):
+        for name in sorted(MULTIPLIERS):
             check_positive(name, getattr(self, name))
 
     @property
@@ -44,7 +45,7 @@ class Config(rotary_config.Config):
 
     @classmethod
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {**super().hf_fields(values), **{name: float(values.get(name, 1.0)) for name in cls.READS}}
+        return {**super().hf_fields(values), **{name: float(values.get(name, 1.0)) for name in MULTIPLIERS}}
 
     @classmethod
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],

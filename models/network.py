@@ -1,6 +1,6 @@
 """What a model is wired from: the operations that a family's `wire` calls, and an engine provides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 Activation = Any
@@ -41,16 +41,22 @@ class Network(Protocol):
         """RMSNorm of each head's query and key, in place, before they are rotated; whole: of all queries of a token as
         one vector, and of all its keys."""
 
-    def attention(self, qkv: Activation, layer: int) -> Activation:
-        """Rotary positions, the key-value cache of a layer, causal attention."""
+    def attention(self, qkv: Activation, layer: int, *, sinks: str | None = None) -> Activation:
+        """Rotary positions, the key-value cache of a layer, causal attention. sinks: the weight with a score for each
+        head that counts in the softmax and has no value."""
 
     def feed_forward(self, x: Activation, layer: int, *, add_to: Activation | None = None) -> Activation:
         """down(act(gate x) * up x), or, in a family that has no gate, down(act(up x)), with the layer's biases if there
         are some; or its sum with `add_to`, in its place. `act` is the config's `hidden_act`."""
 
-    def experts(self, x: Activation, layer: int, *, add_to: Activation) -> None:
-        """add_to += what the experts that a layer's router chooses for x make of it, each a gated feed-forward part
-        without biases, weighed as the config says."""
+    def experts(self, x: Activation, layer: int, *, add_to: Activation, scale: float = 1.0,
+                meanwhile: Callable[[], None] = lambda: None) -> None:
+        """add_to += scale * what the experts that a layer's router chooses for x make of it, each a gated feed-forward
+        part, weighed as the config says. meanwhile: calls other operations, for the time in which experts are read."""
+
+    def glu(self, gate_up: Activation, columns: int, *, weighed: bool = False) -> Activation:
+        """act(gate) * up, of so many columns each, of what `linear` gave for both; times the sigmoid of what it gave
+        for a third matrix, of one row. It lasts until the next one."""
 
     def add(self, y: Activation, *, to: Activation, norm: str | None = None, scale: float = 1.0) -> None:
         """to += scale * y; with a norm's weight: to += scale * RMSNorm(y)."""

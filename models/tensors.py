@@ -20,9 +20,17 @@ class Role(Enum):
     KEY_NORM = auto()
     ATTENTION_OUTPUT = auto()
     BIAS = auto()
-    """Of attention, or of a LayerNorm."""
+    """Of attention, of a LayerNorm, of a router or of experts: one expert's after another's."""
+    SINK = auto()
+    """Scores of attention that have no value, one for each head (Network.attention)."""
     ROUTER = auto()
     """Which experts a token has."""
+    SHARED_GATE = auto()
+    """Of a feed-forward part that all tokens have beside experts, or in place of them; and so the next two."""
+    SHARED_UP = auto()
+    SHARED_DOWN = auto()
+    SHARED_WEIGHT = auto()
+    """One row: how much of that part a token takes."""
     GATE = auto()
     """Of all experts of a layer, where it has some; and so UP and DOWN."""
     UP = auto()
@@ -36,6 +44,9 @@ class Role(Enum):
 
 NORMS = frozenset({Role.NORM, Role.QUERY_NORM, Role.KEY_NORM})
 """Weights of norms."""
+ALWAYS_RESIDENT = frozenset({Role.POSITION, Role.ROUTER, Role.SHARED_WEIGHT})
+"""Matrices of a few rows for each layer's thousands, or of which a token needs a row: they stay in memory, in floats.
+"""
 FEED_FORWARD = frozenset({Role.GATE, Role.UP, Role.DOWN})
 """Matrices whose rows (of DOWN: columns) are a layer's neurons."""
 

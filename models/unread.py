@@ -23,7 +23,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (), "scale_depth": (), "scale_emb": (),
     # experts, adapters
     "num_experts": (0, 1), "num_local_experts": (0, 1), "n_routed_experts": (0, 1), "moe_intermediate_size": (),
-    "decoder_sparse_step": (1,), "mlp_only_layers": (),
+    "decoder_sparse_step": (1,), "mlp_only_layers": (), "moe_layer_freq": (1,), "scoring_func": ("softmax",),
+    "routed_scaling_factor": (1, 1.0), "n_shared_experts": (), "first_k_dense_replace": (0,),
 }
 """By name, with the values, of lists those of elements, that change nothing; null and leaving it out never do."""
 

@@ -21,6 +21,9 @@ export function Dashboard({ conversations, asking, instrument }) {
             value=${(sample) => sample.reading} limit=${status.streaming.bandwidth} />
           <p class="note">${status.streaming.bandwidth
             ? html`<i class="dashed"></i>the disk: ${gigabytes(status.streaming.bandwidth)}` : "all is in memory"}</p>
+          ${status.experts?.needed > 0 && html`<p class="note">experts in memory: <b>${
+            percent(1 - status.experts.missed / status.experts.needed)}</b>${status.experts.guessed > 0
+            ? html`, guessed right: <b>${percent(status.experts.right / status.experts.guessed)}</b>` : ""}</p>`}
         </section>
         <section class="panel" aria-labelledby="speed-title">
           <h2 id="speed-title">Speed</h2>

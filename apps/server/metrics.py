@@ -36,6 +36,16 @@ class Metrics:
                     lambda: service.watch.budget if service.watch else 0)
         self._gauge("edgert_model_flash_read_bytes", "Bytes read from flash",
                     lambda: service.watch.flash.read if service.watch else 0)
+        for name, help in (
+                ("needed", "Experts that were needed, once for each pass"),
+                ("missed", "Of these were not in memory, nor on their way there"),
+                ("guessed", "Experts that were guessed and not in memory"), ("right", "Of these were needed"),
+                ("bytes", "Bytes of experts that were read")):
+            self._gauge(f"edgert_model_experts_{name}", help, partial(self._of_experts, name))
+
+    def _of_experts(self, name: str) -> float:
+        watch = self._service.watch
+        return float(getattr(watch.experts, name, 0)) if watch else 0.0
 
     def _count(self, name: str) -> float:
         return float(getattr(self._service.counts, name))

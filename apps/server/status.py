@@ -1,5 +1,6 @@
 """What the page beside the chat shows, and its slider: the model's state, and loading it with another budget."""
 
+from dataclasses import asdict
 from typing import Any
 
 from edgert.watching import used_bytes
@@ -18,11 +19,12 @@ def status(service: EngineService, name: str, embeddings: int) -> dict[str, Any]
         "accepted": counts.accepted}
     if watch is None:
         return {**values, "budget": 0, "smallest": 0, "whole": 0, "parts": {},
-                "streaming": {"bytes": 0, "bandwidth": None}, "layers": [], "reading": None, "threads": 0,
-                "context": 0, "memory_total": 0}
+                "streaming": {"bytes": 0, "bandwidth": None}, "layers": [], "reading": None, "experts": None,
+                "threads": 0, "context": 0, "memory_total": 0}
     flash = watch.flash
     return {**values, "budget": watch.budget, "smallest": watch.smallest, "whole": watch.whole, "parts": watch.parts,
             "streaming": {"bytes": flash.read, "bandwidth": flash.bandwidth},
             "layers": [{"pinned": share} for share in watch.pinned],
             "reading": flash.reading if service.answering else None,
+            "experts": None if watch.experts is None else asdict(watch.experts),
             "threads": watch.threads, "context": watch.context, "memory_total": watch.memory_total}

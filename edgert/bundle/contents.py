@@ -10,7 +10,9 @@ from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
 
 _DETAILS = "feed-forward, details"
 _DECIDING = "feed-forward, what decides"
+_SHARED = "feed-forward of all tokens"
 _KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: "positions", Role.ROUTER: "routers",
+          Role.SHARED_GATE: _SHARED, Role.SHARED_UP: _SHARED, Role.SHARED_DOWN: _SHARED, Role.SHARED_WEIGHT: _SHARED,
           Role.GATE: _DECIDING,
           Role.UP: _DECIDING}
 """Of matrices; all others that are not in neuron groups are the attention's."""

@@ -14,7 +14,7 @@ from edgert.kernels.groups import group_layout
 from edgert.kernels.neuron_rows import ROW_FORMATS, NeuronUnits, neuron_units
 from edgert.models.config import Config
 from edgert.models.families import FAMILIES
-from edgert.models.tensors import Role
+from edgert.models.tensors import ALWAYS_RESIDENT, Role
 
 MAGIC = b"EDGERT\r\n"
 """Carriage return and newline show a file mangled by a text-mode copy."""
@@ -134,6 +134,7 @@ class Header:
     sections: dict[str, Section] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     neurons: list[Neurons] = field(default_factory=list)
+    """Of all layers but the first `config.dense_layers`."""
 
     @property
     def activity(self) -> list[list[int]]:
@@ -197,7 +198,7 @@ class Header:
             neurons=[Neurons(**_fields("a layer's neurons", n, Neurons)) for n in values["neurons"]])
 
     def _check(self, header_end: int, file_length: int) -> None:
-        layers = self.config.num_hidden_layers
+        layers = self.config.num_hidden_layers - self.config.dense_layers
         if len(self.neurons) != layers:  # before tensors(), which are as many as the number claims
             raise ValueError(f"{len(self.neurons)} neuron sections for {layers} layers")
         _check_generation(self.generation, self.config.vocab_size)
@@ -312,8 +313,9 @@ class Header:
         for spec in self.config.tensors():
             if spec.role is Role.DOWN:  # stands for all matrices of its layer that share their sections
                 assert spec.layer is not None
-                found += [sections[section] for section, _ in self.neurons[spec.layer].parts()]
-            elif (spec.is_matrix and spec.role not in self.config.in_groups | {Role.POSITION, Role.ROUTER}
+                found += [sections[section] for section, _ in
+                          self.neurons[spec.layer - self.config.dense_layers].parts()]
+            elif (spec.is_matrix and spec.role not in self.config.in_groups | ALWAYS_RESIDENT
                   and self.tensors[spec.name].section == RESIDENT):
                 found.append(_in_slabs(spec.name, self.tensors[spec.name]))
         return [*found, sections[HEAD]]

@@ -114,6 +114,8 @@ def examine() -> tuple[dict[str, Any], list[Problem]]:
         "huge pages": _huge_pages(),
         "models": f"{models_folder()}, {_free(models_folder())} free",
         "defaults": f"{defaults_file()}{'' if defaults_file().exists() else ', not there'}",
+        "disk wear": "reading wears no disk, and edgert reads far more than it writes; written are bundles, kept "
+                     "conversations, and the cache's swap file with --kv-policy flash",
         "compiled kernels": f"{native.cache_folder()}, {_free(native.cache_folder())} free",
     }
     for package in ("numpy", "numba", "llvmlite", "tokenizers", "gguf", *OPTIONAL):

@@ -43,7 +43,8 @@ class Buffers:
                FLOAT      (tokens, max(hidden_size, query_size))
                QUANTIZED  (tokens, blocks, 40 bytes)
                FINE       (tokens, blocks, 80 bytes), where there are weights of 8 bits
-    products   (tokens, queries + keys + values)      head by head; or hidden_size: what is added to x later
+    products   (tokens, queries + keys + values)      head by head; or hidden_size: what is added to x later; or gate,
+                                                      up, and how much of them, of a gated linear unit
     parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
     deciding   (tokens, intermediate_size)            products of the matrix that decides, in sparse models
     chosen     (units,) int64                         the units of neurons that they make needed
@@ -114,6 +115,8 @@ class _Room:
 
         wide = max(config.hidden_size, config.query_size)
         qkv = sum(-(-size // TILE) * TILE for size in (config.query_size, *[config.key_value_size] * 2))
+        # Of a gated linear unit up is read in whole blocks, and so what is behind it.
+        glu = 2 * config.glu_columns + BLOCK + TILE if config.glu_columns else 0
         tiles = -(-config.hidden_size // TILE)
         groups = -(-config.intermediate_size // BLOCK)
         self.phases, self.units = phases(groups, threads), max(n.groups for n in header.neurons)
@@ -129,7 +132,7 @@ class _Room:
             "FLOAT": rows(rows_of_h, _row_bytes(wide)),
             "QUANTIZED": rows(rows_of_h, _row_bytes(wide, Activation.QUANTIZED)),
             "FINE": rows(fine_rows, _row_bytes(wide, Activation.FINE)),
-            "products": rows(tokens, 4 * max(qkv, TILE * -(-config.hidden_size // TILE))),
+            "products": rows(tokens, 4 * max(qkv, TILE * -(-config.hidden_size // TILE), glu)),
             "parts": (allocator.reserve(parts), parts),
             "deciding": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
             "chosen": (allocator.reserve(8 * self.units), 8),

@@ -1,6 +1,6 @@
 """Builds programs: a model's wiring becomes operations on buffers of fixed size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -10,6 +10,7 @@ import numpy as np
 from edgert.bundle import Header
 from edgert.bundle.header import down_headers
 from edgert.kernels import records
+from edgert.kernels.expert_records import GLU, Glu
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
 from edgert.kernels.groups import row_tiles_of
 from edgert.kernels.pages import CACHE_TYPES
@@ -159,7 +160,7 @@ class ProgramBuilder:
             column += tensor.rows
         return out
 
-    def attention(self, qkv: Buffer, layer: int) -> Vectors:
+    def attention(self, qkv: Buffer, layer: int, *, sinks: str | None = None) -> Vectors:
         c, b = self._config, self._buffers
         out = b.h[Activation.FLOAT]
         shape = (self._cache_type, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
@@ -169,7 +170,8 @@ class ProgramBuilder:
             *shape, int(c.rotates_neighbours), 0 if self._centers is None else self._centers[layer].ctypes.data,
             0 if table is None else c.rotary_dim, 4 * c.rotary_dim * (table or 0)))
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
-                                   _float_bits(c.attention_scale), b.parts.address, b.parts.stride, *sight)
+                                   _float_bits(c.attention_scale), b.parts.address, b.parts.stride, *sight,
+                                   0 if sinks is None else self._weights.address(sinks))
         self.body.append(Code.ATTENTION, record)
         self.body.append(Code.COMBINE, record)
         if self._kind is Kind.OBSERVING:
@@ -247,30 +249,44 @@ class ProgramBuilder:
         for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
             self.body.append(code, record)
 
-    def experts(self, x: Vectors, layer: int, *, add_to: Buffer) -> None:
+    def glu(self, gate_up: Buffer, columns: int, *, weighed: bool = False) -> Vectors:
+        forms = {form: self._buffers.of_experts[f"GLU_{form.name}"] for form in Activation}
+        operation = self.body.append(Code.GLU, Glu(
+            gate_up.address, gate_up.stride, columns, HIDDEN_ACTS.index(self._config.hidden_act), int(weighed),
+            0, forms[Activation.FLOAT].stride, 0, forms[Activation.QUANTIZED].stride, 0, forms[Activation.FINE].stride))
+        return Vectors(self.body, operation, forms, {Activation.FLOAT: GLU.floats, Activation.QUANTIZED: GLU.quantized,
+                                                     Activation.FINE: GLU.fine})
+
+    def experts(self, x: Vectors, layer: int, *, add_to: Buffer, scale: float = 1.0,
+                meanwhile: Callable[[], None] = lambda: None) -> None:
         assert isinstance(self._config, ExpertConfig)
         if self._experts is None:
             self._experts = ExpertProgram(self._config, self._header, self._buffers, self.body, norm=self._plain_norm,
                                           matrix=self._router, places=self._places)
+        layer -= self._config.dense_layers
         gate_up = FORMATS[self._header.neurons[layer].gate_up]
-        self._experts.append(layer, x.in_form_of(FORMATS["f32"]), x.in_form_of(gate_up), add_to)
+        self._experts.append(layer, x.in_form_of(FORMATS["f32"]), x.in_form_of(gate_up), add_to, scale, meanwhile)
 
     def _plain_norm(self, x: Buffer, weight: str, out: Buffer) -> None:
         operation = self.norm(x, weight).operation
         self.body.amend(operation, records.NORM.floats, out.address)
         self.body.amend(operation, records.NORM.floats_stride, out.stride)
 
-    def _router(self, x: Buffer, name: str, out: Buffer) -> None:
+    def _router(self, x: Buffer, name: str, out: Buffer, bias: str | None) -> None:
         tensor = self._header.tensors[name]
         form = FORMATS[tensor.format]
         assert form.activation is Activation.FLOAT
         self.body.append(Code.LINEAR, records.Linear(
             self._weights.matrix(name)[0], 0, -(-tensor.rows // TILE), form.code, form.blocks(tensor.columns),
-            x.address, x.stride, out.address, out.stride, 0, 0, 0, 0))
+            x.address, x.stride, out.address, out.stride, 0 if bias is None else self._weights.address(bias), 0, 0, 0))
 
     def _places(self, layer: int) -> LayerWeights:
         section = self._header.neurons[layer].section
-        return LayerWeights(self._weights.table(section)[0], self._weights.asking(section))
+        c, biases = self._config, {}
+        if isinstance(c, ExpertConfig) and c.biases:
+            prefix = f"model.layers.{layer + c.dense_layers}.mlp.experts."
+            biases = {part: self._weights.address(f"{prefix}{part}_proj.bias") for part in ("gate", "up", "down")}
+        return LayerWeights(self._weights.table(section)[0], self._weights.asking(section), biases)
 
     def _vector(self, spec: TensorSpec | None) -> int:
         """Its address, or 0."""

@@ -278,6 +278,7 @@ class ExpertCache(OnDemand[_Job]):
             self._hook(Read(reader, units.name, units.start(unit), units.unit_bytes, started, checking, now(), part))
         with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
             self.reading.bytes += units.unit_bytes
+            self.counted.bytes += units.unit_bytes
             self.reading.seconds += checking - started
             self._reading_ahead -= job.ahead
         self._table.entries[layer.first + unit] = pool.region.address + place

@@ -10,13 +10,15 @@ from edgert.errors import EdgertError, ModelError
 @dataclass
 class ExpertCounts:
     """How often experts were needed, each once for a pass over the weights; of these were not in memory, nor on their
-    way there; were guessed and not in memory, and of these turned out to be needed; were read on a guess."""
+    way there; were guessed and not in memory, and of these turned out to be needed; were read on a guess. How many
+    bytes of them were read."""
 
     needed: int = 0
     missed: int = 0
     guessed: int = 0
     right: int = 0
     read_ahead: int = 0
+    bytes: int = 0
 
 
 @dataclass

@@ -18,7 +18,9 @@ llama_cpp = pytest.importorskip("llama_cpp")
 
 
 @pytest.mark.parametrize(("architecture", "family"), [("llama", "mixtral"), ("olmoe", "olmoe"),
-                                                      ("qwen3moe", "qwen3moe")])
+                                                      ("qwen3moe", "qwen3moe"), ("qwen2moe", "qwen2moe"),
+                                                      ("granitemoe", "granitemoe"), ("deepseek", "deepseek"),
+                                                      ("gpt-oss", "gpt-oss")])
 def test_logits_of_llama_cpp(tmp_path: Path, architecture: str, family: str) -> None:
     """In float32 but for its cache, which is of float16: within a root mean square of 2e-3 standard deviations (8e-4
     were achieved)."""
@@ -55,5 +57,5 @@ def test_grids_of_experts_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_a_family_that_is_not_known(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="architecture 'qwen2moe' is not supported"):
-        open_gguf(write_gguf(tmp_path / "m.gguf", "qwen2moe"))
+    with pytest.raises(UnsupportedError, match="architecture 'dots1' is not supported"):
+        open_gguf(write_gguf(tmp_path / "m.gguf", "dots1"))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HERE = Path(__file__).parent
@@ -58,6 +59,8 @@ def small(family: str, *sizes: int, tied: bool = False, rope: dict[str, Any] | N
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
             "short_factor": [1 + 0.1 * i for i in range(6)], "long_factor": [1.2 + 0.9 * i for i in range(6)]}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+YARN_BETWEEN = {**YARN, "rope_theta": 1000.0, "truncate": False}
+GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 4.0}
 
 
 SPECS = {
@@ -86,8 +89,7 @@ SPECS = {
                   sliding_window=23),
     "phi3-long-tied": small("phi3", 2, 32, 70, 2, 2, 16, tied=True, original_max_position_embeddings=32, rope={
         **LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}),
-    "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, embedding_multiplier=6.0, residual_multiplier=0.22,
-                     attention_multiplier=0.3, logits_scaling=4.0),
+    "granite": small("granite", 2, 24, 44, 3, 1, 8, tied=True, **GRANITE),
     "smollm3": small("smollm3", 3, 32, 38, 3, 1, 8, tied=True, rope=plain(500.0), no_rope_layer_interval=2),
     "smollm3-untied": small("smollm3", 2, 24, 38, 2, 2, 12, no_rope_layers=[0, 1]),
     "olmo2": small("olmo2", 2, 24, 44, 2, 1, 12),
@@ -105,11 +107,26 @@ SPECS = {
         "num_experts": 7, "num_experts_per_tok": 3}),
     "qwen3moe": Spec("qwen3_moe", torch.float32, 2, 24, 38, 3, 1, 16, False, every=12, own={
         "moe_intermediate_size": 44, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "qwen2moe": Spec("qwen2_moe", torch.float32, 2, 24, 38, 3, 1, 8, False, every=12, own={
+        "moe_intermediate_size": 44, "shared_expert_intermediate_size": 52, "num_experts": 5,
+        "num_experts_per_tok": 2}),
+    "granitemoe": Spec("granitemoe", torch.float32, 2, 24, 44, 3, 1, 8, True, every=12, own={
+        **GRANITE, "num_local_experts": 6, "num_experts_per_tok": 2}),
+    "granitemoeshared": Spec("granitemoeshared", torch.float32, 2, 24, 44, 3, 1, 8, False, every=12, own={
+        **GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 38}),
+    # A window with which no token of those kept has two experts nearly alike, which rounding would swap.
+    "gptoss": Spec("gpt_oss", torch.float32, 2, 32, 64, 4, 2, 12, False, YARN_BETWEEN, every=12, own={
+        "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 19}),
+    "deepseek": Spec("deepseek", torch.float32, 2, 24, 70, 3, 1, 8, False, every=12, own={
+        "moe_intermediate_size": 44, "shared_expert_intermediate_size": 88, "num_experts": 5, "num_experts_per_tok": 2,
+        "mlp_only_layers": [0], "qkv_bias": False}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",
           "smollm3": "SmolLM3", "olmo2": "Olmo2", "stablelm": "StableLm", "phi": "Phi", "gpt_neox": "GPTNeoX",
-          "gemma2": "Gemma2", "gemma3": "Gemma3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe"}
+          "gemma2": "Gemma2", "gemma3": "Gemma3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe",
+          "qwen2_moe": "Qwen2Moe", "granitemoe": "GraniteMoe", "granitemoeshared": "GraniteMoeShared",
+          "gpt_oss": "GptOss", "deepseek": "Qwen2Moe"}
 """What transformers calls them."""
 
 
@@ -147,14 +164,35 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
             noise = torch.randn(values.shape, generator=random)
             if values.ndim >= 2:
                 # Queries and keys larger than usual: attention that looks at single tokens, not at all of them alike.
-                gain = 1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0
+                gain = 3 * values.shape[-1] ** 0.5 if "gate_up_proj_bias" in name else (  # some are clamped
+                    1.6 if "q_proj" in name or "k_proj" in name else 1.2 if "qkv" in name or "query" in name else 1.0)
                 embeds = "embed" in name and "embed_out" not in name
                 values.copy_(noise * gain / (1.0 if embeds else values.shape[-1] ** 0.5))
             else:
                 center = 0 if spec.family.startswith("gemma") else 1  # whose norms multiply by 1 + w
                 values.copy_(0.5 * noise if name.endswith("bias") else center + 0.3 * noise)
+            if "shared_expert_gate" in name and spec.family == "deepseek":
+                values.zero_()  # so its sigmoid is a half
             values.copy_(values.to(spec.dtype).float())
     return model
+
+
+def as_deepseek(folder: Path) -> None:
+    """Transformers has no DeepSeekMoE, but a Qwen2 of which each token takes half of what all share computes the same:
+    made one in place."""
+    tensors = load_file(folder / "model.safetensors")
+    made = {name.replace("shared_expert", "shared_experts"): values * (0.5 if "shared_expert.down" in name else 1)
+            for name, values in tensors.items() if "shared_expert_gate" not in name}
+    save_file(made, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    kept = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+            "hidden_act", "rms_norm_eps", "rope_parameters", "num_experts_per_tok", "norm_topk_prob", "bos_token_id",
+            "eos_token_id")
+    config = {name: config[name] for name in kept} | {
+        "model_type": "deepseek", "n_routed_experts": config["num_experts"], "n_shared_experts": 2,
+        "first_k_dense_replace": 1, "moe_layer_freq": 1, "scoring_func": "softmax"}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def make(name: str) -> None:
@@ -169,6 +207,8 @@ def make(name: str) -> None:
     folder = HERE / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
     model.to(spec.dtype).save_pretrained(folder)
+    if spec.family == "deepseek":
+        as_deepseek(folder)
     tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
     settings = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")

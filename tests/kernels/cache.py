@@ -168,10 +168,11 @@ def all_parts(batch: Sequence[New]) -> int:
 
 
 class Sight(NamedTuple):
-    """window: how many positions a token sees, 0 for all. cap: of scores, 0 for none."""
+    """window: how many positions a token sees, 0 for all. cap: of scores, 0 for none. sinks: of each head, or none."""
 
     window: int = 0
     cap: float = 0.0
+    sinks: tuple[float, ...] = ()
 
 
 EVERYTHING = Sight()
@@ -186,11 +187,11 @@ def attention_all(team: Team, batch: Sequence[New], layer: int, scale: float, th
     (fields, rows), shape = set_tokens(team, batch), batch[0].cache.shape
     out = Buffer(len(rows.bytes), 4 * shape.heads * shape.head_dim)
     scratch = Buffer(threads, records.attention_scratch_bytes(shape.head_dim, shape.heads // shape.kv_heads))
-    partial = Buffer(1, all_parts(batch) if room is None else room)
+    partial, sinks = Buffer(1, all_parts(batch) if room is None else room), floats([sight.sinks])
     record = records.Attention(
         batch[0].cache.code, rows.address, rows.stride, shape.heads, shape.kv_heads, shape.head_dim, layer,
         out.address, out.stride, scratch.address, scratch.stride, rig.bits(scale), partial.address,
-        partial.bytes.shape[1], sight.window, rig.bits(sight.cap))
+        partial.bytes.shape[1], sight.window, rig.bits(sight.cap), sinks.address if sight.sinks else 0)
     assert rig.run(team, (Code.ATTENTION, record), (Code.COMBINE, record))
     check(batch, fields, rows, out, scratch, partial)
     return split_rows(batch, out.view(np.float32))
@@ -219,8 +220,10 @@ def softmax_attention(cache: Cache, qkv: np.ndarray, position: int, layer: int, 
             uncapped = scores
             if sight.cap:
                 scores = sight.cap * np.tanh(scores / sight.cap)
-            probabilities = np.exp(scores - scores.max())
-            probabilities /= probabilities.sum()
+            sink = float(np.float32(sight.sinks[head])) if sight.sinks else -np.inf
+            most = max(scores.max(), sink)
+            probabilities = np.exp(scores - most)
+            probabilities /= probabilities.sum() + np.exp(sink - most)
             out[token, head] = probabilities @ values
             size = (np.abs(keys) @ np.abs(queries[token, head])).max() * scale + np.abs(uncapped).max()
             wrong = (shape.head_dim / 4 + 6) * 2**-24 * size + (length + 20) * 2**-23 + length * 2e-38

@@ -207,15 +207,26 @@ def activation(n: Neurons, x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-np.maximum(x, -700)))
     if n.act == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    if n.act == "clamped":
+        x = np.minimum(x, 7)
+        return x / (1 + np.exp(-1.702 * np.maximum(x, -400)))
     if n.act == "gelu":
         return 0.5 * x * np.vectorize(math.erfc)(-x / np.sqrt(2))
     return np.maximum(x, 0) ** {"relu": 1, "relu2": 2}[n.act]
+
+
+def beside_gate(n: Neurons, up: np.ndarray) -> np.ndarray:
+    """What a gate is multiplied by, in float64."""
+    return np.clip(up, -7, 7) + 1 if n.act == "clamped" and n.gate is not None else up
 
 
 def activation_error(n: Neurons, x: np.ndarray, error: np.ndarray) -> np.ndarray:
     """How far `activation` of what is as far from x may be from that of x, in float32."""
     if n.act == "silu":  # |silu'| <= 1.1, exp is right to some 2**-22 and is held to e**88 at most.
         return 1.1 * error + 2**-21 * np.abs(activation(n, x)) + np.where(x < -86, np.abs(x) * 2e-38, 0)
+    if n.act == "clamped":
+        return (1.2 * error + 2**-20 * np.abs(activation(n, x)) * (1 + np.abs(np.maximum(x, -99)))
+                + np.where(x < -50, np.abs(x) * 2e-38, 0))
     if n.act.startswith("gelu"):  # |gelu'| <= 1.13; the exponent is off by 2**-23 of itself
         return 1.13 * error + (2**-20 + 2**-22 * np.minimum(x**2, 99)) * np.abs(activation(n, x)) + 1e-15
     return error if n.act == "relu" else (2 * np.abs(x) + error) * error + 2**-23 * x**2

@@ -14,14 +14,14 @@ from edgert.kernels.team import Team
 
 
 def routed(team: Team, logits: np.ndarray, per_token: int, *, normalized: bool,
-           exact: bool = True) -> tuple[np.ndarray, np.ndarray, bool]:
+           exact: bool = True, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, bool]:
     """Each token's experts and their weights, and whether all was finite."""
     tokens, experts = logits.shape
     rows = floats(np.pad(logits, ((0, 0), (0, -experts % 16)), constant_values=77))
     chosen, weights = Buffer(1, 8 * tokens * per_token), Buffer(1, 4 * tokens * per_token)
     team.set(tokens=tokens)
     finite = rig.run(team, (Code.ROUTE, Route(rows.address, rows.stride, experts, per_token, int(normalized),
-                                              chosen.address, weights.address, int(exact))))
+                                              chosen.address, weights.address, int(exact), rig.bits(scale))))
     for buffer in (rows, chosen, weights):
         buffer.check()
     return (chosen.view(np.int64)[0].reshape(tokens, per_token).copy(),
@@ -32,17 +32,19 @@ def routed(team: Team, logits: np.ndarray, per_token: int, *, normalized: bool,
 @given(seed=seeds, tokens=st.sampled_from([1, 2, 33]), experts=st.integers(1, 150), share=st.floats(0, 1),
        normalized=st.booleans(), ties=st.booleans())
 def test_route(target: str, seed: int, tokens: int, experts: int, share: float, normalized: bool, ties: bool) -> None:
-    """The largest, of equals the first, in ascending order; softmax over all, or over those."""
+    """The largest, of equals the first, in ascending order; softmax over all, or over those, times a number."""
     rng, per_token = np.random.default_rng(seed), max(int(share * min(experts, 12)), 1)
     logits = (3 * rng.standard_normal((tokens, experts))).astype(np.float32)
     if ties:
         logits = np.round(logits)
-    chosen, weights, finite = routed(rig.team(target, 3), logits, per_token, normalized=normalized)
+    scale = 1.0 if seed % 2 else 0.25
+    chosen, weights, finite = routed(rig.team(target, 3), logits, per_token, normalized=normalized, scale=scale)
     expected = np.sort(np.argsort(-logits, 1, kind="stable")[:, :per_token], 1)
     assert finite and np.array_equal(chosen, expected)
     shares = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     of = np.take_along_axis(shares, expected, 1)
-    assert np.allclose(weights, of / (of if normalized else shares).sum(1, keepdims=True), rtol=1e-6, atol=1e-12)
+    expected_weights = scale * of / (of if normalized else shares).sum(1, keepdims=True)
+    assert np.allclose(weights, expected_weights, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

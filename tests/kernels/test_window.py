@@ -58,7 +58,8 @@ def test_against_float64(target: str, kind: str, seed: int, head_dim: int, kv_he
 
 @kinds
 @pytest.mark.parametrize("sight", [Sight(0, 3.0), *(Sight(window) for window in (
-    1, 3, 16, 31, 64, 65, SPLIT - 1, SPLIT, SPLIT + 5, LONG)), Sight(100, 3.0)], ids=repr)
+    1, 3, 16, 31, 64, 65, SPLIT - 1, SPLIT, SPLIT + 5, LONG)), Sight(100, 3.0),
+    Sight(100, 0.0, (-1.0, 0.5, 2.0, 4.0, 0.0, -9.0))], ids=repr)
 @pytest.mark.parametrize("length", [90, SPLIT + 40, 2 * SPLIT + 3, 700])
 def test_the_same_bits_in_parts_or_not(target: str, kind: str, length: int, sight: Sight) -> None:
     """At once, in chunks or token by token, on 1 to 4 threads, with room for all parts or for none."""
@@ -122,3 +123,20 @@ def test_a_cap_hides_nothing_that_is_not_finite(target: str, bad: float) -> None
     query = np.full((1, 60), bad, np.float32)
     with np.errstate(invalid="ignore"):
         assert not np.isfinite(attention(rig.team(target), cache, query, 39, 1, SCALE, sight=Sight(0, 3.0))).any()
+
+
+@kinds
+@rig.examples(6)
+@given(seed=seeds, length=st.integers(1, 600), tokens=st.integers(1, 9), window=st.sampled_from([0, 5, 300]),
+       size=st.sampled_from([1.0, 30.0]))
+def test_sinks_against_float64(target: str, kind: str, seed: int, length: int, tokens: int, window: int,
+                               size: float) -> None:
+    """Scores without a value: of a head that finds nothing they take most, also where they are far above all others."""
+    tokens = min(tokens, length)
+    cache, qkv = filled(target, Shape(4, 2, 20, kind, positions=LONG), seed, length)
+    sinks = tuple((size * np.random.default_rng(seed).standard_normal(4)).tolist())
+    sight = Sight(window, 0.0, sinks)
+    want, allowed = softmax_attention(cache, qkv[-tokens:], length - tokens, 1, SCALE, sight=sight)
+    for room in (None, 0):
+        got = attention(rig.team(target, 2), cache, qkv[-tokens:], length - tokens, 1, SCALE, 2, room=room, sight=sight)
+        assert (np.abs(got - want) <= allowed + 1e-30).all()

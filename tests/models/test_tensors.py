@@ -1,6 +1,6 @@
 """What each family says its tensors are; and that it says so in the order in which its wiring uses them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
@@ -52,7 +52,7 @@ LAYER = {"llama": set(PLAIN), "qwen2": set(PLAIN) | BIASES, "opt": OPT, "mixtral
 POSITIONS = 64
 AROUND = [("model.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
           ("model.norm.weight", (HIDDEN,), Role.NORM), ("lm_head.weight", (VOCABULARY, HIDDEN), Role.HEAD)]
-MIXTURES = ("mixtral", "olmoe", "qwen3moe")
+MIXTURES = ("mixtral", "olmoe", "qwen3moe", "qwen2moe", "granitemoe", "deepseek", "gpt-oss")
 OUTSIDE = {**dict.fromkeys(("llama", "qwen2", *MIXTURES), AROUND), "opt": [
     ("model.decoder.embed_tokens.weight", (VOCABULARY, HIDDEN), Role.EMBEDDING),
     ("model.decoder.embed_positions.weight", (POSITIONS + 2, HIDDEN), Role.POSITION),
@@ -64,8 +64,12 @@ OUTSIDE = {**dict.fromkeys(("llama", "qwen2", *MIXTURES), AROUND), "opt": [
 
 def config_of(architecture: str, *, tied: bool = False, layers: int = LAYERS) -> Config:
     experts = {"num_experts": EXPERTS, "num_experts_per_tok": 2} if architecture in MIXTURES else {}
-    if architecture == "qwen3moe":
+    if architecture in ("qwen3moe", "qwen2moe", "deepseek"):
         experts["moe_intermediate_size"] = NEURONS
+    experts |= {"qwen2moe": {"shared_expert_intermediate_size": 6}, "granitemoe": {
+        "model_type": "granitemoeshared", "shared_intermediate_size": 6}, "deepseek": {
+        "n_routed_experts": EXPERTS, "n_shared_experts": 2, "first_k_dense_replace": 1},
+        "gpt-oss": {"hidden_size": 32, "intermediate_size": 64}}.get(architecture, {})
     return FAMILIES[architecture].Config.from_hf({
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": layers,
         "num_attention_heads": 4,
@@ -79,7 +83,8 @@ class Recorder:
 
     def __init__(self, config: Config) -> None:
         self.used: list[str] = []
-        self._layers = feed_forward_parts(config.tensors())
+        self._layers, self._dense = feed_forward_parts(config.tensors()), config.dense_layers
+        self._with_biases = getattr(config, "biases", False)
         self._routers = [spec.name for spec in config.tensors() if spec.role is Role.ROUTER]
 
     def embedding(self, weight: str, *, scale: float = 1.0) -> None:
@@ -104,16 +109,23 @@ class Recorder:
     def add(self, y: None, *, to: None, norm: str | None = None, scale: float = 1.0) -> None:
         self.used += [norm] if norm else []
 
-    def attention(self, qkv: None, layer: int) -> None:
+    def attention(self, qkv: None, layer: int, *, sinks: str | None = None) -> None:
+        self.used += [sinks] if sinks else []
+
+    def glu(self, gate_up: None, columns: int, *, weighed: bool = False) -> None:
         pass
 
     def feed_forward(self, x: None, layer: int, *, add_to: None = None) -> None:
-        part = self._layers[layer]
+        part = self._layers[layer - self._dense]
         self.used += [spec.name for spec in (part.gate, part.up, part.up_bias, part.down, part.down_bias) if spec]
 
-    def experts(self, x: None, layer: int, *, add_to: None) -> None:
-        self.used.append(self._routers[layer])
-        self.feed_forward(x, layer, add_to=add_to)
+    def experts(self, x: None, layer: int, *, add_to: None, scale: float = 1.0,
+                meanwhile: Callable[[], None] = lambda: None) -> None:
+        router, biases = self._routers[layer - self._dense], self._with_biases
+        self.used += [router, router.removesuffix("weight") + "bias"] if biases else [router]
+        meanwhile()
+        for spec in self._layers[layer - self._dense].matrices:
+            self.used += [spec.name.removesuffix("weight") + "bias", spec.name] if biases else [spec.name]
 
     def logits(self, x: None, norm: str, head: str, *, norm_bias: str | None = None,
                head_bias: str | None = None) -> None:
@@ -171,7 +183,7 @@ def test_feed_forward_parts(architecture: str) -> None:
     config = config_of(architecture, layers=12)
     specs = list(config.tensors())
     parts = feed_forward_parts(specs)
-    assert [part.down.layer for part in parts] == list(range(12))
+    assert [part.down.layer for part in parts] == list(range(config.dense_layers, 12))
     for part in parts:
         assert isinstance(part, FeedForward)
         assert [spec.role for spec in part.matrices] == [Role.GATE, Role.UP, Role.DOWN][not config.gated:]
