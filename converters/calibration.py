@@ -28,7 +28,7 @@ _VALUES_AT_ONCE = 4 << 20
 """Weights read at a time, and values computed with them: 16 MB as float32."""
 
 
-class _Activation:
+class Activation:
     """A vector for each token, float32 of shape (tokens, size), once it is computed."""
 
     values: np.ndarray
@@ -57,7 +57,7 @@ class Calibration:
         self._steps: deque[Callable[[], None]] = deque()
         self._ran = self._gone = 0
         """Steps that have run, and weights gone through."""
-        self._activations: list[ref[_Activation]] = []
+        self._activations: list[ref[Activation]] = []
         """Those of all steps; there are still those that steps to come need."""
         self._moments: dict[str, np.ndarray] = {}
         self.weights = 0
@@ -110,7 +110,7 @@ class Calibration:
 
     # The operations of models.network.Network.
 
-    def embedding(self, weight: str, *, scale: float = 1.0) -> _Activation:
+    def embedding(self, weight: str, *, scale: float = 1.0) -> Activation:
         x = self._activation()
 
         def step() -> None:
@@ -122,14 +122,14 @@ class Calibration:
         self._steps.append(step)
         return x
 
-    def add_positions(self, x: _Activation, weight: str, *, first: int) -> None:
+    def add_positions(self, x: Activation, weight: str, *, first: int) -> None:
         def step() -> None:
             windows, tokens = self._windows.shape
             x.values += np.tile(self._source.tensors[weight].read(first, first + tokens), (windows, 1))
 
         self._steps.append(step)
 
-    def norm(self, x: _Activation, weight: str, *, bias: str | None = None, centered: bool = False) -> _Activation:
+    def norm(self, x: Activation, weight: str, *, bias: str | None = None, centered: bool = False) -> Activation:
         out = self._activation()
 
         def step() -> None:
@@ -141,11 +141,11 @@ class Calibration:
         self._steps.append(step)
         return out
 
-    def plain(self, x: _Activation) -> _Activation:
+    def plain(self, x: Activation) -> Activation:
         return x
 
-    def linear(self, x: _Activation, names: Sequence[str], *, bias: bool = False,
-               add_to: _Activation | None = None) -> _Activation:
+    def linear(self, x: Activation, names: Sequence[str], *, bias: bool = False,
+               add_to: Activation | None = None) -> Activation:
         out = self._activation() if add_to is None else add_to
         self._count([name + ".weight" for name in names])
 
@@ -160,7 +160,7 @@ class Calibration:
         self._steps.append(step)
         return out
 
-    def head_norms(self, qkv: _Activation, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
+    def head_norms(self, qkv: Activation, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
         c = self._source.config
 
         def step() -> None:
@@ -173,7 +173,7 @@ class Calibration:
 
         self._steps.append(step)
 
-    def attention(self, qkv: _Activation, layer: int) -> _Activation:
+    def attention(self, qkv: Activation, layer: int) -> Activation:
         out, c = self._activation(), self._source.config
         sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
         tokens = self._windows.shape[1]
@@ -202,9 +202,9 @@ class Calibration:
         self._steps.append(step)
         return out
 
-    def feed_forward(self, x: _Activation, layer: int, *, add_to: _Activation | None = None) -> _Activation:
+    def feed_forward(self, x: Activation, layer: int, *, add_to: Activation | None = None) -> Activation:
         out = self._activation() if add_to is None else add_to
-        part, act = self._feed_forward[layer], _ACTIVATIONS[self._source.config.hidden_act]
+        part, act = self._feed_forward[layer], ACTIVATIONS[self._source.config.hidden_act]
         by_rows, down = [spec.name for spec in part.by_rows], part.down.name
         self._count([*by_rows, down])
 
@@ -238,16 +238,16 @@ class Calibration:
         self._steps.append(step)
         return out
 
-    def add(self, y: _Activation, *, to: _Activation, norm: str | None = None, scale: float = 1.0) -> None:
+    def add(self, y: Activation, *, to: Activation, norm: str | None = None, scale: float = 1.0) -> None:
         def step() -> None:
             to.values += (y.values if norm is None else self._normed(y.values, norm)) * np.float32(scale)
 
         self._steps.append(step)
 
-    def experts(self, x: _Activation, layer: int, *, add_to: _Activation) -> None:
+    def experts(self, x: Activation, layer: int, *, add_to: Activation) -> None:
         c, part, router = self._source.config, self._feed_forward[layer], self._routers[layer]
         assert isinstance(c, ExpertConfig)
-        act, names = _ACTIVATIONS[c.hidden_act], [spec.name for spec in part.matrices]
+        act, names = ACTIVATIONS[c.hidden_act], [spec.name for spec in part.matrices]
         self._count([router, *names])
 
         def step() -> None:
@@ -269,15 +269,15 @@ class Calibration:
 
         self._steps.append(step)
 
-    def logits(self, x: _Activation, norm: str, head: str, *, norm_bias: str | None = None, centered: bool = False,
+    def logits(self, x: Activation, norm: str, head: str, *, norm_bias: str | None = None, centered: bool = False,
                head_bias: str | None = None) -> None:
         h = self.norm(x, norm, bias=norm_bias, centered=centered)
         self._steps.append(lambda: self._observe(h.values, [head + ".weight"]))
 
     # What they are made of.
 
-    def _activation(self) -> _Activation:
-        made = _Activation()
+    def _activation(self) -> Activation:
+        made = Activation()
         self._activations.append(ref(made))
         return made
 
@@ -341,7 +341,7 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.sign(x) * (1 - p * np.exp(-size * size)))
 
 
-_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x)), "gelu_tanh": _gelu_tanh, "gelu": _gelu}
 
 

@@ -119,16 +119,18 @@ def solve_down(teacher: Any, student: Any, ids: np.ndarray) -> None:
             theirs = [model_layer(y, position_embeddings=angles) for y in theirs]
             for x, y in zip(ours, theirs, strict=True):
                 layer(x, position_embeddings=angles)
-                # The first tokens have huge activations, which would be all that is fitted.
-                stream, hidden = (values[:, 4:].flatten(0, 1).float() for values in seen)
-                wanted = y[:, 4:].flatten(0, 1).float() - stream
+                stream, hidden = (values.flatten(0, 1).float() for values in seen)
+                # Each token by its own size: those with huge activations would be all that is fitted.
+                y = y.flatten(0, 1).float()
+                size_of = y.norm(dim=1, keepdim=True) / y.shape[1] ** 0.5
+                hidden, wanted = hidden / size_of, (y - stream) / size_of
                 moments += hidden.T @ hidden
                 cross += hidden.T @ wanted
                 seen.clear()
             for hook in hooks:
                 hook.remove()
             with torch.autocast("cpu", enabled=False):  # a ridge towards the teacher's weights
-                ridge = 0.05 * moments.diagonal().mean()
+                ridge = 0.03 * moments.diagonal().mean()
                 solved = torch.linalg.solve(moments + ridge * torch.eye(size),
                                             cross + ridge * layer.mlp.down_proj.weight.T)
                 layer.mlp.down_proj.weight.copy_(solved.T)
@@ -166,7 +168,7 @@ def train(teacher: Any, student: Any, activity: Activity, learned: np.ndarray, m
         optimizer.step()
         if step % 5 == 0:
             zeros = np.mean([float((h == 0).float().mean()) for h in hidden])
-            print(f"step {step}: divergence {float(divergence):.4f}, zero {zeros:.4f}, active {float(active):.4f}, "
+            print(f"step {step}: divergence {float(divergence.detach()):.4f}, zero {zeros:.4f}, active {float(active.detach()):.4f}, "
                   f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         step += 1
     return step
