@@ -74,7 +74,7 @@ class BundleWeights:
         of_base = tiles[:, :, gate_up.header_bytes:].reshape(n.groups, row_tiles, blocks, -1)
         of_detail = (None if details is None or not gate_up.detail_bytes else
                      details[:, :layout.detail.down].reshape(n.groups, row_tiles, blocks, -1))
-        rows = _weights(gate_up, headers.reshape(-1, gate_up.header_bytes),
+        rows = _weights(gate_up, headers.reshape(n.groups * row_tiles, gate_up.header_bytes),
                         of_base.reshape(n.groups * row_tiles, blocks, -1),
                         None if of_detail is None else of_detail.reshape(n.groups * row_tiles, blocks, -1), base)
         rows = rows.reshape(n.groups, row_tiles // 2, 2 * TILE, -1)[..., :config.hidden_size]

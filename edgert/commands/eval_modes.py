@@ -87,12 +87,14 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         yield ("Of max-loss: as the model counts it for its own answers, the most at any budget (agreement: the share "
                "of their tokens\nthat the model would choose itself, the least). The perplexity of a given text and "
                "the questions are those of the exact mode.")
+    missing: dict[str, list[str]] = {}
     for mode in modes:
-        missing = [f"{budget / MIB:.0f} MiB" for budget in result["budgets"]
-                   if budget not in {at["budget"] for at in mode["budgets"]}]
-        if missing:
-            yield (f"{mode['name']}: not measured at {', '.join(missing)}, where nothing is drafted: that takes a "
-                   "budget that holds some of the weights, and not all.")
+        there = {at["budget"] for at in mode["budgets"]}
+        if budgets := [f"{budget / MIB:.0f} MiB" for budget in result["budgets"] if budget not in there]:
+            missing.setdefault(", ".join(budgets), []).append(mode["name"])
+    for budgets_text, names in missing.items():
+        yield (f"Not measured at {budgets_text}, where nothing is drafted, which takes a budget that holds some of the "
+               f"weights, and not\nall: {', '.join(names)}.")
 
 
 def _accuracy(found: Mapping[str, Any] | None) -> str:

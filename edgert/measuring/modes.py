@@ -79,7 +79,7 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
                   progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
     """Measure modes, of which the first is the exact one that all are compared with.
 
-    budgets: in bytes; if there are none, three of the first bundle: all in memory, and two below. settings: keywords of
+    budgets: in bytes; if there are none, three of the first bundle: all of it in memory, and two below. settings: keywords of
     `edgert.load`. Returns `budgets`, `threads`, and `modes`: of each its name, bundle, kv_type, max_loss, what `_quality`
     or `_answers` says, and `budgets`, what `_speed` says of each. Raises EdgertError.
     """
@@ -149,8 +149,9 @@ class _child:  # noqa: N801
 
 
 def _between(smallest: int, whole: int) -> list[int]:
-    """A third and two thirds of the way from the smallest budget to the whole model in memory, and that; whole MiB."""
-    return [-(-(smallest + (whole - smallest) * third // 3) // MIB) * MIB for third in (1, 2, 3)]
+    """Half of the way from the smallest budget to the whole model in memory, five sixths, where models of all sizes
+    draft, and all of it; whole MiB."""
+    return [-(-(smallest + (whole - smallest) * sixths // 6) // MIB) * MIB for sixths in (3, 5, 6)]
 
 
 def _quality(scores: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, Any]:
