@@ -25,6 +25,26 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .loading import SHARE, load_bundle, model_options, read_text
 
+class _Shares(click.ParamType):
+    """Percentages of neurons, as fractions."""
+
+    name = "percentages"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(part.strip().removesuffix("%")) / (100 if "%" in part else 1)
+                          for part in value.split(","))
+        except ValueError:
+            found = ()
+        if not found or not all(0 < share <= 1 for share in found):
+            self.fail(f"{value!r} are no shares; give some like 70%,50%", parameter, context)
+        return found
+
+
+SHARES = _Shares()
+
 _ROWS = 64
 """Positions whose logits are in memory at once, at most."""
 _CONTEXT = 512
@@ -41,8 +61,18 @@ class _Engine(NamedTuple):
 
 
 @click.command("eval")
-@click.argument("bundle", type=BUNDLE)
-@click.option("--text", "text_file", metavar="FILE", help="Measure the perplexity of this text.")
+@click.argument("bundles", metavar="BUNDLE...", type=BUNDLE, nargs=-1, required=True)
+@click.option("--modes", is_flag=True,
+              help="Compare ways to run BUNDLE, and other bundles of the same model: what is lost, and how fast each is "
+                   "with --memory SIZE,SIZE.... Texts, questions and prompts are those that come with edgert, if none "
+                   "are given.")
+@click.option("--predictors", is_flag=True,
+              help="Compare ways to guess which neurons matter for a token: how many they find, what is read, what is "
+                   "lost where the others are left out. On --text, or on two that come with edgert.")
+@click.option("--shares", type=SHARES, metavar="PERCENT,...",
+              help="With --predictors: shares of the neurons that are computed.  [default: 70%,50%,30%]")
+@click.option("--text", "text_files", metavar="FILE", multiple=True,
+              help="Measure the perplexity of this text; with --modes and --predictors also of several.")
 @click.option("--questions", "questions_file", metavar="FILE|shipped",
               help="Multiple-choice questions, JSON lines of \"question\", \"choices\" and \"answer\" (an index), or "
                    "the 200 that come with edgert.")
@@ -51,16 +81,23 @@ class _Engine(NamedTuple):
                    "in a list), or the 50 that come with edgert.")
 @click.option("--against", metavar="MODEL.gguf", help="Also measure llama.cpp on this file, with the same tokens: "
               "--text and --questions.")
-@click.option("--window", type=click.IntRange(4, 1 << 20), default=512, show_default=True,
-              help="Length of a window in tokens; the second half of each window is scored.")
+@click.option("--window", type=click.IntRange(4, 1 << 20),
+              help="Length of a window in tokens; the second half of each window is scored.  "
+                   "[default: 512; with --modes 256]")
 @click.option("--max-tokens", type=click.IntRange(4), help="Use at most this many tokens of the text.")
 @click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
               help="Of the answers to --prompts, as of edgert run.")
+@click.option("--tokens", type=click.IntRange(4, 4096), metavar="N",
+              help="With --modes: tokens of each answer that speed is measured with.  [default: 48]")
+@click.option("-r", "--runs", type=click.IntRange(1, 1000), metavar="N",
+              help="With --modes: answer so many times; the median speed counts.  [default: 1]")
+@click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
+              help="With --modes: also draw them as a picture; needs pip install 'edgert[plot]'.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the pick for every question.")
-def command(bundle: str, text_file: str | None, questions_file: str | None, prompts_file: str | None,
-            against: str | None, window: int, max_tokens: int | None, max_loss: float, as_json: bool,
-            **model_settings: Any) -> None:
+def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tuple[float, ...] | None, text_files: tuple[str, ...], questions_file: str | None,
+            prompts_file: str | None, against: str | None, window: int | None, max_tokens: int | None, max_loss: float,
+            tokens: int | None, runs: int | None, png: str | None, as_json: bool, **model_settings: Any) -> None:
     """Measure how good BUNDLE is, in one way or several.
 
     --text: the text's perplexity, in the same windows as llama.cpp's own tool.
@@ -72,8 +109,32 @@ def command(bundle: str, text_file: str | None, questions_file: str | None, prom
     chat template. Of the answer counts its first line, without regard to case, white space around it and punctuation
     (.!?,;:) at its end.
     """
+    if predictors:
+        from .eval_predictors import eval_predictors
+        _refuse("--predictors", modes=modes, questions=questions_file, prompts=prompts_file, against=against,
+                window=window, max_loss=max_loss, tokens=tokens, runs=runs, png=png, **{
+                    key: value for key, value in model_settings.items() if key not in ("prefill_chunk", "speculation")})
+        if len(bundles) > 1:
+            raise click.UsageError("--predictors takes one bundle")
+        eval_predictors(bundles[0], text_files, shares or (0.7, 0.5, 0.3), max_tokens, as_json)
+        return
+    if modes:
+        from .eval_modes import eval_modes
+        _refuse("--modes", shares=shares, against=against, max_loss=max_loss, **{
+            key: model_settings.pop(key) for key in ("kv_type", "kv_policy", "kv_memory", "trace")})
+        memory = model_settings.pop("memory")
+        eval_modes(bundles, text_files, questions_file, prompts_file, window, max_tokens, memory, png,
+                   tokens or 48, runs or 1, as_json, model_settings)
+        return
+    if len(bundles) > 1 or len(text_files) > 1:
+        raise click.UsageError("several bundles go with --modes, several texts with --modes and --predictors")
+    if shares:
+        raise click.UsageError("--shares goes with --predictors")
+    if {tokens, runs, png} != {None}:
+        raise click.UsageError("--tokens, --runs and --png go with --modes")
+    (bundle,), text_file, window = bundles, next(iter(text_files), None), window or 512
     if text_file is None and questions_file is None and prompts_file is None:
-        raise click.UsageError("give --text, --questions or --prompts, or several of them")
+        raise click.UsageError("give --text, --questions or --prompts, or several of them, or --modes or --predictors")
     if against is not None and text_file is None and questions_file is None:
         raise click.UsageError("--against goes with --text or --questions")
     if max_loss and prompts_file is None:
@@ -125,6 +186,13 @@ def command(bundle: str, text_file: str | None, questions_file: str | None, prom
         show_json(result)
     else:
         show("\n".join(_lines(result)))
+
+
+def _refuse(what: str, **options: Any) -> None:
+    """Raises UsageError for options that are given and do not go with `what`."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise click.UsageError(f"{' and '.join(given)} do{'es' * (len(given) == 1)} not go with {what}")
 
 
 def _surprise(engine: _Engine, parts: Sequence[Sequence[int]]) -> Score:

@@ -1,15 +1,13 @@
 """Measures speed: medians of several alternating runs, each engine in a process of its own."""
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgert.errors import EdgertError, PeerError
 from edgert.speculation.speculator import AUTO, OFF
+
+from .child import Child
 
 DEFAULT_PROMPT = 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
 FIELDS = ("decode_tok_s", "prefill_tok_s", "first_token_s", "peak_rss_bytes")
@@ -22,40 +20,17 @@ NO_LOSS = "edgert, no loss"
 _FEWER_IS_BETTER = {"first_token_s", "peak_rss_bytes"}
 
 
-class EngineProcess:
+class EngineProcess(Child):
     """A process that holds an engine and measures it (engine_process.py, peer.py)."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
-        self._error = PeerError if module == "peer" else EdgertError
-        # Not a pipe: nobody reads it before the end, and a full pipe would stop the process.
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen([sys.executable, "-P", "-m", f"edgert.measuring.{module}", *arguments],
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
-        self.load_s: float = self._answer()["load_s"]
+        self.error = PeerError if module == "peer" else EdgertError
+        super().__init__(module, arguments)
+        self.load_s: float = self.answer()["load_s"]
 
     def measure(self, prompt: Sequence[int], decode: int, prefill: int, *, go_on: bool = False) -> dict[str, Any]:
         """What engine_process.measure returns."""
-        assert self._process.stdin is not None
-        request = {"prompt": list(prompt), "decode": decode, "prefill": prefill, "go_on": go_on}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            last = self._errors.read().strip().splitlines()[-1:] or ["it ended without a word"]
-            raise self._error(last[0].rpartition("Error: ")[2])
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        return self.ask({"prompt": list(prompt), "decode": decode, "prefill": prefill, "go_on": go_on})
 
 
 def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: int, runs: int, decode: int,
