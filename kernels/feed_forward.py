@@ -59,7 +59,6 @@ def hidden_block(row, row_tiles, activation, out, down, error):
     row: float32, 32 of gate and 32 of up, or 32 of up. A value that is not finite sets the int64 at `error` to 1.
     """
     if row_tiles == _GATED:
-    if row_tiles == _GATED:
         low = gated(activation, load_f32x16(row), load_f32x16(row + 128))
         high = gated(activation, load_f32x16(row + 64), load_f32x16(row + 192))
     else:
