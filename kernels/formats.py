@@ -189,9 +189,8 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
     if form.name == "q4n":
         return _tiles_of(form, weights.scale, [*_pairs(weights.q), _by_rows(weights.s, tiles)])
     if form.name == "ternary":
-        codes = _two_bits((quads + 1).view(np.uint8))
         scales = np.ascontiguousarray(_by_rows(weights.s, tiles).astype(np.float16)).view(np.uint8)
-        return _tiles_of(form, weights.scale, [codes, scales])
+        return _tiles_of(form, weights.scale, [_two_bits((quads + 1).view(np.uint8)), scales])
     assert weights.m is not None and weights.minimum is not None
     parts = [_by_rows(v, tiles) for v in (weights.s, weights.m)]
     if form.name == "q2":
