@@ -63,7 +63,7 @@ from .simd.vector import f32x16, i8x64, i32x16
 
 _TOKENS = choose().tokens
 _FEWER = tuple(n for n in _TOKENS if n <= 4)
-"""Of formats where more at once gain little, and of rarer ones: what they gain is less than what compiling them takes."""
+"""Of formats where more at once gain little, and of rarer ones, where they are not worth what compiling takes."""
 
 
 class Steps(NamedTuple):
