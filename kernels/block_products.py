@@ -62,6 +62,8 @@ from .simd.target import choose
 from .simd.vector import f32x16, i8x64, i32x16
 
 _TOKENS = choose().tokens
+_FEWER = tuple(n for n in _TOKENS if n <= 4)
+"""Of formats where more at once gain little, and of rarer ones, where they are not worth what compiling takes."""
 
 
 class Steps(NamedTuple):
@@ -358,7 +360,7 @@ def _float_steps(load: Any, column_bytes: int) -> Steps:
 
         return block
 
-    return Steps(into, _no_scales, _finished, tuple(n for n in _TOKENS if n <= 4))  # more gain little
+    return Steps(into, _no_scales, _finished, _FEWER)
 
 
 STEPS: dict[str, Steps] = {
@@ -367,11 +369,13 @@ STEPS: dict[str, Steps] = {
     "q8": _q8_steps(_q8_pair, FORMATS["q8"].block_bytes),
     "f16": _float_steps(load_f16x16, 2 * TILE),
     "f32": _float_steps(load_f32x16, 4 * TILE),
-    "q2": _affine_steps(_q4_base_pair, FORMATS["q2"].block_bytes, widen_often=False, scales=_scaled_header(0.25)),
-    "q3": _affine_steps(_q3_pair, FORMATS["q3"].block_bytes, widen_often=False, scales=_scaled_header(0.5)),
-    "ternary": _affine_steps(_q4_base_pair, FORMATS["ternary"].block_bytes, widen_often=False, scales=_ternary_header,
-                             load=load_f16x16, apart=0),
-    "q4n": _q4n_steps(_q4n_vectors, CODE_UNIT, FORMATS["q4n"].block_bytes),
+    "q2": _affine_steps(_q4_base_pair, FORMATS["q2"].block_bytes, widen_often=False, tokens=_FEWER,
+                        scales=_scaled_header(0.25)),
+    "q3": _affine_steps(_q3_pair, FORMATS["q3"].block_bytes, widen_often=False, tokens=_FEWER,
+                        scales=_scaled_header(0.5)),
+    "ternary": _affine_steps(_q4_base_pair, FORMATS["ternary"].block_bytes, widen_often=False, tokens=_FEWER,
+                             scales=_ternary_header, load=load_f16x16, apart=0),
+    "q4n": _q4n_steps(_q4n_vectors, CODE_UNIT, FORMATS["q4n"].block_bytes, _FEWER),
 }
 
 BASE_STEPS: dict[str, Steps] = {

@@ -234,9 +234,8 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
     if form.name == "q4n":
         return _tiles_of(form, weights.scale, [*_pairs(weights.q), _by_rows(weights.s, tiles)])
     if form.name == "ternary":
-        codes = _two_bits((quads + 1).view(np.uint8))
         scales = np.ascontiguousarray(_by_rows(weights.s, tiles).astype(np.float16)).view(np.uint8)
-        return _tiles_of(form, weights.scale, [codes, scales])
+        return _tiles_of(form, weights.scale, [_two_bits((quads + 1).view(np.uint8)), scales])
     assert weights.m is not None and weights.minimum is not None
     parts = [_by_rows(v, tiles) for v in (weights.s, weights.m)]
     if form.name == "q2":
@@ -249,12 +248,12 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
         parts = [lowest, _two_bits(quads >> 1), *parts]
     else:
         low = quads & 15
-        codes = [(low[:, :, 0::2] | low[:, :, 1::2] << 4).reshape(tiles, blocks, 256)]
+        of_q = [(low[:, :, 0::2] | low[:, :, 1::2] << 4).reshape(tiles, blocks, 256)]
         if form.name == "q6":
             high = (quads >> 4).reshape(tiles, blocks, 2, 4, 64)
             plane = high[:, :, :, 0] | high[:, :, :, 1] << 2 | high[:, :, :, 2] << 4 | high[:, :, :, 3] << 6
-            codes.append(plane.reshape(tiles, blocks, 128))
-        parts = [*codes, *parts]
+            of_q.append(plane.reshape(tiles, blocks, 128))
+        parts = [*of_q, *parts]
     header = [bf16_bytes(v).reshape(tiles, 32) for v in (weights.scale, weights.minimum)]
     return np.concatenate([*header, np.concatenate(parts, 2).reshape(tiles, -1)], 1)
 
