@@ -37,7 +37,8 @@ def columns_there(values: np.ndarray) -> np.ndarray:
     blocks)."""
     rows, columns = values.shape
     filled = np.pad(values != 0, ((0, -rows % TILE), (0, -columns % BLOCK)))
-    return filled.reshape(-1, TILE, filled.shape[1]).any(1)
+    found: np.ndarray = filled.reshape(-1, TILE, filled.shape[1]).any(1)
+    return found
 
 
 def room_of_tiles(there: np.ndarray) -> int:
