@@ -249,12 +249,12 @@ def pack(form: Format, weights: Quantized | np.ndarray) -> np.ndarray:
         parts = [lowest, _two_bits(quads >> 1), *parts]
     else:
         low = quads & 15
-        codes = [(low[:, :, 0::2] | low[:, :, 1::2] << 4).reshape(tiles, blocks, 256)]
+        planes_of_q = [(low[:, :, 0::2] | low[:, :, 1::2] << 4).reshape(tiles, blocks, 256)]
         if form.name == "q6":
             high = (quads >> 4).reshape(tiles, blocks, 2, 4, 64)
             plane = high[:, :, :, 0] | high[:, :, :, 1] << 2 | high[:, :, :, 2] << 4 | high[:, :, :, 3] << 6
-            codes.append(plane.reshape(tiles, blocks, 128))
-        parts = [*codes, *parts]
+            planes_of_q.append(plane.reshape(tiles, blocks, 128))
+        parts = [*planes_of_q, *parts]
     header = [bf16_bytes(v).reshape(tiles, 32) for v in (weights.scale, weights.minimum)]
     return np.concatenate([*header, np.concatenate(parts, 2).reshape(tiles, -1)], 1)
 
