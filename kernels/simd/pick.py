@@ -112,7 +112,7 @@ def begin_picked(b, *weights):
     if not _BIASED:
         return some
     if _SMALL:  # then four fit a byte
-        weights = [functools.reduce(b.add, weights)]
+        weights = (functools.reduce(b.add, weights),)
     for vector in weights:
         some = add_products.emit(b, some, constant(V8, -128), vector)
     return b.sub(constant(V16 if _SMALL else V32, 0), some)
