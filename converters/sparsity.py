@@ -43,7 +43,7 @@ def sparse_formats(source: Source, formats: Mapping[str, str]) -> dict[str, str]
 
 def _of_neurons(source: Source, part: FeedForward, formats: Mapping[str, str]) -> dict[str, str]:
     """Of the matrices of a feed-forward part: gate and up have one format."""
-    found = {}
+    found: dict[str, str] = {}
     if all(formats[spec.name] in _REPLACED for spec in part.by_rows):
         rows = [_columns_there(source, spec) for spec in part.by_rows]
         there = [each for each in rows if each is not None]

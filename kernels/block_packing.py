@@ -37,7 +37,7 @@ def columns_there(values: np.ndarray) -> np.ndarray:
     blocks)."""
     rows, columns = values.shape
     filled = np.pad(values != 0, ((0, -rows % TILE), (0, -columns % BLOCK)))
-    return filled.reshape(-1, TILE, filled.shape[1]).any(1)
+    return np.any(filled.reshape(-1, TILE, filled.shape[1]), axis=1, keepdims=True)[:, 0]
 
 
 def room_of_tiles(there: np.ndarray) -> int:
