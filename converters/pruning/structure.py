@@ -31,7 +31,7 @@ def without_neurons(source: Source, amount: float, windows: np.ndarray, progress
     config = source.config
     left = config.intermediate_size - round(config.intermediate_size * amount / BLOCK) * BLOCK
     if not 0 < left < config.intermediate_size:
-        raise SourceError(f"of {config.intermediate_size} neurons, which are pruned {BLOCK} at a time, {amount:.4g} of all"
+        raise SourceError(f"of {config.intermediate_size} neurons, pruned {BLOCK} at a time, {100 * amount:g}%"
                           f" {'leaves none' if left <= 0 else 'is none'}; choose another amount")
     found = _Contributions(source, windows, progress)
     tensors = dict(source.tensors)
