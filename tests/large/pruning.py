@@ -94,8 +94,12 @@ def judged(source: Source, calibration: np.ndarray, windows: np.ndarray, text: s
                 print(f"  {search.generation} generations: {search.loss:.4f}, {search.uniform:.4f} if all alike")
             weights._Pass = Judged  # type: ignore[misc]
             pruning = weights.WeightPruning(source, request, amounts, every, scratch, lambda *_: None)
-            assert isinstance(pruning._calibration, Judged)
-            run = pruning._calibration
+            if request.needs_text:
+                assert isinstance(pruning._calibration, Judged)
+                run = pruning._calibration
+            else:
+                pruning.run()
+                run = Judged(pruning.source, every, lambda name, inputs: None, lambda n: None)
             while run._steps:
                 run.run()
             return run.losses
