@@ -43,8 +43,8 @@ _SPEED_OVER_S = 600
                    "machine, which is started if need be.")
 @click.option("--prune", metavar="METHOD:AMOUNT[:PATTERN]",
               help="Have the model do without some of its weights, such as wanda:50% or sparsegpt:50%:2:4. METHOD: "
-                   + "; ".join(f"{name}: {text}" for name, text in METHODS.items()) + ". PATTERN: unstructured; N:M, of "
-                   "each M neighbours N are kept; 16x1, 16x4: blocks.")
+                   + "; ".join(f"{name}: {text}" for name, text in METHODS.items()) + ". PATTERN: unstructured; N:M, "
+                   "of each M neighbours N are kept; 16x1, 16x4: blocks.")
 @click.option("--time", "search_time", metavar="20m",
               help="How long --prune auto searches; without it some generations.")
 @click.pass_context

@@ -15,7 +15,6 @@ from edgert.models.tensors import FeedForward
 
 from .source import Grid, SourceTensor
 
-
 _SPAN = 4
 """Rows are read together where those from the first to the last are no more than so many times as many."""
 

@@ -129,5 +129,5 @@ def pattern_of(text: str) -> Pattern:
         return NOfM(int(match[1]), int(match[2]))
     if (match := _BLOCK.fullmatch(text)) and int(match[1]) == TILE and int(match[2]) in _WIDTHS:
         return Blocks(int(match[2]))
-    raise SourceError(f"pattern {text!r} is not known; known: unstructured, N:M such as 2:4 (of each 4 neighbours 2 are "
-                      f"kept), and blocks of {TILE} rows: {', '.join(f'{TILE}x{columns}' for columns in _WIDTHS)}")
+    raise SourceError(f"pattern {text!r} is not known; known: unstructured, N:M such as 2:4 (of each 4 neighbours 2 "
+                      f"are kept), and blocks of {TILE} rows: {', '.join(f'{TILE}x{columns}' for columns in _WIDTHS)}")

@@ -45,8 +45,8 @@ def pruned(source: Source, request: Request, windows: np.ndarray | None, path: P
     """
     request.check(source.config)
     if windows is None and request.needs_text:
-        raise SourceError(f"{request.method} needs a text to see what the model does with it: leave --no-calibrate out, "
-                          "give one with --calibrate, or prune by magnitude")
+        raise SourceError(f"{request.method} needs a text to see what the model does with it: leave --no-calibrate "
+                          "out, give one with --calibrate, or prune by magnitude")
     require_memory(source, request, 0 if windows is None else windows.size)
     record: dict[str, Any] = {"method": request.method, "amount": request.amount, "pattern": request.pattern.name,
               "zeros": dict.fromkeys(PRUNED_KINDS, 0)}

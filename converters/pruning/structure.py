@@ -18,7 +18,7 @@ from edgert.converters.source import Source, SourceTensor
 from edgert.errors import SourceError
 from edgert.kernels.formats import BLOCK
 from edgert.models.config import Config
-from edgert.models.tensors import feed_forward_parts
+from edgert.models.tensors import TensorSpec, feed_forward_parts
 
 from .patterns import pruned_of
 
@@ -31,8 +31,8 @@ def without_neurons(source: Source, amount: float, windows: np.ndarray, progress
     config = source.config
     left = config.intermediate_size - round(config.intermediate_size * amount / BLOCK) * BLOCK
     if not 0 < left < config.intermediate_size:
-        raise SourceError(f"of {config.intermediate_size} neurons, which are pruned {BLOCK} at a time, {amount:.4g} of all "
-                          f"{'leaves none' if left <= 0 else 'is none'}; choose another amount")
+        raise SourceError(f"of {config.intermediate_size} neurons, pruned {BLOCK} at a time, {100 * amount:g}%"
+                          f" {'leaves none' if left <= 0 else 'is none'}; choose another amount")
     found = _Contributions(source, windows, progress)
     tensors = dict(source.tensors)
     for layer, part in enumerate(feed_forward_parts(config.tensors())):
@@ -54,9 +54,12 @@ def without_layers(source: Source, amount: float, windows: np.ndarray, progress:
     kept = sorted(set(range(layers)) - set(np.argsort(influence, kind="stable")[:gone].tolist()))
     smaller = replace(config, num_hidden_layers=len(kept))
     names = {(spec.layer, _within(spec.name, spec.layer)): spec.name for spec in config.tensors()}
+
+    def before(spec: TensorSpec) -> str:
+        return names[None if spec.layer is None else kept[spec.layer], _within(spec.name, spec.layer)]
+
     tensors: dict[str, SourceTensor] = {
-        spec.name: source.tensors[names[None if spec.layer is None else kept[spec.layer], _within(spec.name, spec.layer)]]
-        for spec in smaller.tensors()}
+        spec.name: source.tensors[before(spec)] for spec in smaller.tensors()}
     return replace(source, config=smaller, tensors=tensors)
 
 
@@ -64,8 +67,8 @@ def require_alike(config: Config) -> None:
     """Raises SourceError where layers are not all of one kind."""
     kinds = {(config.window(layer), config.rope_table(layer)) for layer in range(config.num_hidden_layers)}
     if len(kinds) > 1:
-        raise SourceError(f"{config.architecture}: the model's layers take turns in what they see of a text, so none can "
-                          "be left out; prune weights or neurons")
+        raise SourceError(f"{config.architecture}: the model's layers take turns in what they see of a text, so none "
+                          "can be left out; prune weights or neurons")
 
 
 def _within(name: str, layer: int | None) -> str:

@@ -125,7 +125,7 @@ class _Pass(Calibration):
     def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:
         inputs = Inputs(x)
         if not np.isfinite(inputs.norms).all():
-            raise SourceError(f"{names[0]}: what the model computes for the text is not finite, so it is not known what "
-                              "to prune; is the model damaged?")
+            raise SourceError(f"{names[0]}: what the model computes for the text is not finite, so it is not known "
+                              "what to prune; is the model damaged?")
         for name in names:
             self._prune(name, inputs)

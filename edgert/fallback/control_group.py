@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from edgert.errors import ModelError
 from edgert.control_groups import own_control_groups
+from edgert.errors import ModelError
 from edgert.memory.budget import size_text
 
 _NAME = re.compile(r"edgert-llama-(\d+)-\d+")

@@ -1,8 +1,8 @@
 """Perplexity of a model pruned in several ways: python tests/large/pruning.py MODEL --text T ... --prune REQUEST ...
 
 REQUEST: as of `edgert convert --prune`, or none. In one pass through the model, in float32: the windows that come with
-edgert are what matrices are pruned by, those of TEXTs are judged; of windows of 512 tokens the second half counts, as in
-`edgert eval`. --windows N: how many of a text. --time 5m: of auto.
+edgert are what matrices are pruned by, those of TEXTs are judged; of windows of 512 tokens the second half counts, as
+in `edgert eval`. --windows N: how many of a text. --time 5m: of auto.
 """
 
 import argparse
@@ -72,7 +72,8 @@ class Judged(weights._Pass):
         self._steps.append(step)
 
 
-def judged(source: Source, calibration: np.ndarray, windows: np.ndarray, text: str, seconds: float | None) -> list[float]:
+def judged(source: Source, calibration: np.ndarray, windows: np.ndarray, text: str,
+           seconds: float | None) -> list[float]:
     """The losses of all windows, in nats a token."""
     request = None if text == "none" else requested(text)
     Judged.first = calibration.size
@@ -93,8 +94,12 @@ def judged(source: Source, calibration: np.ndarray, windows: np.ndarray, text: s
                 print(f"  {search.generation} generations: {search.loss:.4f}, {search.uniform:.4f} if all alike")
             weights._Pass = Judged  # type: ignore[misc]
             pruning = weights.WeightPruning(source, request, amounts, every, scratch, lambda *_: None)
-            assert isinstance(pruning._calibration, Judged)
-            run = pruning._calibration
+            if request.needs_text:
+                assert isinstance(pruning._calibration, Judged)
+                run = pruning._calibration
+            else:
+                pruning.run()
+                run = Judged(pruning.source, every, lambda name, inputs: None, lambda n: None)
             while run._steps:
                 run.run()
             return run.losses

@@ -24,6 +24,9 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vo
          "num_attention_heads": 4, "max_position_embeddings": 256}
 
 
+UNSTRUCTURED = Unstructured()
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     """A model whose second layer adds nearly nothing: all of it can go."""
@@ -35,7 +38,7 @@ def source(tmp_path: Path) -> Source:
     return open_source(str(model))
 
 
-def judge_of(source: Source, pattern: Pattern = Unstructured()) -> Judge:
+def judge_of(source: Source, pattern: Pattern = UNSTRUCTURED) -> Judge:
     windows = shipped_windows(source)
     assert windows is not None
     return Judge.of(source, pattern, windows[:2, :48])
@@ -104,8 +107,8 @@ def test_interrupted_it_goes_on(source: Source, tmp_path: Path) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             search_of(judge, tmp_path).run(stop)
-        again, seen = search_of(judge, tmp_path), []
-        assert (again.run(lambda what, done, total: seen.append(done)) == expected).all()
+        again, seen = search_of(judge, tmp_path), list[int]()
+        assert (again.run(lambda what, done, total, seen=seen: seen.append(done)) == expected).all()  # type: ignore[misc]
         assert seen[0] == generation
         (tmp_path / "m.edge.part.search.journal").unlink()
 
@@ -148,7 +151,7 @@ def test_times(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["20", "0m", "m", "-5m", "5 days", ""])
 def test_no_times(text: str) -> None:
-    with pytest.raises(SourceError, match="write it like 20m, 90s or 1.5h"):
+    with pytest.raises(SourceError, match=r"write it like 20m, 90s or 1\.5h"):
         seconds_of(text)
 
 
