@@ -21,7 +21,7 @@ PRESETS = {
     "f32": "32-bit floats, not quantized",
 }
 DEFAULT = "q4"
-LOSSES = {"q3": 0.03, "q2": 0.2}
+LOSSES = {"q3": 0.02, "q2": 0.2}
 """Presets that are made by measuring (mix.py), and the divergence from the source that each may be expected to have, in
 nats a token."""
 
