@@ -13,7 +13,7 @@ from .source import Source
 PRESETS = {
     "q4": "6-bit for the most sensitive matrices and 4-bit for the others",
     "q6": "6-bit",
-    "q3": "2 to 6 bits, by what each matrix costs when it is rounded: the smallest that is about 3 % worse than the "
+    "q3": "2 to 6 bits, by what each matrix costs when it is rounded: the smallest that is about 2 % worse than the "
           "source",
     "q2": "the same, about 20 % worse",
     "q8": "8-bit",
@@ -21,7 +21,7 @@ PRESETS = {
     "f32": "32-bit floats, not quantized",
 }
 DEFAULT = "q4"
-LOSSES = {"q3": 0.03, "q2": 0.2}
+LOSSES = {"q3": 0.02, "q2": 0.2}
 """Presets that are made by measuring (mix.py), and the divergence from the source that each may be expected to have, in
 nats a token."""
 

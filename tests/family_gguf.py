@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, quants
-from gguf.constants import GGMLQuantizationType, TokenType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, TokenType
 
 from edgert.text.tokenizer import BYTE_OF
 
@@ -96,8 +96,10 @@ def _metadata(kind: Kind) -> dict[str, Any]:
     return {f"{kind.family}.{key}": value for key, value in values.items()}
 
 
-def write_family(path: Path, name: str, *, of: GGMLQuantizationType = GGMLQuantizationType.F32, seed: int = 0) -> Path:
-    """The file of one of KINDS; of: the type of its matrices."""
+def write_family(path: Path, name: str, *, of: GGMLQuantizationType = GGMLQuantizationType.F32, seed: int = 0,
+                 floats: bool = False) -> Path:
+    """The file of one of KINDS; of: the type of its matrices whose rows are whole blocks of it, others are F32. floats:
+    all are F32, of the values that the type has."""
     kind, random = KINDS[name], np.random.default_rng(seed)
     writer = GGUFWriter(path, kind.family)
     for key, value in _metadata(kind).items():
@@ -116,7 +118,12 @@ def write_family(path: Path, name: str, *, of: GGMLQuantizationType = GGMLQuanti
 
     def add_matrix(name: str, rows: int, columns: int, size: float) -> None:
         values = (size * random.standard_normal((rows, columns))).astype(np.float32)
-        writer.add_tensor(name, quants.quantize(values, of), raw_dtype=of)
+        whole = columns % GGML_QUANT_SIZES[of][0] == 0
+        type_ = of if whole else GGMLQuantizationType.F32
+        data = quants.quantize(values, type_)
+        if floats:
+            data, type_ = quants.dequantize(data, type_), GGMLQuantizationType.F32
+        writer.add_tensor(name, data, raw_dtype=type_)
 
     def add_biased(name: str, rows: int) -> None:
         if name.rpartition(".")[2] in kind.biased:
