@@ -28,7 +28,7 @@ from edgert.kernels.pages import CACHE_TYPES, PAGE
 from edgert.memory.cache_room import CacheRoom, cache_room, context_in
 from edgert.memory.plan import Planner
 
-GEMMA = Path(__file__).parents[2] / "golden" / "models" / "gemma3"
+MODELS = Path(__file__).parents[2] / "golden" / "models"
 BLOCKS, CHUNK, VOCABULARY = 14, 40, 263
 CONTEXT, WINDOW = BLOCKS * PAGE, 100
 NEEDED = 6
@@ -36,18 +36,21 @@ NEEDED = 6
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, 3 * CONTEXT).tolist()
 
 
-@pytest.fixture(scope="module", params=["some", "all"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The golden model with longer windows, in two layers of three or in all."""
-    folder = tmp_path_factory.mktemp("windows")
-    shutil.copytree(GEMMA, folder / "model")
+def converted(folder: Path, name: str, **changes: Any) -> Path:
+    """A golden model with longer windows."""
+    shutil.copytree(MODELS / name, folder / "model")
     config = folder / "model" / "config.json"
     values = {**json.loads(config.read_text()), "max_position_embeddings": CONTEXT + PAGE, "sliding_window": WINDOW}
-    if request.param == "all":
-        values["layer_types"] = ["sliding_attention"] * 3
-    config.write_text(json.dumps(values))
+    config.write_text(json.dumps({**values, **changes}))
     convert(str(folder / "model"), folder / "m.edge", "f32")
-    with Bundle(folder / "m.edge") as opened:
+    return folder / "m.edge"
+
+
+@pytest.fixture(scope="module", params=["some", "all"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """Gemma 3, with windows in two layers of three or in all."""
+    changes = {"layer_types": ["sliding_attention"] * 3} if request.param == "all" else {}
+    with Bundle(converted(tmp_path_factory.mktemp("windows"), "gemma3", **changes)) as opened:
         yield opened
 
 
@@ -97,6 +100,18 @@ def test_a_long_text(engine: Engine, expected: np.ndarray, step: int) -> None:
     session.close()
     assert pool.free == pool.count and len(pool.windows._free) == NEEDED and not +pool.windows._needed
     pool.close()
+
+
+@pytest.mark.parametrize("name", ["mistral", "ministral", "phi3"])
+def test_other_families(tmp_path: Path, name: str) -> None:
+    with Bundle(converted(tmp_path, name)) as opened:
+        engine = make_engine(opened, cache_type="f16", chunk=CHUNK, context=CONTEXT)
+        pool, count = pool_of(engine), engine.config.vocab_size
+        split, whole = Session(engine.config, CONTEXT, "f16", pool), Session(engine.config, CONTEXT, "f16")
+        tokens = [token % count for token in TOKENS[:CONTEXT]]
+        same(*(engine.forward(of, tokens, range(CONTEXT)) for of in (split, whole)))
+        for of in (split, whole, pool, engine):
+            of.close()
 
 
 @settings(max_examples=15, deadline=None)
