@@ -134,10 +134,12 @@ def test_truncated_as_far_as_it_can_go_on(engine: Engine, expected: np.ndarray, 
 
 
 def test_guesses_and_their_siblings(one_type: Engine) -> None:
-    """As many as go at once, again and again, of which some stay."""
+    """As many as go at once, again and again, of which some stay, while another session takes all places that it
+    can."""
     engine, rng = one_type, np.random.default_rng(3)
-    pool = pool_of(engine)
+    pool = pool_of(engine, 9, 2 * CONTEXT)
     session, whole = Session(engine.config, CONTEXT, "f16", pool), Session(engine.config, CONTEXT, "f16")
+    another = Session(engine.config, CONTEXT, "f16", pool)
     for of in (session, whole):
         engine.forward(of, TOKENS[:3 * PAGE])
     for _ in range(25):
@@ -145,6 +147,8 @@ def test_guesses_and_their_siblings(one_type: Engine) -> None:
         tokens, other = rng.integers(0, VOCABULARY, 17).tolist(), int(rng.integers(0, VOCABULARY))
         for guess in tokens[1:]:  # as drafts are made, one by one
             engine.forward(session, [guess])
+        another.truncate(0)
+        engine.forward(another, TOKENS[:9 * PAGE], [])
         session.truncate(length)
         kept = int(rng.integers(1, 17))
         found = [engine.forward_all([NewTokens(of, tokens, range(17), [(kept, other)])])[0] for of in (session, whole)]
@@ -155,7 +159,7 @@ def test_guesses_and_their_siblings(one_type: Engine) -> None:
             else:
                 of.truncate(length + kept)
         assert session.tokens == whole.tokens
-    for of in (session, whole, pool):
+    for of in (session, whole, another, pool):
         of.close()
 
 
@@ -259,7 +263,7 @@ def test_a_draft_sees_the_latest_positions(one_type: Engine, tmp_path: Path) -> 
     """Where the middle is on flash: in layers with a window exactly what they look at."""
     if not len(pool_of(one_type).whole):
         pytest.skip("no layer's pages go to flash")
-    talks = Conversations(one_type, NEEDED, 4 * PAGE, tmp_path, flash=True)
+    talks = Conversations(one_type, NEEDED, 3 * PAGE, tmp_path, flash=True)
     one_type.forward(talks.session, TOKENS[:9 * PAGE + 20])
     row = talks.session.record_in_memory()[0]
     windowed, slot = talks.pool.windowed, row[6] // PAGE
