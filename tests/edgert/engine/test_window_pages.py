@@ -28,7 +28,7 @@ from edgert.kernels.pages import CACHE_TYPES, PAGE
 from edgert.memory.cache_room import CacheRoom, cache_room, context_in
 from edgert.memory.plan import Planner
 
-GEMMA = Path(__file__).parents[2] / "golden" / "models" / "gemma3"
+MODELS = Path(__file__).parents[2] / "golden" / "models"
 BLOCKS, CHUNK, VOCABULARY = 14, 40, 263
 CONTEXT, WINDOW = BLOCKS * PAGE, 100
 NEEDED = 6
@@ -36,18 +36,21 @@ NEEDED = 6
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, 3 * CONTEXT).tolist()
 
 
-@pytest.fixture(scope="module", params=["some", "all"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The golden model with longer windows, in two layers of three or in all."""
-    folder = tmp_path_factory.mktemp("windows")
-    shutil.copytree(GEMMA, folder / "model")
+def converted(folder: Path, name: str, **changes: Any) -> Path:
+    """A golden model with longer windows."""
+    shutil.copytree(MODELS / name, folder / "model")
     config = folder / "model" / "config.json"
     values = {**json.loads(config.read_text()), "max_position_embeddings": CONTEXT + PAGE, "sliding_window": WINDOW}
-    if request.param == "all":
-        values["layer_types"] = ["sliding_attention"] * 3
-    config.write_text(json.dumps(values))
+    config.write_text(json.dumps({**values, **changes}))
     convert(str(folder / "model"), folder / "m.edge", "f32")
-    with Bundle(folder / "m.edge") as opened:
+    return folder / "m.edge"
+
+
+@pytest.fixture(scope="module", params=["some", "all"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """Gemma 3, with windows in two layers of three or in all."""
+    changes = {"layer_types": ["sliding_attention"] * 3} if request.param == "all" else {}
+    with Bundle(converted(tmp_path_factory.mktemp("windows"), "gemma3", **changes)) as opened:
         yield opened
 
 
@@ -99,6 +102,18 @@ def test_a_long_text(engine: Engine, expected: np.ndarray, step: int) -> None:
     pool.close()
 
 
+@pytest.mark.parametrize("name", ["mistral", "ministral", "phi3"])
+def test_other_families(tmp_path: Path, name: str) -> None:
+    with Bundle(converted(tmp_path, name)) as opened:
+        engine = make_engine(opened, cache_type="f16", chunk=CHUNK, context=CONTEXT)
+        pool, count = pool_of(engine), engine.config.vocab_size
+        split, whole = Session(engine.config, CONTEXT, "f16", pool), Session(engine.config, CONTEXT, "f16")
+        tokens = [token % count for token in TOKENS[:CONTEXT]]
+        same(*(engine.forward(of, tokens, range(CONTEXT)) for of in (split, whole)))
+        for of in (split, whole, pool, engine):
+            of.close()
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 150), st.integers(1, 150)), max_size=12))
 def test_truncated_as_far_as_it_can_go_on(engine: Engine, expected: np.ndarray, turns: list[tuple[int, int]]) -> None:
@@ -119,10 +134,12 @@ def test_truncated_as_far_as_it_can_go_on(engine: Engine, expected: np.ndarray, 
 
 
 def test_guesses_and_their_siblings(one_type: Engine) -> None:
-    """As many as go at once, again and again, of which some stay."""
+    """As many as go at once, again and again, of which some stay, while another session takes all places that it
+    can."""
     engine, rng = one_type, np.random.default_rng(3)
-    pool = pool_of(engine)
+    pool = pool_of(engine, 9, 2 * CONTEXT)
     session, whole = Session(engine.config, CONTEXT, "f16", pool), Session(engine.config, CONTEXT, "f16")
+    another = Session(engine.config, CONTEXT, "f16", pool)
     for of in (session, whole):
         engine.forward(of, TOKENS[:3 * PAGE])
     for _ in range(25):
@@ -130,6 +147,8 @@ def test_guesses_and_their_siblings(one_type: Engine) -> None:
         tokens, other = rng.integers(0, VOCABULARY, 17).tolist(), int(rng.integers(0, VOCABULARY))
         for guess in tokens[1:]:  # as drafts are made, one by one
             engine.forward(session, [guess])
+        another.truncate(0)
+        engine.forward(another, TOKENS[:9 * PAGE], [])
         session.truncate(length)
         kept = int(rng.integers(1, 17))
         found = [engine.forward_all([NewTokens(of, tokens, range(17), [(kept, other)])])[0] for of in (session, whole)]
@@ -140,7 +159,7 @@ def test_guesses_and_their_siblings(one_type: Engine) -> None:
             else:
                 of.truncate(length + kept)
         assert session.tokens == whole.tokens
-    for of in (session, whole, pool):
+    for of in (session, whole, another, pool):
         of.close()
 
 
@@ -244,7 +263,7 @@ def test_a_draft_sees_the_latest_positions(one_type: Engine, tmp_path: Path) -> 
     """Where the middle is on flash: in layers with a window exactly what they look at."""
     if not len(pool_of(one_type).whole):
         pytest.skip("no layer's pages go to flash")
-    talks = Conversations(one_type, NEEDED, 4 * PAGE, tmp_path, flash=True)
+    talks = Conversations(one_type, NEEDED, 3 * PAGE, tmp_path, flash=True)
     one_type.forward(talks.session, TOKENS[:9 * PAGE + 20])
     row = talks.session.record_in_memory()[0]
     windowed, slot = talks.pool.windowed, row[6] // PAGE
