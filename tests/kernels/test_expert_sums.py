@@ -83,7 +83,8 @@ def computed(team: Team, m: Mixture, x: rig.Activations, chosen: np.ndarray, wei
                                  table, 0, 0, 0, 0, 0, 0, short.ctypes.data, 0, 0, 0, 0)),
         (Code.EXPERTS, Experts(table, units.per_expert, units.groups, units.in_unit, up.code, x.blocks, down.code,
                                tiles, x.address, x.stride, HIDDEN_ACTS.index(m.act), experts, starts, rows, claims,
-                               totals, partial, scratch.address, scratch.stride, 0, 0, short.ctypes.data, 0, *biases[:2])),
+                               totals, partial, scratch.address, scratch.stride, 0, 0, short.ctypes.data, 0,
+                               *biases[:2])),
         (Code.EXPERT_SUMS, ExpertSums(chosen.ctypes.data, weights.ctypes.data, per_token, places, starts, totals,
                                       partial, units.per_expert, tiles, out.address, out.stride, biases[2])))
     for buffer in (*made.values(), out, scratch, x.buffer, m.memory):
