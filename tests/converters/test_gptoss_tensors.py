@@ -16,7 +16,8 @@ from edgert.errors import SourceError
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 
 
-def folder_with(tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, object], name: str = "gptoss") -> Path:
+def folder_with(tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, object],
+                name: str = "gptoss") -> Path:
     """A golden model with other tensors in the place of those that they are named after."""
     folder = tmp_path / "m"
     shutil.copytree(GOLDEN / name, folder)
