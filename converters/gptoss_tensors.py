@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from edgert.errors import SourceError
+
 from .rows import check_rows
 from .source import Grid, SourceTensor
 
@@ -113,11 +115,14 @@ class Vectors:
 
 def unmixed(found: Mapping[str, SourceTensor], quantized: Mapping[str, Bytes]) -> dict[str, SourceTensor]:
     """The tensors of a safetensors model by name, those of gpt-oss' experts by the names that they have here.
-    quantized: tensors of bytes."""
+    quantized: tensors of bytes. Raises SourceError where one is none of theirs."""
     tensors: dict[str, SourceTensor] = {}
-    for name, tensor in {**found, **quantized}.items():
+    every: dict[str, SourceTensor | Bytes] = {**found, **quantized}
+    for name, tensor in every.items():
         match = _MATRIX.fullmatch(name)
-        if match is None:
+        if match is None or (match[3] in ("", "_bias")) != (name in found):
+            if name not in found:
+                raise SourceError(f"tensor {name} is of type U8, which edgert does not read there")
             tensors[name] = found[name]
             continue
         parts = [("down", 0, 1)] if match[2] == "down_proj" else [("gate", 0, 2), ("up", 1, 2)]

@@ -24,7 +24,7 @@ _NAMES = {Code.EMBEDDING: "embedding", Code.LINEAR: "matrices", Code.NORM: "norm
           Code.SPARSE_ONE: "feed-forward", Code.SPARSE_GATHER: "feed-forward, sums", Code.SPARSE_UP: "up",
           Code.SPARSE_DOWN: "down", Code.MASSES: "attention paid",
           Code.ROUTE: "choosing experts", Code.DISPATCH: "asking for experts", Code.EXPERTS: "experts",
-          Code.EXPERT_SUMS: "experts, sums",
+          Code.EXPERT_SUMS: "experts, sums", Code.GLU: "gated unit",
           Code.HEAD_NORMS: "norm", Code.ADD: "residual stream", Code.SCALE: "output head, scale"}
 _OF_SELECTED = records.LINEAR.of_selected // 8
 _LAYER = records.ROPE.layer // 8

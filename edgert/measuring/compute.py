@@ -118,7 +118,8 @@ class _MadeUpWeights:
 
     def __init__(self, header: Header) -> None:
         self._header = header
-        resident = [0] * len(header.neurons)
+        dense = header.config.dense_layers
+        resident = [0] * (dense + len(header.neurons))
         layers_of = {spec.name: spec.layer for spec in header.config.tensors()}
         layers_of |= {down_headers(layer): layer for layer in range(len(header.neurons))}
         for name, tensor in header.tensors.items():
@@ -127,7 +128,7 @@ class _MadeUpWeights:
         self._places: dict[str, int] = {}
         self._matrices: list[np.ndarray] = []
         self._details: np.ndarray | None = None
-        neurons, self.layers = 0, 0
+        neurons, self.layers = 0, dense
         config = header.config
         lengths = {n.section: n.group_bytes if config.selective else group_layout(
             config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated).whole.length
@@ -151,7 +152,7 @@ class _MadeUpWeights:
         np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is not resident
         self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
                         + lengths[n.section] * (np.arange(n.groups, dtype=np.int64) % standing[n.section])
-                        for n in header.neurons[:self.layers]}
+                        for n in header.neurons[:self.layers - dense]}
         at = layers + slab * np.arange(slabs(head.rows), dtype=np.int64)
         self._tables[HEAD] = self.start + at % size // 64 * 64
         self._fill_sized(self._tables[HEAD][at < size] - self.start)

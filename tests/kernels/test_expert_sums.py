@@ -82,8 +82,9 @@ def computed(team: Team, m: Mixture, x: rig.Activations, chosen: np.ndarray, wei
         (Code.DISPATCH, Dispatch(chosen.ctypes.data, experts, per_token, starts, rows, places, claims, units.per_expert,
                                  table, 0, 0, 0, 0, 0, 0, short.ctypes.data, 0, 0, 0, 0)),
         (Code.EXPERTS, Experts(table, units.per_expert, units.groups, units.in_unit, up.code, x.blocks, down.code,
-                               tiles, x.address, x.stride, HIDDEN_ACTS.index(m.act), experts, starts, rows, claims, totals,
-                               partial, scratch.address, scratch.stride, 0, 0, short.ctypes.data, 0, *biases[:2])),
+                               tiles, x.address, x.stride, HIDDEN_ACTS.index(m.act), experts, starts, rows, claims,
+                               totals, partial, scratch.address, scratch.stride, 0, 0, short.ctypes.data, 0,
+                               *biases[:2])),
         (Code.EXPERT_SUMS, ExpertSums(chosen.ctypes.data, weights.ctypes.data, per_token, places, starts, totals,
                                       partial, units.per_expert, tiles, out.address, out.stride, biases[2])))
     for buffer in (*made.values(), out, scratch, x.buffer, m.memory):
@@ -103,7 +104,9 @@ def exact(m: Mixture, x: np.ndarray, chosen: np.ndarray, weights: np.ndarray) ->
             hidden = activation(like, gate) * beside_gate(like, m.ups[expert].exact @ x[token] + of_up[expert])
             down = np.concatenate([part.exact for part in m.downs[expert]], 1)
             made[token] += weight * (down @ hidden + of_down[expert])
-            size[token] += weight * (np.abs(down) @ np.abs(hidden) + np.abs(of_down[expert]))
+            most = np.repeat(np.abs(hidden).reshape(-1, BLOCK).max(1), BLOCK)  # by which a block is rounded
+            parts = np.concatenate([part.positive + part.negative for part in m.downs[expert]], 1)
+            size[token] += weight * (parts @ most + np.abs(of_down[expert]))
     return made, size
 
 
