@@ -1,7 +1,7 @@
 """Which neurons of a feed-forward part matter for a token: ways to guess it, side by side.
 
-Each way computes a share of a layer's neurons and leaves the others out; its loss is what that does to the perplexity of
-a text. As in use, the first half of each window, the prompt, is computed whole; the second half is computed with what
+Each way computes a share of a layer's neurons and leaves the others out; its loss is what that does to the perplexity
+of a text. As in use, the first half of each window, the prompt, is computed whole; the second half is computed with what
 was chosen, and scored. All ways go through the model together, layer by layer, each weight read once. Ways, with
 h = act(gate x) * up x and d the norms of the down projection's columns:
 
@@ -321,5 +321,5 @@ def compare(bundle: Bundle, texts: Mapping[str, str], shares: Sequence[float], m
                      "loss": {name: float(np.expm1(mean[number + 1] - mean[0])) for name, mean in means.items()}})
     feed_forward, _ = bytes_read(weights, "oracle", 1.0, 1.0)
     return {"texts": list(texts), "tokens": {name: whose.count(name) * (WINDOW // 2 - 1) for name in texts},
-            "feed_forward": round(feed_forward), "dense": {name: float(np.exp(mean[0])) for name, mean in means.items()},
-            "ways": ways}
+            "feed_forward": round(feed_forward), "ways": ways,
+            "dense": {name: float(np.exp(mean[0])) for name, mean in means.items()}}

@@ -25,12 +25,14 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .loading import SHARE, load_bundle, model_options, read_text
 
+
 class _Shares(click.ParamType):
     """Percentages of neurons, as fractions."""
 
     name = "percentages"
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[float, ...]:
+    def convert(self, value: Any, parameter: click.Parameter | None,
+                context: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -63,7 +65,7 @@ class _Engine(NamedTuple):
 @click.command("eval")
 @click.argument("bundles", metavar="BUNDLE...", type=BUNDLE, nargs=-1, required=True)
 @click.option("--modes", is_flag=True,
-              help="Compare ways to run BUNDLE, and other bundles of the same model: what is lost, and how fast each is "
+              help="Compare ways to run BUNDLE, and other bundles of the same model: what is lost, how fast each is "
                    "with --memory SIZE,SIZE.... Texts, questions and prompts are those that come with edgert, if none "
                    "are given.")
 @click.option("--predictors", is_flag=True,
@@ -95,8 +97,8 @@ class _Engine(NamedTuple):
               help="With --modes: also draw them as a picture; needs pip install 'edgert[plot]'.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the pick for every question.")
-def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tuple[float, ...] | None, text_files: tuple[str, ...], questions_file: str | None,
-            prompts_file: str | None, against: str | None, window: int | None, max_tokens: int | None, max_loss: float,
+def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tuple[float, ...] | None,
+            text_files: tuple[str, ...], questions_file: str | None, prompts_file: str | None, against: str | None, window: int | None, max_tokens: int | None, max_loss: float,
             tokens: int | None, runs: int | None, png: str | None, as_json: bool, **model_settings: Any) -> None:
     """Measure how good BUNDLE is, in one way or several.
 

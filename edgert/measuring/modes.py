@@ -98,7 +98,7 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
             scores: dict[str, Any] = {}
             for name, text in what.texts.items():
                 progress(f"{mode.name}: {name}")
-                scores[name] = child.ask({"what": "text", "text": text, "window": what.window,
+                scores[name] = child.ask({"what": "text", "name": name, "text": text, "window": what.window,
                                           "max_tokens": what.max_tokens})
             progress(f"{mode.name}: questions")
             questions = child.ask({"what": "questions", "file": what.questions})
@@ -130,7 +130,7 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
     return {"budgets": list(budgets), "threads": threads, "texts": list(what.texts), "modes": found}
 
 
-class _child:  # noqa: N801
+class _child:
     """A process with a mode's model, and what it says of that."""
 
     def __init__(self, mode: Mode, settings: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@
 Needs `pip install edgert[golden]`. MODEL.gguf is of a family with SiLU (SmolLM2-135M-Instruct); it is the teacher: the
 student, which begins as its copy, learns the distributions of its next tokens (Hinton et al. 2015) on TEXTS, of which
 HTML tags are left out. First each layer's down projection is solved for, so that what the layer makes of the student's
-residual stream is nearest to the teacher's. What is active is made less by a penalty on |relu(gate) * up| that grows during training (Song et al. 2024,
-"ProSparse"); the embedding, which is the head too, stays. The last 4 % of each text are held out.
+residual stream is nearest to the teacher's. What is active is made less by a penalty on |relu(gate) * up| that grows
+during training (Song et al. 2024, "ProSparse"); the embedding, which is the head too, stays. The last 4 % of each text
+are held out.
 
 FOLDER gets config.json, model.safetensors and the tokenizer. Progress goes to standard error, one JSON object to
 standard output: perplexities on what is held out, of the teacher, of the student at first and at the end, and the share
@@ -103,8 +104,8 @@ def perplexity(model: Any, held: np.ndarray, activity: Activity | None = None) -
 
 
 def solve_down(teacher: Any, student: Any, ids: np.ndarray) -> None:
-    """Each layer's down projection by least squares: from the student's neurons to what its residual stream lacks, after
-    attention, of the teacher's after the layer. Layer by layer, so that each makes up for those before it."""
+    """Each layer's down projection by least squares: from the student's neurons to what its residual stream, after
+    attention, lacks of the teacher's after the layer. Layer by layer, so that each makes up for those before it."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         parts = [torch.from_numpy(ids[start:start + BATCH]) for start in range(0, len(ids), BATCH)]
         ours = theirs = [teacher.model.embed_tokens(part) for part in parts]
@@ -168,8 +169,8 @@ def train(teacher: Any, student: Any, activity: Activity, learned: np.ndarray, m
         optimizer.step()
         if step % 5 == 0:
             zeros = np.mean([float((h == 0).float().mean()) for h in hidden])
-            print(f"step {step}: divergence {float(divergence.detach()):.4f}, zero {zeros:.4f}, active {float(active.detach()):.4f}, "
-                  f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"step {step}: divergence {float(divergence.detach()):.4f}, zero {zeros:.4f}, active "
+                  f"{float(active.detach()):.4f}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         step += 1
     return step
 
