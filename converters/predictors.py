@@ -1,8 +1,8 @@
 """Which neurons of a feed-forward part matter for a token: ways to guess it, side by side.
 
 Each way computes a share of a layer's neurons and leaves the others out; its loss is what that does to the perplexity
-of a text. As in use, the first half of each window, the prompt, is computed whole; the second half is computed with what
-was chosen, and scored. All ways go through the model together, layer by layer, each weight read once. Ways, with
+of a text. As in use, the first half of each window, the prompt, is computed whole; the second half is computed with
+what was chosen, and scored. All ways go through the model together, layer by layer, each weight read once. Ways, with
 h = act(gate x) * up x and d the norms of the down projection's columns:
 
 - oracle: the largest |h| d. Not to be had without computing them; the measure of the others.

@@ -98,8 +98,9 @@ class _Engine(NamedTuple):
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the pick for every question.")
 def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tuple[float, ...] | None,
-            text_files: tuple[str, ...], questions_file: str | None, prompts_file: str | None, against: str | None, window: int | None, max_tokens: int | None, max_loss: float,
-            tokens: int | None, runs: int | None, png: str | None, as_json: bool, **model_settings: Any) -> None:
+            text_files: tuple[str, ...], questions_file: str | None, prompts_file: str | None, against: str | None,
+            window: int | None, max_tokens: int | None, max_loss: float, tokens: int | None, runs: int | None,
+            png: str | None, as_json: bool, **model_settings: Any) -> None:
     """Measure how good BUNDLE is, in one way or several.
 
     --text: the text's perplexity, in the same windows as llama.cpp's own tool.
