@@ -46,5 +46,5 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
                f"{row['read'] / 1e6:6.1f} MB {row['guess'] / 1e6:6.1f} MB{losses}")
     yield ""
     yield ("neurons: that were computed; of TEAL, WINA and R-Sparse inputs of each matrix. recall: of those that "
-           "matter most, how many were\namong them. read: of the weights, for a token; to guess: what the guess is made "
-           "of, which would stay in memory.")
+           "matter most, how many were\namong them. read: of the weights, for a token; to guess: what the guess is "
+           "made of, which would stay in memory.")
