@@ -108,9 +108,10 @@ def _griffin(layer: Layer, x: np.ndarray, gate: np.ndarray, up: np.ndarray, shar
 def _low_rank(layer: Layer, x: np.ndarray, gate: np.ndarray, up: np.ndarray, share: float) -> np.ndarray:
     moments = layer.x.T @ layer.x / len(layer.x)
     root = np.linalg.cholesky(moments + 0.01 * moments.diagonal().mean() * np.eye(len(moments), dtype=np.float32))
-    made = layer.hidden(x, LayerWeights(*(
-        _of_rank(matrix @ root, round(RANK * x.shape[1])) @ np.linalg.inv(root)
-        for matrix in (layer.weights.gate, layer.weights.up)), layer.weights.down))
+    assert layer.weights.gate is not None
+    of_gate, of_up = (_of_rank(matrix @ root, round(RANK * x.shape[1])) @ np.linalg.inv(root)
+                      for matrix in (layer.weights.gate, layer.weights.up))
+    made = layer.hidden(x, LayerWeights(of_gate, of_up, layer.weights.down))
     return top(np.abs(made[0] * made[1]) * layer.norms, share)
 
 

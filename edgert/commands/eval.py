@@ -154,7 +154,7 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens] if text is not None else []
         bos = tokenizer.bos_token_id if tokenizer.add_bos_token else None
         parts = windows(ids, window, bos) if text is not None else []
-        tokens = [tokenize_question(question, tokenizer, model.context) for question in questions]
+        tokenized = [tokenize_question(question, tokenizer, model.context) for question in questions]
         asked = [tokenize_prompt(prompt, model) for prompt in prompts]
         result: dict[str, Any] = {"bundle": bundle, "threads": model.threads}
         if text is not None:
@@ -162,13 +162,13 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
             result |= {"text": text_file, "tokens": surprise.tokens, "windows": len(parts), "window": len(parts[0]),
                        "perplexity": surprise.perplexity}
         if questions:
-            scores = _scores(ours, questions, tokens)
+            scores = _scores(ours, questions, tokenized)
             result["questions"] = {"file": questions_file, **_accuracies(questions, scores)}
         if prompts:
             result["prompts"] = {"file": prompts_file, **_matches(prompts, asked, model, max_loss)}
     if against is not None:
         from edgert.measuring.peer import Peer
-        longest = max([*map(len, parts), *(question.computed for question in tokens)])
+        longest = max([*map(len, parts), *(question.computed for question in tokenized)])
         peer = Peer(against, threads=result["threads"], context=longest)
         theirs = _Engine("llama.cpp", peer.reset, peer.forward, _ROWS)
         who = {"name": theirs.name, "model": against}
@@ -179,7 +179,7 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
             result["ratio"] = surprise.perplexity / peers.perplexity
             result["next_token_agreement"] = _share_alike(surprise.choices, peers.choices)
         if questions:
-            peer_scores = _scores(theirs, questions, tokens)
+            peer_scores = _scores(theirs, questions, tokenized)
             result["questions"] |= {
                 "peer": {**who, **_accuracies(questions, peer_scores)},
                 "agreement": _share_alike([s.pick for s in scores], [s.pick for s in peer_scores]),
