@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch.nn import functional
 
 WINDOW, BATCH = 256, 2
@@ -173,9 +174,12 @@ def main() -> None:
     result["train_s"] = round(time.monotonic() - started)
     result["trained"], result["zero_by_layer"] = perplexity(student, held, activity)
     result["zero"] = float(np.mean(result["zero_by_layer"]))
-    student.to(torch.float16).save_pretrained(arguments.folder)
+    print(json.dumps(result), flush=True)
     tokenizer.save_pretrained(arguments.folder)
-    print(json.dumps(result))
+    del student.config.quantization_config  # what the GGUF file was; save_pretrained refuses such models
+    student.config.save_pretrained(arguments.folder)
+    save_file({name: tensor.half().contiguous() for name, tensor in student.state_dict().items()
+               if name != "lm_head.weight"}, arguments.folder / "model.safetensors")
 
 
 if __name__ == "__main__":
