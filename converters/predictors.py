@@ -1,8 +1,8 @@
 """Which neurons of a feed-forward part matter for a token: ways to guess it, side by side.
 
-Each way computes a share of a layer's neurons and leaves the others out; its loss is what that does to the perplexity of
-a text. As in use, the first half of each window, the prompt, is computed whole; the second half is computed with what
-was chosen, and scored. All ways go through the model together, layer by layer, each weight read once. Ways, with
+Each way computes a share of a layer's neurons and leaves the others out; its loss is what that does to the perplexity
+of a text. As in use, the first half of each window, the prompt, is computed whole; the second half is computed with
+what was chosen, and scored. All ways go through the model together, layer by layer, each weight read once. Ways, with
 h = act(gate x) * up x and d the norms of the down projection's columns:
 
 - oracle: the largest |h| d. Not to be had without computing them; the measure of the others.
@@ -108,9 +108,10 @@ def _griffin(layer: Layer, x: np.ndarray, gate: np.ndarray, up: np.ndarray, shar
 def _low_rank(layer: Layer, x: np.ndarray, gate: np.ndarray, up: np.ndarray, share: float) -> np.ndarray:
     moments = layer.x.T @ layer.x / len(layer.x)
     root = np.linalg.cholesky(moments + 0.01 * moments.diagonal().mean() * np.eye(len(moments), dtype=np.float32))
-    made = layer.hidden(x, LayerWeights(*(
-        _of_rank(matrix @ root, round(RANK * x.shape[1])) @ np.linalg.inv(root)
-        for matrix in (layer.weights.gate, layer.weights.up)), layer.weights.down))
+    assert layer.weights.gate is not None
+    of_gate, of_up = (_of_rank(matrix @ root, round(RANK * x.shape[1])) @ np.linalg.inv(root)
+                      for matrix in (layer.weights.gate, layer.weights.up))
+    made = layer.hidden(x, LayerWeights(of_gate, of_up, layer.weights.down))
     return top(np.abs(made[0] * made[1]) * layer.norms, share)
 
 
@@ -321,5 +322,5 @@ def compare(bundle: Bundle, texts: Mapping[str, str], shares: Sequence[float], m
                      "loss": {name: float(np.expm1(mean[number + 1] - mean[0])) for name, mean in means.items()}})
     feed_forward, _ = bytes_read(weights, "oracle", 1.0, 1.0)
     return {"texts": list(texts), "tokens": {name: whose.count(name) * (WINDOW // 2 - 1) for name in texts},
-            "feed_forward": round(feed_forward), "dense": {name: float(np.exp(mean[0])) for name, mean in means.items()},
-            "ways": ways}
+            "feed_forward": round(feed_forward), "ways": ways,
+            "dense": {name: float(np.exp(mean[0])) for name, mean in means.items()}}

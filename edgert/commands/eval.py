@@ -25,12 +25,14 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .loading import SHARE, load_bundle, model_options, read_text
 
+
 class _Shares(click.ParamType):
     """Percentages of neurons, as fractions."""
 
     name = "percentages"
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[float, ...]:
+    def convert(self, value: Any, parameter: click.Parameter | None,
+                context: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -63,7 +65,7 @@ class _Engine(NamedTuple):
 @click.command("eval")
 @click.argument("bundles", metavar="BUNDLE...", type=BUNDLE, nargs=-1, required=True)
 @click.option("--modes", is_flag=True,
-              help="Compare ways to run BUNDLE, and other bundles of the same model: what is lost, and how fast each is "
+              help="Compare ways to run BUNDLE, and other bundles of the same model: what is lost, how fast each is "
                    "with --memory SIZE,SIZE.... Texts, questions and prompts are those that come with edgert, if none "
                    "are given.")
 @click.option("--predictors", is_flag=True,
@@ -95,9 +97,10 @@ class _Engine(NamedTuple):
               help="With --modes: also draw them as a picture; needs pip install 'edgert[plot]'.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the pick for every question.")
-def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tuple[float, ...] | None, text_files: tuple[str, ...], questions_file: str | None,
-            prompts_file: str | None, against: str | None, window: int | None, max_tokens: int | None, max_loss: float,
-            tokens: int | None, runs: int | None, png: str | None, as_json: bool, **model_settings: Any) -> None:
+def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tuple[float, ...] | None,
+            text_files: tuple[str, ...], questions_file: str | None, prompts_file: str | None, against: str | None,
+            window: int | None, max_tokens: int | None, max_loss: float, tokens: int | None, runs: int | None,
+            png: str | None, as_json: bool, **model_settings: Any) -> None:
     """Measure how good BUNDLE is, in one way or several.
 
     --text: the text's perplexity, in the same windows as llama.cpp's own tool.
@@ -151,7 +154,7 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens] if text is not None else []
         bos = tokenizer.bos_token_id if tokenizer.add_bos_token else None
         parts = windows(ids, window, bos) if text is not None else []
-        tokens = [tokenize_question(question, tokenizer, model.context) for question in questions]
+        tokenized = [tokenize_question(question, tokenizer, model.context) for question in questions]
         asked = [tokenize_prompt(prompt, model) for prompt in prompts]
         result: dict[str, Any] = {"bundle": bundle, "threads": model.threads}
         if text is not None:
@@ -159,13 +162,13 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
             result |= {"text": text_file, "tokens": surprise.tokens, "windows": len(parts), "window": len(parts[0]),
                        "perplexity": surprise.perplexity}
         if questions:
-            scores = _scores(ours, questions, tokens)
+            scores = _scores(ours, questions, tokenized)
             result["questions"] = {"file": questions_file, **_accuracies(questions, scores)}
         if prompts:
             result["prompts"] = {"file": prompts_file, **_matches(prompts, asked, model, max_loss)}
     if against is not None:
         from edgert.measuring.peer import Peer
-        longest = max([*map(len, parts), *(question.computed for question in tokens)])
+        longest = max([*map(len, parts), *(question.computed for question in tokenized)])
         peer = Peer(against, threads=result["threads"], context=longest)
         theirs = _Engine("llama.cpp", peer.reset, peer.forward, _ROWS)
         who = {"name": theirs.name, "model": against}
@@ -176,7 +179,7 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
             result["ratio"] = surprise.perplexity / peers.perplexity
             result["next_token_agreement"] = _share_alike(surprise.choices, peers.choices)
         if questions:
-            peer_scores = _scores(theirs, questions, tokens)
+            peer_scores = _scores(theirs, questions, tokenized)
             result["questions"] |= {
                 "peer": {**who, **_accuracies(questions, peer_scores)},
                 "agreement": _share_alike([s.pick for s in scores], [s.pick for s in peer_scores]),

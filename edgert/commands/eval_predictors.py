@@ -42,9 +42,9 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
            + "".join(f" {f'loss, {name[:12]}':>18}" for name in names))
     for row in result["ways"]:
         losses = "".join(f" {percent(row['loss'][name]):>18}" for name in names)
-        yield (f"{row['way']:14} {percent(row['computed']):>9} {percent(row['recall'], 0):>7} {row['read'] / 1e6:6.1f} MB "
-               f"{row['guess'] / 1e6:6.1f} MB{losses}")
+        yield (f"{row['way']:14} {percent(row['computed']):>9} {percent(row['recall'], 0):>7} "
+               f"{row['read'] / 1e6:6.1f} MB {row['guess'] / 1e6:6.1f} MB{losses}")
     yield ""
-    yield ("neurons: that were computed; of TEAL, WINA and R-Sparse inputs of each matrix. recall: of those that matter "
-           "most, how many\nwere among them. read: of the weights, for a token; to guess: what the guess is made of, "
-           "which would stay in memory.")
+    yield ("neurons: that were computed; of TEAL, WINA and R-Sparse inputs of each matrix. recall: of those that "
+           "matter most, how many were\namong them. read: of the weights, for a token; to guess: what the guess is "
+           "made of, which would stay in memory.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
+from .json_lines import naming
 from .perplexity import score, windows
 from .prompts import answer_to, normalized, read_prompts, tokenize_prompt
 from .questions import read_questions, score_question, tokenize_question
@@ -25,9 +26,9 @@ _ROWS = 64
 """Positions whose logits are in memory at once, at most."""
 
 
-def text(model: "Model", text: str, window: int, max_tokens: int | None) -> dict[str, Any]:
+def text(model: "Model", name: str, text: str, window: int, max_tokens: int | None) -> dict[str, Any]:
     """tokens, loss, choices: as of perplexity.Score. digest: of the tokens; choices can be compared where it is the
-    same."""
+    same. name: of the text, for messages."""
     tokenizer = model.tokenizer
     ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
     rows = min(model.plan.logit_rows, _ROWS)
@@ -38,7 +39,8 @@ def text(model: "Model", text: str, window: int, max_tokens: int | None) -> dict
         for start in range(first, len(part), rows):
             yield model.extend(part[start:start + rows], every=True)
 
-    parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
+    with naming(name):
+        parts = windows(ids, window, tokenizer.bos_token_id if tokenizer.add_bos_token else None)
     found = score(parts, logits_of)
     return {"tokens": found.tokens, "loss": found.loss, "choices": found.choices,
             "digest": xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())}

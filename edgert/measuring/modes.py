@@ -35,6 +35,10 @@ CONTEXT = 512
 MIB = 1 << 20
 
 
+Found = list[tuple[Mapping[str, Any], dict[str, Any]]]
+"""Modes, each with what was measured of it at one budget."""
+
+
 class Mode(NamedTuple):
     """bundle: its path. kv_type: None for the bundle's default."""
 
@@ -79,9 +83,10 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
                   progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
     """Measure modes, of which the first is the exact one that all are compared with.
 
-    budgets: in bytes; if there are none, three of the first bundle: all of it in memory, and two below. settings: keywords of
-    `edgert.load`. Returns `budgets`, `threads`, and `modes`: of each its name, bundle, kv_type, max_loss, what `_quality`
-    or `_answers` says, and `budgets`, what `_speed` says of each. Raises EdgertError.
+    budgets: in bytes; if there are none, three of the first bundle (`_between`). settings: keywords of `edgert.load`.
+    Returns `budgets`, `threads`, `texts`, and `modes`: of each its name, bundle, kv_type, max_loss, loss_of ("texts" or
+    "answers"), what `_quality` says or what of that is the answers', and `budgets`, what `_speed` says of each. Raises
+    EdgertError.
     """
     settings = {"context": CONTEXT, **{key: value for key, value in settings.items() if value is not None}}
     found: list[dict[str, Any]] = [{**mode._asdict()} for mode in modes]
@@ -91,14 +96,14 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
     for mode, row in zip(modes, found, strict=True):
         if mode.max_loss:
             continue
-        with _child(mode, settings) as (child, about):
+        with _MeasuredMode(mode, settings) as (child, about):
             threads = about["threads"]
             if not budgets:
                 budgets = _between(**child.ask({"what": "budgets"}))
             scores: dict[str, Any] = {}
             for name, text in what.texts.items():
                 progress(f"{mode.name}: {name}")
-                scores[name] = child.ask({"what": "text", "text": text, "window": what.window,
+                scores[name] = child.ask({"what": "text", "name": name, "text": text, "window": what.window,
                                           "max_tokens": what.max_tokens})
             progress(f"{mode.name}: questions")
             questions = child.ask({"what": "questions", "file": what.questions})
@@ -112,7 +117,7 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
         row["budgets"] = []
         for budget in budgets:
             progress(f"{mode.name}: speed at {budget / MIB:.0f} MiB")
-            with _child(mode, {**settings, "memory": budget}) as (child, about):
+            with _MeasuredMode(mode, {**settings, "memory": budget}) as (child, about):
                 if mode.max_loss and not about["drafts"]:
                     continue
                 run = child.ask({"what": "speed", "prompts": SPEED_PROMPTS, "tokens": what.tokens,
@@ -130,7 +135,7 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
     return {"budgets": list(budgets), "threads": threads, "texts": list(what.texts), "modes": found}
 
 
-class _child:  # noqa: N801
+class _MeasuredMode:
     """A process with a mode's model, and what it says of that."""
 
     def __init__(self, mode: Mode, settings: Mapping[str, Any]) -> None:
@@ -200,7 +205,7 @@ def _mark(modes: Sequence[Mapping[str, Any]]) -> None:
                 and (other["loss"], -other["tok_s"]) != (at["loss"], -at["tok_s"]) for _, other in at_once)
 
 
-def by_budget(modes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[tuple[Mapping[str, Any], dict[str, Any]]]]]:
+def by_budget(modes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Found]]:
     """Each budget with what was measured there: (mode, its entry in `budgets`)."""
     for budget in sorted({at["budget"] for mode in modes for at in mode["budgets"]}):
         yield budget, [(mode, at) for mode in modes for at in mode["budgets"] if at["budget"] == budget]

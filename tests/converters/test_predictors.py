@@ -46,7 +46,7 @@ def test_with_all_neurons_it_is_the_model(bundle: Path) -> None:
     assert result["dense"]["text"] == pytest.approx(expected, rel=0.01)
     for row in result["ways"]:
         assert row["loss"]["text"] == pytest.approx(0, abs=0.02), row
-        assert row["computed"] > 0.99 and row["recall"] in (None, 1.0) or row["way"] in ("CATS", "CHESS")
+        assert (row["computed"] > 0.99 and row["recall"] in (None, 1.0)) or row["way"] in ("CATS", "CHESS")
 
 
 def test_the_oracle_recalls_all_and_reads_least(bundle: Path) -> None:

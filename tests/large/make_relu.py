@@ -1,13 +1,13 @@
 """Makes a model sparse for real: ReLU in the place of SiLU, then trained further for a short time, on one processor.
 
-    python tests/large/make_relu.py MODEL.gguf FOLDER --texts FILE... [--minutes 40] [--sparsity-loss 0.02] [--seed N]
+    python tests/large/make_relu.py MODEL.gguf FOLDER --texts FILE... [--minutes 40] [--threads 1] [--rate 3e-4]
+        [--sparsity-loss 0.02] [--seed N]
     edgert convert FOLDER relu.edge
 
 Needs `pip install edgert[golden]`. MODEL.gguf is of a family with SiLU (SmolLM2-135M-Instruct); it is the teacher: the
 student, which begins as its copy, learns the distributions of its next tokens (Hinton et al. 2015) on TEXTS, of which
-HTML tags are left out. First each layer's down projection is solved for, so that what the layer makes of the student's
-residual stream is nearest to the teacher's. What is active is made less by a penalty on |relu(gate) * up| that grows during training (Song et al. 2024,
-"ProSparse"); the embedding, which is the head too, stays. The last 4 % of each text are held out.
+HTML tags are left out. What is active is made less by a penalty on |relu(gate) * up| that grows during training (Song
+et al. 2024, "ProSparse"); the embedding, which is the head too, stays. The last 4 % of each text are held out.
 
 FOLDER gets config.json, model.safetensors and the tokenizer. Progress goes to standard error, one JSON object to
 standard output: perplexities on what is held out, of the teacher, of the student at first and at the end, and the share
@@ -27,12 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch.nn import functional
 
 WINDOW, BATCH = 256, 2
 HELD_OUT = 0.04
-SOLVED = 6144
-"""Tokens that down projections are solved for with."""
 
 
 class _Plain(HTMLParser):
@@ -102,41 +101,6 @@ def perplexity(model: Any, held: np.ndarray, activity: Activity | None = None) -
     return math.exp(total / (len(held) * (WINDOW // 2 - 1))), share
 
 
-def solve_down(teacher: Any, student: Any, ids: np.ndarray) -> None:
-    """Each layer's down projection by least squares: from the student's neurons to what its residual stream lacks, after
-    attention, of the teacher's after the layer. Layer by layer, so that each makes up for those before it."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        parts = [torch.from_numpy(ids[start:start + BATCH]) for start in range(0, len(ids), BATCH)]
-        ours = theirs = [teacher.model.embed_tokens(part) for part in parts]
-        angles = teacher.model.rotary_emb(ours[0], torch.arange(WINDOW)[None])
-        for layer, model_layer in zip(student.model.layers, teacher.model.layers, strict=True):
-            seen: list[torch.Tensor] = []
-            hooks = [layer.mlp.down_proj.register_forward_pre_hook(lambda m, given, seen=seen: seen.append(given[0])),
-                     layer.post_attention_layernorm.register_forward_pre_hook(
-                         lambda m, given, seen=seen: seen.append(given[0]))]
-            size = student.config.intermediate_size
-            moments, cross = torch.zeros(size, size), torch.zeros(size, student.config.hidden_size)
-            theirs = [model_layer(y, position_embeddings=angles) for y in theirs]
-            for x, y in zip(ours, theirs, strict=True):
-                layer(x, position_embeddings=angles)
-                stream, hidden = (values.flatten(0, 1).float() for values in seen)
-                # Each token by its own size: those with huge activations would be all that is fitted.
-                y = y.flatten(0, 1).float()
-                size_of = y.norm(dim=1, keepdim=True) / y.shape[1] ** 0.5
-                hidden, wanted = hidden / size_of, (y - stream) / size_of
-                moments += hidden.T @ hidden
-                cross += hidden.T @ wanted
-                seen.clear()
-            for hook in hooks:
-                hook.remove()
-            with torch.autocast("cpu", enabled=False):  # a ridge towards the teacher's weights
-                ridge = 0.03 * moments.diagonal().mean()
-                solved = torch.linalg.solve(moments + ridge * torch.eye(size),
-                                            cross + ridge * layer.mlp.down_proj.weight.T)
-                layer.mlp.down_proj.weight.copy_(solved.T)
-            ours = [layer(x, position_embeddings=angles) for x in ours]
-
-
 def train(teacher: Any, student: Any, activity: Activity, learned: np.ndarray, minutes: float, rate: float,
           sparsity_loss: float, generator: np.random.Generator) -> int:
     """Returns the number of steps."""
@@ -168,8 +132,8 @@ def train(teacher: Any, student: Any, activity: Activity, learned: np.ndarray, m
         optimizer.step()
         if step % 5 == 0:
             zeros = np.mean([float((h == 0).float().mean()) for h in hidden])
-            print(f"step {step}: divergence {float(divergence.detach()):.4f}, zero {zeros:.4f}, active {float(active.detach()):.4f}, "
-                  f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"step {step}: divergence {float(divergence.detach()):.4f}, zero {zeros:.4f}, active "
+                  f"{float(active.detach()):.4f}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         step += 1
     return step
 
@@ -181,10 +145,11 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, nargs="+", required=True)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sparsity-loss", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     generator = np.random.default_rng(arguments.seed)
     where: dict[str, Any] = {"pretrained_model_name_or_path": arguments.gguf.parent, "gguf_file": arguments.gguf.name}
@@ -203,20 +168,18 @@ def main() -> None:
     result["relu_zero"] = float(np.mean(zeros))
     print(json.dumps(result), file=sys.stderr, flush=True)
     started = time.monotonic()
-    solve_down(teacher, student, learned[generator.permutation(len(learned))[:SOLVED // WINDOW]])
-    result["solved"], _ = perplexity(student, held, activity)
-    result["solve_s"] = round(time.monotonic() - started)
-    print(json.dumps(result), file=sys.stderr, flush=True)
-    started = time.monotonic()
     steps = train(teacher, student, activity, learned, arguments.minutes, arguments.rate, arguments.sparsity_loss,
                   generator)
     result["learned_tokens"] = steps * BATCH * WINDOW
     result["train_s"] = round(time.monotonic() - started)
     result["trained"], result["zero_by_layer"] = perplexity(student, held, activity)
     result["zero"] = float(np.mean(result["zero_by_layer"]))
-    student.to(torch.float16).save_pretrained(arguments.folder)
+    print(json.dumps(result), flush=True)
     tokenizer.save_pretrained(arguments.folder)
-    print(json.dumps(result))
+    del student.config.quantization_config  # what the GGUF file was; save_pretrained refuses such models
+    student.config.save_pretrained(arguments.folder)
+    save_file({name: tensor.half().contiguous() for name, tensor in student.state_dict().items()
+               if name != "lm_head.weight"}, arguments.folder / "model.safetensors")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_plots(tmp_path: Path) -> None:
     plot = scatter(modes)
     assert "1 MiB, tokens/s" in plot and "2 MiB, tokens/s" in plot and "10.0 %" in plot
     lines = plot.splitlines()
-    assert next(line for line in lines if "B" in line and "┤" in line).endswith("B  Bc")  # the highest, all the way right
+    assert next(line for line in lines if "B" in line and "┤" in line).endswith("B  Bc")  # the highest, at the right
     assert letters_of(modes) == {"exact": "A", "fast": "B", "same": "C"}
     assert [budget for budget, _ in by_budget(modes)] == [MIB, 2 * MIB]
     picture(str(tmp_path / "p.png"), "m.edge", modes)
