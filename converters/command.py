@@ -12,7 +12,7 @@ from edgert.bundle.contents import table
 from edgert.bundle.writer import is_begun
 from edgert.control_characters import visible
 from edgert.errors import EdgertError
-from edgert.memory.budget import parse_size
+from edgert.sizes import parse_size
 from edgert.terminal import show
 
 from .presets import DEFAULT, PRESETS

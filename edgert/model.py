@@ -23,12 +23,12 @@ from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
 from .generation.turns import Turn, Turns, turn_lost
 from .kernels.records import CANCELLED
-from .memory.budget import parse_size, size_text
 from .memory.plan import Plan
 from .opening import CompileProgress, Settings, load_library, open_model
 from .process import default_threads
 from .residency.device import device_of
 from .residency.source import ExpertCounts, ReadHook
+from .sizes import parse_size, size_text
 from .speculation.speculator import AUTO, OFF, Asked, Speculator, parse
 from .speculation.together import Together
 

@@ -123,7 +123,7 @@ class Scratch:
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
         first, row_bytes, _ = self._places[name]
         rows = np.empty((stop - start, row_bytes), np.uint8)
-        view, done = memoryview(rows).cast("B"), 0
+        view, done = rows.data.cast("B"), 0
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(first + start * row_bytes)

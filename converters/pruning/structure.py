@@ -125,9 +125,9 @@ class _Influence(_Look):
         self._stream = super().embedding(weight, scale=scale)
         return self._stream
 
-    def attention(self, qkv: Any, layer: int) -> Any:
+    def attention(self, qkv: Any, layer: int, *, sinks: str | None = None) -> Any:
         self._steps.append(self._look)  # nothing has been added to what goes into a layer until then
-        return super().attention(qkv, layer)
+        return super().attention(qkv, layer, sinks=sinks)
 
     def logits(self, x: Any, norm: str, head: str, **options: Any) -> None:
         self._steps.append(self._look)

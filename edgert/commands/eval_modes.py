@@ -9,8 +9,8 @@ from edgert.measuring.json_lines import SHIPPED
 from edgert.measuring.modes import MIB, What, by_budget, measure_modes, modes_of, shipped_texts
 from edgert.measuring.prompts import read_prompts
 from edgert.measuring.questions import read_questions
-from edgert.memory.budget import parse_size
 from edgert.opening import load_library
+from edgert.sizes import parse_size
 from edgert.terminal import show, show_json, show_passing
 
 from .gguf import bundle_of

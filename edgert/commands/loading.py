@@ -13,9 +13,9 @@ from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
 from edgert.generation.lenience import MOST_LOSS
 from edgert.kernels.pages import CACHE_TYPES
-from edgert.memory.budget import parse_size, size_text
 from edgert.model import DEFAULT_CHUNK, Model, load
 from edgert.opening import MOST_PARALLEL
+from edgert.sizes import parse_size, size_text
 from edgert.speculation.speculator import AUTO, OFF
 from edgert.terminal import proper_text, show, show_passing
 

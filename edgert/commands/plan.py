@@ -14,13 +14,13 @@ from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import APP, PROGRAMS, RUN, SERVE, ProcessCost, process_cost
-from edgert.memory.budget import parse_size
 from edgert.memory.cache_room import CacheRoom, cache_room
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
 from edgert.opening import load_library, session_settings
 from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, measure_folder
+from edgert.sizes import parse_size
 from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from edgert.memory.budget import size_text
 from edgert.sessions import SessionInfo, list_sessions, remove_session, session_info, sessions_folder
+from edgert.sizes import size_text
 from edgert.terminal import show, show_json
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from edgert.errors import ModelError
-from edgert.memory.budget import size_text
+from edgert.sizes import size_text
 
 from .control_group import ControlGroup
 from .messages import Compute, Failed, Keep, Kept, Logits, Open, Opened, Reply, Request, receive_reply, send

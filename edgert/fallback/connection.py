@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from edgert.errors import ModelError
 from edgert.generation.grammar import grammar_bytes
-from edgert.memory.budget import process_bytes, size_text
+from edgert.memory.budget import process_bytes
+from edgert.sizes import size_text
 
 from .child import Child, EndedError
 from .control_group import ControlGroup

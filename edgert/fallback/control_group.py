@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from edgert.control_groups import own_control_groups
 from edgert.errors import ModelError
-from edgert.memory.budget import size_text
+from edgert.sizes import size_text
 
 _NAME = re.compile(r"edgert-llama-(\d+)-\d+")
 _COUNT = itertools.count()

@@ -21,9 +21,10 @@ from edgert.generation.grammar import Grammars, grammar_bytes
 from edgert.generation.scoring import Scores, Scoring
 from edgert.generation.steps import Choosing, Step
 from edgert.generation.turns import Turn, Turns, turn_lost
-from edgert.memory.budget import parse_size, process_bytes, size_text
+from edgert.memory.budget import process_bytes
 from edgert.opening import DEFAULT_CONTEXT
 from edgert.process import default_threads
+from edgert.sizes import parse_size, size_text
 
 from .child import Child
 from .connection import Connection

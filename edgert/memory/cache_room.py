@@ -21,8 +21,7 @@ from edgert.engine.window_pages import blocks_of, window_blocks, windowed_block_
 from edgert.errors import ModelError
 from edgert.kernels.pages import PAGE, page_bytes
 from edgert.models.config import Config
-
-from .budget import size_text
+from edgert.sizes import size_text
 
 _LATEST = 1024
 """Positions that stay in memory at least."""

@@ -27,8 +27,9 @@ from edgert.residency.device import Device
 from edgert.residency.file import ALIGNMENT
 from edgert.residency.on_demand import READERS
 from edgert.residency.placement import Placement
+from edgert.sizes import size_text
 
-from .budget import page_table_bytes, size_text
+from .budget import page_table_bytes
 from .cache_room import CacheRoom
 from .window import candidates, expected_bytes, expected_hits, holds_all, least_slots, reading_s, window_bytes
 

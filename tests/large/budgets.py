@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgert.memory.budget import parse_size
 from edgert.residency.device import probe
+from edgert.sizes import parse_size
 
 TOOLS = Path(os.environ.get("EDGERT_TOOLS") or Path(__file__).resolve().parents[3] / "shared/tools")
 UNLIMITED = "unlimited"

@@ -27,8 +27,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import edgert
-from edgert.memory.budget import parse_size
 from edgert.residency.device import device_of
+from edgert.sizes import parse_size
 
 PROMPTS = ["The capital of France is", "def add(a, b):\n    return", "Once upon a time there was a"]
 TOKENS = 2

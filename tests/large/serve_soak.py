@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from edgert.memory.budget import parse_size
+from edgert.sizes import parse_size
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `edgert` is a folder of tests
 from hostile_requests import Hostile

@@ -10,7 +10,7 @@ import pytest
 from served import Server
 
 from edgert.measuring.startup import SERVE, process_cost
-from edgert.memory.budget import parse_size
+from edgert.sizes import parse_size
 
 pytestmark = pytest.mark.xdist_group("server")
 

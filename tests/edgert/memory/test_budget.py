@@ -9,7 +9,8 @@ import pytest
 from edgert import ModelError
 from edgert import control_groups as groups_module
 from edgert.memory import budget
-from edgert.memory.budget import allowance, parse_size, process_bytes, size_text
+from edgert.memory.budget import allowance, process_bytes
+from edgert.sizes import parse_size, size_text
 
 
 @pytest.mark.parametrize(("text", "size"), [

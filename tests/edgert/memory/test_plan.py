@@ -27,7 +27,6 @@ from edgert.kernels.formats import FORMATS
 from edgert.kernels.groups import group_layout
 from edgert.measuring.compute import MOST_TOKENS, Rehearsal
 from edgert.measuring.startup import process_cost
-from edgert.memory.budget import size_text
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import predict
 from edgert.models.llama import Config
@@ -35,6 +34,7 @@ from edgert.models.tensors import FEED_FORWARD
 from edgert.residency import stream
 from edgert.residency.device import Device
 from edgert.residency.drafting import Drafting
+from edgert.sizes import size_text
 
 MIB = 1 << 20
 DEVICE = Device("a test's", True, 1 << 20, 2, 1e9, 1e-4, [])
