@@ -52,10 +52,12 @@ def experts(config: Config, layer: int) -> Iterator[TensorSpec]:
     if config.biases:
         yield block.of_layer(layer, "mlp.gate.bias", (count,), Role.BIAS, "ffn_gate_inp.bias")
     if config.shared_size:
-        yield from _glu(config, layer, "mlp.shared_expert.", config.shared_size, "_shexp")
-    if config.shared_weighed:
-        yield block.of_layer(layer, "mlp.shared_expert_gate.weight", (1, hidden_size), Role.SHARED_WEIGHT,
-                             "ffn_gate_inp_shexp.weight")
+        *rows, down = _glu(config, layer, "mlp.shared_expert.", config.shared_size, "_shexp")
+        yield from rows
+        if config.shared_weighed:
+            yield block.of_layer(layer, "mlp.shared_expert_gate.weight", (1, hidden_size), Role.SHARED_WEIGHT,
+                                 "ffn_gate_inp_shexp.weight")
+        yield down
     for part, role, rows, columns in (("gate", Role.GATE, neurons, hidden_size), ("up", Role.UP, neurons, hidden_size),
                                       ("down", Role.DOWN, hidden_size, neurons)):
         if config.biases:

@@ -87,7 +87,10 @@ class Plan:
 
     @property
     def pinned_share(self) -> float:
-        """The fraction of the weights that stays in memory."""
+        """The fraction of the weights that stays in memory; of a mixture of experts, that there is room for."""
+        if self.expected_hits is not None:
+            held = ("norms and biases", "experts", *(name for name in self.parts if name.startswith("pinned ")))
+            return min(sum(self.parts[name] for name in held if name != "pinned embedding") / self.weights, 1.0)
         return 1 - self.streamed / self.weights
 
     @property
@@ -95,6 +98,9 @@ class Plan:
         """The plan in one line, for people."""
         if self.disk is None:
             return f"{size_text(self.needed)}, with all weights"
+        if self.expected_hits is not None:
+            return (f"{size_text(self.budget)}; there is room in it for {100 * self.pinned_share:.0f} % of the "
+                    f"weights, about {size_text(self.streamed)} are read for each token")
         return (f"{size_text(self.budget)}; {100 * self.pinned_share:.0f} % of the weights stay in it, "
                 f"{size_text(self.streamed)} are read for each pass")
 
