@@ -24,7 +24,7 @@ def example(seed: int, columns: int = 192, mean: float = 0.0) -> tuple[np.ndarra
 def published(w: np.ndarray, x: np.ndarray, amount: float, pattern: Pattern) -> np.ndarray:
     """SparseGPT as in Frantar & Alistarh 2023, algorithm 1 (IST-DASLab/sparsegpt), plainly, in float64."""
     w, hessian = w.astype(np.float64), x.T.astype(np.float64) @ x / len(x)
-    hessian += 0.01 * np.diag(hessian).mean() * np.eye(len(hessian))
+    hessian += 0.1 * np.diag(hessian).mean() * np.eye(len(hessian))
     upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
     for start in range(0, w.shape[1], 128):
         stop = min(start + 128, w.shape[1])
