@@ -6,7 +6,7 @@ import rig
 from guarded import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
-from swiglu import PARTS, Neurons, absent_table, activation, add_down, hidden, one_token, without
+from swiglu import PARTS, Neurons, absent_table, activation, add_down, beside_gate, hidden, one_token, without
 from weights_for import Weights, matrix, product, seeds, values
 
 from edgert.kernels import records
@@ -160,7 +160,8 @@ def test_a_feed_forward_part(target: str, names: tuple[str, str], seed: int, hid
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
     given_x = rig.activations(team, n.up.form, x)
     up = product(n.up, given_x.values)[0]
-    wanted = activation(n, product(n.gate, given_x.values)[0]) * up if n.gate else activation(n, up + n.up_bias)
+    wanted = (activation(n, product(n.gate, given_x.values)[0]) * beside_gate(n, up) if n.gate else
+              activation(n, up + n.up_bias))
     as_floats = hidden(team, n, given_x, threads=threads, down=FORMATS["f32"]).values
     assert np.allclose(as_floats, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
     h = hidden(team, n, given_x, threads=threads)

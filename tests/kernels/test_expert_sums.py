@@ -105,7 +105,7 @@ def exact(m: Mixture, x: np.ndarray, chosen: np.ndarray, weights: np.ndarray) ->
             down = np.concatenate([part.exact for part in m.downs[expert]], 1)
             made[token] += weight * (down @ hidden + of_down[expert])
             most = np.repeat(np.abs(hidden).reshape(-1, BLOCK).max(1), BLOCK)  # by which a block is rounded
-            parts = np.concatenate([part.positive + part.negative for part in m.downs[expert]], 1)
+            parts = np.concatenate([np.abs(part.positive) + np.abs(part.negative) for part in m.downs[expert]], 1)
             size[token] += weight * (parts @ most + np.abs(of_down[expert]))
     return made, size
 

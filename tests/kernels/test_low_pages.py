@@ -87,7 +87,7 @@ class LowCache(Cache):
 @rig.examples(12)
 @given(seed=seeds, head_dim=st.sampled_from(HEAD_DIMS), kv_heads=st.integers(1, 2), group=st.integers(1, 8),
        low=st.integers(1, 6), more=st.integers(1, 90), tokens=st.integers(1, 9),
-       sight=st.builds(Sight, st.sampled_from([0, 0, 3, 100, 300]), st.sampled_from([0.0, 3.0])))
+       sight=st.builds(Sight, st.sampled_from([0, 0, 3, 100, 300]), st.sampled_from([0.0, 3.0]), st.just(())))
 def test_attention_over_low_pages(target: str, seed: int, head_dim: int, kv_heads: int, group: int, low: int, more: int,
                                   tokens: int, sight: Sight) -> None:
     length, tokens = low * PAGE + more, min(tokens, more)

@@ -15,6 +15,7 @@ from swiglu import (
     activation,
     activation_error,
     add_down,
+    beside_gate,
     contents,
     hidden,
     in_planes,
@@ -146,6 +147,7 @@ def activated(n: Neurons, x: np.ndarray, bases: Sequence[int]) -> Bound:
         up = Bound(np.ones_like(up.exact), np.zeros_like(up.error))
     else:
         gate = times(coarse(n.gate, rows=bases), x)
+        up = Bound(beside_gate(n, up.exact), up.error + 2**-23 * np.abs(beside_gate(n, up.exact)))
     act, act_error = activation(n, gate.exact), activation_error(n, *gate)
     error = act_error * (np.abs(up.exact) + up.error) + (np.abs(act) + act_error) * up.error + 1e-37
     return Bound(act * up.exact, error + 2**-23 * np.abs(act * up.exact))
