@@ -31,8 +31,8 @@ _ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XXS", "IQ2_
 """Types that stand on no grid of 4 bits, nor have so many bits that they need 6 (gguf_grids.py)."""
 _TERNARY = {"TQ1_0", "TQ2_0"}
 _BETWEEN = _FINE_TYPES - {"Q6_K", "MXFP4"}
-"""Of these, those that stand on no grid of 6 bits. The few weights that make values keep 8: Gemma 3 270M's perplexity on
-code is then 1.003 times llama.cpp's, and not 1.011."""
+"""Of these, those that stand on no grid of 6 bits. The few weights that make values keep 8: the perplexity of Gemma 3
+270M on code is then 1.003 times llama.cpp's, and not 1.011."""
 _SENSITIVE = {Role.VALUE, Role.DOWN, Role.SHARED_DOWN}
 _PADDING_COUNTS = {Role.EMBEDDING, Role.ATTENTION_OUTPUT}
 """Matrices whose padding columns must be exactly 0, which on a grid with a minimum they are not: what is in the padding
