@@ -46,8 +46,7 @@ from .simd.memory import (
     splat_f32,
 )
 from .simd.pick import (
-    CODE_UNIT,
-    UPPER_UNIT,
+    UNIT,
     activations_16,
     add_picked,
     begin_picked,
@@ -310,10 +309,9 @@ def _q4n_base_vectors(w):
     return _upper_0(v), _upper_1(v), _upper_2(v), _upper_3(v)
 
 
-def _q4n_steps(vectors: Any, unit: float, block_bytes: int, tokens: tuple[int, ...] = _TOKENS) -> Steps:
-    """Two in four weights, with the activations that belong to them. vectors: (w) -> the four of a block, 1 / unit
-    times q."""
-    positions_at, scales_at, factor = block_bytes - 80, block_bytes - 16, np.float32(unit)
+def _q4n_steps(vectors: Any, block_bytes: int, tokens: tuple[int, ...] = _TOKENS) -> Steps:
+    """Two in four weights, with the activations that belong to them. vectors: (w) -> the four of a block, q / UNIT."""
+    positions_at, scales_at, factor = block_bytes - 80, block_bytes - 16, np.float32(UNIT)
     picking_0, picking_1, picking_2, picking_3 = picking
 
     def row(b, w0, w1, w2, w3, i0, i1, i2, i3, begun, s, x, a):
@@ -375,7 +373,7 @@ STEPS: dict[str, Steps] = {
                         scales=_scaled_header(0.5)),
     "ternary": _affine_steps(_q4_base_pair, FORMATS["ternary"].block_bytes, widen_often=False, tokens=_FEWER,
                              scales=_ternary_header, load=load_f16x16, apart=0),
-    "q4n": _q4n_steps(_q4n_vectors, CODE_UNIT, FORMATS["q4n"].block_bytes, _FEWER),
+    "q4n": _q4n_steps(_q4n_vectors, FORMATS["q4n"].block_bytes, _FEWER),
 }
 
 BASE_STEPS: dict[str, Steps] = {
@@ -386,6 +384,6 @@ BASE_STEPS: dict[str, Steps] = {
     "q8": _q8_steps(_q8_base_pair, FORMATS["q8"].base_bytes, (1,)),
     "q3": _affine_steps(_q4_base_pair, FORMATS["q3"].base_bytes, widen_often=False, middle=2 * FORMATS["q3"].middle,
                         tokens=(1,), scales=_scaled_header(0.5)),
-    "q4n": _q4n_steps(_q4n_base_vectors, UPPER_UNIT, FORMATS["q4n"].base_bytes, (1,)),
+    "q4n": _q4n_steps(_q4n_base_vectors, FORMATS["q4n"].base_bytes, (1,)),
 }
 """Of base planes alone, one token at a time."""

@@ -175,7 +175,7 @@ class Header:
             header._check(PREFIX_BYTES + len(data), file_length)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            shown = "".join(c if c.isprintable() else "?" for c in what[:200])
+            shown = "".join(c if c.isprintable() else "?" for c in what[:400])
             raise BundleError(f"the header is not valid: {shown}; convert the model again") from None
         return header
 

@@ -21,8 +21,9 @@ pairs of products fit 16 bits. The activations have 128 added, and `begin_picked
 _SMALL = _TARGET == "avx2"
 """Whether sums of products have only 16 bits: then weights are as small as they can be, elsewhere as they come."""
 
-CODE_UNIT, UPPER_UNIT = (1.0, 0.5) if _SMALL else (1 / 16, 1 / 16)
-"""What the numbers below are multiplied by to be q; powers of two, so that it does not matter when."""
+UNIT = 0.5 if _SMALL else 1 / 16
+"""What the numbers below are multiplied by to be q, of a whole block and of a base alone, which may be added before
+they are; a power of two, so that it does not matter when."""
 
 
 def _bytes_shuffled(b, table, indices):
@@ -44,9 +45,9 @@ def _code(shift, bits, below):
     constant bits below."""
     def emit(b, value):
         if _SMALL:
-            number = b.and_(_moved(b, value, -shift) if shift else value, constant(V8, (1 << bits) - 1))
             if bits == 4:
-                return b.sub(number, constant(V8, 8))
+                return b.sub(b.and_(_moved(b, value, 1 - shift), constant(V8, 30)), constant(V8, 16))
+            number = b.and_(_moved(b, value, -shift) if shift else value, constant(V8, (1 << bits) - 1))
             return _bytes_shuffled(b, constant(V8, [-13, -5, 3, 11] * 16), number)
         left = 8 - bits - shift
         upper = b.and_(_moved(b, value, left) if left else value, constant(V8, 0x100 - (1 << 8 - bits)))
@@ -57,9 +58,9 @@ def _code(shift, bits, below):
 
 
 code_low, code_high = (_code(shift, 4, 0) for shift in (0, 4))
-"""The nibbles of each byte: q / CODE_UNIT."""
+"""The nibbles of each byte: q / UNIT."""
 upper_codes = tuple(_code(shift, 2, 0x18) for shift in (2, 6, 0, 4))
-"""From a vector of the base plane: its four vectors, q / UPPER_UNIT with the middle in place of the lower bits."""
+"""From a vector of the base plane: its four vectors, q / UNIT with the middle in place of the lower bits."""
 
 
 _QUADS = [[4 * (2 * odd + number // 2) for number in range(4)] * 16 for odd in range(2)]
