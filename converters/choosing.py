@@ -6,10 +6,10 @@ from pathlib import Path
 from edgert.errors import SourceError
 
 from .layout import lay_out
-from .mix import Mix, for_loss, for_size, mixed
+from .mix import Mix, for_loss, for_size, mixed, require_within
 from .presets import LOSSES, Preset
 from .rounding import Importances, windows_for
-from .sensitivity import Part, Sensitivity, judging_windows, parts_of
+from .sensitivity import FEWER, Part, Sensitivity, judging_windows, parts_of
 from .source import Source
 
 
@@ -35,6 +35,13 @@ def choose(source: Source, preset_name: str, size: int | None, provenance: dict[
         raise SourceError("what bits cost this model cannot be measured: its tokenizer makes too few tokens of a text; "
                           "take another preset, such as q4")
     coarse = lay_out(source, mixed(preset_name, parts, ["q3"] * len(parts)), provenance)
+
+    def size_of(chosen: list[str]) -> int:
+        header = lay_out(source, mixed("mixed", parts, chosen, size=size), provenance)
+        return max(section.offset + section.length for section in header.sections.values())
+
+    if size is not None:  # said before the pass that takes so long
+        require_within(size, size_of([FEWER[0]] * len(parts)), size_of([FEWER[-1]] * len(parts)))
     calibrating = windows_for(source, coarse, texts) if calibrate else None
     done = 0
 
@@ -49,9 +56,4 @@ def choose(source: Source, preset_name: str, size: int | None, provenance: dict[
     sensitivity.measure()
     if size is None:
         return mixed(preset_name, parts, for_loss(parts, LOSSES[preset_name]))
-
-    def size_of(chosen: list[str]) -> int:
-        header = lay_out(source, mixed("mixed", parts, chosen, size=size), provenance)
-        return max(section.offset + section.length for section in header.sections.values())
-
     return mixed("mixed", parts, for_size(parts, size, size_of), size=size)

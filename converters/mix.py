@@ -76,15 +76,20 @@ def for_loss(parts: Sequence[Part], limit: float) -> list[str]:
     return chosen
 
 
+def require_within(size: int, least: int, most: int) -> None:
+    """Raises SourceError for a bundle's size that no mix has, or that none has a use for."""
+    if not least <= size <= most:
+        what = "is too small" if size < least else "is more than that can use (--preset q8 and f16 keep more)"
+        raise SourceError(f"--size {size:,} {what}: with 2 to 6 bits a weight a bundle of this model has {least:,} to "
+                          f"{most:,} bytes")
+
+
 def for_size(parts: Sequence[Part], size: int, size_of: Callable[[list[str]], int]) -> list[str]:
     """The format of each part, for a bundle of at most `size` bytes. size_of(chosen): the bytes of a bundle. Raises
     SourceError for a size that is less than the smallest bundle's, or more than that of one that could use it."""
     way, fewest = steps(parts), [FEWER[0]] * len(parts)
     least, most = size_of(fewest), size_of(_after(fewest, way))
-    if not least <= size <= most:
-        what = "is too small" if size < least else "is more than that can use (--preset q8 and f16 keep more)"
-        raise SourceError(f"--size {size:,} {what}: with 2 to 6 bits a weight a bundle of this model has {least:,} to "
-                          f"{most:,} bytes")
+    require_within(size, least, most)
     taken: list[Step] = []
     chosen, left, full = list(fewest), size - least, set[int]()
     for step in way:

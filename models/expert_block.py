@@ -52,8 +52,8 @@ def experts(config: Config, layer: int) -> Iterator[TensorSpec]:
     if config.biases:
         yield block.of_layer(layer, "mlp.gate.bias", (count,), Role.BIAS, "ffn_gate_inp.bias")
     if config.shared_size:
-        *rows, down = _glu(config, layer, "mlp.shared_expert.", config.shared_size, "_shexp")
-        yield from rows
+        *by_rows, down = _glu(config, layer, "mlp.shared_expert.", config.shared_size, "_shexp")
+        yield from by_rows
         if config.shared_weighed:
             yield block.of_layer(layer, "mlp.shared_expert_gate.weight", (1, hidden_size), Role.SHARED_WEIGHT,
                                  "ffn_gate_inp_shexp.weight")
