@@ -112,10 +112,12 @@ def compile_object(report: Any = lambda number, count, name: None) -> bytes:
     target = choose()
     set_numba_target(target)
     from numba import types
+    from .numba_to_llvm import only_translated
     kernels = list(_kernels())
-    for number, (name, dispatcher, arguments) in enumerate(kernels, 1):
-        report(number, len(kernels), name)
-        dispatcher.compile((types.int64,) * arguments)
+    with only_translated():
+        for number, (name, dispatcher, arguments) in enumerate(kernels, 1):
+            report(number, len(kernels), name)
+            dispatcher.compile((types.int64,) * arguments)
     entry = kernels[-1][1]
     (overload,) = entry.overloads.values()
     machine = _machine(target)

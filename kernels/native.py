@@ -1,6 +1,6 @@
 """The kernels as machine code: compiled once for each processor and version, kept on disk, loaded without Numba.
 
-Compiling happens in a process of its own (compiler.py) and takes some twenty seconds; after that, loading takes a few
+Compiling happens in a process of its own (compiler.py) and takes a minute or two; after that, loading takes a few
 milliseconds.
 """
 
