@@ -6,7 +6,7 @@ A family's own `Config`, in its own file, says what else is true of it, and whic
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -43,6 +43,8 @@ class Config(ABC):
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
     attention_bias: ClassVar[bool] = False
     """Whether the q, k and v projections have biases."""
+    LATER: ClassVar[frozenset[str]] = frozenset({"hidden_act"})
+    """Fields that bundles leave out where they are as usual: those from before there were such fields have none."""
     hf_norm_offset: ClassVar[float] = 0.0
     """What the weights of norms lack in safetensors files: where norms multiply by 1 + w, these have w."""
 
@@ -205,12 +207,15 @@ class Config(ABC):
         """From GGUF metadata (`llama.block_count` and so on), the names of all tensors, and those of
         `rope.GGUF_TENSORS` that are there. Raises KeyError or ValueError."""
 
+    @classmethod
+    def usual(cls) -> dict[str, Any]:
+        """The fields of `LATER` with their defaults."""
+        return {field.name: field.default for field in fields(cls) if field.name in cls.LATER}
+
     def to_json(self) -> dict[str, Any]:
-        """As bundles have it: without `hidden_act` where that is silu, as in bundles from when there was no other."""
-        values = asdict(self)
-        if self.hidden_act == "silu":
-            del values["hidden_act"]
-        return values
+        """As bundles have it: without what is as in `usual`."""
+        usual = self.usual()
+        return {name: value for name, value in asdict(self).items() if name not in usual or value != usual[name]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

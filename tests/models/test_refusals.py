@@ -48,9 +48,14 @@ def test_a_bundle_of_a_gguf_says_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), [
-    ("qwen3", {"use_sliding_window": True}, "use_sliding_window is True, and with that setting edgert does not know"),
+    ("llama-f16", {"use_sliding_window": True},
+     "use_sliding_window is True, and with that setting edgert does not know"),
     ("qwen3", {"attention_bias": True}, "attention_bias is True"),
-    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]},
+     "layer_types has layers with a window, and use_sliding_window is not true"),
+    ("qwen3-window", {"layer_types": ["sliding_attention", "chunked_attention"]}, "layer_types is"),
+    ("qwen2-window", {"layer_types": None, "max_window_layers": "1"}, "max_window_layers is '1', expected a whole"),
+    ("qwen2-window", {"sliding_window": 17.5}, "sliding_window is 17.5, expected a whole number"),
     ("mistral", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
     ("mistral", {"num_local_experts": 8}, "num_local_experts is 8"),
     ("phi3", {"lm_head_bias": True}, "lm_head_bias is True"), ("phi3", {"mlp_bias": True}, "mlp_bias is True"),
@@ -66,10 +71,9 @@ def test_a_bundle_of_a_gguf_says_the_same(name: str) -> None:
     ("gptneox", {"attention_bias": False}, "whose attention has no biases"),
     ("gptneox", {"hidden_act": "gelu_10"}, "activation 'gelu_10' is not known"),
     ("llama3-tied", {"embedding_multiplier": 12.0}, "embedding_multiplier is 12.0"),
-    ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types is"),
+    ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types has layers with a window"),
     ("qwen3moe", {"mlp_only_layers": [1]}, r"mlp_only_layers is \[1\]"),
     ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
-    ("qwen3moe", {"use_sliding_window": True}, "use_sliding_window is True"),
     ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
 ])
 def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
@@ -110,6 +114,24 @@ def test_what_config_json_leaves_out() -> None:
     older = {"type": "su", **{name: phi3["rope_parameters"][name] for name in ("short_factor", "long_factor")}}
     assert config_of({**phi3, "rope_parameters": None, "rope_scaling": older}).to_json()["rope_scaling"][
         "original_max_position_embeddings"] == 4096
+
+
+@pytest.mark.parametrize(("name", "changes", "windows"), [
+    ("qwen2-window", {}, [None, 17, 17]), ("qwen2-window", {"layer_types": None}, [None, 17, 17]),
+    ("qwen2-window", {"layer_types": None, "max_window_layers": 28}, [None] * 3),
+    ("qwen2-window", {"sliding_window": None}, [None] * 3), ("qwen2-window", {"sliding_window": 128}, [None] * 3),
+    ("qwen2-window", {"use_sliding_window": False, "layer_types": None}, [None] * 3),
+    ("qwen3-window", {}, [9, None]),
+    ("qwen2moe-window", {"layer_types": None}, [13, None, None]),
+    ("qwen2moe-window", {"layer_types": None, "max_window_layers": 3}, [13, None, 13]),
+    ("qwen3moe-window", {}, [21, 21]),
+    ("smollm3-window", {}, [None, 11, None]), ("smollm3-window", {"layer_types": None}, [None, 11, None])])
+def test_windows(name: str, changes: dict[str, Any], windows: list[int | None]) -> None:
+    """Of each layer, as transformers has them; where there is none, bundles are as before any was read."""
+    config = config_of({**values_of(name), **changes})
+    assert [config.window(layer) for layer in range(config.num_hidden_layers)] == windows
+    assert ("sliding_window" in config.to_json()) == any(windows)
+    assert again(config) == config
 
 
 def test_a_context_settles_longrope() -> None:
