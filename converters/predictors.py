@@ -32,7 +32,8 @@ from edgert.errors import SourceError
 from edgert.kernels.formats import FORMATS, TILE
 
 from .bundle_source import BundleWeights, LayerWeights
-from .calibration import ACTIVATIONS, Calibration, Vectors
+from .activations import ACTIVATIONS
+from .calibration import Calibration, Vectors
 from .calibration_text import shipped_windows
 
 WINDOW = 256

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgert.kernels.records import HIDDEN_ACTS
 
-from .tensors import FEED_FORWARD, Fused, Role, TensorSpec
+from .tensors import FEED_FORWARD, Fused, Joined, Role, TensorSpec
 
 MAX_FREQUENCY = 1e9
 """Of rotary positions, in radians per position. The highest of every real model is 1."""
@@ -123,6 +123,10 @@ class Config(ABC):
 
     def fused(self) -> Iterator[Fused]:
         """Those of them that files have, or may have, as one."""
+        return iter(())
+
+    def joined(self) -> Iterator[Joined]:
+        """Those of them that files have in parts."""
         return iter(())
 
     @property

@@ -138,6 +138,17 @@ class ProgramBuilder:
             self._weights.address(query_weight), self._weights.address(key_weight), int(whole),
             _float_bits(c.norm_epsilon)))
 
+    def head_layer_norms(self, qkv: Buffer, query_weight: str, key_weight: str) -> None:
+        c, size = self._config, 4 * self._config.head_dim
+        weights = [self._weights.address(name) + head * size
+                   for name, heads in ((query_weight, c.num_attention_heads), (key_weight, c.num_key_value_heads))
+                   for head in range(heads)]
+        for head, weight in enumerate(weights):
+            at = qkv.address + head * size
+            self.body.append(Code.LAYER_NORM, records.Norm(
+                at, qkv.stride, weight, c.head_dim, c.head_dim // BLOCK, _float_bits(c.norm_epsilon), at, qkv.stride,
+                0, 0, 0, 0, 0))
+
     def add(self, y: Buffer, *, to: Buffer, norm: str | None = None, scale: float = 1.0) -> None:
         self.body.append(Code.ADD, records.Add(
             to.address, to.stride, y.address, y.stride, self._config.hidden_size,

@@ -130,6 +130,8 @@ SPECS = {
                              num_experts_per_tok=2, norm_topk_prob=True, use_sliding_window=True, sliding_window=21),
     "smollm3-window": small("smollm3", 3, 24, 38, 3, 1, 8, tied=True, no_rope_layer_interval=2,
                             use_sliding_window=True, sliding_window=11),
+    "stablelm-heads": small("stablelm", 2, 64, 38, 2, 2, 32, tied=True, rope=plain(share=0.25), qk_layernorm=True,
+                            use_parallel_residual=True),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",
