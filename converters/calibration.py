@@ -208,6 +208,8 @@ class Calibration:
                            for first, last in pairwise(sizes))
                 if (table := c.rope_table(layer)) is not None:
                     q, k = (self._rotated(part, *self._rotations[table]) for part in (q, k))
+                    if (scales := c.query_scales(np.arange(tokens))) is not None:
+                        q = q * scales[:, None].astype(np.float32)
                 share = c.num_attention_heads // c.num_key_value_heads
                 for head in range(c.num_attention_heads):
                     scores = q[head] @ k[head // share].T * np.float32(c.attention_scale)

@@ -31,8 +31,8 @@ from edgert.bundle import Bundle
 from edgert.errors import SourceError
 from edgert.kernels.formats import FORMATS, TILE
 
-from .bundle_source import BundleWeights, LayerWeights
 from .activations import ACTIVATIONS
+from .bundle_source import BundleWeights, LayerWeights
 from .calibration import Calibration, Vectors
 from .calibration_text import shipped_windows
 

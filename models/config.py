@@ -161,6 +161,17 @@ class Config(ABC):
         """What cosines and sines are multiplied by ("YaRN", Peng et al. 2023)."""
         return 1.0
 
+    def query_scales(self, positions: np.ndarray) -> np.ndarray | None:
+        """What queries are multiplied by at these positions, float64 of their shape; None in a model where that is 1
+        everywhere. Of others whole heads are rotated, in all layers."""
+        return None
+
+    @property
+    def angle_tables(self) -> int:
+        """How many tables of cosines and sines a token has: `rope_tables`, and where queries are scaled as many for
+        them alone."""
+        return len(self.rope_tables()) * (1 if self.query_scales(np.zeros(0)) is None else 2)
+
     @property
     def attention_scale(self) -> float:
         """What products of queries and keys are multiplied by."""

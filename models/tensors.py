@@ -83,8 +83,8 @@ class Fused(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A vector of a model that files have in parts of one size: Hugging Face's as a tensor each, with the names `parts`,
-    GGUF files as the rows of a matrix."""
+    """A vector of a model that files have in parts of one size: Hugging Face's as a tensor each, with the names
+    `parts`, GGUF files as the rows of a matrix."""
 
     whole: TensorSpec
     parts: tuple[str, ...]

@@ -52,7 +52,7 @@ KINDS = {
     "qwen2": Kind("qwen2", matrices=USUAL, biased=frozenset(QKV)),
     "qwen3": Kind("qwen3", {"rope.freq_base": 1e6}, matrices=USUAL, vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}),
     "qwen3, yarn": Kind("qwen3", YARN, matrices=USUAL, vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}, tied=True),
-    "mistral3": Kind("mistral3", {**YARN, "rope.scaling.original_context_length": CONTEXT,
+    "mistral3": Kind("mistral3", {**YARN, "rope.scaling.original_context_length": 32,
                                   "rope.scaling.yarn_log_multiplier": 1.0, "rope.scaling.yarn_beta_fast": 16.0,
                                   "attention.temperature_scale": 0.1}, matrices=USUAL),
     "phi3": Kind("phi3", matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),

@@ -132,6 +132,9 @@ SPECS = {
                             use_sliding_window=True, sliding_window=11),
     "stablelm-heads": small("stablelm", 2, 64, 38, 2, 2, 32, tied=True, rope=plain(share=0.25), qk_layernorm=True,
                             use_parallel_residual=True),
+    "ministral3-long": small("ministral3", 2, 24, 38, 3, 1, 8, tied=True, rope={
+        **YARN, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.4}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from family_gguf import CONTEXT, KINDS, metadata_of
 
@@ -148,8 +149,17 @@ def test_a_context_settles_longrope() -> None:
     assert plain.for_context(1) is plain.for_context(128) is plain
 
 
-def test_ministral_3_takes_the_context_in_which_attention_is_as_usual() -> None:
-    values = values_of("ministral3")
-    assert config_of(values).max_position_embeddings == 64
-    del values["rope_parameters"]["llama_4_scaling_beta"]
-    assert config_of(values).max_position_embeddings == 128
+def test_attention_of_ministral_3_gets_sharper() -> None:
+    """With each of its original contexts; and bundles from before that was known say nothing of it."""
+    values = values_of("ministral3-long")
+    config = config_of(values)
+    assert config.max_position_embeddings == 128 and again(config) == config
+    scales = config.query_scales(np.array([0, 15, 16, 31, 32, 127]))
+    assert scales is not None and np.allclose(scales, 1 + 0.4 * np.log([1, 1, 2, 2, 3, 8]))
+    assert (config.angle_tables, config_of(values_of("mistral")).angle_tables) == (2, 1)
+    values["rope_parameters"]["original_max_position_embeddings"] = 128
+    without = config_of(values)
+    assert without.query_scales(np.arange(3)) is None and "llama_4_scaling_beta" not in without.to_json()
+    values["rope_parameters"] |= {"original_max_position_embeddings": 16, "llama_4_scaling_beta": -1.0}
+    with pytest.raises(ValueError, match=r"llama_4_scaling_beta is -1\.0, expected a number above 0"):
+        config_of(values)
