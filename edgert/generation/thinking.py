@@ -41,8 +41,8 @@ class Parted(NamedTuple):
 
 class ThoughtReader:
     """Takes an answer's text in pieces, however it is cut. White space around thoughts, and around what is said after
-    them, belongs to the marks. Only the beginning of an answer is thought: marks in what is said are text, but for those
-    around all of it."""
+    them, belongs to the marks. Only the beginning of an answer is thought: marks in what is said are text, but for
+    those around all of it."""
 
     def __init__(self, marks: Marks, *, begun: bool, answer: Marks | None = None) -> None:
         """begun: the prompt ends with the first mark. answer: marks that may stand around what is said after thoughts.
