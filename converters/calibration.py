@@ -7,7 +7,6 @@ and what is very wide, of x_i * x_i, as llama.cpp's importance matrix does. The 
 text that a model is judged by belongs in it.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
@@ -20,10 +19,9 @@ from edgert.models.expert_config import Config as ExpertConfig
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role, feed_forward_parts
 
+from .activations import ACTIVATIONS, CLAMP
 from .source import Source
 
-CLAMP = np.float32(7)
-"""Of gates and what they are multiplied by, where the activation is so (kernels/functions.py)."""
 WHOLE = 4096
 """Up to so many columns all products are kept (64 MB as float32), for more only squares."""
 _VALUES_AT_ONCE = 4 << 20
@@ -180,6 +178,19 @@ class Calibration:
 
         self._steps.append(step)
 
+    def head_layer_norms(self, qkv: Vectors, query_weight: str, key_weight: str) -> None:
+        c = self._source.config
+
+        def step() -> None:
+            weights = np.concatenate([self._vector(query_weight), self._vector(key_weight)]).reshape(-1, c.head_dim)
+            part = qkv.values[:, :weights.size]
+            heads = part.reshape(-1, *weights.shape)
+            heads = heads - heads.mean(2, keepdims=True)
+            size = np.sqrt(np.square(heads).mean(2, keepdims=True) + np.float32(c.norm_epsilon))
+            part[:] = (heads / size * weights).reshape(part.shape)
+
+        self._steps.append(step)
+
     def attention(self, qkv: Vectors, layer: int, *, sinks: str | None = None) -> Vectors:
         out, c = self._activation(), self._source.config
         sizes = np.cumsum([0, c.query_size, c.key_value_size, c.key_value_size])
@@ -197,6 +208,8 @@ class Calibration:
                            for first, last in pairwise(sizes))
                 if (table := c.rope_table(layer)) is not None:
                     q, k = (self._rotated(part, *self._rotations[table]) for part in (q, k))
+                    if (scales := c.query_scales(np.arange(tokens))) is not None:
+                        q = q * scales[:, None].astype(np.float32)
                 share = c.num_attention_heads // c.num_key_value_heads
                 for head in range(c.num_attention_heads):
                     scores = q[head] @ k[head // share].T * np.float32(c.attention_scale)
@@ -355,36 +368,6 @@ class Calibration:
         a, b = ((heads[..., 0:dim:2], heads[..., 1:dim:2]) if neighbours
                 else (heads[..., :dim // 2], heads[..., dim // 2:dim]))
         return np.concatenate([a * cosine - b * sine, a * sine + b * cosine, heads[..., dim:]], 2)
-
-
-def _silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
-
-
-def _relu(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0)
-
-
-def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + 0.044715 * x * x * x)))
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    """With erf to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26)."""
-    size = np.abs(x) * np.float32(math.sqrt(0.5))
-    t = 1 / (1 + np.float32(0.3275911) * size)
-    p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * np.float32(1.061405429)))))
-    return 0.5 * x * (1 + np.sign(x) * (1 - p * np.exp(-size * size)))
-
-
-def _clamped(x: np.ndarray) -> np.ndarray:
-    x = np.minimum(x, CLAMP)
-    return x / (1 + np.exp(np.float32(-1.702) * x))
-
-
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "silu": _silu, "relu": _relu, "relu2": lambda x: np.square(_relu(x)), "gelu_tanh": _gelu_tanh, "gelu": _gelu,
-    "clamped": _clamped}
 
 
 def _rotations(frequencies: np.ndarray, factor: float, tokens: int) -> tuple[np.ndarray, np.ndarray]:

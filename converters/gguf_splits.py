@@ -2,7 +2,9 @@
 
 The regular expressions are those of its src/llama-vocab.cpp, written for Oniguruma where its own engine reads them
 otherwise: it knows upper and lower case only of ASCII letters, and finds white space beyond ASCII by `\\s` alone.
-Left out are names of models for embeddings alone, and those for which it has no regular expression but code.
+Left out are names of models for embeddings alone; those for which it has no regular expression but code (afmoe,
+kimi-k2); those whose words it does not split with the categories that it names (youtu, tiny_aya, cohere2moe, superbpe:
+their ids were compared, and differ); and chameleon, gemma4 and sarvam-moe, of families that edgert does not have.
 """
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -12,6 +14,10 @@ _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 QWEN2 = rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+JAIS2 = (rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|"
+         + "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s")
+EXAONE_MOE = (rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
+              r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+")
 QWEN35 = (rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|"
           r"\s*[\r\n]+|\s+(?!\S)|\s+")
 _UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
@@ -44,14 +50,19 @@ SPLITS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
                     (QWEN2,)),
     "qwen35": (QWEN35,),
+    "laguna": (r"[^\n]+|[\n]+", QWEN2),
+    "minicpm5": (r"\p{N}{1,3}", rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}+|{_REST}"),
+    "ufakzeka": (rf"{_WORDS}|\p{{N}}|{_REST}",),
+    "jais-2": (JAIS2,),
+    "exaone-moe": (EXAONE_MOE,),
     "tekken": (TEKKEN,),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), (GPT4O,)),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"), (GPT4O,)),
     **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), (BAILING,)),
     "seed-coder": (SEED_CODER,),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _ASIAN, r"\p{N}"),
     "deepseek-llm": (r"[\r\n]", rf"\s?[{_CASED_SCRIPTS}]+", r"\s?[!-/:-~！-／：-～‘-‟、-。]+", r"\s+$", _ASIAN,
                      r"\p{N}+"),
-    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), (r"\p{N}{1,3}", _CJK, DEEPSEEK3)),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), (r"\p{N}{1,3}", _CJK, DEEPSEEK3)),
     **dict.fromkeys(("poro-chat", "bloom", "gpt3-finnish"), (r" ?[^(\s|.,!?…。，、।۔،)]+",)),
     "viking": (r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"),
 }
@@ -60,5 +71,5 @@ SPLITS: dict[str, tuple[str, ...]] = {
 BOS_BY_DEFAULT = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
 """Pre-tokenizers where a text begins with BOS if the file says nothing."""
 
-WHOLE_WORDS = BOS_BY_DEFAULT | {"glm4", "glm5"}
+WHOLE_WORDS = BOS_BY_DEFAULT | {"glm4", "glm5", "minicpm5"}
 """Pre-tokenizers where a word that is a token is taken whole, whatever the merges say."""

@@ -31,8 +31,9 @@ from edgert.bundle import Bundle
 from edgert.errors import SourceError
 from edgert.kernels.formats import FORMATS, TILE
 
+from .activations import ACTIVATIONS
 from .bundle_source import BundleWeights, LayerWeights
-from .calibration import ACTIVATIONS, Calibration, Vectors
+from .calibration import Calibration, Vectors
 from .calibration_text import shipped_windows
 
 WINDOW = 256

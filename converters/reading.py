@@ -12,6 +12,8 @@ from edgert.models.config import Config
 from edgert.models.families import FAMILIES, Family
 from edgert.models.tensors import Fused, TensorSpec
 
+from .expert_tensors import Stacked
+from .gptoss_tensors import Vectors
 from .rows import Rows
 from .source import SourceTensor
 
@@ -79,7 +81,7 @@ def model_tensors(path: Path, config: Config, found: Mapping[str, SourceTensor],
     """
     if config.num_hidden_layers > len(found):  # before tensors(), which are as many as the number claims
         raise SourceError(f"{path}: claims {config.num_hidden_layers} layers but has {len(found)} tensors")
-    found = _unfused(path, config, found, name_of, by_head=by_head)
+    found = _joined(path, config, _unfused(path, config, found, name_of, by_head=by_head), name_of)
     specs = list(config.tensors())
     if missing := [spec.name for spec in specs if name_of(spec) not in found]:
         raise SourceError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
@@ -96,6 +98,23 @@ def model_tensors(path: Path, config: Config, found: Mapping[str, SourceTensor],
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _joined(path: Path, config: Config, found: Mapping[str, SourceTensor], name_of: NameOf) -> dict[str, SourceTensor]:
+    """The tensors found, those that are parts of one of the model's as that one. Raises SourceError where not all have
+    the size that they must have."""
+    found = dict(found)
+    for whole, names in config.joined():
+        size, name = whole.shape[0] // len(names), name_of(whole)
+        if name in found and found[name].shape == (len(names), size):
+            found[name] = Vectors(found[name])
+        elif name not in found and found.keys() >= set(names):
+            parts = [found.pop(part) for part in names]
+            for part, tensor in zip(names, parts, strict=True):
+                if tensor.shape != (size,):
+                    raise SourceError(f"{path}: tensor {part} has shape {list(tensor.shape)}, expected {[size]}")
+            found[name] = Stacked(parts)
+    return found
 
 
 def _unfused(path: Path, config: Config, found: Mapping[str, SourceTensor], name_of: NameOf, *,

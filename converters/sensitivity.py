@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from edgert.kernels.formats import FORMATS, TILE, unpack
 from edgert.models.tensors import Role, TensorSpec
 
-from .calibration import ACTIVATIONS, Calibration, Vectors
+from .activations import ACTIVATIONS
+from .calibration import Calibration, Vectors
 from .importance import Importance
 from .quantizer import on_grid, packed
 from .source import Grid, Source, SourceTensor

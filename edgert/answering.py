@@ -13,7 +13,7 @@ from .generation.grammar import Grammar, Grammars, Schema
 from .generation.sampling import Sampling
 from .generation.scoring import Scores
 from .generation.thinking import MARKS as THOUGHT_MARKS
-from .generation.thinking import SWITCHES, Marks, ThoughtReader, marks_in
+from .generation.thinking import SWITCHES, Marks, ThoughtReader, answer_marks_in, marks_in
 from .generation.tool_calls import MARKS, CallReader
 from .generation.tools import Choice, Tools, with_arguments_read
 from .residency.device import Device
@@ -255,7 +255,9 @@ class LanguageModel(ABC):
                    or any(settings.get(name) is not None for name in ("regex", "grammar")))
         ids, begun = self._rendered(messages, tools if tool_choice != "none" else None,
                                     False if follows else thinking, template_values)
-        thoughts = ThoughtReader(self._thought_marks, begun=begun) if self._thought_marks and not follows else None
+        thoughts = None
+        if self._thought_marks and not follows:
+            thoughts = ThoughtReader(self._thought_marks, begun=begun, answer=answer_marks_in(self._template.text))
         if not tools and tool_choice not in ("none", "auto"):
             raise ModelError(f"tool_choice is {tool_choice!r}, but there are no tools; give tools too")
         if not tools or tool_choice == "none":

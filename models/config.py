@@ -6,7 +6,7 @@ A family's own `Config`, in its own file, says what else is true of it, and whic
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from edgert.kernels.records import HIDDEN_ACTS
 
-from .tensors import FEED_FORWARD, Fused, Role, TensorSpec
+from .tensors import FEED_FORWARD, Fused, Joined, Role, TensorSpec
 
 MAX_FREQUENCY = 1e9
 """Of rotary positions, in radians per position. The highest of every real model is 1."""
@@ -43,6 +43,8 @@ class Config(ABC):
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
     attention_bias: ClassVar[bool] = False
     """Whether the q, k and v projections have biases."""
+    LATER: ClassVar[frozenset[str]] = frozenset({"hidden_act"})
+    """Fields that bundles leave out where they are as usual: those from before there were such fields have none."""
     hf_norm_offset: ClassVar[float] = 0.0
     """What the weights of norms lack in safetensors files: where norms multiply by 1 + w, these have w."""
 
@@ -123,6 +125,10 @@ class Config(ABC):
         """Those of them that files have, or may have, as one."""
         return iter(())
 
+    def joined(self) -> Iterator[Joined]:
+        """Those of them that files have in parts."""
+        return iter(())
+
     @property
     @abstractmethod
     def norm_epsilon(self) -> float:
@@ -154,6 +160,17 @@ class Config(ABC):
     def rope_attention_factor(self) -> float:
         """What cosines and sines are multiplied by ("YaRN", Peng et al. 2023)."""
         return 1.0
+
+    def query_scales(self, positions: np.ndarray) -> np.ndarray | None:
+        """What queries are multiplied by at these positions, float64 of their shape; None in a model where that is 1
+        everywhere. Of others whole heads are rotated, in all layers."""
+        return None
+
+    @property
+    def angle_tables(self) -> int:
+        """How many tables of cosines and sines a token has: `rope_tables`, and where queries are scaled as many for
+        them alone."""
+        return len(self.rope_tables()) * (1 if self.query_scales(np.zeros(0)) is None else 2)
 
     @property
     def attention_scale(self) -> float:
@@ -205,12 +222,15 @@ class Config(ABC):
         """From GGUF metadata (`llama.block_count` and so on), the names of all tensors, and those of
         `rope.GGUF_TENSORS` that are there. Raises KeyError or ValueError."""
 
+    @classmethod
+    def usual(cls) -> dict[str, Any]:
+        """The fields of `LATER` with their defaults."""
+        return {field.name: field.default for field in fields(cls) if field.name in cls.LATER}
+
     def to_json(self) -> dict[str, Any]:
-        """As bundles have it: without `hidden_act` where that is silu, as in bundles from when there was no other."""
-        values = asdict(self)
-        if self.hidden_act == "silu":
-            del values["hidden_act"]
-        return values
+        """As bundles have it: without what is as in `usual`."""
+        usual = self.usual()
+        return {name: value for name, value in asdict(self).items() if name not in usual or value != usual[name]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -41,6 +41,10 @@ class Network(Protocol):
         """RMSNorm of each head's query and key, in place, before they are rotated; whole: of all queries of a token as
         one vector, and of all its keys."""
 
+    def head_layer_norms(self, qkv: Activation, query_weight: str, key_weight: str) -> None:
+        """LayerNorm of each head's query and key, in place, before they are rotated; every head has weights of its own,
+        one head's after another's. `head_dim` is a multiple of `formats.BLOCK`."""
+
     def attention(self, qkv: Activation, layer: int, *, sinks: str | None = None) -> Activation:
         """Rotary positions, the key-value cache of a layer, causal attention. sinks: the weight with a score for each
         head that counts in the softmax and has no value."""

@@ -12,11 +12,11 @@ __all__ = ["Config", "wire"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(rotary_config.Config):
+class Config(rotary_config.SwitchedWindow, rotary_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "qwen2"
-    READS: ClassVar[frozenset[str]] = frozenset({"attention_bias", "sliding_window"})
+    READS: ClassVar[frozenset[str]] = rotary_config.SwitchedWindow.SWITCH | {"attention_bias"}
     attention_bias: ClassVar[bool] = True
 
     def tensors(self) -> Iterator[TensorSpec]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import expert_block, expert_config
+from . import expert_block, expert_config, rotary_config
 from .config import check_whole
 from .expert_block import wire
 from .tensors import TensorSpec
@@ -15,12 +15,12 @@ __all__ = ["Config", "wire"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(expert_config.Config):
+class Config(rotary_config.SwitchedWindow, expert_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "qwen2moe"
-    READS: ClassVar[frozenset[str]] = expert_config.Config.READS | {"moe_intermediate_size", "qkv_bias",
-                                                                    "sliding_window"}
+    READS: ClassVar[frozenset[str]] = (expert_config.Config.READS | rotary_config.SwitchedWindow.SWITCH
+                                        | {"moe_intermediate_size", "qkv_bias"})
     attention_bias: ClassVar[bool] = True
     shared_weighed: ClassVar[bool] = True
     gguf_norm_topk_prob: ClassVar[bool] = False
@@ -34,6 +34,10 @@ class Config(expert_config.Config):
     @property
     def shared_size(self) -> int:
         return self.shared_expert_intermediate_size
+
+    @classmethod
+    def windowed(cls, layer: int, values: Mapping[str, Any]) -> bool:
+        return layer % 2 == 0 and not super().windowed(layer, values)
 
     @classmethod
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:

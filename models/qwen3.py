@@ -10,11 +10,11 @@ from .tensors import Role, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(rotary_config.Config):
+class Config(rotary_config.SwitchedWindow, rotary_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "qwen3"
-    READS: ClassVar[frozenset[str]] = frozenset({"sliding_window"})
+    READS: ClassVar[frozenset[str]] = rotary_config.SwitchedWindow.SWITCH
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor, in the order of use."""

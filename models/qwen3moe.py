@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import expert_block, expert_config
+from . import expert_block, expert_config, rotary_config
 from .expert_block import wire
 from .tensors import TensorSpec
 from .unread import reader_of
@@ -14,12 +14,17 @@ __all__ = ["Config", "wire"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(expert_config.Config):
+class Config(rotary_config.SwitchedWindow, expert_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "qwen3moe"
-    READS: ClassVar[frozenset[str]] = expert_config.Config.READS | {"moe_intermediate_size", "sliding_window"}
+    READS: ClassVar[frozenset[str]] = (expert_config.Config.READS | rotary_config.SwitchedWindow.SWITCH
+                                        | {"moe_intermediate_size"})
     query_key_norms: ClassVar[str | None] = "head"
+
+    @classmethod
+    def windowed(cls, layer: int, values: Mapping[str, Any]) -> bool:
+        return True
 
     @classmethod
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:

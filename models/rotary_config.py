@@ -188,7 +188,8 @@ class Windowed(Rotary):
         if not {"sliding_attention", "full_attention"}.issuperset(types):
             raise ValueError(f"layer_types is {types!r}, expected sliding_attention and full_attention")
         full = tuple(layer for layer, kind in enumerate(types) if kind == "full_attention")
-        return {**found, **_window(values.get("sliding_window"), found["max_position_embeddings"], full)}
+        window = None if types and len(full) == len(types) else values.get("sliding_window")
+        return {**found, **_window(window, found["max_position_embeddings"], full)}
 
     @classmethod
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
@@ -199,7 +200,41 @@ class Windowed(Rotary):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        return super().from_json({**values, "full_layers": tuple(values["full_layers"])})
+        return super().from_json({**values, "full_layers": tuple(values.get("full_layers", ()))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchedWindow(Windowed):
+    """Of families of which some models have a window in some layers, and say so in `use_sliding_window`; their GGUF
+    files say nothing of it, and llama.cpp computes them without."""
+
+    SWITCH: ClassVar[frozenset[str]] = frozenset({"use_sliding_window", "sliding_window", "layer_types"})
+    """What `READS` has for it."""
+    LATER: ClassVar[frozenset[str]] = config.Config.LATER | {"sliding_window", "full_layers"}
+
+    sliding_window: int | None = None
+
+    @classmethod
+    def windowed(cls, layer: int, values: Mapping[str, Any]) -> bool:
+        """Whether a layer has the window in a config.json that has no `layer_types`. Raises ValueError."""
+        start = values.get("max_window_layers", 28)  # as transformers takes it where the file does not say
+        if type(start) is not int:
+            raise ValueError(f"max_window_layers is {start!r}, expected a whole number")
+        return layer >= start
+
+    @classmethod
+    def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        types = values.get("layer_types")
+        if not values.get("use_sliding_window"):
+            if types and "sliding_attention" in types:
+                raise ValueError("layer_types has layers with a window, and use_sliding_window is not true")
+            return super().hf_fields({**values, "sliding_window": None})
+        if types is None:
+            check_whole("num_hidden_layers", layers := values["num_hidden_layers"])
+            types = ["sliding_attention" if cls.windowed(layer, values) else "full_attention"
+                     for layer in range(layers)]
+        return super().hf_fields({**values, "sliding_window": values.get("sliding_window") or None,
+                                  "layer_types": types})
 
 
 def _window(window: Any, positions: Any, full_layers: tuple[int, ...]) -> dict[str, Any]:

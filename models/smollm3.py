@@ -16,11 +16,11 @@ _INTERVAL = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(rotary_config.Config):
+class Config(rotary_config.SwitchedWindow, rotary_config.Config):
     """Hyper-parameters, named as in Hugging Face's config.json."""
 
     architecture: ClassVar[str] = "smollm3"
-    READS: ClassVar[frozenset[str]] = frozenset({"no_rope_layers", "sliding_window"})
+    READS: ClassVar[frozenset[str]] = rotary_config.SwitchedWindow.SWITCH | {"no_rope_layers"}
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = "interleaved"
     usual_theta: ClassVar[float] = 2000000.0
     usually_tied: ClassVar[bool] = True
@@ -37,16 +37,12 @@ class Config(rotary_config.Config):
         return None if layer in self.unrotated_layers else 0
 
     @classmethod
+    def windowed(cls, layer: int, values: Mapping[str, Any]) -> bool:
+        return layer in _unrotated(values)
+
+    @classmethod
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().hf_fields(values)
-        rotates = values.get("no_rope_layers")  # 1 for a layer that does rotate
-        if rotates is None:
-            unrotated = _every(values.get("no_rope_layer_interval", _INTERVAL), found["num_hidden_layers"])
-        elif isinstance(rotates, list) and all(value in (0, 1) for value in rotates):
-            unrotated = tuple(layer for layer, value in enumerate(rotates) if not value)
-        else:
-            raise ValueError("no_rope_layers is not a list of 0 and 1")
-        return {**found, "unrotated_layers": unrotated}
+        return {**super().hf_fields(values), "unrotated_layers": _unrotated(values)}
 
     @classmethod
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
@@ -61,6 +57,16 @@ class Config(rotary_config.Config):
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor, in the order of use."""
         return block.tensors(self)
+
+
+def _unrotated(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """What a config.json says of them."""
+    rotates = values.get("no_rope_layers")  # 1 for a layer that does rotate
+    if rotates is None:
+        return _every(values.get("no_rope_layer_interval", _INTERVAL), values["num_hidden_layers"])
+    if isinstance(rotates, list) and all(value in (0, 1) for value in rotates):
+        return tuple(layer for layer, value in enumerate(rotates) if not value)
+    raise ValueError("no_rope_layers is not a list of 0 and 1")
 
 
 def _every(interval: Any, layers: Any) -> tuple[int, ...]:

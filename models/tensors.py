@@ -82,6 +82,14 @@ class Fused(NamedTuple):
     by_head: int = 1
 
 
+class Joined(NamedTuple):
+    """A vector of a model that files have in parts of one size: Hugging Face's as a tensor each, with the names
+    `parts`, GGUF files as the rows of a matrix."""
+
+    whole: TensorSpec
+    parts: tuple[str, ...]
+
+
 class FeedForward(NamedTuple):
     """The tensors of a layer's feed-forward part. Where there is a gate, there are no biases.
 

@@ -20,13 +20,13 @@ Q, KV = HEADS * HEAD, KEY_VALUE_HEADS * HEAD
 @dataclass(frozen=True)
 class Kind:
     """What tells one family from the others. metadata: below its name. vectors, matrices: of a layer, by name, with
-    their shapes. biased: which of all tensors have a bias."""
+    their shapes; vectors, some in rows, are not rounded. biased: which of all tensors have a bias."""
 
     family: str
     metadata: dict[str, Any] = field(default_factory=dict)
     norms: tuple[str, ...] = ("attn_norm", "ffn_norm")
     matrices: dict[str, tuple[int, int]] = field(default_factory=dict)
-    vectors: dict[str, int] = field(default_factory=dict)
+    vectors: dict[str, int | tuple[int, int]] = field(default_factory=dict)
     biased: frozenset[str] = frozenset()
     layer_norm: bool = False
     tied: bool = False
@@ -52,7 +52,7 @@ KINDS = {
     "qwen2": Kind("qwen2", matrices=USUAL, biased=frozenset(QKV)),
     "qwen3": Kind("qwen3", {"rope.freq_base": 1e6}, matrices=USUAL, vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}),
     "qwen3, yarn": Kind("qwen3", YARN, matrices=USUAL, vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}, tied=True),
-    "mistral3": Kind("mistral3", {**YARN, "rope.scaling.original_context_length": CONTEXT,
+    "mistral3": Kind("mistral3", {**YARN, "rope.scaling.original_context_length": 32,
                                   "rope.scaling.yarn_log_multiplier": 1.0, "rope.scaling.yarn_beta_fast": 16.0,
                                   "attention.temperature_scale": 0.1}, matrices=USUAL),
     "phi3": Kind("phi3", matrices={**FUSED, **PLAIN, "ffn_up": (2 * NEURONS, HIDDEN)}),
@@ -68,6 +68,9 @@ KINDS = {
                      biased=NORMS | QKV.keys(), layer_norm=True),
     "stablelm, side by side": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": True},
                                    norms=("attn_norm",), matrices=USUAL, biased=NORMS, layer_norm=True),
+    "stablelm, heads": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": True},
+                            norms=("attn_norm",), matrices=USUAL, biased=NORMS, layer_norm=True,
+                            vectors={"attn_q_norm": (HEADS, HEAD), "attn_k_norm": (KEY_VALUE_HEADS, HEAD)}),
     "phi2": Kind("phi2", {"rope.dimension_count": 24, **ALL_HEADS}, norms=("attn_norm",), layer_norm=True,
                  matrices={**QKV, "attn_k": (Q, HIDDEN), "attn_v": (Q, HIDDEN), **OUTPUT, **PLAIN},
                  biased=NORMS | QKV.keys() | OUTPUT.keys() | PLAIN.keys() | {"output"}),
@@ -83,7 +86,7 @@ KINDS = {
 def metadata_of(name: str) -> tuple[str, dict[str, Any], set[str], dict[str, tuple[float, ...]]]:
     """Of one of KINDS: its family, metadata, some names of tensors, and the divisors of frequencies."""
     kind = KINDS[name]
-    tensors = {f"blk.0.{name}.weight" for name in (*kind.norms, *kind.matrices)}
+    tensors = {f"blk.0.{name}.weight" for name in (*kind.norms, *kind.matrices, *kind.vectors)}
     return (kind.family, _metadata(kind), tensors | {f"blk.0.{name}.bias" for name in kind.biased},
             {name: tuple(map(float, factors)) for name, factors in kind.rope_factors.items()})
 
@@ -113,7 +116,7 @@ def write_family(path: Path, name: str, *, of: GGMLQuantizationType = GGMLQuanti
     writer.add_token_merges([f"{_SPACE} t"])
     writer.add_eos_token_id(VOCABULARY - 1)
 
-    def add_vector(name: str, size: int, around: float) -> None:
+    def add_vector(name: str, size: int | tuple[int, int], around: float) -> None:
         writer.add_tensor(name, (around + 0.3 * random.standard_normal(size)).astype(np.float32))
 
     def add_matrix(name: str, rows: int, columns: int, size: float) -> None:

@@ -189,7 +189,7 @@ class Header:
         for name in ("config", "generation", "quantization", "provenance", "sections", "tensors"):
             if not isinstance(values[name], dict):
                 raise ValueError(f"{name} is not an object")
-        _fields("config", {"hidden_act": "silu"} | values["config"], family.Config)
+        _fields("config", family.Config.usual() | values["config"], family.Config)
         return cls(
             config=family.Config.from_json(values["config"]),
             generation=values["generation"], quantization=values["quantization"], provenance=values["provenance"],

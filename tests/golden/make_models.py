@@ -120,6 +120,21 @@ SPECS = {
     "deepseek": Spec("deepseek", torch.float32, 2, 24, 70, 3, 1, 8, False, every=12, own={
         "moe_intermediate_size": 44, "shared_expert_intermediate_size": 88, "num_experts": 5, "num_experts_per_tok": 2,
         "mlp_only_layers": [0], "qkv_bias": False}),
+    "qwen2-window": small("qwen2", 3, 24, 38, 3, 1, 8, use_sliding_window=True, sliding_window=17, max_window_layers=1),
+    "qwen3-window": small("qwen3", 2, 24, 38, 2, 1, 12, tied=True, use_sliding_window=True, sliding_window=9,
+                          layer_types=["sliding_attention", "full_attention"]),
+    "qwen2moe-window": small("qwen2_moe", 3, 24, 38, 3, 1, 8, moe_intermediate_size=32,
+                             shared_expert_intermediate_size=38, num_experts=4, num_experts_per_tok=2,
+                             use_sliding_window=True, sliding_window=13, max_window_layers=2),
+    "qwen3moe-window": small("qwen3_moe", 2, 24, 38, 3, 1, 8, tied=True, moe_intermediate_size=32, num_experts=4,
+                             num_experts_per_tok=2, norm_topk_prob=True, use_sliding_window=True, sliding_window=21),
+    "smollm3-window": small("smollm3", 3, 24, 38, 3, 1, 8, tied=True, no_rope_layer_interval=2,
+                            use_sliding_window=True, sliding_window=11),
+    "stablelm-heads": small("stablelm", 2, 64, 38, 2, 2, 32, tied=True, rope=plain(share=0.25), qk_layernorm=True,
+                            use_parallel_residual=True),
+    "ministral3-long": small("ministral3", 2, 24, 38, 3, 1, 8, tied=True, rope={
+        **YARN, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.4}),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",

@@ -106,6 +106,9 @@ class Recorder:
     def head_norms(self, qkv: None, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
         self.used += [query_weight, key_weight]
 
+    def head_layer_norms(self, qkv: None, query_weight: str, key_weight: str) -> None:
+        self.used += [query_weight, key_weight]
+
     def add(self, y: None, *, to: None, norm: str | None = None, scale: float = 1.0) -> None:
         self.used += [norm] if norm else []
 

@@ -175,6 +175,16 @@ def test_the_activation_is_silu_where_nothing_is_said(tmp_path: Path) -> None:
         assert bundle.header.config.hidden_act == "relu2"
 
 
+def test_there_is_no_window_where_nothing_is_said(tmp_path: Path) -> None:
+    """The same of Qwen2's windows, which were not read once."""
+    path = write_bundle(tmp_path / "m.edge", model_type="qwen2")
+    assert not {"sliding_window", "full_layers"} & header_of(path)["config"].keys()
+    with Bundle(path) as bundle:
+        assert bundle.header.config.window(0) is None
+    with Bundle(change_header(path, tmp_path / "a", put("config", "sliding_window", value=8))) as bundle:
+        assert bundle.header.config.window(0) == 8
+
+
 @pytest.mark.parametrize("activity", [None, [], [[0] * 15], [[0] * 16] * 2, [[10001] * 16], [[0.5] * 16], [["1"] * 16]])
 def test_the_activity_of_a_sparse_model(tmp_path: Path, activity: Any) -> None:
     """Its header says how often neurons are active, and nothing else is taken for that."""

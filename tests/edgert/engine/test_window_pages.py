@@ -102,7 +102,7 @@ def test_a_long_text(engine: Engine, expected: np.ndarray, step: int) -> None:
     pool.close()
 
 
-@pytest.mark.parametrize("name", ["mistral", "ministral", "phi3"])
+@pytest.mark.parametrize("name", ["mistral", "ministral", "phi3", "qwen2-window", "smollm3-window"])
 def test_other_families(tmp_path: Path, name: str) -> None:
     with Bundle(converted(tmp_path, name)) as opened:
         engine = make_engine(opened, cache_type="f16", chunk=CHUNK, context=CONTEXT)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from thinking_model import ANSWER, BEGUN, SWITCHED, THOUGHT, write_thinking_gguf
 
 import edgert
-from edgert.generation.thinking import MARKS, Marks, ThoughtReader, marks_in
+from edgert.generation.thinking import ANSWER_MARKS, MARKS, Marks, ThoughtReader, answer_marks_in, marks_in
 
 TEMPLATES = Path(__file__).parents[2] / "golden" / "chat_templates"
 QUESTION = [{"role": "user", "content": "2+2?"}]
 
 
-def read(pieces: list[str], *, begun: bool = False, marks: int = 0) -> tuple[str, str]:
-    reader = ThoughtReader(MARKS[marks], begun=begun)
+def read(pieces: list[str], *, begun: bool = False, marks: int = 0, answer: Marks | None = None) -> tuple[str, str]:
+    reader = ThoughtReader(MARKS[marks], begun=begun, answer=answer)
     parted = [*map(reader.push, pieces), reader.flush()]
     return "".join(part.thought for part in parted), "".join(part.text for part in parted)
 
@@ -39,6 +39,38 @@ CASES = {
 def test_however_it_is_cut(text: str) -> None:
     for size in (1, 2, 3, 7, 100):
         assert read([text[at:at + size] for at in range(0, len(text), size)]) == CASES[text]
+
+
+ANSWERS = {
+    "<think>a</think>\n<response>\nb\n c\n</response>\n": ("a", "b\n c"),
+    "<think>a</think><response>b </response> <response>c</response>": ("a", "b </response> <response>c"),
+    "<think>a</think><response>b </resp": ("a", "b </resp"),
+    "<think>a</think><response> b < c</r \n": ("a", "b < c</r \n"),
+    "<think>a</think><response></response>": ("a", ""),
+    "<think>a</think> <resp": ("a", "<resp"),
+    "<think>a</think>\nb</response>": ("a", "b</response>"),
+    "<response>b</response>": ("", "<response>b</response>"),
+}
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+def test_marks_around_the_answer(text: str) -> None:
+    """Those of Granite 3.3, however the text is cut, and of no model whose template has none."""
+    for size in (1, 2, 3, 7, 100):
+        assert read([text[at:at + size] for at in range(0, len(text), size)], answer=ANSWER_MARKS) == ANSWERS[text]
+    assert answer_marks_in((TEMPLATES / "llama_cpp-granite_3_3.jinja").read_text()) == ANSWER_MARKS
+    assert answer_marks_in((TEMPLATES / "llama_cpp-qwen3.jinja").read_text()) is None
+    said = text.removeprefix("<think>a</think>")
+    assert read([text]) == (("", text) if text == said else ("a", said.lstrip()))
+
+
+@given(st.lists(st.text("</response> b\n", max_size=9) | st.sampled_from(ANSWER_MARKS)))
+def test_the_cut_of_a_marked_answer_changes_nothing(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = read(["<think>a</think>", *parts], answer=ANSWER_MARKS)
+    assert found == read([*"<think>a</think>" + text], answer=ANSWER_MARKS) and found[0] == "a"
+    missing = len("".join(text.split())) - len("".join(found[1].split()))
+    assert missing in (0, len("<response>"), len("<response></response>"))
 
 
 def test_where_the_prompt_begins_the_thought() -> None:
