@@ -43,6 +43,8 @@ class Config(ABC):
     """Whether the feed-forward part is down(act(gate x) * up x), or down(act(up x))."""
     attention_bias: ClassVar[bool] = False
     """Whether the q, k and v projections have biases."""
+    sinks: ClassVar[bool] = False
+    """Whether attention has sinks (Network.attention)."""
     hf_norm_offset: ClassVar[float] = 0.0
     """What the weights of norms lack in safetensors files: where norms multiply by 1 + w, these have w."""
 
