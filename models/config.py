@@ -45,6 +45,8 @@ class Config(ABC):
     """Whether the q, k and v projections have biases."""
     LATER: ClassVar[frozenset[str]] = frozenset({"hidden_act"})
     """Fields that bundles leave out where they are as usual: those from before there were such fields have none."""
+    sinks: ClassVar[bool] = False
+    """Whether attention has sinks (Network.attention)."""
     hf_norm_offset: ClassVar[float] = 0.0
     """What the weights of norms lack in safetensors files: where norms multiply by 1 + w, these have w."""
 

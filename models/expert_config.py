@@ -22,8 +22,6 @@ class Config(rotary_config.Config):
     """`norm_topk_prob` in the family's GGUF files, which do not say."""
     biases: ClassVar[bool] = False
     """Whether router, experts and the matrix behind attention have biases."""
-    sinks: ClassVar[bool] = False
-    """Whether attention has them (Network.attention)."""
     shared_weighed: ClassVar[bool] = False
     """Whether tokens take as much of the part that all have as a matrix of one row says."""
     gguf_experts_norm: ClassVar[str] = "ffn_norm.weight"

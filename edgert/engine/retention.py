@@ -139,4 +139,7 @@ def parse_policy(name: str, context: int, config: Config) -> Policy:
     if not isinstance(policy, Stop) and not config.rope_frequencies().any():
         raise ModelError(f"the cache policy {name} needs rotary positions, and this model has learned ones, which end; "
                          f"use {STOP}")
+    if policy.observes and config.sinks:  # kernels/masses.py would count more attention than is paid
+        raise ModelError(f"the cache policy {name} goes by attention without sinks, and this model's has some; use "
+                         f"{MIXED}, window or {FLASH}")
     return policy

@@ -13,6 +13,8 @@ _STEPS = 32
 _EXPERTS = 2
 _LEAST_S = 6e-5
 """Seconds for each of these reads, measured (docs/notes/sparse.md): they are Python, one at a time."""
+_WITH_WRONG_GUESSES = 1.1
+"""Bytes of experts that are read for those that are needed: 1.08 and 1.11 were measured (docs/notes/experts.md)."""
 
 
 def least_slots(header: Header) -> dict[int, int]:
@@ -55,25 +57,30 @@ def holds_all(header: Header, slots: Mapping[int, int]) -> bool:
 
 
 def expected_bytes(header: Header, slots: Mapping[int, int]) -> int:
-    """Bytes of groups that a token is expected to need and not to find, as was seen while converting."""
+    """Bytes of groups that are expected to be read for a token, as was seen while converting: those that it needs and
+    does not find, and of experts also those that are guessed and not needed."""
+    return round(_missing(header, slots) * (_WITH_WRONG_GUESSES if header.config.experts else 1))
+
+
+def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
+    """The part of the experts that a token needs that is expected to be in memory."""
+    needed = header.config.experts_per_token * sum(n.choices(header.config)[1] for n in header.neurons)
+    return max(1 - _missing(header, slots) / needed, 0.0)
+
+
+def _missing(header: Header, slots: Mapping[int, int]) -> float:
+    """Bytes of groups that a token is expected to need and not to find."""
     every, total = _groups(header), 0.0
     for n, activity in zip(header.neurons, header.activity, strict=True):
         count, size = n.choices(header.config)
         there = ACTIVITY_PARTS * slots[size] / every[size]
         before, after = ([*activity, 0, 0][int(there) + i] for i in range(2))
         total += (before + (after - before) * (there % 1)) / 10000 * count * size
-    return round(total)
-
-
-def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
-    """The part of the experts that a token needs that is expected to be in memory."""
-    needed = header.config.experts_per_token * sum(n.choices(header.config)[1] for n in header.neurons)
-    return max(1 - expected_bytes(header, slots) / needed, 0.0)
+    return total
 
 
 def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
-    """Seconds that reading the groups takes that a token is expected to need and not to find. They, and the units of
-    experts, are read one by one, at random places."""
+    """Seconds that reading them takes. They, and the units of experts, are read one by one, at random places."""
     unit = max(n.group_bytes for n in header.neurons)
     each = unit / disk.bandwidth + max(disk.latency_s / READERS, _LEAST_S)
     return expected_bytes(header, slots) / unit * each

@@ -4,8 +4,10 @@ _FADE = 0.85
 """What a measurement still counts when the next of its kind comes."""
 _TRUST = 4.0
 """How strongly the slope that is assumed counts until another was measured."""
-_SLOPE = 0.12
-"""What checking a token more takes, in passes for one, where all weights are in memory: assumed at first."""
+STREAMED, IN_MEMORY, OF_EXPERTS = 0.0, 0.12, 0.6
+"""What checking a token more takes, in passes for one, as it is assumed at first: where the same weights are read for
+many tokens as for one, where all are in memory, and where each token needs experts of its own, from flash or memory
+(two tokens need 1.6 times the experts of one: docs/notes/experts.md)."""
 
 
 class _Average:
@@ -26,12 +28,13 @@ class Costs:
     """Seconds of a draft and of checks, and the tokens a second that came of them.
 
     A check of one token alone is a pass as without speculation. Those of more lie on a line through what was measured:
-    nearly flat where weights are streamed, since the same bytes are read for many tokens as for one.
+    nearly flat where weights are streamed, since the same bytes are read for many tokens as for one. slope: of that
+    line, in passes for one token, until another was measured: STREAMED, IN_MEMORY, or OF_EXPERTS.
     """
 
-    def __init__(self, *, streamed: bool) -> None:
+    def __init__(self, slope: float) -> None:
         self._draft, self._alone = _Average(), _Average()
-        self._assumed = 0.0 if streamed else _SLOPE
+        self._assumed = slope
         self._weight = self._n = self._nn = self._t = self._nt = 0.0
         self._tokens = self._seconds = 0.0
 

@@ -26,7 +26,7 @@ from edgert.engine.worker import CancelledError
 from edgert.errors import ModelError
 from edgert.generation.steps import Choosing, Chosen, Step
 
-from .costs import Costs
+from .costs import IN_MEMORY, OF_EXPERTS, STREAMED, Costs
 from .lookup import Lookup
 from .odds import Odds, draft_odds, lookup_odds, sibling_odds
 
@@ -108,7 +108,8 @@ class Speculator:
     def __init__(self, engine: Engine, mode: str | int) -> None:
         self._engine, self.mode = engine, mode
         self._lookups: WeakKeyDictionary[Session, Lookup] = WeakKeyDictionary()
-        self._costs = Costs(streamed=engine.source.streams)
+        streamed = STREAMED if engine.source.streams else IN_MEMORY
+        self._costs = Costs(OF_EXPERTS if engine.config.experts else streamed)
         self._draft_odds, self._lookup_odds, self._sibling_odds = draft_odds(), lookup_odds(), sibling_odds()
 
     def compute(self, batch: Sequence[Asked], cancel: np.ndarray | None = None) -> None:

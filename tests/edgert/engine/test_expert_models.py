@@ -24,7 +24,7 @@ from edgert.errors import BundleError, EdgertError, ModelError
 from edgert.kernels import expert_units, native
 from edgert.kernels.records import WAIT
 from edgert.memory.plan import Planner
-from edgert.memory.window import least_slots
+from edgert.memory.window import expected_bytes, expected_hits, least_slots, slots_in
 from edgert.residency.device import Device
 from edgert.residency.experts import ExpertCache
 from edgert.residency.file import FlashFile
@@ -140,6 +140,17 @@ def test_planned_for_any_budget(bundle: Bundle, expected: np.ndarray) -> None:
         assert max(reading) > 0
     with pytest.raises(ModelError, match="too small"):
         planner.plan(smallest - 1, lambda: device)
+
+
+def test_bytes_that_are_expected_are_those_of_misses_and_wrong_guesses(bundle: Bundle) -> None:
+    """More than what is needed and not there, and nothing where there is room for all."""
+    header, config = bundle.header, bundle.header.config
+    needed = config.experts_per_token * sum(n.choices(config)[1] for n in header.neurons)
+    for size in (0, 1 << 16, 1 << 18, 1 << 40):
+        slots = slots_in(header, size)
+        missed, read = (1 - expected_hits(header, slots)) * needed, expected_bytes(header, slots)
+        assert read == pytest.approx(1.1 * missed, rel=0.001, abs=1)
+        assert (read == 0) == (size == 1 << 40)
 
 
 @pytest.mark.parametrize("fault", ["error", "flip", "unforeseen"])

@@ -1,5 +1,6 @@
 """A full cache: what a policy lets go of, and that nothing else decides about it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from edgert.engine.retention import OBSERVED, POLICIES, Heavy, parse_policy
 from edgert.engine.session import Session
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES, PAGE
+from edgert.models import gptoss
 
+MODELS = Path(__file__).parents[2] / "golden" / "models"
 CONTEXT, MOST, VOCABULARY = 8 * PAGE, 40 * PAGE, 300
 SHAPE = {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": VOCABULARY, "num_attention_heads": 6,
          "num_key_value_heads": 2, "max_position_embeddings": MOST, "tie_word_embeddings": False}
@@ -201,3 +204,15 @@ def test_settings_that_make_no_sense(bundle: Bundle) -> None:
         parse_policy("oldest", 4096, config)
     with pytest.raises(ModelError, match="heavy needs a context of at least 512 tokens, not 100"):
         parse_policy("heavy", 100, config)
+
+
+def test_what_goes_by_attention_is_refused_where_it_has_sinks() -> None:
+    """What a sink takes of it is not in the masses that are counted."""
+    config = gptoss.Config.from_hf(json.loads((MODELS / "gptoss" / "config.json").read_text()))
+    for name in POLICIES:
+        if name == "heavy":
+            with pytest.raises(ModelError, match=r"^the cache policy heavy goes by attention without sinks") as raised:
+                parse_policy(name, 4096, config)
+            assert "\n" not in str(raised.value)
+        else:
+            assert parse_policy(name, 4096, config) is POLICIES[name]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgert.speculation.costs import Costs
+from edgert.speculation.costs import STREAMED, Costs
 from edgert.speculation.odds import Odds, draft_odds, lookup_odds
 
 
@@ -36,7 +36,7 @@ def test_the_surer_the_likelier(odds: Odds) -> None:
 
 def test_costs_of_checking_follow_what_was_measured() -> None:
     """A line through passes of several tokens; one token alone is measured for itself."""
-    costs = Costs(streamed=True)
+    costs = Costs(STREAMED)
     assert not costs.known and costs.draft == 0
     costs.checked(1, 1.0)
     assert costs.known and costs.check(1) == 1.0 and costs.rate == pytest.approx(1.0)
@@ -50,7 +50,7 @@ def test_costs_of_checking_follow_what_was_measured() -> None:
 
 
 def test_the_rate_to_beat_is_the_better_one() -> None:
-    costs = Costs(streamed=True)
+    costs = Costs(STREAMED)
     costs.checked(1, 0.5)
     costs.came(1, 2.0)
     assert costs.rate == pytest.approx(2.0)
@@ -60,7 +60,7 @@ def test_the_rate_to_beat_is_the_better_one() -> None:
 
 
 def test_old_drafts_fade() -> None:
-    costs = Costs(streamed=True)
+    costs = Costs(STREAMED)
     for seconds in (1.0, 0.01):
         for _ in range(60):
             costs.drafted(seconds)
