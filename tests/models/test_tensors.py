@@ -69,7 +69,8 @@ def config_of(architecture: str, *, tied: bool = False, layers: int = LAYERS) ->
     experts |= {"qwen2moe": {"shared_expert_intermediate_size": 6}, "granitemoe": {
         "model_type": "granitemoeshared", "shared_intermediate_size": 6}, "deepseek": {
         "n_routed_experts": EXPERTS, "n_shared_experts": 2, "first_k_dense_replace": 1},
-        "gpt-oss": {"hidden_size": 32, "intermediate_size": 64}}.get(architecture, {})
+        "gpt-oss": {"hidden_size": 32, "intermediate_size": 64}, "bitnet": {"head_dim": HIDDEN // 4}}.get(
+            architecture, {})
     return FAMILIES[architecture].Config.from_hf({
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": layers,
         "num_attention_heads": 4,
