@@ -26,7 +26,8 @@ def test_the_same_wherever_weights_come_from(tmp_path: Path, name: str) -> None:
     with Bundle(tmp_path / "m.edge") as bundle:
         bundle.load_for(64)
         shared = [layout.name for layout in bundle.header.streamable() if ".shared_expert." in layout.name]
-        assert bool(shared) == (name not in ("gptoss", "bitnet"))  # they are pinned, or read in order, like attention's matrices
+        # They are pinned, or read in order, like attention's matrices.
+        assert bool(shared) == (name not in ("gptoss", "bitnet"))
         every = []
         for keep, rest, threads, pieces in ((1.0, 1.0, 1, 40), (0.0, 0.0, 2, 40), (0.4, 0.0, 2, 1), (0.0, 1.0, 3, 7)):
             engine = make_engine(bundle, threads=threads, keep=keep, attention=rest, head=rest)
