@@ -1,6 +1,6 @@
 """Choosing a mix of formats for a source: the pass through the model before the one that converts it.
 
-What is measured is kept in a journal beside the bundle, some of the time and when it is whole: an interrupted conversion
+What is measured is kept in a journal beside the bundle, now and then and when it is whole: an interrupted conversion
 goes on from there, also to another size or preset.
 """
 

@@ -31,8 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def quick_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that convert many times: with a quarter of the text to calibrate with, and without waiting for the disk,
-    since nothing here loses power."""
+    """For tests that convert many times: a quarter of the text to calibrate with, and no waiting for the disk, since
+    nothing here loses power."""
     monkeypatch.setattr(calibration_text, "MAX_WINDOWS", 4)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 

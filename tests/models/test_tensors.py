@@ -162,11 +162,11 @@ def test_order_of_use(architecture: str, tied: bool) -> None:
 @pytest.mark.parametrize("architecture", [name for name in FAMILIES if name != "opt"])
 def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
     """As its converter names what has the canonical name; a family that has no name there is one of Llama's. It knows
-    no Gemma 2 with an output head of its own."""
+    no Gemma 2 and no BitNet with an output head of its own."""
     named = FAMILIES[architecture].Config.architecture
     kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == named), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
-    config = config_of(architecture, tied=architecture == "gemma2")
+    config = config_of(architecture, tied=architecture in ("gemma2", "bitnet"))
     fused = [tensor for tensor in config.fused() if tensor.name]
     parts = {part.name for tensor in fused for part in tensor.parts}
     for spec in (*fused, *(spec for spec in config.tensors() if spec.name not in parts)):
