@@ -31,7 +31,7 @@ class Packed:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop as float32. Raises SourceError."""
         check_rows(start, stop, self.shape[0])
-        found = [np.empty((0, self.shape[1]), np.uint8)]
+        found: list[np.ndarray] = [np.empty((0, self.shape[1]), np.uint8)]
         for part in range(_IN_BYTE):
             first, last = (min(max(at - part * self._run, 0), self._run) for at in (start, stop))
             if first < last:

@@ -133,7 +133,8 @@ def _go_on(entry: Entry, sensitivity: Sensitivity, known: Importances | None) ->
     """Be where an earlier one was when it kept this; returns what it had gone through."""
     def state(of: str) -> State:
         places = {name: name.partition(".") for name in entry.arrays}
-        return State(*entry.state[of], {int(number): entry.arrays[name] for name, (kind, _, number) in places.items()
+        steps, weights = entry.state[of]
+        return State(steps, weights, {int(number): entry.arrays[name] for name, (kind, _, number) in places.items()
                                         if kind == of})
 
     sensitivity.go_on_from(Measured(state("copies"), entry.state["copied"], entry.state["errors"]))

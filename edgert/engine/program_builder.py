@@ -105,7 +105,8 @@ class ProgramBuilder:
              selected: bool = False) -> Vectors:
         forms, columns = self._buffers.h, self._header.tensors[weight].rows
         if isinstance(x, Vectors):  # in its place: a row's squares are added up before any of it is written
-            x, forms = x.in_form_of(FORMATS["f32"]), x.forms
+            forms = x.forms
+            x = x.in_form_of(FORMATS["f32"])
         program = self.head if selected else self.body
         record = records.Norm(
             x.address, x.stride, self._weights.address(weight), columns, -(-columns // BLOCK),
