@@ -15,6 +15,7 @@ from edgert.errors import EdgertError
 from edgert.sizes import parse_size
 from edgert.terminal import show
 
+from .choosing import journal_of
 from .presets import DEFAULT, PRESETS
 from .pruning.request import METHODS
 from .pruning.scratch import is_left
@@ -83,7 +84,8 @@ def command(context: click.Context, source: str, out: str, preset: str, size: st
                             cluster=cluster, prune=prune, search_time=search_time,
                             say=lambda sentence: show(sentence, err=True))
     except (KeyboardInterrupt, SystemExit, EdgertError):
-        if is_begun(Path(out)) or is_left(Path(out).resolve()):
+        path = Path(out).resolve()
+        if is_begun(Path(out)) or is_left(path) or journal_of(path).path.exists():
             show(f"{out}: what is done is kept beside it; the same command goes on from there", err=True)
         raise
     except OSError as error:

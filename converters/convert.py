@@ -16,13 +16,13 @@ import edgert
 from edgert.bundle import BundleWriter, Header
 from edgert.bundle.contents import Kind, contents
 from edgert.bundle.header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER
-from edgert.bundle.journal import Entry
+from edgert.bundle.journal import Entry, until_whole
 from edgert.errors import SourceError
 from edgert.models.tensors import TensorSpec
 
 from .calibration import State
 from .calibration_text import shipped_windows, windows_of
-from .choosing import choose
+from .choosing import choose, journal_of
 from .cluster import ClusterPieces, connected
 from .destination import destination, require_apart
 from .interruption import cleaned_up
@@ -81,7 +81,10 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     opened = open_source(source)
     require_apart(path, [file.path for file in opened.files])
     paths = [Path(text) for text in texts] if calibrate else []
-    with nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up():
+    with (nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up(),
+          until_whole(measured := journal_of(path))):
+        if chosen.name not in LOSSES and size is None:
+            measured.remove()
         if request is None:
             remove_left(path)
             header = _write(Pruned(opened), chosen, size, path, paths, ray, progress, say, calibrate=calibrate)
@@ -99,8 +102,8 @@ def _write(pruned: Pruned, chosen: Preset | Mix, size: int | None, path: Path, t
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": chosen.name}
     if chosen.name in LOSSES or size is not None:
         provenance |= {} if size is None else {"preset": "mixed"}
-        chosen = choose(opened, chosen.name, size, provenance, texts, calibrate=calibrate,
-                        progress=lambda done, total: progress("what bits cost", done, total))
+        chosen = choose(opened, chosen.name, size, provenance, texts, path, pruned.record, calibrate=calibrate,
+                        progress=lambda done, total: progress("what bits cost", done, total), say=say)
     formats = chosen.formats(opened)
     pairs = pair_formats(opened, formats)
     sparse = sparse_formats(opened, formats | pairs)

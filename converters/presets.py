@@ -29,7 +29,7 @@ _FINE_TYPES = {"Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "MXFP4", "INT8"}
 _ROUNDED_ANEW = {"F16", "BF16", "F32", "Q2_K", "Q3_K", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ4_NL", "IQ4_XS",
                  "NVFP4"}
 """Types that stand on no grid of 4 bits, nor have so many bits that they need 6 (gguf_grids.py)."""
-_TERNARY = {"TQ1_0", "TQ2_0"}
+_TERNARY = {"TQ1_0", "TQ2_0", "BITNET"}
 _BETWEEN = _FINE_TYPES - {"Q6_K", "MXFP4"}
 """Of these, those that stand on no grid of 6 bits. The few weights that make values keep 8: the perplexity of Gemma 3
 270M on code is then 1.003 times llama.cpp's, and not 1.011."""

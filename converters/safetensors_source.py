@@ -13,6 +13,7 @@ from edgert.errors import SourceError
 from edgert.models.families import MODEL_TYPES
 from edgert.models.tensors import NORMS
 
+from .bitnet_tensors import check_method, unpacked
 from .expert_tensors import with_experts
 from .gptoss_tensors import Bytes, unmixed
 from .hf_tokenizer import read_json, read_tokenizer
@@ -31,8 +32,8 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
 _MAX_SHARDS = 1024
-_QUANTIZED = ("gpt_oss", "mxfp4")
-"""The family and the method of quantized models that are read."""
+_MXFP4, _BITNET = ("gpt_oss", "mxfp4"), "bitnet"
+"""The family and the method of one kind of quantized models that is read, and the method of the other."""
 _CONSTANTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 """What old exports of Llama and GPT-NeoX carry along."""
 _TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model.", "lm_head.": "lm_head."}
@@ -110,8 +111,11 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
     files = {name: SourceFile(folder / name) for name in _TEXTS if (folder / name).is_file()}
     weights = _weight_files(folder)
     values = read_json(folder / "config.json")
-    method = (values.get("quantization_config") or {}).get("quant_method")
-    if values.get("quantization_config") and (values.get("model_type"), method) != _QUANTIZED:
+    quantization = values.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        raise SourceError(f"{folder / 'config.json'}: quantization_config is not an object")
+    method = quantization.get("quant_method")
+    if quantization and method != _BITNET and (values.get("model_type"), method) != _MXFP4:
         raise SourceError(f"{folder / 'config.json'}: the model is already quantized (quantization_config); "
                           "convert the original, in F32, F16 or BF16")
     config = family_config(folder / "config.json", values.get("model_type"), MODEL_TYPES,
@@ -121,6 +125,12 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
         found = _text_part(found)
     if config.architecture == "gpt-oss":
         found, quantized = unmixed(found, quantized), {}
+    if method == _BITNET:
+        try:
+            check_method(quantization)
+        except ValueError as error:
+            raise SourceError(f"{folder / 'config.json'}: {error}") from None
+        found, quantized = unpacked(found, quantized, quantization), {}
     if quantized:
         raise SourceError(f"{folder}: tensor {min(quantized)} is of type U8, which edgert does not read; "
                           f"it reads {', '.join(_ITEM_BYTES)}")

@@ -19,7 +19,7 @@ from edgert.kernels.formats import FORMATS, TILE, unpack
 from edgert.models.tensors import Role, TensorSpec
 
 from .activations import ACTIVATIONS
-from .calibration import Calibration, Vectors
+from .calibration import Calibration, State, Vectors
 from .importance import Importance
 from .quantizer import on_grid, packed
 from .source import Grid, Source, SourceTensor
@@ -86,6 +86,19 @@ def judging_windows(source: Source) -> np.ndarray | None:
     return windows
 
 
+@dataclass(frozen=True)
+class Measured:
+    """How far parts are measured.
+
+    gone: through the model, with the text and its copies. copied: the numbers of the parts that these are of. errors:
+    of each part the square errors until now, by FEWER.
+    """
+
+    gone: State
+    copied: list[int]
+    errors: list[list[float]]
+
+
 class Sensitivity(Calibration):
     """What the formats of parts cost.
 
@@ -105,15 +118,32 @@ class Sensitivity(Calibration):
         super().__init__(source, windows, set(), progress)
         self._size = self._windows.size
 
-    def measure(self) -> None:
-        """Fill in the losses of all parts. Raises SourceError."""
+    def measure(self, keep: Callable[[], None] = lambda: None) -> None:
+        """Fill in the losses of all parts. keep: called where that may be interrupted. Raises SourceError."""
         with np.errstate(all="ignore"):  # what is not finite is no loss that anything could be said of
             while self._steps:
                 self._run()
+                if self._steps:
+                    keep()
         for part in self._errors:
             least = 0.0
             for form in reversed(FEWER):
                 least = part.losses[form] = max(least, float(np.nan_to_num(part.losses[form], posinf=1e9)))
+
+    def measured(self) -> Measured:
+        """What to `go_on_from` in another process, with the same parts."""
+        state, numbers = self.state(), {part: number for number, part in enumerate(self._errors)}
+        assert state is not None
+        return Measured(state, [numbers[part] for part in self._copied],
+                        [[errors[form] for form in FEWER] for errors in self._errors.values()])
+
+    def go_on_from(self, measured: Measured) -> None:
+        """Be where another one was that had measured this."""
+        self.go_on(measured.gone)
+        parts = list(self._errors)
+        self._copied = [parts[number] for number in measured.copied]
+        for part, errors in zip(parts, measured.errors, strict=True):
+            self._errors[part] = dict(zip(FEWER, errors, strict=True))
 
     # The operations of models.network.Network, each on the text and its copies.
 

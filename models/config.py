@@ -98,8 +98,8 @@ class Config(ABC):
 
     @property
     def dense_layers(self) -> int:
-        """How many layers, the first ones, have no experts in a model whose others have: their matrices stand for
-        themselves, and there are no neurons of theirs in a bundle."""
+        """How many layers, the first ones, have feed-forward parts whose matrices stand for themselves, so that there
+        are no neurons of theirs in a bundle: those without experts in a model whose others have some."""
         return 0
 
     @property

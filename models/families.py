@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from . import (
+    bitnet,
     config,
     deepseek,
     gemma2,
@@ -45,7 +46,8 @@ FAMILIES: dict[str, Family] = {
     "llama": llama, "qwen2": qwen2, "opt": opt, "qwen3": qwen3, "mistral": mistral, "mistral3": mistral3, "phi3": phi3,
     "granite": granite, "smollm3": smollm3, "olmo2": olmo2, "stablelm": stablelm, "phi2": phi2, "gptneox": gptneox,
     "gemma2": gemma2, "gemma3": gemma3, "mixtral": mixtral, "olmoe": olmoe, "qwen3moe": qwen3moe,
-    "qwen2moe": qwen2moe, "granitemoe": granitemoe, "deepseek": deepseek, "gpt-oss": gptoss}
+    "qwen2moe": qwen2moe, "granitemoe": granitemoe, "deepseek": deepseek, "gpt-oss": gptoss,
+    "bitnet": bitnet}
 
 MODEL_TYPES: dict[str, Family] = {
     **FAMILIES, "ministral": mistral, "ministral3": mistral3, "phi": phi2, "gpt_neox": gptneox, "gemma3_text": gemma3,

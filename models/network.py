@@ -28,7 +28,8 @@ class Network(Protocol):
         """Add to the embeddings those of their positions; row `first` of the matrix is that of position 0."""
 
     def norm(self, x: Activation, weight: str, *, bias: str | None = None, centered: bool = False) -> Activation:
-        """RMSNorm; centered, or with a bias: LayerNorm, for which the mean is taken from x first."""
+        """RMSNorm; centered, or with a bias: LayerNorm, for which the mean is taken from x first. Of the residual
+        stream, or of what `attention` or `glu` gave, which it then takes the place of."""
 
     def plain(self, x: Activation) -> Activation:
         """The residual stream as it is, where a family has no norm before a matrix."""

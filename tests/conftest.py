@@ -10,6 +10,7 @@ from hypothesis import settings
 from tested_targets import TESTED
 
 import edgert
+from edgert.converters import calibration_text
 from edgert.download import pull
 from edgert.kernels import native
 
@@ -26,6 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         with ThreadPoolExecutor(os.cpu_count()) as compilers:
             list(compilers.map(native.object_file, TESTED))
+
+
+@pytest.fixture
+def quick_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that convert many times: a quarter of the text to calibrate with, and no waiting for the disk, since
+    nothing here loses power."""
+    monkeypatch.setattr(calibration_text, "MAX_WINDOWS", 4)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="session")

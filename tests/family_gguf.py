@@ -62,6 +62,8 @@ KINDS = {
     "granite": Kind("granite", {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.22,
                                 "logit_scale": 4.0}, matrices=USUAL),
     "smollm3": Kind("smollm3", {"rope.freq_base": 2e6}, matrices=USUAL, tied=True),
+    "bitnet": Kind("bitnet", matrices=USUAL, tied=True,
+                   vectors={"attn_sub_norm": HIDDEN, "ffn_sub_norm": NEURONS}),
     "olmo2": Kind("olmo2", {"rope.freq_base": 5e5}, norms=("post_attention_norm", "post_ffw_norm"), matrices=USUAL,
                   vectors={"attn_q_norm": Q, "attn_k_norm": KV}),
     "stablelm": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": False}, matrices=USUAL,

@@ -56,6 +56,7 @@ class Judge:
     @classmethod
     def of(cls, source: Source, pattern: Pattern, windows: np.ndarray) -> "Judge":
         """Raises SourceError."""
+        windows = windows[:, :source.config.max_position_embeddings]
         seen = _Seen(source, windows)
         return cls(source, pattern, windows, seen.norms, seen.hidden)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 import edgert
 from edgert.bundle.header import PRUNED_KINDS
+from edgert.bundle.journal import until_whole
 from edgert.converters.source import Source
 from edgert.errors import SourceError
 
@@ -19,7 +20,7 @@ from .judging import Judge
 from .memory import require_memory
 from .request import STRUCTURED, Request, prunable
 from .scratch import Scratch
-from .search import WINDOWS, Search, by_name, journal_of, kept_search, losses_here, losses_there
+from .search import WINDOWS, Search, by_name, journal_of, losses_here, losses_there
 from .structure import without_layers, without_neurons
 from .weights import WeightPruning
 
@@ -65,9 +66,10 @@ def pruned(source: Source, request: Request, windows: np.ndarray | None, path: P
     amounts = {spec.name: request.amount for spec in prunable(source.config)}
     key = _key(source, request, windows)
     with ExitStack() as stack:
+        scratch = stack.enter_context(Scratch(path))  # before the search, whose journal is then nobody else's
         if request.method == "auto":
             assert windows is not None
-            stack.enter_context(kept_search(journal := journal_of(path, key)))
+            stack.enter_context(until_whole(journal := journal_of(path, key)))
             judge = Judge.of(source, request.pattern, windows[::max(len(windows) // WINDOWS, 1)][:WINDOWS])
             search = Search(judge, request.amount, seconds, journal,
                             losses_here(judge) if ray is None else losses_there(judge, ray))
@@ -77,7 +79,7 @@ def pruned(source: Source, request: Request, windows: np.ndarray | None, path: P
                                         if group.kind == kind] for kind in PRUNED_KINDS}
             say(f"searched for {search.generation} generations: {search.loss:.4f} nats are lost for a token, "
                 f"{search.uniform:.4f} with one amount for all")
-        scratch = stack.enter_context(Scratch(path, key + json.dumps(amounts)))
+        scratch.begin(key + json.dumps(amounts))
         pruning = WeightPruning(source, request, amounts, windows, scratch, report)
         if scratch.kept is not None:
             say(f"{path}: going on with what an interrupted conversion has pruned")

@@ -49,6 +49,9 @@ class Request:
             kind = "a mixture of experts" if config.experts else "a model with neurons that are zero (ReLU)"
             raise SourceError(f"{config.architecture}: {kind} is not pruned, since most of its weights already rest "
                               "for most tokens; leave --prune out")
+        if config.dense_layers:
+            raise SourceError(f"{config.architecture}: a model whose matrices of feed-forward parts stand for "
+                              "themselves is not pruned; leave --prune out")
         if self.method in STRUCTURED:
             return
         for spec in prunable(config):

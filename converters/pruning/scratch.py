@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import xxhash
@@ -30,14 +30,13 @@ _LARGEST_EXPONENT = 15
 class Scratch:
     """The file PATH.part.pruned of a bundle that is to be PATH, and its journal.
 
-    A context manager: where the block ends early, both stay if something is `keep`t and the source is not at fault.
-    What another one left that was pruned otherwise is removed, anything else is refused. key: what it all depends on.
-    Raises BundleError.
+    A context manager: within the block no other conversion prunes for PATH. Where the block ends early, both stay if
+    something is `keep`t and the source is not at fault. A file that no conversion left is refused. Raises BundleError.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self._bundle = path.with_name(path.name + ".part.pruned"), path
-        self._journal = Journal(self.path, key)
+        self._journal = Journal(self.path, "")
         self._handle = -1
         self._places: dict[str, tuple[int, int, int]] = {}
         """Of each matrix: offset, bytes a row, and the exponent of its unit."""
@@ -56,25 +55,33 @@ class Scratch:
 
     def _open(self) -> None:
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            if not _is_ours(file):
                 raise BundleError(f"{self.path}: is in the way, and is not what an interrupted conversion leaves; move "
                                   "it, or give the bundle another name")
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._handle)
-                raise BundleError(f"{self._bundle}: another conversion is writing it; wait for that to end") from None
-            except OSError:  # some file systems have no locks
-                pass
+        try:
+            _claim(self._handle, self.path, self._bundle)
+        except BundleError:
+            os.close(self._handle)
+            raise
+        # What there is stays until it is known whether it is gone on with, also where that is never found out.
+        self._keeps = self._journal.path.exists()
+
+    def begin(self, key: str) -> None:
+        """Go on with what was `keep`t with the same key, which is all that it depends on; or begin anew, with nothing.
+        """
+        self._journal = Journal(self.path, key)
         entry = self._journal.read()
         if entry is not None and self._is_written(entry):
             self._places = {name: tuple(place) for name, place in entry.state["places"].items()}
-            self.kept, self._end, self._keeps = entry, entry.written["all"], True
+            self.kept, self._end = entry, entry.written["all"]
             return
-        os.ftruncate(self._handle, 0)
+        self._keeps = False
         self._journal.remove()
+        try:
+            os.ftruncate(self._handle, 0)
+        except OSError as error:
+            raise self._refused(error) from None
         self._append(_MAGIC)
 
     def _is_written(self, entry: Entry) -> bool:
@@ -162,19 +169,38 @@ class Scratch:
 
 
 def is_left(path: Path) -> bool:
-    """Whether an interrupted conversion to `path` has left what it had pruned, or searched."""
+    """Whether an interrupted conversion to `path` has left what it had pruned, or searched for amounts."""
     return any(Journal(left, "").path.exists() for left in _left(path))
 
 
 def remove_left(path: Path) -> None:
-    """Remove what an interrupted conversion to `path` has left, which nobody goes on with."""
+    """Remove what an interrupted conversion to `path` has left, which nobody goes on with. Raises BundleError where it
+    was not interrupted."""
+    scratch = _left(path)[0]
+    with contextlib.suppress(OSError), scratch.open("rb") as file:
+        _claim(file.fileno(), scratch, path)
+        if _is_ours(file):
+            scratch.unlink()
     for left in _left(path):
         Journal(left, "").remove()
-    with contextlib.suppress(OSError):
-        with (scratch := _left(path)[0]).open("rb") as file:
-            ours = file.read(len(_MAGIC)) == _MAGIC
-        if ours:
-            scratch.unlink()
+
+
+def _is_ours(file: BinaryIO) -> bool:
+    """Whether a file, which is at its start, is a scratch file, perhaps one that was only just begun."""
+    return _MAGIC.startswith(file.read(len(_MAGIC)))
+
+
+def _claim(handle: int, scratch: Path, bundle: Path) -> None:
+    """Lock a scratch file for as long as it is open. Raises BundleError where another conversion has it, or has just
+    removed it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(handle), scratch.lstat())
+    except OSError as error:
+        ours = not isinstance(error, BlockingIOError | FileNotFoundError)  # some file systems have no locks
+    if not ours:
+        raise BundleError(f"{bundle}: another conversion is writing it; wait for that to end")
 
 
 def _left(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ generation depends on the one before and on its number alone: so where the time 
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +157,3 @@ def losses_there(judge: Judge, ray: Any) -> Losses:
 
 def _loss(judge: Judge, amounts: Mapping[str, float], window: int | None) -> float:
     return judge.loss(amounts, window)
-
-
-@contextlib.contextmanager
-def kept_search(journal: Journal) -> Iterator[None]:
-    """Has a search's journal go when the block ends well, or the source is at fault."""
-    try:
-        yield
-    except SourceError:
-        journal.remove()
-        raise
-    journal.remove()

@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from edgert.errors import SourceError
 
 _MAGIC = b"EDGERT JOURNAL\r\n"
 
@@ -77,3 +79,14 @@ class Journal:
                     ours = file.read(len(_MAGIC)) == _MAGIC
                 if ours:
                     path.unlink()
+
+
+@contextlib.contextmanager
+def until_whole(journal: Journal) -> Iterator[None]:
+    """Have a journal stay if the block is interrupted; it goes when that ends well, or the source is at fault."""
+    try:
+        yield
+    except SourceError:
+        journal.remove()
+        raise
+    journal.remove()

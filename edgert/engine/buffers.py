@@ -45,6 +45,7 @@ class Buffers:
                FINE       (tokens, blocks, 80 bytes), where there are weights of 8 bits
     products   (tokens, queries + keys + values)      head by head; or hidden_size: what is added to x later; or gate,
                                                       up, and how much of them, of a gated linear unit
+    glu        by form: (tokens, glu_columns)         what a gated linear unit gives to its last matrix
     parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
     deciding   (tokens, intermediate_size)            products of the matrix that decides, in sparse models
     chosen     (units,) int64                         the units of neurons that they make needed
@@ -72,6 +73,7 @@ class Buffers:
         self.x, self.products, self.parts = (made[n] for n in ("x", "products", "parts"))
         self.h = {form: made[form.name] for form in Activation}
         self.hidden, self.partial, self.sums = (made[n] for n in ("hidden", "partial", "sums"))
+        self.glu = {form: made[f"GLU_{form.name}"] for form in Activation}
         self.of_experts = made
         """Those that `expert_places` lists, where there are experts."""
         self.deciding = made["deciding"]
@@ -82,7 +84,8 @@ class Buffers:
 
         def view(name: str, count: int, kind: type) -> np.ndarray:
             at, stride = room.places[name]
-            return np.frombuffer(self._region.view(at, count * stride), kind).reshape(count, -1)
+            columns = stride // np.dtype(kind).itemsize
+            return np.frombuffer(self._region.view(at, count * stride), kind).reshape(count, columns)
 
         self.chosen = view("chosen", room.units, np.int64)[:, 0]
         self.rows = view("rows", tokens, np.int64)
@@ -119,7 +122,7 @@ class _Room:
         glu = 2 * config.glu_columns + BLOCK + TILE if config.glu_columns else 0
         tiles = -(-config.hidden_size // TILE)
         groups = -(-config.intermediate_size // BLOCK)
-        self.phases, self.units = phases(groups, threads), max(n.groups for n in header.neurons)
+        self.phases, self.units = phases(groups, threads), max((n.groups for n in header.neurons), default=0)
         most = max(segment_start(groups, last) - segment_start(groups, first) for first, last in self.phases)
         formats = [FORMATS[name] for n in header.neurons for name in (n.gate_up, n.down)]
         formats += [FORMATS[t.format] for t in header.tensors.values() if t.format in FORMATS]
@@ -133,11 +136,12 @@ class _Room:
             "QUANTIZED": rows(rows_of_h, _row_bytes(wide, Activation.QUANTIZED)),
             "FINE": rows(fine_rows, _row_bytes(wide, Activation.FINE)),
             "products": rows(tokens, 4 * max(qkv, TILE * -(-config.hidden_size // TILE), glu)),
+            **{f"GLU_{form.name}": rows(tokens, _row_bytes(config.glu_columns, form)) for form in Activation},
             "parts": (allocator.reserve(parts), parts),
             "deciding": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
             "chosen": (allocator.reserve(8 * self.units), 8),
             "hidden": rows(0 if config.selective else tokens, max(
-                _row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons)),
+                (_row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons), default=0)),
             "sums": (allocator.reserve(records.down_bytes(tiles, 0 if config.selective else tokens)), 0),
             "partial": (allocator.reserve(records.partial_bytes(tiles)), 0),
             "logits": rows(logit_rows, 4 * -(-config.vocab_size // TILE) * TILE),
@@ -149,8 +153,8 @@ class _Room:
             **expert_places(config, header, tokens, rows),
         }
         ups, downs = ([FORMATS[getattr(n, part)] for n in header.neurons] for part in ("gate_up", "down"))
-        tile_bytes = max(form.tile_bytes(config.hidden_size) for form in ups)
-        down_block = max(form.block_bytes for form in downs)
+        tile_bytes = max((form.tile_bytes(config.hidden_size) for form in ups), default=0)
+        down_block = max((form.block_bytes for form in downs), default=0)
         self.scratch_stride = -(-max(
             records.up_scratch_bytes(tile_bytes), records.neurons_scratch_bytes(tiles, tile_bytes, down_block),
             records.down_scratch_bytes(most, down_block),

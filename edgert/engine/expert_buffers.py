@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from edgert.bundle import Header
 from edgert.kernels.expert_records import expert_scratch_bytes
-from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation
+from edgert.kernels.formats import BLOCK, FORMATS, TILE
 from edgert.models.config import Config
 
 Rows = Callable[[int, int], tuple[int, int]]
@@ -25,7 +25,6 @@ def expert_places(config: Config, header: Header, tokens: int, rows: Rows) -> di
     expert_short    (1,) int64                       whether there is too little room for all that are needed
     expert_totals   (tokens * experts a token, hidden_size)
     expert_partial  (experts a token * units, hidden_size)  of one token
-    GLU_FLOAT, GLU_QUANTIZED, GLU_FINE               what a gated linear unit gives its last matrix, by form
     """
     if not config.experts:
         return {}
@@ -47,7 +46,6 @@ def expert_places(config: Config, header: Header, tokens: int, rows: Rows) -> di
         "expert_short": rows(1, 8),
         "expert_totals": rows(1, pairs * result),
         "expert_partial": rows(1, config.experts_per_token * units * result),
-        **{f"GLU_{form.name}": rows(tokens, form.block_bytes * -(-config.glu_columns // BLOCK)) for form in Activation},
     }
 
 

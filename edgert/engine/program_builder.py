@@ -101,19 +101,22 @@ class ProgramBuilder:
             form.code, self._weights.address(weight), first, form.blocks(tensor.columns), x.address, x.stride,
             b.scratch, b.scratch_stride))
 
-    def norm(self, x: Buffer, weight: str, *, bias: str | None = None, centered: bool = False,
+    def norm(self, x: Buffer | Vectors, weight: str, *, bias: str | None = None, centered: bool = False,
              selected: bool = False) -> Vectors:
-        b, columns = self._buffers, self._config.hidden_size
+        forms, columns = self._buffers.h, self._header.tensors[weight].rows
+        if isinstance(x, Vectors):  # in its place: a row's squares are added up before any of it is written
+            forms = x.forms
+            x = x.in_form_of(FORMATS["f32"])
         program = self.head if selected else self.body
         record = records.Norm(
             x.address, x.stride, self._weights.address(weight), columns, -(-columns // BLOCK),
-            _float_bits(self._config.norm_epsilon), 0, b.h[Activation.FLOAT].stride,
-            0, b.h[Activation.QUANTIZED].stride, 0, b.h[Activation.FINE].stride, int(selected),
+            _float_bits(self._config.norm_epsilon), 0, forms[Activation.FLOAT].stride,
+            0, forms[Activation.QUANTIZED].stride, 0, forms[Activation.FINE].stride, int(selected),
             0 if bias is None else self._weights.address(bias))
         operation = program.append(Code.LAYER_NORM if centered or bias is not None else Code.NORM, record)
-        return Vectors(program, operation, b.h, {Activation.FLOAT: records.NORM.floats,
-                                                 Activation.QUANTIZED: records.NORM.quantized,
-                                                 Activation.FINE: records.NORM.fine})
+        return Vectors(program, operation, forms, {Activation.FLOAT: records.NORM.floats,
+                                                   Activation.QUANTIZED: records.NORM.quantized,
+                                                   Activation.FINE: records.NORM.fine})
 
     def plain(self, x: Buffer) -> Vectors:
         return self._in_all_forms(x, self._config.hidden_size)
@@ -274,7 +277,7 @@ class ProgramBuilder:
             self.body.append(code, record)
 
     def glu(self, gate_up: Buffer, columns: int, *, weighed: bool = False) -> Vectors:
-        forms = {form: self._buffers.of_experts[f"GLU_{form.name}"] for form in Activation}
+        forms = self._buffers.glu
         operation = self.body.append(Code.GLU, Glu(
             gate_up.address, gate_up.stride, columns, HIDDEN_ACTS.index(self._config.hidden_act), int(weighed),
             0, forms[Activation.FLOAT].stride, 0, forms[Activation.QUANTIZED].stride, 0, forms[Activation.FINE].stride))

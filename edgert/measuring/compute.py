@@ -128,7 +128,7 @@ class _MadeUpWeights:
         self._places: dict[str, int] = {}
         self._matrices: list[np.ndarray] = []
         self._details: np.ndarray | None = None
-        neurons, self.layers = 0, dense
+        neurons, self.layers, self._resident = 0, dense, 0
         config = header.config
         lengths = {n.section: n.group_bytes if config.selective else group_layout(
             config.hidden_size, FORMATS[n.gate_up], FORMATS[n.down], gated=config.gated).whole.length
@@ -136,6 +136,9 @@ class _MadeUpWeights:
         # Of experts there are as many as a token has, each in several places: among zeros the first are chosen.
         standing = {n.section: n.groups if not config.experts
                     else config.experts_per_token * n.expert_units(config).per_expert for n in header.neurons}
+        if not header.neurons:
+            self.layers = next((n for n, end in enumerate(resident, 1) if end >= _ENOUGH), dense)
+            self._resident = max(resident[:self.layers])
         for n in header.neurons:
             self._places[n.section] = neurons
             neurons += standing[n.section] * lengths[n.section]
@@ -152,7 +155,7 @@ class _MadeUpWeights:
         np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is not resident
         self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
                         + lengths[n.section] * (np.arange(n.groups, dtype=np.int64) % standing[n.section])
-                        for n in header.neurons[:self.layers - dense]}
+                        for n in header.neurons[:max(self.layers - dense, 0)]}
         at = layers + slab * np.arange(slabs(head.rows), dtype=np.int64)
         self._tables[HEAD] = self.start + at % size // 64 * 64
         self._fill_sized(self._tables[HEAD][at < size] - self.start)
@@ -214,7 +217,7 @@ class _MadeUpWeights:
         for n in self._header.neurons[:self.layers]:
             bases = self._tables[n.section][0] + n.group_bytes * np.arange(n.groups, dtype=np.int64)
             other._tables[n.section] = bases if neurons else np.full(n.groups, ABSENT, np.int64)
-        other._details = np.full(max(n.groups for n in self._header.neurons), ABSENT, np.int64)
+        other._details = np.full(max((n.groups for n in self._header.neurons), default=0), ABSENT, np.int64)
         return other
 
     def close(self) -> None:

@@ -130,6 +130,8 @@ def _drafting_shares(header: Header, plan: Plan) -> tuple[float, float]:
     """The shares of the neuron groups that take part in a draft, and that take part with all of their bits."""
     pinned = plan.placement.pinned
     groups = sum(n.groups for n in header.neurons)
+    if not groups:  # its matrices stand for themselves, and all are there, or there is no draft
+        return 1.0, 1.0
     return (sum(pinned[n.section] for n in header.neurons) / groups,
             sum(pinned[n.details or n.section] for n in header.neurons) / groups)
 

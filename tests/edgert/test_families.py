@@ -12,7 +12,8 @@ import edgert
 from edgert.converters.convert import convert
 from edgert.errors import SessionError
 
-NAMES = ("qwen3", "mistral3", "phi3, longrope", "granite", "smollm3", "olmo2", "stablelm, heads", "phi2", "gptneox")
+NAMES = ("qwen3", "mistral3", "phi3, longrope", "granite", "smollm3", "olmo2", "stablelm, heads", "phi2", "gptneox",
+         "bitnet")
 PROMPT = [(7 * n) % 250 for n in range(40)]
 
 

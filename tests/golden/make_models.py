@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers.integrations.bitnet import pack_weights
 
 HERE = Path(__file__).parent
 VOCABULARY, TOKENS = 263, 60
@@ -135,13 +136,14 @@ SPECS = {
     "ministral3-long": small("ministral3", 2, 24, 38, 3, 1, 8, tied=True, rope={
         **YARN, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0,
         "llama_4_scaling_beta": 0.4}),
+    "bitnet": small("bitnet", 2, 40, 52, 5, 1, 8, tied=True, act="relu2"),
 }
 MODELS = {"llama": "Llama", "qwen2": "Qwen2", "opt": "OPT", "qwen3": "Qwen3", "mistral": "Mistral",
           "ministral": "Ministral", "ministral3": "Ministral3", "phi3": "Phi3", "granite": "Granite",
           "smollm3": "SmolLM3", "olmo2": "Olmo2", "stablelm": "StableLm", "phi": "Phi", "gpt_neox": "GPTNeoX",
           "gemma2": "Gemma2", "gemma3": "Gemma3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe",
           "qwen2_moe": "Qwen2Moe", "granitemoe": "GraniteMoe", "granitemoeshared": "GraniteMoeShared",
-          "gpt_oss": "GptOss", "deepseek": "Qwen2Moe"}
+          "gpt_oss": "GptOss", "deepseek": "Qwen2Moe", "bitnet": "BitNet"}
 """What transformers calls them."""
 
 
@@ -188,6 +190,9 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
                 values.copy_(0.5 * noise if name.endswith("bias") else center + 0.3 * noise)
             if "shared_expert_gate" in name and spec.family == "deepseek":
                 values.zero_()  # so its sigmoid is a half
+            if spec.family == "bitnet" and "proj" in name:
+                scale = values.abs().mean().to(spec.dtype).float()
+                values.copy_((values / scale).round().clamp(-1, 1) * scale)
             values.copy_(values.to(spec.dtype).float())
     return model
 
@@ -210,6 +215,21 @@ def as_deepseek(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
+def as_packed(folder: Path) -> None:
+    """The ternary matrices of a BitNet as its files have them: four weights in a byte, and a scale."""
+    made = {}
+    for name, values in load_file(folder / "model.safetensors").items():
+        made[name] = values
+        if "proj" in name:
+            made[name] = pack_weights((values / values.abs().max()).round().float())
+            made[name.removesuffix("weight") + "weight_scale"] = values.abs().max()[None]
+    save_file(made, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitnet", "linear_class": "autobitlinear",
+                                     "quantization_mode": "offline", "modules_to_not_convert": None}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
 def make(name: str) -> None:
     spec, seed = SPECS[name], 1 + list(SPECS).index(name)
     model = build(spec, seed)
@@ -224,6 +244,8 @@ def make(name: str) -> None:
     model.to(spec.dtype).save_pretrained(folder)
     if spec.family == "deepseek":
         as_deepseek(folder)
+    if spec.family == "bitnet":
+        as_packed(folder)
     tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
     settings = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")

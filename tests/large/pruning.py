@@ -85,7 +85,8 @@ def judged(source: Source, calibration: np.ndarray, windows: np.ndarray, text: s
         run = Judged(source, every, lambda name, inputs: None, lambda n: None)
     else:
         amounts = {spec.name: request.amount for spec in prunable(source.config)}
-        with tempfile.TemporaryDirectory() as folder, Scratch(Path(folder) / "m", "") as scratch:
+        with tempfile.TemporaryDirectory() as folder, Scratch(Path(folder) / "m") as scratch:
+            scratch.begin("")
             if request.method == "auto":
                 few = calibration.reshape(-1, 256)[::max(calibration.size // 256 // WINDOWS, 1)][:WINDOWS]
                 judge = Judge.of(source, request.pattern, few)

@@ -69,7 +69,8 @@ def config_of(architecture: str, *, tied: bool = False, layers: int = LAYERS) ->
     experts |= {"qwen2moe": {"shared_expert_intermediate_size": 6}, "granitemoe": {
         "model_type": "granitemoeshared", "shared_intermediate_size": 6}, "deepseek": {
         "n_routed_experts": EXPERTS, "n_shared_experts": 2, "first_k_dense_replace": 1},
-        "gpt-oss": {"hidden_size": 32, "intermediate_size": 64}}.get(architecture, {})
+        "gpt-oss": {"hidden_size": 32, "intermediate_size": 64}, "bitnet": {"head_dim": HIDDEN // 4}}.get(
+            architecture, {})
     return FAMILIES[architecture].Config.from_hf({
         "hidden_size": HIDDEN, "intermediate_size": NEURONS, "ffn_dim": NEURONS, "num_hidden_layers": layers,
         "num_attention_heads": 4,
@@ -164,15 +165,17 @@ def test_order_of_use(architecture: str, tied: bool) -> None:
 @pytest.mark.parametrize("architecture", [name for name in FAMILIES if name != "opt"])
 def test_names_in_gguf_files_are_those_of_llama_cpp(architecture: str) -> None:
     """As its converter names what has the canonical name; a family that has no name there is one of Llama's. It knows
-    no Gemma 2 with an output head of its own."""
+    no Gemma 2 and no BitNet with an output head of its own."""
     named = FAMILIES[architecture].Config.architecture
     kind = next((kind for kind in MODEL_ARCH if MODEL_ARCH_NAMES[kind] == named), MODEL_ARCH.LLAMA)
     names = get_tensor_name_map(kind, LAYERS)
-    config = config_of(architecture, tied=architecture == "gemma2")
+    config = config_of(architecture, tied=architecture in ("gemma2", "bitnet"))
     fused = [tensor for tensor in config.fused() if tensor.name]
     parts = {part.name for tensor in fused for part in tensor.parts}
     for spec in (*fused, *(spec for spec in config.tensors() if spec.name not in parts)):
         name = spec.name.replace(".sinks", ".sinks.weight")  # as its converter calls them before it looks
+        for sub_norm, other in (("attn_sub_norm", "inner_attn_ln"), ("ffn_sub_norm", "ffn_layernorm")):
+            name = name.replace(sub_norm, other)  # as in the only files of BitNet that it converts
         assert spec.gguf == names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 

@@ -87,6 +87,40 @@ def test_what_has_changed_starts_again(model: Path, tmp_path: Path, change: str)
     assert [path.name for path in tmp_path.glob("m.edge*")] == ["m.edge"]
 
 
+@pytest.mark.parametrize("prune", ["wanda:50%", "auto:50%"])
+def test_another_conversion_at_the_same_time(model: Path, tmp_path: Path, prune: str) -> None:
+    """Is refused, whatever it would do, and the first goes on."""
+    refused: list[str] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if len(refused) < 2 and what.startswith(("pruning", "searching")):
+            for other in (None, prune):
+                with pytest.raises(BundleError, match="another conversion is writing it") as error:
+                    convert(str(model), tmp_path / "m.edge", prune=other)
+                refused.append(str(error.value))
+            if what.startswith("searching"):
+                raise KeyboardInterrupt
+
+    if prune.startswith("auto"):
+        with pytest.raises(KeyboardInterrupt):
+            convert(str(model), tmp_path / "m.edge", progress=progress, prune=prune)
+        assert [path.name for path in tmp_path.glob("m.edge*")] == ["m.edge.part.search.journal"]
+    else:
+        convert(str(model), tmp_path / "m.edge", progress=progress, prune=prune)
+        assert [path.name for path in tmp_path.glob("m.edge*")] == ["m.edge"]
+    assert len(refused) == 2
+
+
+def test_one_that_was_killed_as_it_began(model: Path, tmp_path: Path) -> None:
+    """What it had of a file is no file of the user's."""
+    (left := tmp_path / "m.edge.part.pruned").write_bytes(b"EDGERT PR")
+    convert(str(model), tmp_path / "m.edge")
+    assert not left.exists()
+    left.touch()
+    convert(str(model), tmp_path / "m.edge", prune="magnitude:50%")
+    assert [path.name for path in tmp_path.glob("m.edge*")] == ["m.edge"]
+
+
 def test_a_file_of_the_users_stays(model: Path, tmp_path: Path) -> None:
     (own := tmp_path / "m.edge.part.pruned").write_text("mine")
     with pytest.raises(BundleError, match="is in the way"):

@@ -1,5 +1,6 @@
-"""Mixtures of experts with more than experts: what all tokens share, biases, sinks, layers without experts. Wherever
-weights come from the bits are the same, and the plan and its rehearsal know such models."""
+"""Mixtures of experts with more than experts: what all tokens share, biases, sinks, layers without experts; and BitNet,
+all of whose layers are such. Wherever weights come from the bits are the same, and the plan and its rehearsal know such
+models."""
 
 from pathlib import Path
 
@@ -19,13 +20,14 @@ MODELS = Path(__file__).parents[2] / "golden" / "models"
 TOKENS = np.random.default_rng(0).integers(0, 263, 40).tolist()
 
 
-@pytest.mark.parametrize("name", ["deepseek", "qwen2moe", "granitemoeshared", "gptoss"])
+@pytest.mark.parametrize("name", ["deepseek", "qwen2moe", "granitemoeshared", "gptoss", "bitnet"])
 def test_the_same_wherever_weights_come_from(tmp_path: Path, name: str) -> None:
     convert(str(MODELS / name), tmp_path / "m.edge", "q4")
     with Bundle(tmp_path / "m.edge") as bundle:
         bundle.load_for(64)
         shared = [layout.name for layout in bundle.header.streamable() if ".shared_expert." in layout.name]
-        assert bool(shared) == (name != "gptoss")  # they are pinned, or read in order, like attention's matrices
+        # They are pinned, or read in order, like attention's matrices.
+        assert bool(shared) == (name not in ("gptoss", "bitnet"))
         every = []
         for keep, rest, threads, pieces in ((1.0, 1.0, 1, 40), (0.0, 0.0, 2, 40), (0.4, 0.0, 2, 1), (0.0, 1.0, 3, 7)):
             engine = make_engine(bundle, threads=threads, keep=keep, attention=rest, head=rest)
@@ -40,7 +42,7 @@ def test_the_same_wherever_weights_come_from(tmp_path: Path, name: str) -> None:
             assert np.array_equal(logits.view(np.int32), every[0].view(np.int32))
 
 
-@pytest.mark.parametrize("name", ["deepseek", "gptoss"])
+@pytest.mark.parametrize("name", ["deepseek", "gptoss", "bitnet"])
 def test_planned_and_rehearsed(tmp_path: Path, name: str) -> None:
     convert(str(MODELS / name), tmp_path / "m.edge", "f32")
     device = Device("a test's", True, 1 << 16, 2, 1e9, 1e-4, [])
