@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Before numpy is imported. The matrices of tests are tiny: threads that wait for one another take several times the
+# processor time of their products. Workers, and programs that tests start, have it too.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from tested_targets import TESTED
 
@@ -53,9 +58,12 @@ def gemma_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as a bundle of the default preset."""
-    out = tmp_path_factory.mktemp("models") / "smollm2.edge"
-    edgert.convert(str(smollm2_gguf), out)
+    """SmolLM2 as a bundle of the default preset, made by the first worker that wants it. Nobody writes to it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(folder / "smollm2.lock"):
+        if not (out := folder / "smollm2.edge").exists():
+            edgert.convert(str(smollm2_gguf), out)
     return out
 
 

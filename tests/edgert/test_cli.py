@@ -1,7 +1,6 @@
 """The command line as a user meets it: a process, its output, its exit status."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,14 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import edgert
 from tested_targets import TESTED
 
 EDGERT = [sys.executable, "-m", "edgert"]
 
 
-def edgert(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*EDGERT, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, **environment})
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As users start it."""
+    return subprocess.run([*EDGERT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 def refused(*arguments: object, stdin: str = "", **environment: str) -> str:
@@ -31,7 +31,7 @@ def refused(*arguments: object, stdin: str = "", **environment: str) -> str:
 
 
 def test_help_is_quick_and_lists_every_command() -> None:
-    done = edgert("--help")
+    done = started("--help")
     for name in ("pull", "convert", "inspect", "verify", "plan", "chat", "run", "bench", "eval", "doctor"):
         assert f"\n  {name} " in done.stdout
         assert edgert(name, "--help").returncode == 0
@@ -52,12 +52,13 @@ def test_running_a_model_needs_neither_numba_nor_llvm(smollm2: Path) -> None:
 def test_a_memory_budget_changes_the_speed_and_not_the_answer(smollm2: Path, tmp_path: Path) -> None:
     """The smallest budget is what the refusal of a smaller one says; the process stays below it."""
     call = ["run", smollm2, "-p", "The capital of France is", "-n", 12, "--json", "--threads", 2]
-    whole = json.loads(edgert(*call).stdout)
+    whole = json.loads(started(*call).stdout)
     assert "flash" not in whole
-    smallest = int(re.search(r"at least (\d+) MiB", refused(*call, "--memory", "20M"))[1])  # type: ignore[index]
+    tight = started(*call, "--memory", "20M").stderr
+    smallest = int(re.search(r"at least (\d+) MiB", tight)[1])  # type: ignore[index]
     for budget in (smallest, smallest + 30):
         trace = tmp_path / "trace.json"
-        done = edgert(*call, "--memory", f"{budget}M", "--trace", trace)
+        done = started(*call, "--memory", f"{budget}M", "--trace", trace)
         result = json.loads(done.stdout)
         assert done.stderr.startswith(f"memory: {budget} MiB; ")
         assert result["token_ids"] == whole["token_ids"]
