@@ -1,6 +1,7 @@
 """What all tests share: the reference models, a converted one, and kernels compiled before the clock starts."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         with ThreadPoolExecutor(os.cpu_count()) as compilers:
             list(compilers.map(native.object_file, TESTED))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes whole files, the largest first, so that what their tests share is made once. Tests of small files,
+    some of which are long, come last and one by one: in the end no worker is idle for long."""
+    sizes = Counter(item.path for item in items)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and sizes[item.path] >= 10:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 _PROGRAM = """
 import importlib, json, os, socket, sys
@@ -49,6 +50,7 @@ def _program() -> socket.socket:
     subprocess.Popen([sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())], pass_fds=[theirs.fileno()],
                      stdin=subprocess.DEVNULL)
     theirs.close()
+    ours.settimeout(120)
     return ours
 
 
@@ -56,8 +58,7 @@ def edgert(*arguments: object, stdin: str = "", folder: Path | None = None,
            **environment: str) -> "subprocess.CompletedProcess[str]":
     """Call `edgert`, with more in its environment; folder: the current one of the call."""
     words = list(map(str, arguments))
-    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile(
-            "w+") as errors:
+    with tempfile.TemporaryFile("w+") as given, _output() as output, _output() as errors:
         given.write(stdin)
         given.seek(0)
         socket.send_fds(_program(), [json.dumps({
@@ -67,3 +68,7 @@ def edgert(*arguments: object, stdin: str = "", folder: Path | None = None,
         for stream in (output, errors):
             stream.seek(0)
         return subprocess.CompletedProcess(words, status, output.read(), errors.read())
+
+
+def _output() -> IO[str]:
+    return tempfile.TemporaryFile("w+", errors="replace")

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 
-def edgert(folder: Path, *arguments: str, question: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "edgert", *arguments], input=question, text=True, capture_output=True,
-                          env={**os.environ, "EDGERT_SESSIONS": str(folder)}, timeout=120)
+def edgert(folder: Path, *arguments: str, question: str = "") -> subprocess.CompletedProcess[str]:
+    return forked.edgert(*arguments, stdin=question, EDGERT_SESSIONS=str(folder))
 
 
 def ask(folder: Path, bundle: Path, question: str, *more: str) -> str:
