@@ -66,7 +66,7 @@ def all_logits(engine: Engine, *, one_by_one: bool = False) -> np.ndarray:
 shares = st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0])
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(keep=shares, details=shares, attention=shares, head=shares, threads=st.integers(1, 4), chunk=st.integers(1, 20),
        chunk_bytes=st.sampled_from([1, 1 << 12, 1 << 13, 1 << 16]), readers=st.integers(1, 5))
 def test_the_same_at_every_placement(bundle: Bundle, expected: np.ndarray, **options: Any) -> None:
@@ -78,7 +78,7 @@ def test_the_same_at_every_placement(bundle: Bundle, expected: np.ndarray, **opt
     engine.close()
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(keep=shares, details=shares, head=shares, threads=st.integers(1, 3), rows=st.sampled_from([4, 17]),
        cuts=st.sets(st.integers(1, len(TOKENS) - 1), max_size=6), data=st.data())
 def test_a_chain_that_is_checked_is_what_each_token_is_alone(
