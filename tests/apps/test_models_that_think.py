@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import ollama
 import pytest
@@ -39,13 +40,13 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     ((), ANSWER), (("--think", "fold"), ANSWER), (("--think", "hide"), ANSWER), (("--think", "off"), ANSWER),
     (("--think", "show"), f"Thinking...\n{THOUGHT}\n...done thinking.\n\n{ANSWER}")])
 def test_run(bundle: Path, think: tuple[str, ...], shown: str) -> None:
-    done = edgert("run", bundle, "--chat", "-p", "2+2?", *think)
+    done = forked.edgert("run", bundle, "--chat", "-p", "2+2?", *think)
     assert done.stdout == f"{shown}\n"
     assert "thought" not in done.stderr  # it is no terminal
 
 
 def test_run_for_programs(bundle: Path) -> None:
-    done = edgert("run", bundle, "--chat", "-p", "2+2?", "--json")
+    done = forked.edgert("run", bundle, "--chat", "-p", "2+2?", "--json")
     said = json.loads(done.stdout)
     assert (said["text"], said["thinking"]) == (ANSWER, THOUGHT)
 
