@@ -50,21 +50,25 @@ def _program() -> socket.socket:
     subprocess.Popen([sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())], pass_fds=[theirs.fileno()],
                      stdin=subprocess.DEVNULL)
     theirs.close()
-    ours.settimeout(120)
+    ours.settimeout(300)
     return ours
 
 
-def edgert(*arguments: object, stdin: str = "", folder: Path | None = None,
-           **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Call `edgert`, with more in its environment; folder: the current one of the call."""
+def edgert(*arguments: object, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Call `edgert` in the current folder, with more in its environment."""
     words = list(map(str, arguments))
     with tempfile.TemporaryFile("w+") as given, _output() as output, _output() as errors:
         given.write(stdin)
         given.seek(0)
         socket.send_fds(_program(), [json.dumps({
-            "arguments": words, "environment": {**os.environ, **environment}, "folder": str(folder or Path.cwd()),
+            "arguments": words, "environment": {**os.environ, **environment}, "folder": str(Path.cwd()),
         }).encode()], [given.fileno(), output.fileno(), errors.fileno()])
-        status = int(_program().recv(20))
+        try:
+            status = int(_program().recv(20))
+        except TimeoutError:
+            _program().close()
+            _program.cache_clear()  # what this one says later is not for the next call
+            raise
         for stream in (output, errors):
             stream.seek(0)
         return subprocess.CompletedProcess(words, status, output.read(), errors.read())

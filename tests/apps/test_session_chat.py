@@ -26,7 +26,7 @@ def shown(folder: Path) -> list[dict[str, str]]:
     return json.loads(done.stdout)["messages"]
 
 
-@pytest.mark.parametrize("more", [(), ("--kv-type", "q8"), ("--kv-policy", "heavy", "-c", "512")])
+@pytest.mark.parametrize("more", [(), ("--kv-type", "q8", "--kv-policy", "heavy", "-c", "512")])
 def test_a_conversation_goes_on(smollm2: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """The same as in one program; settings of the cache are those that it had."""
     first = ask(tmp_path, smollm2, "Name a large city in France.", *more)

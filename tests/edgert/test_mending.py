@@ -1,11 +1,11 @@
 """`edgert doctor --fix`: what is missing is said, and done with consent."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from forked import edgert
 from screen import Screen
 
 from edgert.commands import mending
@@ -30,7 +30,7 @@ def machine(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def doctor(*options: str) -> subprocess.CompletedProcess[str]:
-    return edgert("doctor", *options)
+    return subprocess.run([*DOCTOR, *options], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
 
 def test_what_is_missing_is_said_and_with_consent_done(machine: Path) -> None:
@@ -75,7 +75,8 @@ def test_what_few_people_want_is_not_done_without_asking(capfd: pytest.CaptureFi
 
 def test_a_wrong_defaults_file_is_told(tmp_path: Path) -> None:
     (config := tmp_path / "config.toml").write_text("[serve]\nprot = 1\n")
-    done = edgert("doctor", EDGERT_CONFIG=str(config))
+    done = subprocess.run(DOCTOR, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "EDGERT_CONFIG": str(config)})
     assert f"defaults{' ' * 22}{config}\n" in done.stdout
     assert f"{config}, line 2: [serve] prot: edgert serve has no such option (did you mean port?)\n" in done.stdout
     wrong = doctor("--yes")
