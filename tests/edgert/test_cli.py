@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(smollm2: Path) -> None:
 
 
 def test_refusals_are_one_sentence(smollm2_gguf: Path, tmp_path: Path) -> None:
-    folder = give_tokenizer(write_model(tmp_path / "tiny", vocab_size=258))
+    folder = give_tokenizer(write_model(tmp_path / "tiny", vocab_size=258, max_position_embeddings=8192))
     convert(str(folder), bundle := tmp_path / "tiny.edge", "f32")
     (empty := tmp_path / "empty.edge").touch()
     (cut := tmp_path / "cut.edge").write_bytes(bundle.read_bytes()[:-1000])
