@@ -1,11 +1,17 @@
 """What all tests share: the reference models, a converted one, and kernels compiled before the clock starts."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Before numpy is imported. The matrices of tests are tiny: threads that wait for one another take several times the
+# processor time of their products. Workers, and programs that tests start, have it too.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from tested_targets import TESTED
 
@@ -37,6 +43,16 @@ def quick_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes whole files, the largest first, so that what their tests share is made once. Tests of small files,
+    some of which are long, come last and one by one: in the end no worker is idle for long."""
+    sizes = Counter(item.path for item in items)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and sizes[item.path] >= 10:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct Q4_1, fetched if need be."""
@@ -62,9 +78,12 @@ def gemma_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as a bundle of the default preset."""
-    out = tmp_path_factory.mktemp("models") / "smollm2.edge"
-    edgert.convert(str(smollm2_gguf), out)
+    """SmolLM2 as a bundle of the default preset, made by the first worker that wants it. Nobody writes to it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(folder / "smollm2.lock"):
+        if not (out := folder / "smollm2.edge").exists():
+            edgert.convert(str(smollm2_gguf), out)
     return out
 
 

@@ -1,5 +1,6 @@
 """`edgert chat` without a bundle: SmolLM2 is fetched and converted by one process, and others wait for it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from fake_models import Machine
 
 from edgert.apps.bundles import bundle_path, make_bundle
 from edgert.locking import making
@@ -24,9 +26,10 @@ def models(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def chat() -> "subprocess.Popen[str]":
+def chat(**environment: str) -> "subprocess.Popen[str]":
     process = subprocess.Popen([sys.executable, "-m", "edgert", "chat", "-n", "2", "--temperature", "0"],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, **environment})
     stdin: IO[str] = process.stdin  # type: ignore[assignment]
     stdin.write("Say yes.")
     stdin.close()
@@ -34,13 +37,15 @@ def chat() -> "subprocess.Popen[str]":
     return process
 
 
-def test_two_at_once(models: Path) -> None:
-    ends = [(*process.communicate(timeout=120), process.returncode) for process in (chat(), chat())]
+def test_two_at_once(machine: Machine) -> None:
+    """Where the model of that name is a tiny one."""
+    ends = [(*process.communicate(timeout=120), process.returncode)
+            for process in [chat(**machine.environment) for _ in range(2)]]
     assert {status for *_, status in ends} == {0}, ends
     assert len({output for output, *_ in ends}) == 1 and ends[0][0].strip()
     said = sorted(errors for _, errors, _ in ends)
     assert said in ([MAKES, WAITS], ["", MAKES]), "made once, however the two came"
-    assert not list(models.glob("*.part*"))
+    assert not list(machine.models.glob("*.part*"))
 
 
 def test_the_bundle_of_the_other_is_taken(models: Path, smollm2: Path) -> None:

@@ -1,12 +1,12 @@
 """A model that thinks before it answers: on the terminal, over OpenAI's interface and over Ollama's."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import ollama
 import pytest
@@ -40,15 +40,13 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     ((), ANSWER), (("--think", "fold"), ANSWER), (("--think", "hide"), ANSWER), (("--think", "off"), ANSWER),
     (("--think", "show"), f"Thinking...\n{THOUGHT}\n...done thinking.\n\n{ANSWER}")])
 def test_run(bundle: Path, think: tuple[str, ...], shown: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "edgert", "run", str(bundle), "--chat", "-p", "2+2?", *think],
-                          capture_output=True, text=True, timeout=120, check=True)
+    done = forked.edgert("run", bundle, "--chat", "-p", "2+2?", *think)
     assert done.stdout == f"{shown}\n"
     assert "thought" not in done.stderr  # it is no terminal
 
 
 def test_run_for_programs(bundle: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "edgert", "run", str(bundle), "--chat", "-p", "2+2?", "--json"],
-                          capture_output=True, text=True, timeout=120, check=True)
+    done = forked.edgert("run", bundle, "--chat", "-p", "2+2?", "--json")
     said = json.loads(done.stdout)
     assert (said["text"], said["thinking"]) == (ANSWER, THOUGHT)
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 
-def edgert(folder: Path, *arguments: str, question: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "edgert", *arguments], input=question, text=True, capture_output=True,
-                          env={**os.environ, "EDGERT_SESSIONS": str(folder)}, timeout=120)
+def edgert(folder: Path, *arguments: str, question: str = "") -> subprocess.CompletedProcess[str]:
+    return forked.edgert(*arguments, stdin=question, EDGERT_SESSIONS=str(folder))
 
 
 def ask(folder: Path, bundle: Path, question: str, *more: str) -> str:
@@ -26,7 +26,7 @@ def shown(folder: Path) -> list[dict[str, str]]:
     return json.loads(done.stdout)["messages"]
 
 
-@pytest.mark.parametrize("more", [(), ("--kv-type", "q8"), ("--kv-policy", "heavy", "-c", "512")])
+@pytest.mark.parametrize("more", [(), ("--kv-type", "q8", "--kv-policy", "heavy", "-c", "512")])
 def test_a_conversation_goes_on(smollm2: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """The same as in one program; settings of the cache are those that it had."""
     first = ask(tmp_path, smollm2, "Name a large city in France.", *more)

@@ -19,24 +19,26 @@ from edgert.bundle import Bundle
 from edgert.converters.forecast import forecast
 from edgert.errors import EdgertError
 from edgert.opening import read_text
-try:
-    with forecast(sys.argv[1]) as there, Bundle(there.bundle) as bundle:
-        header, text = bundle.header, read_text(bundle)
-        print(json.dumps({"file": there.file, "to_fetch": there.to_fetch, "to_keep": there.to_keep,
-                          "tokens": text.tokenizer.encode("On the river."),
-                          "tensors": {name: [t.section, t.offset, t.format] for name, t in header.tensors.items()},
-                          "lengths": {name: s.length for name, s in header.sections.items()}}))
-except EdgertError as error:
-    print("refused:", error)
+for spec in sys.argv[1:]:
+    try:
+        with forecast(spec) as there, Bundle(there.bundle) as bundle:
+            header, text = bundle.header, read_text(bundle)
+            print(json.dumps({"file": there.file, "to_fetch": there.to_fetch, "to_keep": there.to_keep,
+                              "tokens": text.tokenizer.encode("On the river."),
+                              "tensors": {name: [t.section, t.offset, t.format] for name, t in header.tensors.items()},
+                              "lengths": {name: s.length for name, s in header.sections.items()}}))
+    except EdgertError as error:
+        print("refused:", error)
 """
 
 
-def forecast(hub: FakeHub, spec: str, folder: Path) -> str:
+def forecasts(hub: FakeHub, folder: Path, *specs: str) -> list[str]:
+    """What is said of each, a line."""
     environment = {**hub.environment(folder / "hub"), "EDGERT_MODELS": str(folder / "models")}
-    done = run(FORECAST, environment, spec)
+    done = run(FORECAST, environment, *specs)
     assert done.returncode == 0, done.stderr
     assert not list((folder / "models").iterdir()), "nothing is left of it"
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def check(found: dict[str, object], converted: Path) -> None:
@@ -57,20 +59,22 @@ def test_of_a_gguf_file(tmp_path: Path, smollm2: Path, smollm2_gguf: Path) -> No
     files = {"README.md": b"", "SmolLM2-135M-Instruct.Q8_0.gguf": b"GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf": content,
              "mmproj-Q4_K_M.gguf": b"GGUF", "SmolLM2.Q4_K_M-00001-of-00002.gguf": b"GGUF"}
     with FakeHub(files) as hub:
-        found = json.loads(forecast(hub, "hf:org/name", tmp_path))
+        there, damaged, missing = forecasts(
+            hub, tmp_path, "hf:org/name", "hf:org/name:SmolLM2-135M-Instruct.Q8_0.gguf", "hf:org/name:other.gguf")
+        found = json.loads(there)
         assert found["file"] == "SmolLM2-135M-Instruct.Q4_1.gguf" and found["to_fetch"] == len(content)
         assert bytes_asked(hub) < len(content) // 10
         check(found, smollm2)
-        said = forecast(hub, "hf:org/name:SmolLM2-135M-Instruct.Q8_0.gguf", tmp_path)
-        assert said.startswith("refused: hf:org/name:SmolLM2-135M-Instruct.Q8_0.gguf: SmolLM2-135M-Instruct.Q8_0.gguf:")
-        assert "has no file of that name" in forecast(hub, "hf:org/name:other.gguf", tmp_path)
+        name = "SmolLM2-135M-Instruct.Q8_0.gguf"
+        assert damaged.startswith(f"refused: hf:org/name:{name}: {name}:")
+        assert "has no file of that name" in missing
 
 
 def test_of_safetensors(tmp_path: Path) -> None:
     folder = give_tokenizer(write_model(tmp_path / "model", num_hidden_layers=3, hidden_size=512, vocab_size=400,
                                         intermediate_size=1500))
     with FakeHub({path.name: path.read_bytes() for path in folder.iterdir()}) as hub:
-        found = json.loads(forecast(hub, "hf:org/name", tmp_path))
+        found = json.loads(*forecasts(hub, tmp_path, "hf:org/name"))
         assert found["file"] is None and found["to_fetch"] == (folder / "model.safetensors").stat().st_size
         assert bytes_asked(hub) < found["to_fetch"] // 4
     edgert.convert(str(folder), tmp_path / "m.edge")
@@ -85,7 +89,7 @@ def test_of_safetensors(tmp_path: Path) -> None:
 ])
 def test_what_cannot_be_read(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     with FakeHub(files) as hub:
-        said = forecast(hub, "hf:org/name", tmp_path)
+        (said,) = forecasts(hub, tmp_path, "hf:org/name")
     assert said.startswith("refused: hf:org/name: ") and message in said and str(tmp_path) not in said
 
 

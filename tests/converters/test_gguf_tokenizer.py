@@ -54,11 +54,15 @@ def test_ids_are_llama_cpps(model: tuple[Tokenizer, Any, dict[str, Any]], text: 
     assert ids == golden["special" if special else "plain"][text]
 
 
+@pytest.mark.parametrize(("size", "name"), [(100_000, "shorter"), pytest.param(
+    1_000_000, "long", marks=pytest.mark.reference)])
 @pytest.mark.parametrize("special", [True, False], ids=["special", "plain"])
-def test_ids_of_a_long_text(model: tuple[Tokenizer, Any, dict[str, Any]], special: bool) -> None:
+def test_ids_of_a_long_text(model: tuple[Tokenizer, Any, dict[str, Any]], special: bool, size: int, name: str) -> None:
     tokenizer, _, golden = model
-    ids = tokenizer.encode(texts.long_text(), special=special, add_bos=False)
-    assert digest(ids) == golden["long"]["special" if special else "plain"]
+    if name not in golden:
+        pytest.skip("llama.cpp's ids of the shorter text are not recorded for this vocabulary")
+    ids = tokenizer.encode(texts.long_text(size), special=special, add_bos=False)
+    assert digest(ids) == golden[name]["special" if special else "plain"]
 
 
 @pytest.mark.parametrize("text", texts.TEXTS)

@@ -1,7 +1,6 @@
 """The command line as a user meets it: a process, its output, its exit status."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,14 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import edgert
 from tested_targets import TESTED
+from tiny_model import give_tokenizer, write_model
+
+from edgert.converters.convert import convert
 
 EDGERT = [sys.executable, "-m", "edgert"]
 
 
-def edgert(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*EDGERT, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, **environment})
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As users start it."""
+    return subprocess.run([*EDGERT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 def refused(*arguments: object, stdin: str = "", **environment: str) -> str:
@@ -31,7 +34,7 @@ def refused(*arguments: object, stdin: str = "", **environment: str) -> str:
 
 
 def test_help_is_quick_and_lists_every_command() -> None:
-    done = edgert("--help")
+    done = started("--help")
     for name in ("pull", "convert", "inspect", "verify", "plan", "chat", "run", "bench", "eval", "doctor"):
         assert f"\n  {name} " in done.stdout
         assert edgert(name, "--help").returncode == 0
@@ -52,12 +55,13 @@ def test_running_a_model_needs_neither_numba_nor_llvm(smollm2: Path) -> None:
 def test_a_memory_budget_changes_the_speed_and_not_the_answer(smollm2: Path, tmp_path: Path) -> None:
     """The smallest budget is what the refusal of a smaller one says; the process stays below it."""
     call = ["run", smollm2, "-p", "The capital of France is", "-n", 12, "--json", "--threads", 2]
-    whole = json.loads(edgert(*call).stdout)
+    whole = json.loads(started(*call).stdout)
     assert "flash" not in whole
-    smallest = int(re.search(r"at least (\d+) MiB", refused(*call, "--memory", "20M"))[1])  # type: ignore[index]
+    tight = started(*call, "--memory", "20M").stderr
+    smallest = int(re.search(r"at least (\d+) MiB", tight)[1])  # type: ignore[index]
     for budget in (smallest, smallest + 30):
         trace = tmp_path / "trace.json"
-        done = edgert(*call, "--memory", f"{budget}M", "--trace", trace)
+        done = started(*call, "--memory", f"{budget}M", "--trace", trace)
         result = json.loads(done.stdout)
         assert done.stderr.startswith(f"memory: {budget} MiB; ")
         assert result["token_ids"] == whole["token_ids"]
@@ -138,29 +142,31 @@ def test_a_cache_that_cannot_be_written_is_told_once(smollm2: Path) -> None:
     assert line.startswith("edgert: /dev/null/kernels/") and line.endswith("to a folder that can be written")
 
 
-def test_refusals_are_one_sentence(smollm2: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_refusals_are_one_sentence(smollm2_gguf: Path, tmp_path: Path) -> None:
+    folder = give_tokenizer(write_model(tmp_path / "tiny", vocab_size=258, max_position_embeddings=8192))
+    convert(str(folder), bundle := tmp_path / "tiny.edge", "f32")
     (empty := tmp_path / "empty.edge").touch()
-    (cut := tmp_path / "cut.edge").write_bytes(smollm2.read_bytes()[:1_000_000])
+    (cut := tmp_path / "cut.edge").write_bytes(bundle.read_bytes()[:-1000])
     (text := tmp_path / "text.txt").write_bytes(b"\xff\xfe")
     assert "no such file" in refused("run", tmp_path / "none.edge", "-p", "x")
     assert "is empty" in refused("run", empty, "-p", "x")
     assert "directory" in refused("run", tmp_path, "-p", "x")
     assert "file" in refused("verify", cut)
-    assert "the prompt is empty" in refused("run", smollm2, "-p", "")
-    assert "not UTF-8" in refused("run", smollm2, "-f", text)
-    assert "no such file" in refused("run", smollm2, "-f", tmp_path / "none.txt")
-    assert "temperature" in refused("run", smollm2, "-p", "x", "--temperature", -1)
-    assert "context" in refused("run", smollm2, "-p", "x " * 50, "-c", 16)
-    assert "EDGERT_SIMD" in refused("run", smollm2, "-p", "x", EDGERT_SIMD="sse9")
+    assert "the prompt is empty" in refused("run", bundle, "-p", "")
+    assert "not UTF-8" in refused("run", bundle, "-f", text)
+    assert "no such file" in refused("run", bundle, "-f", tmp_path / "none.txt")
+    assert "temperature" in refused("run", bundle, "-p", "x", "--temperature", -1)
+    assert "context" in refused("run", bundle, "-p", "x " * 50, "-c", 16)
+    assert "EDGERT_SIMD" in refused("run", bundle, "-p", "x", EDGERT_SIMD="sse9")
     assert "not in the catalogue" in refused("pull", "gpt-7")
     assert "no such file" in refused("convert", tmp_path / "none.gguf", tmp_path / "out.edge")
     assert "is not a folder" in refused("convert", smollm2_gguf, tmp_path / "none" / "out.edge")
     assert "is a folder" in refused("convert", smollm2_gguf, tmp_path)
-    assert "no such file" in refused("eval", smollm2, "--text", tmp_path / "none.txt")
-    assert "at least 4" in refused("eval", smollm2, "--text", empty)
-    assert "is empty; it needs" in refused("eval", smollm2, "--questions", empty)
-    assert "line 1: is not UTF-8" in refused("eval", smollm2, "--prompts", text)
-    assert "no such file" in refused("bench", smollm2, "--against", tmp_path / "none.gguf")
+    assert "no such file" in refused("eval", bundle, "--text", tmp_path / "none.txt")
+    assert "at least 4" in refused("eval", bundle, "--text", empty)
+    assert "is empty; it needs" in refused("eval", bundle, "--questions", empty)
+    assert "line 1: is not UTF-8" in refused("eval", bundle, "--prompts", text)
+    assert "no such file" in refused("bench", bundle, "--against", tmp_path / "none.gguf")
 
 
 def test_wrong_usage_is_status_2() -> None:
@@ -215,7 +221,7 @@ def test_eval_questions_and_prompts(smollm2: Path, tmp_path: Path) -> None:
     assert [(each["pick"], each["answer"]) for each in result["questions"]["each"]] == [(1, 1), (2, 2)]
     assert result["prompts"]["each"] == [{"answer": "12 * 11 = 132", "right": True}]
     smallest = int(re.search(r"at least (\d+) MiB", refused(*call, "--memory", "20M"))[1])  # type: ignore[index]
-    for others in (["--threads", 1, "--speculation", "off"], ["--memory", f"{smallest}M"],
+    for others in (["--threads", 1, "--speculation", "off", "--memory", f"{smallest}M"],
                    ["--memory", f"{smallest + 30}M", "--speculation", 4, "--prefill-chunk", 2]):
         other = json.loads(edgert(*call, "--json", *others).stdout)
         assert {**other, "threads": 2} == result

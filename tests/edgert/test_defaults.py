@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from forked import edgert
 
 from edgert.cli import COMMANDS, cli
 from edgert.commands.defaults import defaults_file, read_defaults
@@ -86,8 +87,7 @@ def test_the_command_line_comes_first(config: Path, smollm2: Path) -> None:
     config.write_text(f"threads = 1\n[run]\nbundle = {json.dumps(str(smollm2))}\nmax-tokens = 2\njson = true\n")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "edgert", "run", "-p", "Once", *arguments], capture_output=True,
-                              text=True, timeout=60)
+        return edgert("run", "-p", "Once", *arguments)
 
     answer = json.loads(run().stdout)
     assert (answer["threads"], len(answer["token_ids"])) == (1, 2)

@@ -33,17 +33,17 @@ WAYS = {
     "in a function": """
 def ask():
     return answer(load())
-for _ in range(5):
+for _ in range(2):
     assert ask() == expected
 """,
     "over the old one": """
-for _ in range(5):
+for _ in range(2):
     model = load()
     assert answer(model) == expected
 del model
 """,
     "collected": """
-for _ in range(5):
+for _ in range(2):
     model = load()
     model.me = model  # only the garbage collector finds it
     assert answer(model) == expected
@@ -54,14 +54,14 @@ for _ in range(5):
     other.close()
 """,
     "in the middle of an answer": """
-for _ in range(5):
+for _ in range(2):
     generation = load().generate("The capital of France is", max_tokens=6)
     ids = [next(generation).token_id for _ in range(3)]
     assert ids == expected[:3]
     del generation
 """,
     "from another thread": """
-for _ in range(4):
+for _ in range(2):
     box = [load()]
     assert answer(box[0]) == expected
     thread = threading.Thread(target=box.clear)

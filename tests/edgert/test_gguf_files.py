@@ -1,12 +1,12 @@
 """GGUF files where bundles are asked for: converted once, and anew when they change; others run through llama.cpp."""
 
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from fake_models import write_gguf
+from forked import edgert
 from tiny_gguf import write_foreign
 
 from edgert.commands.gguf import Foreign, resolve
@@ -26,11 +26,6 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
     return write_foreign(tmp_path / "tiny.gguf")
-
-
-def edgert(*arguments: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "edgert", *map(str, arguments)], input=stdin, capture_output=True,
-                          text=True, check=False, timeout=120, errors="replace")
 
 
 def test_converted_once_and_anew_when_it_changes(models: Path, tmp_path: Path) -> None:

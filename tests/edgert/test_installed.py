@@ -62,6 +62,7 @@ def test_compiling(program: Path, folder: Path, tmp_path: Path) -> None:
     assert line.startswith("compiling ")
 
 
+@pytest.mark.parametrize("folder", ["clone", "numpy.py"], indirect=True)
 def test_measuring_processes(program: Path, folder: Path, smollm2: Path) -> None:
     for command in ("bench", "-r", "1", "-n", "4", "--prefill", "0"), ("plan",):
         done = subprocess.run([program, *command, smollm2, "--json"], cwd=folder, capture_output=True, text=True,

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 EDGERT = [sys.executable, "-P", "-m", "edgert"]
 
 
 def edgert(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*EDGERT, *arguments], env={**os.environ, "EDGERT_MODELS": str(folder)}, capture_output=True,
-                          text=True, timeout=60, check=False)
+    return forked.edgert(*arguments, EDGERT_MODELS=str(folder))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_remove(folder: Path) -> None:
 def test_processes(folder: Path) -> None:
     with subprocess.Popen([*EDGERT, "run", "small", "-n", "4"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           env={**os.environ, "EDGERT_MODELS": str(folder)}) as waits:  # for its prompt
-        found = json.loads(edgert(folder, "ps", "--json").stdout)["processes"]
+        found = json.loads(subprocess.check_output([*EDGERT, "ps", "--json"]))["processes"]
         assert [(one["command"], one["resident_bytes"] > 0) for one in found if one["pid"] == waits.pid] == [
             ("edgert run small -n 4", True)]
         assert not any("edgert ps" in one["command"] for one in found)

@@ -27,6 +27,8 @@ MODELS = {
     "qwen": "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
     "gemma": "gemma-3-270m-q4_k_m.gguf",
 }
+SHORTER = 100_000
+"""Characters of a long text that tests always go through; they go through a million where all is tested."""
 WORDS = [
     "the", "and", "of", "to", "in", "is", "that", "for", "it", "was", "on", "with", "as", "be", "at", "by", "this",
     "are", "from", "or", "have", "an", "not", "they", "which", "one", "you", "were", "her", "all", "their", "there",
@@ -56,7 +58,8 @@ def golden(path: Path) -> dict[str, Any]:
         "llama_cpp_python": llama_cpp.__version__,
         "special": {name: tokenize(text, True) for name, text in TEXTS.items()},
         "plain": {name: tokenize(text, False) for name, text in TEXTS.items()},
-        "long": {"special": digest(tokenize(long_text(), True)), "plain": digest(tokenize(long_text(), False))},
+        **{name: {kind: digest(tokenize(text, kind == "special")) for kind in ("special", "plain")}
+           for name, text in (("long", long_text()), ("shorter", long_text(SHORTER)))},
         "eog": [i for i in range(size) if llama_cpp.llama_vocab_is_eog(vocabulary, i)],
         "add_bos": bool(llama_cpp.llama_vocab_get_add_bos(vocabulary)),
         "bos": llama_cpp.llama_vocab_bos(vocabulary),

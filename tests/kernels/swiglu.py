@@ -241,6 +241,23 @@ def without(n: Neurons, absent: Sequence[int]) -> Neurons:
     return n._replace(memory=memory, table=memory.address + places * memory.stride)
 
 
+def check_absent(team: Team, n: Neurons, absent: Sequence[int], x: np.ndarray, y: np.ndarray, *, threads: int,
+                 cuts: Sequence[int] = ()) -> None:
+    """Absent groups add nothing: the result is that of the same part with zeros in their place; their hidden blocks are
+    not written. x, y: float32 of shape (tokens, hidden size)."""
+    given_x, zeros = rig.activations(team, n.up.form, x), without(n, absent)
+    expected = add_down(team, zeros, hidden(team, zeros, given_x, threads=threads), y)
+    table = absent_table(n, absent)
+    h = hidden(team, n, given_x, threads=threads, table=table)
+    assert (h.buffer.bytes.reshape(len(x), n.groups, -1)[:, absent] == 0xFF).all()
+    assert np.array_equal(add_down(team, n, h, y, cuts=cuts, table=table), expected)
+    first = rig.activations(team, n.up.form, x[:1])
+    assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=table), expected[:1])
+    everything = np.full_like(table, ABSENT)
+    nothing = y[:1] if n.down_bias is None else y[:1] + n.down_bias
+    assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=everything), nothing)
+
+
 def absent_table(n: Neurons, absent: Sequence[int]) -> np.ndarray:
     """A table in which these groups are absent. Where they were in memory nothing is a number any more."""
     places = (n.table - n.memory.address) // n.memory.stride

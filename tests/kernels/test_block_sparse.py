@@ -6,7 +6,7 @@ import rig
 from guarded import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
-from swiglu import PARTS, Neurons, absent_table, activation, add_down, beside_gate, hidden, one_token, without
+from swiglu import PARTS, Neurons, activation, add_down, beside_gate, check_absent, hidden, one_token
 from weights_for import Weights, matrix, product, seeds, values
 
 from edgert.kernels import records
@@ -184,13 +184,7 @@ def test_absent_groups_add_nothing(target: str, seed: int, hidden_size: int, gro
     n = sparse_neurons(rng, ("q4b", "q4b"), hidden_size, groups, density)
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
     absent = rng.choice(groups, rng.integers(1, groups + 1), replace=False).tolist()
-    given_x, zeros = rig.activations(team, n.up.form, x), without(n, absent)
-    expected = add_down(team, zeros, hidden(team, zeros, given_x, threads=2), y)
-    table = absent_table(n, absent)
-    h = hidden(team, n, given_x, threads=2, table=table)
-    assert np.array_equal(add_down(team, n, h, y, table=table), expected)
-    first = rig.activations(team, n.up.form, x[:1])
-    assert np.array_equal(one_token(team, n, first, y[:1], threads=2, table=table), expected[:1])
+    check_absent(team, n, absent, x, y, threads=2)
 
 
 @rig.examples(20)

@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swiglu import (
     PARTS,
-    absent_table,
     activation,
     activation_error,
     add_down,
     beside_gate,
+    check_absent,
     hidden,
     neurons,
     one_token,
-    without,
 )
 from weights_for import FORMAT_NAMES, PAIRS, product, seeds, values
 
@@ -171,19 +170,8 @@ def test_a_result_of_its_own(target: str, seed: int, hidden_size: int, groups: i
        cuts=st.sets(st.integers(1, records.SEGMENTS - 1), max_size=2).map(sorted))
 def test_absent_groups_add_nothing(target: str, up_name: str, down_name: str, seed: int, hidden_size: int, groups: int,
                                    tokens: int, part: dict, threads: int, cuts: list[int]) -> None:
-    """The result is that of the same part with zeros in their place; their hidden blocks are not written."""
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
     n = neurons(rng, FORMATS[up_name], FORMATS[down_name], hidden_size, groups, **part)
     x, y = values(rng, "ordinary", (tokens, hidden_size)), values(rng, "ordinary", (tokens, len(n.down.exact)))
     absent = rng.choice(groups, rng.integers(1, groups + 1), replace=False).tolist()
-    given_x, zeros = rig.activations(team, n.up.form, x), without(n, absent)
-    expected = add_down(team, zeros, hidden(team, zeros, given_x, threads=threads), y)
-    table = absent_table(n, absent)
-    h = hidden(team, n, given_x, threads=threads, table=table)
-    assert (h.buffer.bytes.reshape(tokens, groups, -1)[:, absent] == 0xFF).all()
-    assert np.array_equal(add_down(team, n, h, y, cuts=cuts, table=table), expected)
-    first = rig.activations(team, n.up.form, x[:1])
-    assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=table), expected[:1])
-    everything = np.full_like(table, records.ABSENT)
-    nothing = y[:1] if n.down_bias is None else y[:1] + n.down_bias
-    assert np.array_equal(one_token(team, n, first, y[:1], threads=threads, table=everything), nothing)
+    check_absent(team, n, absent, x, y, threads=threads, cuts=cuts)

@@ -1,6 +1,7 @@
 """Attention to a window of the latest positions, and scores with a cap: as everywhere, the same bits whatever comes
 together."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -27,9 +28,16 @@ from weights_for import seeds, values
 
 from edgert.kernels.records import SPLIT
 
-kinds = pytest.mark.parametrize("kind", [*FLOATS, "q4"])  # which is int8 and int4
+KINDS = (*FLOATS, "q4")  # which is int8 and int4
+kinds = pytest.mark.parametrize("kind", KINDS)
 LONG = 704
 SCALE = 0.2
+
+
+def in_turn(sights: Sequence[Sight], lengths: Sequence[int]) -> list[tuple[Sight, int, str]]:
+    """Every sight with every length, each with one kind of cache: every kind comes with every sight and length."""
+    return [(sight, length, KINDS[(i + j) % len(KINDS)])
+            for i, sight in enumerate(sights) for j, length in enumerate(lengths)]
 
 
 def filled(target: str, shape: Shape, seed: int, length: int) -> tuple[Cache, np.ndarray]:
@@ -56,11 +64,10 @@ def test_against_float64(target: str, kind: str, seed: int, head_dim: int, kv_he
         assert (np.abs(got - want) <= allowed).all()
 
 
-@kinds
-@pytest.mark.parametrize("sight", [Sight(0, 3.0), *(Sight(window) for window in (
-    1, 3, 16, 31, 64, 65, SPLIT - 1, SPLIT, SPLIT + 5, LONG)), Sight(100, 3.0),
-    Sight(100, 0.0, (-1.0, 0.5, 2.0, 4.0, 0.0, -9.0))], ids=repr)
-@pytest.mark.parametrize("length", [90, SPLIT + 40, 2 * SPLIT + 3, 700])
+@pytest.mark.parametrize(("sight", "length", "kind"), in_turn(
+    [Sight(0, 3.0), *(Sight(window) for window in (1, 3, 16, 31, 64, 65, SPLIT - 1, SPLIT, SPLIT + 5, LONG)),
+     Sight(100, 3.0), Sight(100, 0.0, (-1.0, 0.5, 2.0, 4.0, 0.0, -9.0))], [90, SPLIT + 40, 2 * SPLIT + 3, 700]),
+    ids=str)
 def test_the_same_bits_in_parts_or_not(target: str, kind: str, length: int, sight: Sight) -> None:
     """At once, in chunks or token by token, on 1 to 4 threads, with room for all parts or for none."""
     cache, turned = filled(target, Shape(6, 2, 20, kind, positions=LONG), length, length)
@@ -75,9 +82,9 @@ def test_the_same_bits_in_parts_or_not(target: str, kind: str, length: int, sigh
                 assert np.array_equal(np.concatenate(parts).view(np.int32), expected), (borders, threads, room)
 
 
-@kinds
-@pytest.mark.parametrize("sight", [Sight(1), Sight(5), Sight(40), Sight(300), Sight(40, 3.0), Sight(0, 3.0)], ids=repr)
-@pytest.mark.parametrize("length", [0, 20, SPLIT - 9, 2 * SPLIT - 5])
+@pytest.mark.parametrize(("sight", "length", "kind"), in_turn(
+    [Sight(1), Sight(5), Sight(40), Sight(300), Sight(40, 3.0), Sight(0, 3.0)], [0, 20, SPLIT - 9, 2 * SPLIT - 5]),
+    ids=str)
 def test_siblings(target: str, kind: str, length: int, sight: Sight) -> None:
     """Tokens apart: what each is alone, at its position."""
     shape, chain, siblings = Shape(6, 2, 20, kind, positions=LONG), 12, (*range(12), 3, 3)

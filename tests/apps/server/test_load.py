@@ -16,7 +16,7 @@ from served import Server, limited
 import edgert
 
 pytestmark = pytest.mark.xdist_group("server")
-CLIENTS = 50
+CLIENTS = 24
 
 
 def prompt_of(number: int) -> str:
@@ -35,7 +35,7 @@ def busy(request: pytest.FixtureRequest, server: Server, smollm2: Path, tmp_path
     assert made.end() == 0 and "Traceback" not in made.said, made.said
 
 
-def test_fifty_clients(busy: Server, model: edgert.Model) -> None:
+def test_many_clients(busy: Server, model: edgert.Model) -> None:
     """Each answer is the one that is given alone; who does not get one is told to come again, and gets it then."""
     server = busy
     alone = [model.generate(prompt_of(number), max_tokens=4).text() for number in range(CLIENTS)]

@@ -93,8 +93,7 @@ def test_the_same_at_every_placement(bundle: Bundle, expected: np.ndarray, piece
     engine.close()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("slots", [1, 2, 3, 20])
+@pytest.mark.parametrize(("slots", "threads"), [(1, 1), (1, 3), (2, 3), (3, 1), (20, 3)])
 def test_in_turns_where_a_token_needs_more_than_there_is_room_for(bundle: Bundle, expected: np.ndarray, slots: int,
                                                                   threads: int) -> None:
     for chunk in (1, 24):

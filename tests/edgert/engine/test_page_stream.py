@@ -92,7 +92,7 @@ def test_a_session_on_flash_computes_the_same(engine: Engine, tmp_path: Path) ->
     both.close()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, CONTEXT - 1), st.integers(0, 3)), max_size=6))
 def test_conversations_that_leave_memory_come_back(engine: Engine, tmp_path_factory: pytest.TempPathFactory,
                                                    asked: list[tuple[int, int, int]]) -> None:

@@ -52,7 +52,7 @@ def kernel_says(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
 
 def test_the_budget_that_is_named_works(smollm2: Path) -> None:
     """In the next process, which is never quite of the same size."""
-    for _ in range(4):
+    for _ in range(2):
         smallest = named(smollm2)
         done = run(smollm2, "-m", f"{smallest}M")
         assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """The memory plan, for models and disks of all sorts; what `edgert plan` says of it; and what it predicts."""
 
+import functools
 import json
 import re
 import sys
@@ -26,7 +27,7 @@ from edgert.kernels import native
 from edgert.kernels.formats import FORMATS
 from edgert.kernels.groups import group_layout
 from edgert.measuring.compute import MOST_TOKENS, Rehearsal
-from edgert.measuring.startup import process_cost
+from edgert.measuring.startup import APP, process_cost
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import predict
 from edgert.models.llama import Config
@@ -367,6 +368,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _a_known_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_command, "device_of", lambda path: replace(DEVICE, chunk_bytes=1 << 18))
+
+
+measured_once = functools.cache(process_cost)
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the app's, which has a window that is measured as well."""
+    monkeypatch.setattr(plan_command, "process_cost", lambda path, program: (
+        process_cost if program == APP else measured_once)(path, program))
 
 
 def call(*arguments: object) -> Result:
