@@ -26,8 +26,9 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .gguf import bundle_of
-from .loading import SHARE, compile_progress, parallel_option, plan_options
+from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
+from .shares import SHARE
 
 MIB = 1 << 20
 _HUB = "hf:"
