@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgert.bundle import Bundle, Header
-from edgert.download import models_folder
+from edgert.download import ON_HUB, models_folder
 from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
@@ -31,7 +31,6 @@ from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 from .shares import SHARE
 
 MIB = 1 << 20
-_HUB = "hf:"
 _ROWS, _POINTS = 7, 60
 """About how many budgets are in the table, and in the plot."""
 _STEPS = [n * 10 ** power // 10 for power in range(10) for n in (10, 15, 20, 30, 50)]
@@ -148,7 +147,7 @@ def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> i
 @contextmanager
 def _there(bundle: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A bundle to plan with, and what is known of one that is not here. Raises EdgertError."""
-    if not bundle.startswith(_HUB):
+    if not bundle.startswith(ON_HUB):
         yield str(bundle_of(bundle)), {}
         return
     converters = importlib.import_module("edgert.converters.forecast")  # by name: it is above this room
