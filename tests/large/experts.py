@@ -36,7 +36,7 @@ def measured(bundle: str, memory: str | None, threads: int, tokens: int, variant
     started = time.perf_counter()
     with edgert.load(bundle, memory=memory, threads=threads, context=512, speculation="off") as model:
         loaded = time.perf_counter()
-        engine, session = model._engine, model._session
+        engine, session = model._engine, model._conversations.current
         ids = text(engine.config.vocab_size, _PROMPT + _WARM + tokens)
         engine.forward(session, ids[:_PROMPT])
         prompt = time.perf_counter()
