@@ -14,10 +14,10 @@ from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import APP, PROGRAMS, RUN, SERVE, ProcessCost, process_cost
-from edgert.memory.cache_room import CacheRoom, cache_room
+from edgert.memory.cache_room import CacheRoom
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
-from edgert.opening import load_library, session_settings
+from edgert.opening import load_library, plan_cache, session_settings
 from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, measure_folder
 from edgert.sizes import parse_size
@@ -181,14 +181,10 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
         disk = device_of(bundle.path)
 
     def planned_with(process: int) -> tuple[CacheRoom, Planner]:
-        def planner_for(room: CacheRoom) -> Planner:
-            return Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
-                           embeddings=embeddings, observes=policy.observes, room=room)
-
         # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
-        room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for,
-                          parallel=parallel)
-        planner = planner_for(room)
+        room, planner = plan_cache(header, policy, process=process, context=context, cache_type=kv_type, chunk=chunk,
+                                   threads=threads, memory=kv_memory, budget=budget or 0, parallel=parallel,
+                                   embeddings=embeddings)
         planner.plan(budget, lambda: disk)
         return room, planner
 
