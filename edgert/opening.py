@@ -162,15 +162,11 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     opened.callback(pool.close)
     if room.low:
         pool.have_low(room.low)
-    stream = None
-    try:
-        pool.have_swap(SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots))
-    except ModelError:
-        if room.flash:
-            raise
+    swap, stream = SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots), None
+    pool.have_swap(swap)
     if room.flash:
-        assert pool.swap is not None
-        stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes,
+        swap.make()  # now, and not amid an answer, which could not go on without it
+        stream = PageStream(swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes,
                             pool.whole.tolist())
         opened.callback(stream.close)
     sessions = [Session(header.config, context, kv_type, pool, stream, low=room.low) for _ in range(settings.parallel)]

@@ -210,4 +210,4 @@ def test_a_full_disk_is_said(bundle: Bundle, tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be put there"):
-        SwapFile(tmp_path / "file" / "folder", 1, 4096, 1)
+        SwapFile(tmp_path / "file" / "folder", 1, 4096, 1).make()
