@@ -17,7 +17,7 @@ from .conversations import Conversations
 from .engine.retention import STOP
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
-from .errors import ModelError, SessionError
+from .errors import ModelError
 from .generation.generation import Computing
 from .generation.grammar import Grammars, grammar_bytes
 from .generation.scoring import Scores, Scoring
@@ -288,7 +288,8 @@ class Model(LanguageModel):
             raise ModelError(f"this model gives {self.parallel} answers at once; load it with parallel=1 for that")
 
     def _flash(self) -> tuple[int, float]:
-        return self._engine.source.reading.bytes + self._conversations.current.bytes_from_flash, self._engine.waited_s
+        of_cache = self._conversations.current.blocks.bytes_from_flash
+        return self._engine.source.reading.bytes + of_cache, self._engine.waited_s
 
     def score(self, tokens: Sequence[int], *, top: int = 0, start: int = 1, wait: bool = False,
               progress: Callable[[int, int], None] = lambda done, count: None) -> Scores:
@@ -403,10 +404,6 @@ class Model(LanguageModel):
         """
         self._check_alone()
         file = open_session(Path(path))
-        config, context = self.header.config, file.saved.context
-        if config.for_context(context) != config:
-            raise SessionError(f"{path}: was computed with a context of {context}, for which this model's positions "
-                               f"are others than for one of {self.context}; open it with --context {context}")
 
         def work(job: Job[None]) -> None:
             file.check(self._bundle.digest, self._conversations.current)

@@ -273,7 +273,7 @@ class Engine:
         self._make_room(sessions)
         self._set(ids[first:last], np.concatenate([
             new.records(max(first - start, 0), min(last - start, new.total)) for new, start in some]))
-        streams = [stream for session in sessions if (stream := session.start_reading()) is not None]
+        streams = [stream for session in sessions if (stream := session.blocks.start_reading()) is not None]
         with self._in_step(heads=-(-len(here) // self.logit_rows)):
             self._compute(self._programs[Kind.ONE if last - first == 1 else Kind.MANY], streams, here, rows, logits)
         for new, start in some:

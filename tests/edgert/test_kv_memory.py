@@ -49,7 +49,7 @@ def test_a_cache_larger_than_its_memory_answers_the_same(smollm2: Path) -> None:
         assert got == want
         assert model.plan.parts["cache read ahead"] > 0
         assert model.plan.parts["key-value cache"] < plain.plan.parts["key-value cache"]
-        assert model._conversations.current.bytes_from_flash > 0
+        assert model._conversations.current.blocks.bytes_from_flash > 0
     everything, model = answered(smollm2, kv_policy="flash")
     assert everything == want and model.plan.parts["key-value cache"] == plain.plan.parts["key-value cache"]
 
