@@ -153,17 +153,17 @@ class Calibration:
                add_to: Vectors | None = None) -> Vectors:
         out = self._activation() if add_to is None else add_to
         self._count([name + ".weight" for name in names])
-
-        def step() -> None:
-            self._observe(x.values, [name + ".weight" for name in names])
-            made = np.concatenate([np.concatenate([x.values @ part.T for part in self._parts(name + ".weight")], 1)
-                                   for name in names], 1)
-            if bias:
-                made += np.concatenate([self._vector(name + ".bias") for name in names])
-            out.values = made if add_to is None else add_to.values + made
-
-        self._steps.append(step)
+        self._steps.append(lambda: self._linear(x, names, out, add_to, bias=bias))
         return out
+
+    def _linear(self, x: Vectors, names: Sequence[str], out: Vectors, add_to: Vectors | None, *, bias: bool) -> None:
+        """The step of `linear`."""
+        self._observe(x.values, [name + ".weight" for name in names])
+        made = np.concatenate([np.concatenate([x.values @ part.T for part in self._parts(name + ".weight")], 1)
+                               for name in names], 1)
+        if bias:
+            made += np.concatenate([self._vector(name + ".bias") for name in names])
+        out.values = made if add_to is None else add_to.values + made
 
     def head_norms(self, qkv: Vectors, query_weight: str, key_weight: str, *, whole: bool = False) -> None:
         c = self._source.config
@@ -226,39 +226,39 @@ class Calibration:
 
     def feed_forward(self, x: Vectors, layer: int, *, add_to: Vectors | None = None) -> Vectors:
         out = self._activation() if add_to is None else add_to
+        self._count([spec.name for spec in self._feed_forward[layer].matrices])
+        self._steps.append(lambda: self._of_neurons(x, layer, out, add_to))
+        return out
+
+    def _of_neurons(self, x: Vectors, layer: int, out: Vectors, add_to: Vectors | None) -> None:
+        """The step of `feed_forward`."""
         part, act = self._feed_forward[layer], ACTIVATIONS[self._source.config.hidden_act]
         by_rows, down = [spec.name for spec in part.by_rows], part.down.name
-        self._count([*by_rows, down])
-
-        def step() -> None:
-            self._observe(x.values, by_rows)
-            hidden = np.empty((len(x.values), self._source.config.intermediate_size), np.float32)
-            bias = None if part.up_bias is None else self._vector(part.up_bias.name)
-            first = 0
-            for rows in zip(*map(self._parts, by_rows), strict=True):
-                some = slice(first, first + len(rows[0]))
-                made = x.values @ rows[0].T
-                if bias is not None:
-                    made += bias[some]
-                made = act(made)
-                if part.gate is not None:
-                    made *= x.values @ rows[1].T
-                hidden[:, some] = made
-                first = some.stop
-            if part.sparse:
-                self._active[layer] = hidden != 0
-            self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
-            if add_to is None:
-                out.values = np.zeros((len(x.values), part.down.shape[0]), np.float32)
-            first = 0
-            for rows in self._parts(down):
-                out.values[:, first:first + len(rows)] += hidden @ rows.T
-                first += len(rows)
-            if part.down_bias is not None:
-                out.values += self._vector(part.down_bias.name)
-
-        self._steps.append(step)
-        return out
+        self._observe(x.values, by_rows)
+        hidden = np.empty((len(x.values), self._source.config.intermediate_size), np.float32)
+        bias = None if part.up_bias is None else self._vector(part.up_bias.name)
+        first = 0
+        for rows in zip(*map(self._parts, by_rows), strict=True):
+            some = slice(first, first + len(rows[0]))
+            made = x.values @ rows[0].T
+            if bias is not None:
+                made += bias[some]
+            made = act(made)
+            if part.gate is not None:
+                made *= x.values @ rows[1].T
+            hidden[:, some] = made
+            first = some.stop
+        if part.sparse:
+            self._active[layer] = hidden != 0
+        self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
+        if add_to is None:
+            out.values = np.zeros((len(x.values), part.down.shape[0]), np.float32)
+        first = 0
+        for rows in self._parts(down):
+            out.values[:, first:first + len(rows)] += hidden @ rows.T
+            first += len(rows)
+        if part.down_bias is not None:
+            out.values += self._vector(part.down_bias.name)
 
     def add(self, y: Vectors, *, to: Vectors, norm: str | None = None, scale: float = 1.0) -> None:
         def step() -> None:

@@ -38,7 +38,6 @@ from .pruning.search import seconds_of
 from .rounding import Importances, newly_rounded, windows_for
 from .source import Source
 from .sparsity import sparse_formats, told
-from .two_of_four import pair_formats, told_of_pairs
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,14 +103,10 @@ def _write(pruned: Pruned, chosen: Preset | Mix, size: int | None, path: Path, t
         provenance |= {} if size is None else {"preset": "mixed"}
         chosen = choose(opened, chosen.name, size, provenance, texts, path, pruned.record, calibrate=calibrate,
                         progress=lambda done, total: progress("what bits cost", done, total), say=say)
-    formats = chosen.formats(opened)
-    pairs = pair_formats(opened, formats)
-    sparse = sparse_formats(opened, formats | pairs)
-    pairs = {name: form for name, form in pairs.items() if name not in sparse}
-    for found, sentence in ((pairs, told_of_pairs), (sparse, told)):
-        if found:
-            say(f"{path}: {sentence(opened, found)}")
-    header = lay_out(opened, chosen, provenance, pairs | sparse)
+    sparse = sparse_formats(opened, chosen.formats(opened))
+    for sentence in told(opened, sparse):
+        say(f"{path}: {sentence}")
+    header = lay_out(opened, chosen, provenance, sparse)
     if pruned.record:
         header.quantization["pruning"] = pruned.record
     if texts and (pruned.record or newly_rounded(opened, header) or opened.config.selective):

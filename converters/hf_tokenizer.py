@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgert.errors import SourceError
+from edgert.errors import ModelError, SourceError
+from edgert.text.tokenizer import Tokenizer as ModelTokenizer
 
 from .reading import read_text
 
@@ -51,6 +52,10 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any],
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= highest < vocab_size:
         raise SourceError(f"{path}: has token ids up to {highest}, but the model has {vocab_size} embeddings")
+    try:
+        ModelTokenizer.from_json(text)  # what no bundle could be loaded with, hours later
+    except ModelError as error:
+        raise SourceError(f"{path}: {error}") from None
     settings = _optional_json(folder / "tokenizer_config.json")
     defaults = {**config, **_optional_json(folder / "generation_config.json")}
     generation = _generation(tokenizer, json.loads(text), settings, defaults, vocab_size)

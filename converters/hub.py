@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from edgert.download import ON_HUB
 from edgert.errors import DownloadError, EdgertError
 
 from .gguf_parts import parts_of
 from .hub_choice import best_gguf
 
-PREFIX = "hf:"
-_SPEC = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^:]+\.gguf))?")
+_SPEC = re.compile(rf"{ON_HUB}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^:]+\.gguf))?")
 TEXTS = ["config.json", "generation_config.json", "tokenizer*", "chat_template.jinja", "model.safetensors.index.json"]
 """All but the weights of a model in Hugging Face's layout."""
 WEIGHTS = ["model.safetensors", "model-*.safetensors"]

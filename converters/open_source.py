@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from edgert.download import ON_HUB
 from edgert.errors import SourceError
 
 from .gguf_source import open_gguf
-from .hub import PREFIX, fetch_hub
+from .hub import fetch_hub
 from .onnx_source import has_onnx, open_onnx
 from .safetensors_source import PICKLED, open_safetensors, pickle_refused
 from .source import Source
@@ -18,7 +19,7 @@ def open_source(spec: str, *, hashed: bool = True) -> Source:
     hashed: whether files are read once for their hashes. Raises SourceError where it cannot be used, DownloadError
     where it cannot be fetched.
     """
-    if spec.startswith(PREFIX):
+    if spec.startswith(ON_HUB):
         fetched = fetch_hub(spec)
         source = open_source(str(fetched))
         revision = fetched.name if fetched.is_dir() else fetched.parent.name

@@ -170,36 +170,29 @@ class Predictors(Calibration):
         while self._steps:
             self._run()
 
-    def feed_forward(self, x: Vectors, layer: int, *, add_to: Vectors | None = None) -> Vectors:
-        out = self._activation() if add_to is None else add_to
-        part, act = self._feed_forward[layer], ACTIVATIONS[self._source.config.hidden_act]
-        self._count([spec.name for spec in part.matrices])
+    def _of_neurons(self, x: Vectors, layer: int, out: Vectors, add_to: Vectors | None) -> None:
+        act = ACTIVATIONS[self._source.config.hidden_act]
+        whole, base = (self._of_bundle.read_layer(layer, base=only) for only in (False, True))
+        windows, tokens = self._texts.shape
+        made = np.empty((len(x.values), whole.down.shape[0]), np.float32)
+        first, of_calibration = self._calibrating, x.values[:self._calibrating]
+        gates, ups = act(of_calibration @ whole.gate.T), of_calibration @ whole.up.T  # type: ignore[union-attr]
+        made[:first] = (gates * ups) @ whole.down.T
 
-        def step() -> None:
-            whole, base = (self._of_bundle.read_layer(layer, base=only) for only in (False, True))
-            windows, tokens = self._texts.shape
-            made = np.empty((len(x.values), whole.down.shape[0]), np.float32)
-            first, of_calibration = self._calibrating, x.values[:self._calibrating]
-            gates, ups = act(of_calibration @ whole.gate.T), of_calibration @ whole.up.T  # type: ignore[union-attr]
-            made[:first] = (gates * ups) @ whole.down.T
-
-            cases = x.values[first:].reshape(-1, windows, tokens, x.values.shape[1])
-            results = made[first:].reshape(-1, windows, tokens, made.shape[1])
-            exact = cases[0].reshape(-1, cases.shape[-1])
-            hidden = act(exact @ whole.gate.T) * (exact @ whole.up.T)  # type: ignore[union-attr]
-            results[0] = (hidden @ whole.down.T).reshape(results[0].shape)
-            prompts = np.abs(hidden.reshape(windows, tokens, -1)[:, :tokens // 2])
-            results[1:, :, :tokens // 2] = results[0, :, :tokens // 2]
-            about = Layer(act, whole, base, of_calibration, gates, ups, prompts)
-            for number, (way, share) in enumerate(self._cases):
-                of_case = cases[number + 1, :, tokens // 2:].reshape(-1, cases.shape[-1])
-                results[number + 1, :, tokens // 2:] = self._computed(
-                    about, layer, number, way, share, of_case).reshape(windows, tokens - tokens // 2, -1)
-            out.values = made if add_to is None else add_to.values + made
-            self._go_through(sum(matrix.size for matrix in whole if matrix is not None))
-
-        self._steps.append(step)
-        return out
+        cases = x.values[first:].reshape(-1, windows, tokens, x.values.shape[1])
+        results = made[first:].reshape(-1, windows, tokens, made.shape[1])
+        exact = cases[0].reshape(-1, cases.shape[-1])
+        hidden = act(exact @ whole.gate.T) * (exact @ whole.up.T)  # type: ignore[union-attr]
+        results[0] = (hidden @ whole.down.T).reshape(results[0].shape)
+        prompts = np.abs(hidden.reshape(windows, tokens, -1)[:, :tokens // 2])
+        results[1:, :, :tokens // 2] = results[0, :, :tokens // 2]
+        about = Layer(act, whole, base, of_calibration, gates, ups, prompts)
+        for number, (way, share) in enumerate(self._cases):
+            of_case = cases[number + 1, :, tokens // 2:].reshape(-1, cases.shape[-1])
+            results[number + 1, :, tokens // 2:] = self._computed(
+                about, layer, number, way, share, of_case).reshape(windows, tokens - tokens // 2, -1)
+        out.values = made if add_to is None else add_to.values + made
+        self._go_through(sum(matrix.size for matrix in whole if matrix is not None))
 
     def _computed(self, about: Layer, layer: int, number: int, way: str, share: float, x: np.ndarray) -> np.ndarray:
         if way in COLUMNS:

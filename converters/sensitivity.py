@@ -164,68 +164,53 @@ class Sensitivity(Calibration):
         self._steps.append(step)
         return x
 
-    def linear(self, x: Vectors, names: Sequence[str], *, bias: bool = False,
-               add_to: Vectors | None = None) -> Vectors:
-        out = self._activation() if add_to is None else add_to
-        self._count([name + ".weight" for name in names])
+    def _linear(self, x: Vectors, names: Sequence[str], out: Vectors, add_to: Vectors | None, *, bias: bool) -> None:
+        made, changes = zip(*(self._products(x.values, name + ".weight") for name in names), strict=True)
+        whole = np.concatenate(made, 1)
+        if bias:
+            whole += np.concatenate([self._vector(name + ".bias") for name in names])
+        copies: dict[Part, np.ndarray] = {}
+        first = 0
+        for name, values, change in zip(names, made, changes, strict=True):
+            if change is not None:
+                part = self._part_of[name + ".weight"][0]
+                copy = copies.setdefault(part, whole[:self._size].copy())
+                copy[:, first:first + values.shape[1]] += change
+            first += values.shape[1]
+        self._give(out, whole, list(copies.items()), add_to)
 
-        def step() -> None:
-            made, changes = zip(*(self._products(x.values, name + ".weight") for name in names), strict=True)
-            whole = np.concatenate(made, 1)
-            if bias:
-                whole += np.concatenate([self._vector(name + ".bias") for name in names])
-            copies: dict[Part, np.ndarray] = {}
-            first = 0
-            for name, values, change in zip(names, made, changes, strict=True):
-                if change is not None:
-                    part = self._part_of[name + ".weight"][0]
-                    copy = copies.setdefault(part, whole[:self._size].copy())
-                    copy[:, first:first + values.shape[1]] += change
-                first += values.shape[1]
-            self._give(out, whole, list(copies.items()), add_to)
-
-        self._steps.append(step)
-        return out
-
-    def feed_forward(self, x: Vectors, layer: int, *, add_to: Vectors | None = None) -> Vectors:
-        out = self._activation() if add_to is None else add_to
+    def _of_neurons(self, x: Vectors, layer: int, out: Vectors, add_to: Vectors | None) -> None:
         part, act = self._feed_forward[layer], ACTIVATIONS[self._source.config.hidden_act]
         by_rows, down = [spec.name for spec in part.by_rows], part.down.name
-        self._count([*by_rows, down])
+        bias = None if part.up_bias is None else self._vector(part.up_bias.name)
+        judged = by_rows[0] in self._part_of
+        weights = self._source.tensors[down].read(0, part.down.shape[0])
+        made = np.zeros((len(x.values), part.down.shape[0]), np.float32)
+        first, hidden, changed = 0, [], []
 
-        def step() -> None:
-            bias = None if part.up_bias is None else self._vector(part.up_bias.name)
-            judged = by_rows[0] in self._part_of
-            weights = self._source.tensors[down].read(0, part.down.shape[0])
-            made = np.zeros((len(x.values), part.down.shape[0]), np.float32)
-            first, hidden, changed = 0, [], []
+        def acted(products: Sequence[np.ndarray]) -> np.ndarray:
+            only = products[0] if bias is None else products[0] + bias[first:first + products[0].shape[1]]
+            active = act(only)
+            return active if part.gate is None else active * products[1]
 
-            def acted(products: Sequence[np.ndarray]) -> np.ndarray:
-                only = products[0] if bias is None else products[0] + bias[first:first + products[0].shape[1]]
-                active = act(only)
-                return active if part.gate is None else active * products[1]
-
-            for some in zip(*(self._parts_of_products(x.values, name) for name in by_rows), strict=True):
-                products = [values for values, _ in some]
-                active = acted(products)
-                made += active @ weights[:, first:first + active.shape[1]].T
-                hidden.append(active[:self._size])
-                if judged:
-                    changed.append(acted([values[:self._size] + change for values, change in some]))
-                first += active.shape[1]
-            copies = []
+        for some in zip(*(self._parts_of_products(x.values, name) for name in by_rows), strict=True):
+            products = [values for values, _ in some]
+            active = acted(products)
+            made += active @ weights[:, first:first + active.shape[1]].T
+            hidden.append(active[:self._size])
             if judged:
-                copies.append((self._part_of[by_rows[0]][0], np.concatenate(changed, 1) @ weights.T))
-            _, change = self._products(np.concatenate(hidden, 1), down)
-            if change is not None:
-                copies.append((self._part_of[down][0], made[:self._size] + change))
-            if part.down_bias is not None:
-                for values in [made, *(copy for _, copy in copies)]:
-                    values += self._vector(part.down_bias.name)
-            self._give(out, made, copies, add_to)
-
-        self._steps.append(step)
-        return out
+                changed.append(acted([values[:self._size] + change for values, change in some]))
+            first += active.shape[1]
+        copies = []
+        if judged:
+            copies.append((self._part_of[by_rows[0]][0], np.concatenate(changed, 1) @ weights.T))
+        _, change = self._products(np.concatenate(hidden, 1), down)
+        if change is not None:
+            copies.append((self._part_of[down][0], made[:self._size] + change))
+        if part.down_bias is not None:
+            for values in [made, *(copy for _, copy in copies)]:
+                values += self._vector(part.down_bias.name)
+        self._give(out, made, copies, add_to)
 
     def add(self, y: Vectors, *, to: Vectors, norm: str | None = None, scale: float = 1.0) -> None:
         def step() -> None:

@@ -26,6 +26,8 @@ from edgert.models import catalog
 from edgert.models.catalog import Entry, File
 
 DEFAULT_MODEL, BUNDLE_SUFFIX = "smollm2-135m", ".edge"
+ON_HUB = "hf:"
+"""What names of models begin with that are on the Hugging Face hub, and need not be in the catalogue."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""
 WAITING = "waiting for another process that fetches it"

@@ -4,6 +4,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ import numpy as np
 from .answering import LanguageModel
 from .bundle import Bundle
 from .bundle.header import Header
+from .conversations import Conversations
 from .engine.retention import STOP
-from .engine.session import Session
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
-from .errors import ModelError, SessionError
+from .errors import ModelError
 from .generation.generation import Computing
 from .generation.grammar import Grammars, grammar_bytes
 from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
-from .generation.turns import Turn, Turns, turn_lost
+from .generation.turns import Turns
 from .kernels.records import CANCELLED
 from .memory.plan import Plan
 from .opening import CompileProgress, Settings, load_library, open_model
@@ -77,9 +78,13 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     Raises BundleError if the file is damaged or not a bundle, and ModelError for settings that are out of range or a
     budget that is too small.
     """
-    return Model(path, memory=memory, threads=threads, context=context, prefill_chunk=prefill_chunk, kv_type=kv_type,
-                 kv_policy=kv_policy or STOP, kv_memory=kv_memory, speculation=speculation, parallel=parallel,
-                 structured=structured, embeddings=embeddings, trace=trace, compile_progress=compile_progress)
+    threads = default_threads() if threads is None else threads
+    for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
+        if not 1 <= value <= most:
+            raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
+    return Model(path, Settings(_bytes("memory", memory), threads, context, prefill_chunk, kv_type, kv_policy or STOP,
+                                _bytes("kv_memory", kv_memory), parse(speculation), parallel, structured, embeddings,
+                                trace), compile_progress)
 
 
 def _bytes(name: str, size: int | str | None) -> int | None:
@@ -108,20 +113,8 @@ class Model(LanguageModel):
     plan: Plan
     keeps_sessions = True
 
-    def __init__(self, path: str | os.PathLike[str], *, memory: int | str | None, threads: int | None,
-                 context: int | None, prefill_chunk: int, kv_type: str | None, kv_policy: str,
-                 kv_memory: int | str | None, speculation: str | int, parallel: int, structured: bool,
-                 embeddings: int, trace: str | os.PathLike[str] | None, compile_progress: CompileProgress) -> None:
-        threads = default_threads() if threads is None else threads
-        for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
-            if not 1 <= value <= most:
-                raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
-        self.threads = threads
-        self.parallel = parallel
-        budget, of_cache = _bytes("memory", memory), _bytes("kv_memory", kv_memory)
-        mode = parse(speculation)
-        settings = Settings(budget, threads, context, prefill_chunk, kv_type, kv_policy, of_cache, mode, parallel,
-                            structured, embeddings, trace)
+    def __init__(self, path: str | os.PathLike[str], settings: Settings, compile_progress: CompileProgress) -> None:
+        self.threads, self.parallel, self._kv_policy = settings.threads, settings.parallel, settings.kv_policy
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -129,15 +122,13 @@ class Model(LanguageModel):
         self._worker = Worker("edgert-model")
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: open_model(path, library, settings, opened, job))
-        (self._bundle, self._text, self._planner, self.plan, self._file, self._sessions, self._prefixes, self._engine,
+        (self._bundle, self._text, self._planner, self.plan, self._file, sessions, prefixes, self._engine,
          self._grammars) = loaded
-        self._session = self._sessions[0]
-        """The one that was used last."""
-        self._turns = Turns(parallel)
+        self._turns = Turns(self.parallel)
+        self._conversations = Conversations(sessions, prefixes, self._turns)
         self._grammars_lock = threading.Lock()
-        self._speculator = Speculator(self._engine, mode)
+        self._speculator = Speculator(self._engine, settings.speculation)
         self._together = Together(self._speculator)
-        self._kv_policy = kv_policy
         self._saving: Job[None] | None = None
         self.tokenizer = self._text.tokenizer
 
@@ -169,7 +160,7 @@ class Model(LanguageModel):
     @property
     def computed(self) -> int:
         """How many tokens of the current conversation have been computed: during prefill, how far it has come."""
-        return self._session.length
+        return self._conversations.current.length
 
     @property
     def read_bytes(self) -> int:
@@ -196,7 +187,7 @@ class Model(LanguageModel):
     @property
     def context(self) -> int:
         """How many tokens prompt and answers may have together."""
-        return self._session.context
+        return self._conversations.current.context
 
     @property
     def kv_policy(self) -> str:
@@ -241,7 +232,7 @@ class Model(LanguageModel):
 
     def _computing(self, ids: Sequence[int], wait: bool) -> Computing:
         """The functions through which an answer uses this model; each checks that the answer still has its turn."""
-        turn = self._turn(ids)
+        turn = self._conversations.turn(ids)
         running: list[Job[None]] = []
         held = weakref.ref(turn)
 
@@ -255,9 +246,8 @@ class Model(LanguageModel):
 
         def work_begin(job: Job[int]) -> int:
             """How many prompt tokens are in the cache already; the last one is always computed, for its logits."""
-            self._check_turn(turn)
-            session = self._sessions[turn.slot]
-            known = self._recall(session, ids[:-1])
+            session = self._conversations.session_of(turn)
+            known = self._conversations.recall(session, ids[:-1])
             session.read(ids)
             return known
 
@@ -265,7 +255,7 @@ class Model(LanguageModel):
             def followed(job: Job[None]) -> None:
                 running.append(job)  # before the turn is looked at: whoever ends it meanwhile finds one or the other
                 try:
-                    self._check_turn(turn)
+                    self._conversations.check(turn)
                     work(job)
                 finally:
                     running.clear()
@@ -274,9 +264,10 @@ class Model(LanguageModel):
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
             try:
-                return self._together.step(Asked(self._sessions[turn.slot], new, choosing, most), holds, run)
+                session = self._conversations.session_of(turn)
+                return self._together.step(Asked(session, new, choosing, most), holds, run)
             except CancelledError:
-                self._check_turn(turn)
+                self._conversations.check(turn)
                 raise
 
         def end() -> None:
@@ -285,39 +276,11 @@ class Model(LanguageModel):
                 job.cancel[0] = CANCELLED
 
         def computed() -> int:
-            return self._sessions[turn.slot].length if holds() else 0
+            with suppress(ModelError):
+                return self._conversations.session_of(turn).length
+            return 0
 
         return Computing(begin, step, end, self._flash, computed)
-
-    def _turn(self, tokens: Sequence[int]) -> Turn:
-        """A turn for a text that begins like this. Of free places it likes that of a conversation which it goes on
-        with and a policy has changed, and so cannot be found from elsewhere; least that of another such one."""
-        def liked(slot: int) -> tuple[bool, bool]:
-            session = self._sessions[slot]
-            goes_on = session.shortest > 0 and session.common_prefix(tokens) >= session.shortest
-            return goes_on, not session.shortest
-
-        return Turn(lambda free: max(free, key=liked))
-
-    def _recall(self, session: Session, tokens: Sequence[int]) -> int:
-        """Have a session begin as these tokens do, as far as that is known. Returns how many of them it has."""
-        self._session = session
-        session.read(())
-        held = session.common_prefix(tokens)
-        if not session.shortest or held < session.shortest:
-            self._prefixes.remember(session)
-            for slot, other in enumerate(self._sessions):
-                if other is not session and not other.shortest:
-                    (self._prefixes.remember if self._turns.is_free(slot) else self._prefixes.share)(other)
-            self._prefixes.recall(session, tokens)
-            session.settle()
-        else:  # what a policy has changed belongs to this conversation alone
-            session.truncate(held)
-        return session.length
-
-    def _check_turn(self, turn: Turn) -> None:
-        if not self._turns.holds(turn):
-            raise turn_lost()
 
     def _check_alone(self) -> None:
         """Raises ModelError where there is not one conversation that is meant."""
@@ -325,7 +288,8 @@ class Model(LanguageModel):
             raise ModelError(f"this model gives {self.parallel} answers at once; load it with parallel=1 for that")
 
     def _flash(self) -> tuple[int, float]:
-        return self._engine.source.reading.bytes + self._session.bytes_from_flash, self._engine.waited_s
+        of_cache = self._conversations.current.blocks.bytes_from_flash
+        return self._engine.source.reading.bytes + of_cache, self._engine.waited_s
 
     def score(self, tokens: Sequence[int], *, top: int = 0, start: int = 1, wait: bool = False,
               progress: Callable[[int, int], None] = lambda done, count: None) -> Scores:
@@ -344,19 +308,17 @@ class Model(LanguageModel):
         """
         self._worker.check()
         ids = self._checked_for_scores(tokens, top, start)
-        scoring, turn = Scoring(ids, top, start), self._turn(ids)
+        scoring, turn = Scoring(ids, top, start), self._conversations.turn(ids)
         rows = min(max(self.plan.logit_rows - _SCORING_ROWS, 1), self.plan.chunk)
 
         def begin(job: Job[None]) -> None:
-            self._check_turn(turn)
-            session = self._sessions[turn.slot]
-            held = self._recall(session, ids[:start - 1])
+            session = self._conversations.session_of(turn)
+            held = self._conversations.recall(session, ids[:start - 1])
             if held < start - 1:
                 self._engine.forward(session, ids[held:start - 1], [], cancel=job.cancel)
 
         def work(job: Job[None]) -> None:
-            self._check_turn(turn)
-            session = self._sessions[turn.slot]
+            session = self._conversations.session_of(turn)
             some = ids[session.length:][:rows]
             scoring.add(self._engine.forward(session, some, range(len(some)), cancel=job.cancel))
 
@@ -386,7 +348,7 @@ class Model(LanguageModel):
 
         def work(job: Job[np.ndarray]) -> np.ndarray:
             self._turns.end()
-            return self._engine.forward(self._session, tokens, wanted, cancel=job.cancel)
+            return self._engine.forward(self._conversations.current, tokens, wanted, cancel=job.cancel)
 
         return self._worker.run(work)
 
@@ -400,10 +362,10 @@ class Model(LanguageModel):
 
         def work(job: Job[None]) -> None:
             self._turns.end()
-            kept = self._session.tokens[:keep]
-            self._session.truncate(keep)
-            if missing := kept[self._session.length:]:
-                self._engine.forward(self._session, missing, [], cancel=job.cancel)
+            kept = self._conversations.current.tokens[:keep]
+            self._conversations.current.truncate(keep)
+            if missing := kept[self._conversations.current.length:]:
+                self._engine.forward(self._conversations.current, missing, [], cancel=job.cancel)
 
         self._worker.run(work)
 
@@ -417,7 +379,7 @@ class Model(LanguageModel):
         """
         self._check_alone()
         self.wait_for_session()
-        session, digest, policy = self._session, self._bundle.digest, self._kv_policy
+        session, digest, policy = self._conversations.current, self._bundle.digest, self._kv_policy
         kept = dict(talk or {})
 
         def work(job: Job[None]) -> None:
@@ -442,16 +404,11 @@ class Model(LanguageModel):
         """
         self._check_alone()
         file = open_session(Path(path))
-        config, context = self.header.config, file.saved.context
-        if config.for_context(context) != config:
-            raise SessionError(f"{path}: was computed with a context of {context}, for which this model's positions "
-                               f"are others than for one of {self.context}; open it with --context {context}")
 
         def work(job: Job[None]) -> None:
-            file.check(self._bundle.digest, self._session)
+            file.check(self._bundle.digest, self._conversations.current)
             self._turns.end()
-            self._prefixes.remember(self._session)
-            file.read_into(self._session)
+            file.read_into(self._conversations.leave())
 
         self._worker.run(work)
         return file.saved.talk

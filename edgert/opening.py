@@ -12,7 +12,7 @@ from .engine.engine import Engine
 from .engine.page_stream import PageStream
 from .engine.pool import Pool
 from .engine.prefixes import Prefixes
-from .engine.retention import FLASH, MIXED, POLICIES, STOP, parse_policy
+from .engine.retention import FLASH, MIXED, POLICIES, STOP, Policy, parse_policy
 from .engine.session import Session, check_session
 from .engine.swap_file import SwapFile
 from .engine.tracing import Trace
@@ -55,6 +55,19 @@ def session_settings(header: Header, context: int | None, kv_type: str | None, k
         context = min(DEFAULT_CONTEXT, most)
     check_session(header.config, context, kv_type)
     return context, kv_type
+
+
+def plan_cache(header: Header, policy: Policy, *, process: int, context: int, cache_type: str, chunk: int, threads: int,
+               memory: int | None, budget: int, parallel: int, embeddings: int = 0,
+               drafting: bool = True) -> tuple[CacheRoom, Planner]:
+    """Where the cache is, and what plans everything else around it. memory: bytes that the cache shall take, None for
+    what is best with this budget; the rest as of Planner and CacheRoom. Raises ModelError."""
+    def planner(room: CacheRoom) -> Planner:
+        return Planner(header, process=process, context=room.context, cache_type=cache_type, chunk=chunk,
+                       threads=threads, embeddings=embeddings, drafting=drafting, observes=policy.observes, room=room)
+
+    room = cache_room(header.config, cache_type, context, policy, chunk, memory, budget, planner, parallel=parallel)
+    return room, planner(room)
 
 
 class Text(NamedTuple):
@@ -136,33 +149,24 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     policy = parse_policy(settings.kv_policy, context, header.config)
     grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
     process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)
-
-    def planner(room: CacheRoom) -> Planner:
-        return Planner(header, process=process, context=context, cache_type=kv_type, chunk=settings.chunk,
-                       threads=settings.threads, embeddings=settings.embeddings, drafting=settings.speculation != OFF,
-                       observes=policy.observes, room=room)
-
     allowed = allowance(settings.memory)
-    room = cache_room(header.config, kv_type, context, policy, settings.chunk, settings.kv_memory,
-                      allowed.comfortable, planner, parallel=settings.parallel)
+    room, planner = plan_cache(header, policy, process=process, context=context, cache_type=kv_type,
+                               chunk=settings.chunk, threads=settings.threads, memory=settings.kv_memory,
+                               budget=allowed.comfortable, parallel=settings.parallel, embeddings=settings.embeddings,
+                               drafting=settings.speculation != OFF)
     context = room.context
-    chosen = planner(room)
-    plan = chosen.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
+    plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
     file = opened.enter_context(FlashFile(bundle.path))
     pool = Pool(header.config, kv_type, room.positions, windowed=room.windowed)
     opened.callback(pool.close)
     if room.low:
         pool.have_low(room.low)
-    stream = None
-    try:
-        pool.have_swap(SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots))
-    except ModelError:
-        if room.flash:
-            raise
+    swap, stream = SwapFile(cache_folder().parent / "swap", pool.layers, pool.page_bytes, room.slots), None
+    pool.have_swap(swap)
     if room.flash:
-        assert pool.swap is not None
-        stream = PageStream(pool.swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes,
+        swap.make()  # now, and not amid an answer, which could not go on without it
+        stream = PageStream(swap, room.most_on_flash, plan.placement.readers, plan.placement.chunk_bytes,
                             pool.whole.tolist())
         opened.callback(stream.close)
     sessions = [Session(header.config, context, kv_type, pool, stream, low=room.low) for _ in range(settings.parallel)]
@@ -178,4 +182,4 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
         trace = Trace(settings.trace)
         opened.callback(trace.close)
         engine.trace(trace)
-    return Loaded(bundle, text, chosen, plan, file, sessions, Prefixes(pool), engine, grammars)
+    return Loaded(bundle, text, planner, plan, file, sessions, Prefixes(pool), engine, grammars)

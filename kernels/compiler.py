@@ -112,6 +112,7 @@ def compile_object(report: Any = lambda number, count, name: None) -> bytes:
     target = choose()
     set_numba_target(target)
     from numba import types
+
     from .numba_to_llvm import only_translated
     kernels = list(_kernels())
     with only_translated():

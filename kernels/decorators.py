@@ -12,7 +12,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     Once, whatever it is called with: Numba would make another of it, and of all that it calls, where an argument is
     written as a number, and 40 % of all machine code was copies of that kind.
     """
-    dispatcher = njit(error_model="numpy", nogil=True)(function)
+    dispatcher: Any = njit(error_model="numpy", nogil=True)(function)
     template_for = dispatcher.get_call_template
 
     def get_call_template(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from numba import _dynfunc
 from numba.core.codegen import CPUCodeLibrary
-from numba.core.cpu import CPUContext
+from numba.core.cpu import CPUContext, _dynfunc
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ class Config(expert_config.Config):
     GGUF_READS: ClassVar[frozenset[str]] = expert_config.Config.GGUF_READS | {
         "expert_shared_count", "leading_dense_block_count"}
     gguf_rope_pairing: ClassVar[Literal["half", "interleaved"]] = llama.Config.gguf_rope_pairing
+    hf_neurons: ClassVar[str] = "moe_intermediate_size"
+    gguf_neurons: ClassVar[str] = "expert_feed_forward_length"
     gguf_norm_topk_prob: ClassVar[bool] = False
 
     n_shared_experts: int
@@ -54,9 +56,8 @@ class Config(expert_config.Config):
 
     @classmethod
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().hf_fields({**values, "intermediate_size": values["moe_intermediate_size"],
-                                   "num_experts": values["n_routed_experts"]})
-        return {**found, "n_shared_experts": values["n_shared_experts"],
+        return {**super().hf_fields({**values, "num_experts": values["n_routed_experts"]}),
+                "n_shared_experts": values["n_shared_experts"],
                 "first_k_dense_replace": values["first_k_dense_replace"],
                 "dense_intermediate_size": values["intermediate_size"]}
 
@@ -64,9 +65,8 @@ class Config(expert_config.Config):
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
                     rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
         get = reader_of(metadata, cls.architecture)
-        found = super().gguf_fields({**metadata, f"{cls.architecture}.feed_forward_length":
-                                     get("expert_feed_forward_length")}, tensors, rope_tensors)
-        return {**found, "n_shared_experts": int(get("expert_shared_count")),
+        return {**super().gguf_fields(metadata, tensors, rope_tensors),
+                "n_shared_experts": int(get("expert_shared_count")),
                 "first_k_dense_replace": int(get("leading_dense_block_count", 0)),
                 "dense_intermediate_size": int(get("feed_forward_length"))}
 

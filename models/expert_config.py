@@ -18,6 +18,9 @@ class Config(rotary_config.Config):
 
     READS: ClassVar[frozenset[str]] = frozenset({"num_experts", "num_local_experts"})
     GGUF_READS: ClassVar[frozenset[str]] = frozenset({"expert_count"})
+    hf_neurons: ClassVar[str] = "intermediate_size"
+    """What the number of an expert's neurons is called in the family's config.json; gguf_neurons: in its GGUF files."""
+    gguf_neurons: ClassVar[str] = "feed_forward_length"
     gguf_norm_topk_prob: ClassVar[bool] = True
     """`norm_topk_prob` in the family's GGUF files, which do not say."""
     biases: ClassVar[bool] = False
@@ -89,8 +92,9 @@ class Config(rotary_config.Config):
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """With its own, of which transformers 5 writes num_local_experts for num_experts. Raises KeyError or
         ValueError."""
-        count = values.get("num_local_experts")
-        return {**super().hf_fields(values), "num_experts": values["num_experts"] if count is None else count,
+        count, neurons = values.get("num_local_experts"), values[cls.hf_neurons]
+        return {**super().hf_fields({**values, "intermediate_size": neurons}),
+                "num_experts": values["num_experts"] if count is None else count,
                 "num_experts_per_tok": values["num_experts_per_tok"],
                 "norm_topk_prob": bool(values.get("norm_topk_prob", False))}
 
@@ -98,5 +102,6 @@ class Config(rotary_config.Config):
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
                     rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
         get = reader_of(metadata, cls.architecture)
+        metadata = {**metadata, f"{cls.architecture}.feed_forward_length": get(cls.gguf_neurons)}
         return {**super().gguf_fields(metadata, tensors, rope_tensors), "num_experts": int(get("expert_count")),
                 "num_experts_per_tok": int(get("expert_used_count")), "norm_topk_prob": cls.gguf_norm_topk_prob}

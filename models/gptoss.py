@@ -11,7 +11,6 @@ from . import expert_block, expert_config, rotary_config
 from .expert_block import wire
 from .rope import Yarn
 from .tensors import TensorSpec
-from .unread import reader_of
 
 __all__ = ["Config", "wire"]
 
@@ -28,6 +27,7 @@ class Config(rotary_config.Windowed, expert_config.Config):
     sinks: ClassVar[bool] = True
     gguf_experts_norm: ClassVar[str] = "post_attention_norm.weight"
     gguf_act: ClassVar[str] = "clamped"
+    gguf_neurons: ClassVar[str] = "expert_feed_forward_length"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,9 +46,7 @@ class Config(rotary_config.Windowed, expert_config.Config):
     @classmethod
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
                     rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
-        neurons = reader_of(metadata, cls.architecture)("expert_feed_forward_length")
-        found = super().gguf_fields({**metadata, f"{cls.architecture}.feed_forward_length": neurons}, tensors,
-                                    rope_tensors)
+        found = super().gguf_fields(metadata, tensors, rope_tensors)
         if isinstance(scaling := found["rope_scaling"], Yarn):  # as in config.json; the file does not say
             found["rope_scaling"] = replace(scaling, truncate=False)
         full = tuple(range(1, found["num_hidden_layers"], 2)) if found["sliding_window"] is not None else ()

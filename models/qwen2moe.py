@@ -23,6 +23,8 @@ class Config(rotary_config.SwitchedWindow, expert_config.Config):
                                         | {"moe_intermediate_size", "qkv_bias"})
     attention_bias: ClassVar[bool] = True
     shared_weighed: ClassVar[bool] = True
+    hf_neurons: ClassVar[str] = "moe_intermediate_size"
+    gguf_neurons: ClassVar[str] = "expert_feed_forward_length"
     gguf_norm_topk_prob: ClassVar[bool] = False
 
     shared_expert_intermediate_size: int
@@ -43,14 +45,13 @@ class Config(rotary_config.SwitchedWindow, expert_config.Config):
     def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         if not values.get("qkv_bias", True):
             raise ValueError("qkv_bias is false, and a Qwen2 without those biases is not known")
-        return {**super().hf_fields({**values, "intermediate_size": values["moe_intermediate_size"]}),
+        return {**super().hf_fields(values),
                 "shared_expert_intermediate_size": values["shared_expert_intermediate_size"]}
 
     @classmethod
     def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
                     rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
         get = reader_of(metadata, cls.architecture)
-        metadata = {**metadata, f"{cls.architecture}.feed_forward_length": get("expert_feed_forward_length")}
         return {**super().gguf_fields(metadata, tensors, rope_tensors),
                 "shared_expert_intermediate_size": int(get("expert_shared_feed_forward_length"))}
 

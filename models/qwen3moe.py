@@ -1,14 +1,13 @@
 """Qwen3's mixtures of experts: Llama's block with many small experts, and a norm of each head's query and key (Yang et
 al. 2025, "Qwen3")."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from . import expert_block, expert_config, rotary_config
 from .expert_block import wire
 from .tensors import TensorSpec
-from .unread import reader_of
 
 __all__ = ["Config", "wire"]
 
@@ -20,22 +19,13 @@ class Config(rotary_config.SwitchedWindow, expert_config.Config):
     architecture: ClassVar[str] = "qwen3moe"
     READS: ClassVar[frozenset[str]] = (expert_config.Config.READS | rotary_config.SwitchedWindow.SWITCH
                                         | {"moe_intermediate_size"})
+    hf_neurons: ClassVar[str] = "moe_intermediate_size"
+    gguf_neurons: ClassVar[str] = "expert_feed_forward_length"
     query_key_norms: ClassVar[str | None] = "head"
 
     @classmethod
     def windowed(cls, layer: int, values: Mapping[str, Any]) -> bool:
         return True
-
-    @classmethod
-    def hf_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        return super().hf_fields({**values, "intermediate_size": values["moe_intermediate_size"]})
-
-    @classmethod
-    def gguf_fields(cls, metadata: Mapping[str, Any], tensors: Set[str],
-                    rope_tensors: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
-        neurons = reader_of(metadata, cls.architecture)("expert_feed_forward_length")
-        return super().gguf_fields({**metadata, f"{cls.architecture}.feed_forward_length": neurons}, tensors,
-                                   rope_tensors)
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor, in the order of use."""

@@ -33,7 +33,9 @@ def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any
     (folder / "config.json").write_text(json.dumps(merged))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     words = {"<s>": 0, "</s>": 1, **{chr(97 + i): 2 + i for i in range(16)}}
-    (folder / "tokenizer.json").write_text(Tokenizer(models.BPE(vocab=words, merges=[])).to_str())
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
     random = np.random.default_rng(seed)
     tensors = MODEL_TYPES[merged["model_type"]].Config.from_hf(merged).tensors()
     save_file({spec.name: size * random.standard_normal(spec.shape, np.float32) for spec in tensors},

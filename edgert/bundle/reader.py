@@ -11,6 +11,7 @@ import xxhash
 
 from edgert.errors import BundleError
 
+from .decoding import header_of
 from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, UnitLayout
 
 _CHUNK = 4 << 20
@@ -104,7 +105,7 @@ class Bundle:
                               "the file is damaged, convert the model again")
         self.digest = f"{digest:016x}"
         try:
-            return Header.from_json(data, size)
+            return header_of(data, size)
         except BundleError as error:
             raise BundleError(f"{self.path}: {error}") from None
 

@@ -15,7 +15,8 @@ from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
 from .gguf import bundle_of
-from .loading import SHARE, TEXT, compile_progress
+from .loading import TEXT, compile_progress
+from .shares import SHARE
 
 
 @click.command("bench")

@@ -23,29 +23,8 @@ from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
-from .loading import SHARE, load_bundle, model_options, read_text
-
-
-class _Shares(click.ParamType):
-    """Percentages of neurons, as fractions."""
-
-    name = "percentages"
-
-    def convert(self, value: Any, parameter: click.Parameter | None,
-                context: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(float(part.strip().removesuffix("%")) / (100 if "%" in part else 1)
-                          for part in value.split(","))
-        except ValueError:
-            found = ()
-        if not found or not all(0 < share <= 1 for share in found):
-            self.fail(f"{value!r} are no shares; give some like 70%,50%", parameter, context)
-        return found
-
-
-SHARES = _Shares()
+from .loading import load_bundle, model_options, read_text
+from .shares import SHARE, SHARES
 
 _ROWS = 64
 """Positions whose logits are in memory at once, at most."""

@@ -11,7 +11,6 @@ import click
 from edgert.answering import LanguageModel
 from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
-from edgert.generation.lenience import MOST_LOSS
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.model import DEFAULT_CHUNK, Model, load
 from edgert.opening import MOST_PARALLEL
@@ -20,6 +19,7 @@ from edgert.speculation.speculator import AUTO, OFF
 from edgert.terminal import proper_text, show, show_passing
 
 from .gguf import Foreign, bundle_of, resolve
+from .shares import SHARE
 
 Command = Callable[..., Any]
 
@@ -39,27 +39,6 @@ class _Text(click.ParamType):
 
 
 TEXT = _Text()
-
-
-class _Share(click.ParamType):
-    """A percentage, as a fraction: 3% is 0.03, and so is 0.03."""
-
-    name = "percentage"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            number = float(value.removesuffix("%").strip())
-        except ValueError:
-            self.fail(f"{value!r} is no percentage; give one like 3%", parameter, context)
-        share = number / 100 if value.endswith("%") else number
-        if not 0 <= share <= MOST_LOSS:
-            self.fail(f"{value} is not between 0% and {100 * MOST_LOSS:.0f}%; give one like 3%", parameter, context)
-        return share
-
-
-SHARE = _Share()
 
 
 def model_options(command: Command) -> Command:

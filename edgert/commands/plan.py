@@ -9,15 +9,15 @@ from typing import Any
 import click
 
 from edgert.bundle import Bundle, Header
-from edgert.download import models_folder
+from edgert.download import ON_HUB, models_folder
 from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
 from edgert.measuring.compute import Rehearsal
 from edgert.measuring.startup import APP, PROGRAMS, RUN, SERVE, ProcessCost, process_cost
-from edgert.memory.cache_room import CacheRoom, cache_room
+from edgert.memory.cache_room import CacheRoom
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
-from edgert.opening import load_library, session_settings
+from edgert.opening import load_library, plan_cache, session_settings
 from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, measure_folder
 from edgert.sizes import parse_size
@@ -26,11 +26,11 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .gguf import bundle_of
-from .loading import SHARE, compile_progress, parallel_option, plan_options
+from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
+from .shares import SHARE
 
 MIB = 1 << 20
-_HUB = "hf:"
 _ROWS, _POINTS = 7, 60
 """About how many budgets are in the table, and in the plot."""
 _STEPS = [n * 10 ** power // 10 for power in range(10) for n in (10, 15, 20, 30, 50)]
@@ -147,7 +147,7 @@ def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> i
 @contextmanager
 def _there(bundle: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A bundle to plan with, and what is known of one that is not here. Raises EdgertError."""
-    if not bundle.startswith(_HUB):
+    if not bundle.startswith(ON_HUB):
         yield str(bundle_of(bundle)), {}
         return
     converters = importlib.import_module("edgert.converters.forecast")  # by name: it is above this room
@@ -181,14 +181,10 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
         disk = device_of(bundle.path)
 
     def planned_with(process: int) -> tuple[CacheRoom, Planner]:
-        def planner_for(room: CacheRoom) -> Planner:
-            return Planner(header, process=process, context=context, cache_type=kv_type, chunk=chunk, threads=threads,
-                           embeddings=embeddings, observes=policy.observes, room=room)
-
         # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
-        room = cache_room(header.config, kv_type, context, policy, chunk, kv_memory, budget or 0, planner_for,
-                          parallel=parallel)
-        planner = planner_for(room)
+        room, planner = plan_cache(header, policy, process=process, context=context, cache_type=kv_type, chunk=chunk,
+                                   threads=threads, memory=kv_memory, budget=budget or 0, parallel=parallel,
+                                   embeddings=embeddings)
         planner.plan(budget, lambda: disk)
         return room, planner
 

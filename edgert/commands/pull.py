@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from edgert.download import WAITING
+from edgert.download import ON_HUB, WAITING
 from edgert.download import pull as pull_model
 from edgert.models import catalog
 from edgert.terminal import show
@@ -31,7 +31,7 @@ def command(name: str) -> None:
     A model that is already there is not downloaded again, an interrupted download is resumed, and if another process
     is downloading the same model, this one waits for it. Files go to $EDGERT_MODELS, or to the user's cache folder.
     """
-    if name.startswith("hf:"):
+    if name.startswith(ON_HUB):
         show(importlib.import_module("edgert.converters.hub").fetch_hub(name))  # by name: it is above this room
         return
     from rich.console import Console

@@ -11,8 +11,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from edgert.errors import EmbeddingError
-
-from .pipe import receive, send
+from edgert.pipes import receive, send
 
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1",
                 "TOKENIZERS_PARALLELISM": "false"}

@@ -88,7 +88,7 @@ class Embedder:
             if not isinstance(text, str):
                 raise EmbeddingError(f"text {number} is {type(text).__name__}, not str")
             try:
-                text.encode()
+                (before + text).encode()
             except UnicodeEncodeError:
                 raise EmbeddingError(f"text {number} has half of a surrogate pair, which is no character") from None
         longest = _LOOKED_AT * self.max_tokens

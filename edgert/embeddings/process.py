@@ -1,8 +1,8 @@
 """The process that computes embeddings: python -m edgert.embeddings.process MODEL PREPARED THREADS IDLE_S.
 
 MODEL is the folder or file that `read_recipe` takes, PREPARED its model as `preparing` wrote it. Requests come on
-standard input, answers go to standard output (pipe.py): first {"ready": true}; then for {"texts": [...]} their vectors
-with {"tokens", "cut"}, and for {"measure": true} {"peak", "dimension"}: the most memory that the process takes, in
+standard input, answers go to standard output (edgert/pipes.py): first {"ready": true}; then for {"texts": [...]} their
+vectors with {"tokens", "cut"}, and for {"measure": true} {"peak", "dimension"}: the most memory that it takes, in
 bytes. {"error"} in place of any. It ends when standard input does, or when nothing came for IDLE_S seconds.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import EdgertError
+from edgert.pipes import receive, send
 
-from .pipe import receive, send
 from .recipe import read_recipe
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -171,12 +171,8 @@ class Engine:
         if total > min(self.chunk, self.logit_rows):
             return self.forward_all(batch, cancel=cancel)
         self._begin(batch, cancel)
-        self._make_room(batch, cancel)
         everything = np.arange(total)
-        self._forward([new.session for new in batch], np.concatenate([new.ids() for new in batch]),
-                      np.concatenate([new.records(0, new.total) for new in batch]), everything, everything, None)
-        for new in batch:
-            new.session.tokens += [int(token) for token in new.tokens]
+        self._at_once(batch, np.concatenate([new.ids() for new in batch]), 0, total, everything, everything, None)
         return np.split(self._buffers.logits[:total], np.cumsum([new.total for new in batch])[:-1])
 
     def _begin(self, batch: Sequence[NewTokens], cancel: np.ndarray | None) -> None:
@@ -204,9 +200,8 @@ class Engine:
         CancelledError; then they have what was computed until then.
         """
         self._begin(batch, cancel)
-        starts = np.cumsum([0, *(new.total for new in batch)]).tolist()
         ids = np.concatenate([new.ids() for new in batch])
-        indices = [start + new.indices() for new, start in zip(batch, starts, strict=False)]
+        indices = [start + new.indices() for new, start in _with_starts(batch)]
         wanted = np.concatenate(indices)
         logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
         lengths = [new.session.length for new in batch]
@@ -215,14 +210,7 @@ class Engine:
                 if cancel is not None and cancel[0]:
                     raise CancelledError
                 here = np.flatnonzero((wanted >= first) & (wanted < last))
-                some = [(new, start) for new, start in zip(batch, starts, strict=False)
-                        if start < last and start + new.total > first]
-                self._make_room([new for new, _ in some], cancel)
-                records = [new.records(max(first - start, 0), min(last - start, new.total)) for new, start in some]
-                self._forward([new.session for new, _ in some], ids[first:last], np.concatenate(records), here,
-                              wanted[here] - first, logits)
-                for new, start in zip(batch, starts, strict=False):
-                    new.session.tokens += ids[max(first, start):min(last, start + len(new.tokens))].tolist()
+                self._at_once(batch, ids, first, last, here, wanted[here] - first, logits)
         except CancelledError:
             raise
         except BaseException:
@@ -234,8 +222,8 @@ class Engine:
     def _borders(self, batch: Sequence[NewTokens]) -> list[int]:
         """Between what goes at once: `chunk` tokens, fewer where tokens that have siblings would be divided, or where a
         session is full and its policy makes room."""
-        borders, start = [0], 0
-        for new in batch:
+        borders, end = [0], 0
+        for new, start in _with_starts(batch):
             end, full = start + new.total, start + new.session.room
             if new.siblings and end > borders[-1] + self.chunk:
                 borders.append(start)
@@ -244,13 +232,11 @@ class Engine:
                     full += self.policy.goes_at_once(new.session.context)
                 if border > borders[-1]:
                     borders.append(border)
-            start = end
-        return [*borders, start]
+        return [*borders, end]
 
-    def _make_room(self, batch: Sequence[NewTokens], cancel: np.ndarray | None) -> None:
+    def _make_room(self, sessions: Sequence[Session]) -> None:
         """Let the policy let go of something in sessions that are full."""
-        for new in batch:
-            session = new.session
+        for session in sessions:
             if not session.room:
                 self.policy.make_room(session, lambda session=session: self._observe(session))  # type: ignore[misc]
                 if session.ahead + session.context > self.config.max_position_embeddings:
@@ -278,14 +264,20 @@ class Engine:
         self._buffers.tokens[:count, :records.shape[1]] = records
         self._team.set(tokens=count)
 
-    def _forward(self, sessions: Sequence[Session], ids: np.ndarray, records: np.ndarray, here: np.ndarray,
+    def _at_once(self, batch: Sequence[NewTokens], ids: np.ndarray, first: int, last: int, here: np.ndarray,
                  rows: np.ndarray, logits: np.ndarray | None) -> None:
-        """Compute tokens of these sessions, at most as many as go at once, and logits[here] of those at `rows`; None:
-        they stay in the buffer."""
-        self._set(ids, records)
-        streams = [stream for session in sessions if (stream := session.start_reading()) is not None]
+        """Compute ids[first:last] of a batch's `ids`, at most as many as go at once, and logits[here] of those at
+        `rows` among them; None: they stay in the buffer."""
+        some = [(new, start) for new, start in _with_starts(batch) if start < last and start + new.total > first]
+        sessions = [new.session for new, _ in some]
+        self._make_room(sessions)
+        self._set(ids[first:last], np.concatenate([
+            new.records(max(first - start, 0), min(last - start, new.total)) for new, start in some]))
+        streams = [stream for session in sessions if (stream := session.blocks.start_reading()) is not None]
         with self._in_step(heads=-(-len(here) // self.logit_rows)):
-            self._compute(self._programs[Kind.ONE if len(ids) == 1 else Kind.MANY], streams, here, rows, logits)
+            self._compute(self._programs[Kind.ONE if last - first == 1 else Kind.MANY], streams, here, rows, logits)
+        for new, start in some:
+            new.session.tokens += ids[max(first, start):min(last, start + len(new.tokens))].tolist()
 
     def _compute(self, programs: Programs, streams: Sequence[PageStream], here: np.ndarray, rows: np.ndarray,
                  logits: np.ndarray | None) -> None:
@@ -393,3 +385,8 @@ class Engine:
     def close(self) -> None:
         """End the threads and give the memory back."""
         self._closing.close()
+
+
+def _with_starts(batch: Sequence[NewTokens]) -> list[tuple[NewTokens, int]]:
+    """Each with the number of its first token in the whole batch."""
+    return list(zip(batch, accumulate((new.total for new in batch), initial=0), strict=False))

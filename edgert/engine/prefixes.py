@@ -96,7 +96,7 @@ class Prefixes:
             node.used = now
         parted = _length(path)
         path = self._reachable(path, session)
-        if not session.reads_flash:
+        if session.blocks.stream is None:
             path = self._brought_in(path)
         path = self._windows_in(path, session)
         for node, same in path:
@@ -118,7 +118,7 @@ class Prefixes:
         while windows := self._pool.windows:
             path = self._reachable(path, session)
             needed = [(node, node.block if node.copy is None else node.copy)
-                      for node, _ in path[session.first_needed(_length(path)):]]
+                      for node, _ in path[session.blocks.first_needed(_length(path)):]]
             # The room that they need is not to be made by forgetting them, nor where they are read from.
             held = [*(node.block for node, _ in path), *(source for _, source in needed)]
             for block in held:
@@ -142,7 +142,7 @@ class Prefixes:
 
     def _reachable(self, path: list[tuple[_Node, int]], session: Session) -> list[tuple[_Node, int]]:
         """What of a path a session can go on after."""
-        length = session.reachable([self._has_windows(node) for node, _ in path], _length(path))
+        length = session.blocks.reachable([self._has_windows(node) for node, _ in path], _length(path))
         return [(node, min(same, length - number * PAGE)) for number, (node, same) in enumerate(path)
                 if length > number * PAGE]
 

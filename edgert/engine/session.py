@@ -14,7 +14,8 @@ from edgert.models.config import Config
 from .page_stream import PageStream
 from .pool import Pool, checked_type
 from .rotation import Rotation, turn_keys, turned_low
-from .window_pages import SessionWindows, blocks_of, longest_window
+from .session_blocks import SessionBlocks
+from .window_pages import blocks_of
 
 
 class Session:
@@ -44,13 +45,7 @@ class Session:
         self.tokens: list[int] = []
         self._owns_pool = pool is None
         self.pool = _own_pool(config, context, cache_type, low) if pool is None else pool
-        self._blocks: list[int] = []
-        self._stream, self.most_low = stream, low
-        self._windows = None
-        if self.pool.windows is not None:
-            self._windows = SessionWindows(self.pool.windows, longest_window(config))
-        self._resident = np.zeros((config.num_hidden_layers, 0), np.int64)
-        self._pages = np.zeros((config.num_hidden_layers, blocks_of(context)), np.int64)
+        self.blocks, self.most_low = SessionBlocks(config, context, self.pool, stream), low
         self._frequencies = config.rope_tables()
         self._angles = np.empty((0, config.rotary_dim * config.angle_tables), np.float32)
         self._key_bytes = bytes_of_keys(cache_type, config.head_dim)
@@ -85,7 +80,7 @@ class Session:
     @property
     def low(self) -> int:
         """How many blocks are low ones."""
-        return sum(map(self.pool.is_low, self._blocks)) if self.most_low else 0
+        return self.blocks.low() if self.most_low else 0
 
     @property
     def shortest(self) -> int:
@@ -102,36 +97,14 @@ class Session:
         reads = self.length < len(self._prompt) and list(self._prompt[:self.length]) == self.tokens
         return self._prompt if reads else ()
 
-    @property
-    def reads_flash(self) -> bool:
-        """Whether it may have blocks on flash."""
-        return self._stream is not None
-
-    @property
-    def bytes_from_flash(self) -> int:
-        """Of keys and values that were read for computing."""
-        return 0 if self._stream is None else self._stream.bytes
-
-    def start_reading(self) -> PageStream | None:
-        """Have what is on flash of it read for a pass, layer after layer; None if nothing is."""
-        slots = [self.pool.slot(block) for block in self._blocks if self.pool.is_out(block)]
-        if self._stream is None or not slots:
-            return None
-        self._stream.begin(slots)
-        return self._stream
-
     def record_in_memory(self) -> np.ndarray:
         """As `records` of one token that sees only what is held in memory."""
         row = self.records(1)
-        out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
-        if out:
-            self._resident = np.ascontiguousarray(np.delete(self._pages, out, 1))
-            if self._windows is not None:  # those of the latest positions are all there
-                self._resident[self.pool.windowed] = self._pages[self.pool.windowed, len(out):]
-            for name, value in (("pages", self._resident.ctypes.data), ("layer_pages", self._resident.shape[1])):
-                row[:, Token._fields.index(name)] = value
-            for name in ("position", "slot"):
-                row[:, Token._fields.index(name)] -= PAGE * len(out)
+        pages, out = self.blocks.in_memory()
+        for name, value in (("pages", pages.ctypes.data), ("layer_pages", pages.shape[1])):
+            row[:, Token._fields.index(name)] = value
+        for name in ("position", "slot"):
+            row[:, Token._fields.index(name)] -= PAGE * out
         return row
 
     def records(self, count: int, siblings: Sequence[int] = ()) -> np.ndarray:
@@ -140,13 +113,16 @@ class Session:
         stands. Their keys and values come behind those of the tokens: sibling i's slot is held + count + i.
 
         Raises ModelError if the pool has no room."""
-        self._reserve(self.held + count + len(siblings))
+        reserved = self.held + count + len(siblings)
+        self.blocks.reserve(self.held, reserved)
+        self.need_windows(reserved)
         slots = np.arange(self.held, self.held + count + len(siblings))
         positions = np.concatenate([slots[:count], self.held + np.asarray(siblings, np.int64)])
         self._angles = self._angles_of(positions + self.ahead)
         rows = np.empty((len(slots), len(Token._fields)), np.int64)
-        rows[:] = Token(self._pages.ctypes.data, self._pages.shape[1], self.pool.head.itemsize, self._key_bytes,
-                        0, 0, 0, PAGE * self.low)
+        pages = self.blocks.pages
+        rows[:] = Token(pages.ctypes.data, pages.shape[1], self.pool.head.itemsize, self._key_bytes, 0, 0, 0,
+                        PAGE * self.low)
         for name, column in (("position", positions), ("slot", slots),
                              ("angles", self._angles.ctypes.data + self._angles.strides[0] * np.arange(len(slots)))):
             rows[:, Token._fields.index(name)] = column
@@ -162,99 +138,16 @@ class Session:
             parts += [part * scales[:, None] for part in parts]
         return np.concatenate(parts, 1).astype(np.float32)
 
-    def _reserve(self, positions: int) -> None:
-        """Have blocks for so many positions, and alone those that will be written."""
-        for number in range(self.held // PAGE, blocks_of(positions)):
-            if number == len(self._blocks):
-                self._blocks.append(self.take())
-            elif self.pool.shared(self._blocks[number]):
-                self._make_ready()
-                self._put(number, self.pool.alone(self._blocks[number]))
-            else:
-                continue
-            self._pages[:, number] = self.pool.pages(self._blocks[number])
-        self.need_windows(positions)
-
-    def reachable(self, there: list[bool], length: int) -> int:
-        """The greatest length, at most this one, after which it can go on, if it holds blocks of which pages of layers
-        with a window are there or not."""
-        return length if self._windows is None else self._windows.reachable(there, length)
-
-    def first_needed(self, length: int) -> int:
-        """The number of the first block of which it needs these pages to go on after so many tokens."""
-        return blocks_of(length) if self._windows is None else self._windows.first(length)
-
-    def _put(self, number: int, block: int) -> None:
-        """Have another block with the same contents in a block's place."""
-        if self._windows is not None:
-            self._windows.replace(self._blocks[number], block)
-        self._blocks[number] = block
-
-    def _give_back(self, number: int) -> None:
-        """Hold a block no more."""
-        if self._windows is not None and (block := self._blocks[number]) in self._windows.blocks:
-            self._windows.drop(block)
-        self.pool.give_back(self._blocks.pop(number))
-
     def need_windows(self, positions: int = 0) -> None:
-        """Have in memory of layers with a window what the next tokens look at, up to so many positions, and what is
-        looked at after some are taken back; others may go. Raises ModelError."""
-        if (windows := self._windows) is None:
-            return
-        windows.points = (self.parted, len(self._prompt) - 1)
-        first, least = windows.earliest(self.held), windows.first(self.held)
-        numbers = range(first, blocks_of(max(positions, self.held)))
-        blocks = [block for number in numbers
-                  if windows.pages.there(block := self._blocks[number]) or number >= least]
-        if blocks == windows.blocks:
-            return
-        assert all(map(self.pool.has_windows, self._blocks[least:blocks_of(self.held)]))
-        for block in blocks:
-            windows.pages.touch(block)  # not to go for another one of them
-        for block in blocks:
-            self.pool.bring_windows(block, block)
-        windows.change(blocks, self._blocks[:first])
-        for number in numbers:
-            self._pages[self.pool.windowed, number] = windows.pages.pages(self._blocks[number])
-
-    def take(self) -> int:
-        """A block of the pool; for it one of the session's may go to flash. Raises ModelError."""
-        self._make_ready()
-        return self.pool.take()
-
-    def _make_ready(self) -> None:
-        """Have a block in the pool that nobody holds, if the session can do something for that. Raises ModelError."""
-        while self._stream is not None and not self.pool.ready():
-            whole = min(self.held // PAGE, len(self._blocks))
-            here = [number for number in range(1, whole) if not self.pool.is_out(self._blocks[number])]
-            if not here:
-                return
-            self._put(here[0], self.pool.move_out(self._blocks[here[0]]))
-            self._place_pages()
+        """Have in memory of layers with a window what the next tokens look at, up to so many positions. Raises
+        ModelError."""
+        self.blocks.need_windows(self.held, positions, (self.parted, len(self._prompt) - 1))
 
     def settle(self) -> None:
         """After blocks were appended or let go of: have in memory what will be written, and of the latest what there is
         room for. Raises ModelError."""
         self.need_windows()
-        if self._stream is None:
-            return
-        needed = self.held // PAGE if self.held % PAGE else -1
-        for number in range(blocks_of(self.held) - 1, -1, -1):
-            if self.pool.is_out(self._blocks[number]):
-                if number == needed:
-                    self._make_ready()
-                elif not self.pool.free:
-                    continue
-                self._put(number, self.pool.move_in(self._blocks[number]))
-        self._place_pages()
-
-    def _place_pages(self) -> None:
-        """Tell the kernels where blocks are that were moved."""
-        assert self._stream is not None
-        for number, block in enumerate(self._blocks):
-            self._pages[:, number] = self.pool.pages(block)
-        out = [number for number, block in enumerate(self._blocks) if self.pool.is_out(block)]
-        self._pages[np.ix_(self.pool.whole, np.array(out, np.int64))] = self._stream.addresses(len(out))
+        self.blocks.settle(self.held)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and forget all after them; all of them, if the policy has let go of some since
@@ -262,16 +155,16 @@ class Session:
         no more than PAGE tokens go, all of them computed since it was truncated last. Raises ModelError."""
         if not 0 <= length <= self.length:
             raise ModelError(f"a session of {self.length} tokens cannot be truncated to {length}")
-        if self._windows is not None and length < self.length:
-            there = list(map(self.pool.has_windows, self._blocks))
-            length = self._let_go + self.reachable(there, max(length - self._let_go, 0))
+        if self.blocks.windows is not None and length < self.length:
+            there = list(map(self.pool.has_windows, self.blocks.ids))
+            length = self._let_go + self.blocks.reachable(there, max(length - self._let_go, 0))
         del self.tokens[length:]
         if length < self._unchanged:
             self.tokens.clear()
             self._forget()
-        while len(self._blocks) > blocks_of(self.held):
-            self._give_back(-1)
-        if any(map(self.pool.is_out, self._blocks[self.held // PAGE:])):
+        while len(self.blocks.ids) > blocks_of(self.held):
+            self.blocks.give_back(-1)
+        if any(map(self.pool.is_out, self.blocks.ids[self.held // PAGE:])):
             self.settle()
         self.need_windows()
 
@@ -281,13 +174,13 @@ class Session:
         does not stay."""
         tokens, length = self.tokens[-count:], self.length
         touched = slice((self.held - len(tokens)) // PAGE, blocks_of(self.held))
-        saved = [self.pool.heads(block).copy() for block in self._blocks[touched]]
+        saved = [self.pool.heads(block).copy() for block in self.blocks.ids[touched]]
         del self.tokens[length - len(tokens):]
         try:
             yield tokens
         finally:
             self.tokens[length - len(tokens):] = tokens
-            for block, content in zip(self._blocks[touched], saved, strict=True):
+            for block, content in zip(self.blocks.ids[touched], saved, strict=True):
                 self.pool.heads(block)[:] = content
 
     def adopt(self, slot: int, position: int, token: int) -> None:
@@ -297,7 +190,7 @@ class Session:
             raise ModelError(f"slot {slot} holds no sibling for position {position} in a context of {self.context}")
         if position > self.held:
             raise ModelError(f"a session that holds {self.held} tokens has no position {position}")
-        self.pool.copy_position(self._blocks[slot // PAGE], slot % PAGE, self._blocks[position // PAGE],
+        self.pool.copy_position(self.blocks.ids[slot // PAGE], slot % PAGE, self.blocks.ids[position // PAGE],
                                 position % PAGE)
         length = position + self._let_go
         self.tokens[length:] = [token]  # before blocks are given back: its own may be the last
@@ -313,17 +206,13 @@ class Session:
     def drop_block(self, number: int) -> None:
         """Let go of a whole block."""
         places = self._rope_places()
-        self._give_back(number)
-        self._pages[:, number:-1] = self._pages[:, number + 1:]
+        self.blocks.drop(number)
         self._went(PAGE, np.delete(places, slice(number * PAGE, (number + 1) * PAGE), -1))
 
     def lower_block(self, number: int) -> None:
         """Make a low block of a whole block, the last of those."""
-        low, places, pages = self.low, self._rope_places(), self._pages
-        block = self.pool.lower(self._blocks.pop(number))
-        self._blocks.insert(low, block)
-        pages[:, low + 1:number + 1] = pages[:, low:number].copy()
-        pages[:, low] = self.pool.pages(block)
+        low, places = self.low, self._rope_places()
+        self.blocks.lower(number)
         moved = places[..., number * PAGE:(number + 1) * PAGE]
         rest = np.delete(places, slice(number * PAGE, (number + 1) * PAGE), -1)
         self._went(0, np.concatenate([rest[..., :low * PAGE], moved, rest[..., low * PAGE:]], -1))
@@ -332,8 +221,8 @@ class Session:
         """Let go of all positions but some of each head. places: int64 (layers, key-value heads, n), ascending;
         importance: float32 of that shape, which a policy finds again the next time."""
         before = np.broadcast_to(self._rope_places(), (*places.shape[:2], self.held))
-        self._reserve_alone()
-        blocks = [self.pool.heads(block) for block in self._blocks[:blocks_of(self.held)]]
+        self.blocks.reserve_alone()
+        blocks = [self.pool.heads(block) for block in self.blocks.ids[:blocks_of(self.held)]]
         for layer, heads in enumerate(places):
             pages = np.stack([block[layer] for block in blocks], 1)
             for head, some in enumerate(heads):
@@ -342,12 +231,6 @@ class Session:
                 block[layer] = pages[:, number]
         self._importance = importance
         self._went(self.held - places.shape[-1], np.take_along_axis(before, places, -1))
-
-    def _reserve_alone(self) -> None:
-        """Have no block with others."""
-        for number, block in enumerate(self._blocks):
-            self._put(number, self.pool.alone(block))
-            self._pages[:, number] = self.pool.pages(self._blocks[number])
 
     def _rope_places(self) -> np.ndarray:
         """Rotary positions of all that is held, (layers, heads, held), where they are the same (1, 1, held)."""
@@ -364,7 +247,7 @@ class Session:
     def turn(self, centers: np.ndarray | None) -> None:
         """Turn what is held to the rotary positions from 0 on, just after something was let go of. centers: as of
         key_centers."""
-        self._reserve_alone()
+        self.blocks.reserve_alone()
         order, low = np.arange(self.held)[None, None], self.low
         if low:  # they come first, whatever their positions are
             order = np.argsort(np.argsort(self._places, -1, kind="stable"), -1)
@@ -373,10 +256,10 @@ class Session:
             if (table := self.config.rope_table(layer)) is None:
                 continue
             rotation = Rotation(self._frequencies[table], self.config.head_dim, self.config.rotates_neighbours)
-            exact = [(number, page) for number, block in enumerate(self._blocks[low:blocks_of(self.held)], low)
+            exact = [(number, page) for number, block in enumerate(self.blocks.ids[low:blocks_of(self.held)], low)
                      if (page := self.pool.page(block, layer)) is not None]
             pages = np.stack([page for _, page in exact], 1)
-            lows = [self.pool.low.heads(block)[layer] for block in self._blocks[:low]]
+            lows = [self.pool.low.heads(block)[layer] for block in self.blocks.ids[:low]]
             for head in range(len(pages)):
                 by, center = turns[layer % len(turns), head % turns.shape[1]], (
                     None if centers is None else centers[layer, head])
@@ -397,28 +280,25 @@ class Session:
         none, where a policy has let go of some positions. The session is empty then; other blocks are given back."""
         used = blocks_of(self.length) if not self._unchanged else 0
         released = self._with_tokens(used)
-        if self._windows is not None:
-            self._windows.change([], [])
-        for block in self._blocks[used:]:
-            self.pool.give_back(block)
-        self._blocks, self.tokens = [], []
+        self.blocks.leave(used)
+        self.tokens = []
         self._forget()
         return released
 
     def share(self) -> list[tuple[int, tuple[int, ...]]]:
         """As `release`, of the blocks that are full; the session goes on with them, and so may others."""
         full = self.length // PAGE if not self._unchanged else 0
-        for block in self._blocks[:full]:
+        for block in self.blocks.ids[:full]:
             self.pool.share(block)
         return self._with_tokens(full)
 
     def _with_tokens(self, count: int) -> list[tuple[int, tuple[int, ...]]]:
         """The first so many blocks, each with the tokens in it."""
-        return [(self._blocks[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(count)]
+        return [(self.blocks.ids[n], tuple(self.tokens[n * PAGE:(n + 1) * PAGE])) for n in range(count)]
 
     def state(self) -> tuple[list[int], np.ndarray, np.ndarray | None]:
         """What `restore` wants: the blocks that hold tokens, rotary positions, and what a policy found important."""
-        return self._blocks[:blocks_of(self.held)], self._places, self._importance
+        return self.blocks.ids[:blocks_of(self.held)], self._places, self._importance
 
     def restore(self, tokens: Sequence[int], held: int, ahead: int, unchanged: int, blocks: Iterable[int],
                 more: tuple[np.ndarray, np.ndarray | None]) -> None:
@@ -427,23 +307,21 @@ class Session:
         self.tokens, self.ahead, self._unchanged = list(tokens), ahead, unchanged
         self._let_go = len(tokens) - held
         for block in blocks:
-            self.append_block(block, [])
+            self.blocks.append(block)
         self._places, self._importance = more
         self.need_windows()
 
     def release_all(self) -> None:
         """Give all blocks back, and be empty."""
-        while self._blocks:
-            self._give_back(-1)
+        while self.blocks.ids:
+            self.blocks.give_back(-1)
         self.tokens = []
         self._forget()
 
     def append_block(self, block: int, tokens: Sequence[int]) -> None:
         """Go on with a block that the session holds from now on, in which the keys and values of `tokens` stand. The
         session is as long as whole blocks. After the last one of those that may be on flash: `settle`."""
-        if not self.pool.is_out(block):  # others get their places from `settle`
-            self._pages[:, len(self._blocks)] = self.pool.pages(block)
-        self._blocks.append(block)
+        self.blocks.append(block)
         self.tokens += tokens
 
     def close(self) -> None:

@@ -84,6 +84,10 @@ class SessionFile:
         if saved.bundle != bundle:
             raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open "
                                "that, or begin a new session")
+        if session.config.for_context(saved.context) != session.config:
+            raise SessionError(f"{self.path}: was computed with a context of {saved.context}, for which this model's "
+                               f"positions are others than for one of {session.context}; open it with --context "
+                               f"{saved.context}")
         if saved.cache_type != session.cache_type:
             raise SessionError(f"{self.path}: has a cache of type {saved.cache_type}, not {session.cache_type}; open "
                                f"it with --kv-type {saved.cache_type}")
@@ -118,10 +122,10 @@ class SessionFile:
     def _blocks(self, file: Any, session: Session) -> Any:
         """Read block after block into blocks of the session's pool."""
         file.seek(self.start)
-        pool, needed = session.pool, session.first_needed(self.saved.held)
+        pool, needed = session.pool, session.blocks.first_needed(self.saved.held)
         passed = np.empty(pool.page_bytes, np.uint8)
         for number, checksum in enumerate(self.saved.blocks):
-            block = pool.low.take() if number < self.saved.low else session.take()
+            block = pool.low.take() if number < self.saved.low else session.blocks.take(session.held)
             if number >= needed:
                 pool.bring_windows(block, block)
             digest, whole = xxhash.xxh3_64(), True
@@ -189,7 +193,7 @@ def open_session(path: Path) -> SessionFile:
 def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any]) -> None:
     """Write a session to its file, which is replaced as a whole or not at all. Raises SessionError."""
     blocks, places, importance = session.state()
-    pool, bare = session.pool, 0 if session.pool.windows is None else session.first_needed(session.held)
+    pool, bare = session.pool, 0 if session.pool.windows is None else session.blocks.first_needed(session.held)
 
     def contents(number: int) -> list[np.ndarray]:
         return pool.contents(blocks[number], pool.in_order if number >= bare else pool.whole.tolist())

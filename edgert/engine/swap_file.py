@@ -29,10 +29,10 @@ _THREAD_BYTES = 64 << 10
 
 
 class SwapFile:
-    """Room for `slots` blocks of `layers` pages. It takes room on the disk as it is used.
+    """Room for `slots` blocks of `layers` pages. There is no file before something is put there, or `make` is called.
+    It takes room on the disk as it is used.
 
     Writes and reads bypass the page cache where the file system allows that. Each page is checked when it comes back.
-    Raises ModelError if the file cannot be made.
     """
 
     def __init__(self, folder: Path, layers: int, page_bytes: int, slots: int) -> None:
@@ -40,21 +40,28 @@ class SwapFile:
         self.page_bytes, self.stride = page_bytes, stride_of(page_bytes)
         self._free = list(reversed(range(slots)))
         self._checksums = np.zeros((layers, slots), np.uint64)
+        self._made = False
+        self._bounce = Region(_AT_ONCE * self.stride, "pages of the cache")
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "edgert-swap")
+
+    def make(self) -> None:
+        """Make the file, if it is not there. Raises ModelError."""
+        if self._made:
+            return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".cache-", dir=folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".cache-", dir=self.folder)
             try:
-                os.ftruncate(handle, layers * slots * self.stride)
+                os.ftruncate(handle, self.layers * self.slots * self.stride)
                 self._file = FlashFile(name)
                 self._written, self._direct = _open_to_write(name)
             finally:
                 os.close(handle)
                 os.unlink(name)  # noqa: PTH108
         except (OSError, BundleError) as error:
-            raise ModelError(f"{folder}: the part of the key-value cache that has no room in memory cannot be put "
+            raise ModelError(f"{self.folder}: the part of the key-value cache that has no room in memory cannot be put "
                              f"there: {error}") from None
-        self._bounce = Region(_AT_ONCE * self.stride, "pages of the cache")
-        self._threads = ThreadPoolExecutor(_AT_ONCE, "edgert-swap")
+        self._made = True
 
     @property
     def room(self) -> int:
@@ -66,6 +73,7 @@ class SwapFile:
         that they are in. Raises ModelError."""
         if len(blocks) > self.room:
             raise ModelError(f"the key-value cache has room for {self.slots} blocks on flash, and all are in use")
+        self.make()
         self._free.sort(reverse=True)
         slots = [self._free.pop() for _ in blocks]  # neighbours are one write, and one read
 
@@ -198,9 +206,10 @@ class SwapFile:
     def close(self) -> None:
         """End the file. Nothing may be reading from it."""
         self._threads.shutdown()
-        self._file.close()
-        with contextlib.suppress(OSError):
-            os.close(self._written)
+        if self._made:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                os.close(self._written)
         self._bounce.close()
 
 

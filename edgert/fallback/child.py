@@ -12,10 +12,11 @@ import numpy as np
 import psutil
 
 from edgert.errors import ModelError
+from edgert.pipes import send
 from edgert.sizes import size_text
 
 from .control_group import ControlGroup
-from .messages import Compute, Failed, Keep, Kept, Logits, Open, Opened, Reply, Request, receive_reply, send
+from .messages import Compute, Failed, Keep, Kept, Logits, Open, Opened, Reply, Request, receive_reply
 
 _JOIN = 'echo $$ > "$0" && exec "$@"'
 """A shell's line: join the group first, so that all memory counts."""
@@ -50,7 +51,7 @@ class Child:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         try:
             self._process = subprocess.Popen([*joining, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             stderr=self._said, start_new_session=True)
+                                             bufsize=0, stderr=self._said, start_new_session=True)
         except OSError as error:
             self._said.close()
             if group is not None:
@@ -91,8 +92,8 @@ class Child:
 
     def _asked(self, request: Request, kind: type[R]) -> tuple[R, np.ndarray]:
         try:
-            send(self._input, request)
-            reply, logits = receive_reply(self._output)
+            send(self._input.fileno(), request)
+            reply, logits = receive_reply(self._output.fileno())
         except (EOFError, OSError, ValueError):  # it has ended, or was
             raise self.ended() from None
         if isinstance(reply, Failed):

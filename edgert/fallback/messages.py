@@ -1,13 +1,10 @@
-"""What a program and its llama.cpp process tell each other, over pipes: a request, its answer, the next request.
-
-A message is its length (4 bytes, little-endian) and MessagePack. Logits follow theirs as they are: float32.
+"""What a program and its llama.cpp process tell each other (edgert/pipes.py): a request, its answer, the next request.
 """
 
-from typing import BinaryIO
-
-import msgspec
 import numpy as np
 from msgspec import Struct
+
+from edgert.pipes import receive
 
 
 class Open(Struct, tag=True, frozen=True):
@@ -82,7 +79,7 @@ class Kept(Struct, tag=True, frozen=True):
 
 
 class Logits(Struct, tag=True, frozen=True):
-    """rows: how many follow, each of `columns`."""
+    """rows: how many are in the array behind it, each of `columns`."""
 
     rows: int
     columns: int
@@ -98,43 +95,14 @@ Request = Open | Encode | Spell | Keep | Compute
 Reply = Opened | Encoded | Spelled | Kept | Logits | Failed
 
 
-def send(stream: BinaryIO, message: Request | Reply, logits: np.ndarray | None = None) -> None:
-    """Write a message, and the logits that it announces. Raises OSError."""
-    data = msgspec.msgpack.encode(message)
-    stream.write(len(data).to_bytes(4, "little") + data)
-    if logits is not None:
-        stream.write(np.ascontiguousarray(logits).data)
-    stream.flush()
-
-
-def receive_request(stream: BinaryIO) -> Request:
+def receive_request(descriptor: int) -> Request:
     """Read a request. Raises EOFError where the other one has ended."""
-    return msgspec.msgpack.decode(_received(stream), type=Request)
+    request: Request = receive(descriptor, Request)[0]
+    return request
 
 
-def receive_reply(stream: BinaryIO) -> tuple[Reply, np.ndarray]:
+def receive_reply(descriptor: int) -> tuple[Reply, np.ndarray]:
     """Read an answer, and its logits: of shape (rows, columns), which without any is (0, 0). Raises EOFError where the
     other one has ended."""
-    reply = msgspec.msgpack.decode(_received(stream), type=Reply)
-    shape = (reply.rows, reply.columns) if isinstance(reply, Logits) else (0, 0)
-    logits = np.empty(shape, np.float32)
-    if logits.size:
-        _fill(stream, logits.data.cast("B"))
-    return reply, logits
-
-
-def _received(stream: BinaryIO) -> bytes:
-    length = bytearray(4)
-    _fill(stream, memoryview(length))
-    data = bytearray(int.from_bytes(length, "little"))
-    _fill(stream, memoryview(data))
-    return bytes(data)
-
-
-def _fill(stream: BinaryIO, room: memoryview) -> None:
-    done = 0
-    while done < len(room):
-        got = stream.readinto(room[done:])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError
-        done += got
+    reply, logits = receive(descriptor, Reply)
+    return reply, logits.reshape((reply.rows, reply.columns) if isinstance(reply, Logits) else (0, 0))

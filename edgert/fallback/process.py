@@ -9,11 +9,12 @@ import queue
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgert.errors import PeerError
+from edgert.pipes import send
 
 from .messages import (
     Compute,
@@ -30,7 +31,6 @@ from .messages import (
     Spell,
     Spelled,
     receive_request,
-    send,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main() -> None:
     """Answer requests until standard input ends."""
     with suppress(OSError):  # where memory runs out, this process is to go, and not its program
         Path("/proc/self/oom_score_adj").write_text("1000")
-    output = os.fdopen(os.dup(1), "wb")
+    output = os.dup(1)
     os.dup2(2, 1)  # whatever llama.cpp prints is no message
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests,), daemon=True).start()
@@ -62,10 +62,9 @@ def main() -> None:
 
 
 def _receive(requests: "queue.SimpleQueue[Request]") -> None:
-    stream: BinaryIO = os.fdopen(os.dup(0), "rb")
     with suppress(EOFError):
         while True:
-            requests.put(receive_request(stream))
+            requests.put(receive_request(0))
     os._exit(0)
 
 

@@ -187,9 +187,9 @@ class Tokenizer(AnyTokenizer):
             read = BpeTables.read(data)
             front, tables = read if read is not None else (data, None)
             tokenizer = tokenizers.Tokenizer.from_buffer(front)
-        del data, read, front
-        return_freed_memory()
-        return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token, tables)
+            del data, read, front
+            return_freed_memory()
+            return cls(tokenizer, bos_token_id, eos_token_ids, add_bos_token, tables)
 
     def encode(self, text: str, *, special: bool = True, given: bytes | None = None,
                add_bos: bool | None = None) -> list[int]:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tiny_model import write_model
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, decoders, models, processors
 
 from edgert.converters.open_source import open_source
 from edgert.converters.safetensors_source import open_safetensors
@@ -55,7 +55,9 @@ def save(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F32") -> 
 
 def tokenizer(**added: int) -> Tokenizer:
     ids = {"<s>": 0, "</s>": 1, "<|im_end|>": 2, "a": 3, "b": 4, **added}
-    return Tokenizer(models.BPE(vocab=ids, merges=[]))
+    made = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    made.decoder = decoders.ByteLevel()
+    return made
 
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
@@ -190,6 +192,10 @@ def test_config_refused(tmp_path: Path, config: dict, message: str) -> None:
     ("config.json", None, "config.json: there is no such file"),
     ("tokenizer.json", None, "tokenizer.json: there is no such file"),
     ("tokenizer.json", "{}", "is not a tokenizer"),
+    ("tokenizer.json", Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).to_str(),
+     "tokenizer.json: The model's tokenizer is neither byte-level BPE nor SentencePiece-style"),
+    ("tokenizer.json", Tokenizer(models.WordLevel(vocab={"a": 0}, unk_token="?")).to_str(),
+     "tokenizer.json: The model's tokenizer cannot be read: WordLevel error"),
     ("tokenizer.json", tokenizer(far=12).to_str(), "token ids up to 12, but the model has 12 embeddings"),
     ("tokenizer_config.json", '{"chat_template": 7}', "chat_template is not text"),
     ("model.safetensors", None, "has no model.safetensors"),

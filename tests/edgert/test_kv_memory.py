@@ -49,7 +49,7 @@ def test_a_cache_larger_than_its_memory_answers_the_same(smollm2: Path) -> None:
         assert got == want
         assert model.plan.parts["cache read ahead"] > 0
         assert model.plan.parts["key-value cache"] < plain.plan.parts["key-value cache"]
-        assert model._session.bytes_from_flash > 0
+        assert model._conversations.current.blocks.bytes_from_flash > 0
     everything, model = answered(smollm2, kv_policy="flash")
     assert everything == want and model.plan.parts["key-value cache"] == plain.plan.parts["key-value cache"]
 
@@ -115,8 +115,8 @@ def test_heavy_keeps_what_the_prompt_ends_with_asks_for(smollm2: Path) -> None:
     with edgert.load(smollm2, context=512, kv_policy="heavy") as model:
         for end in ([7, 8, 9], [2000, 2001]):
             model.generate([*PROMPT[:1200], *end * 20], max_tokens=1).text()
-            kept.append(model._session._places[..., :300].copy())
-            assert model._session.length > 1200 and not model._session.coming
+            kept.append(model._conversations.current._places[..., :300].copy())
+            assert model._conversations.current.length > 1200 and not model._conversations.current.coming
     assert not np.array_equal(*kept)
 
 

@@ -54,8 +54,8 @@ def conversation(settings: argparse.Namespace) -> dict[str, Any]:
             generation = model.chat(talk, max_tokens=ANSWER, ignore_eos=True)
             talk.append({"role": "assistant", "content": generation.text()})
             rates.append(round(generation.statistics.decode_tok_s, 2))
-            print(turn, len(model._session.tokens), rates[-1], file=sys.stderr, flush=True)
-        return {"policy": settings.child, "rates": rates[1::2], "ids": list(model._session.tokens)}
+            print(turn, len(model._conversations.current.tokens), rates[-1], file=sys.stderr, flush=True)
+        return {"policy": settings.child, "rates": rates[1::2], "ids": list(model._conversations.current.tokens)}
 
 
 def main() -> None:

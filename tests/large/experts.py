@@ -55,7 +55,7 @@ def measured(work: Work) -> dict[str, Any]:
     with edgert.load(f"{work.folder}/experts.edge", memory=work.memory, threads=work.threads, context=512,
                      speculation="off") as model:
         loaded = time.perf_counter()
-        engine, session = model._engine, model._session
+        engine, session = model._engine, model._conversations.current
         before: list[tuple[int, dict[str, int]]] = []
 
         def warmed() -> None:

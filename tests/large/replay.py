@@ -44,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lengths = lengths_of(json.loads(arguments.lengths.read_text()), arguments.depth, arguments.rounds)
     with edgert.load(arguments.bundle, memory=arguments.memory, context=arguments.context) as model:
-        engine, session = model._engine, model._session
+        engine, session = model._engine, model._conversations.current
         engine.forward(session, list(range(100, 116)))
         alone, drafts, checks, read, tokens, started = [], [], [], [], 0, 0.0
         for _ in range(4):  # the first fills the ring

@@ -40,7 +40,7 @@ def measured(bundle: str, memory: str | None, threads: int, tokens: int, least: 
     if least:
         plan.candidates = lambda header, most: [window.least_slots(header)]  # type: ignore[attr-defined]
     with edgert.load(bundle, memory=memory, threads=threads, context=512, speculation="off") as model:
-        engine, session = model._engine, model._session
+        engine, session = model._engine, model._conversations.current
         ids = text(engine.config.vocab_size, _PROMPT + _WARM + tokens)
         engine.forward(session, ids[:_PROMPT])
         digest, times, before = hashlib.sha256(), [], 0

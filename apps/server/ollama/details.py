@@ -1,4 +1,4 @@
-"""What Ollama's clients are told of a model."""
+"""What Ollama's clients are told of bundles."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from edgert.errors import BundleError
 from ..errors import ApiError
 from ..models import Choice
 from .durations import time_text
-from .names import shown
+from .entries import description, details, entry
 
 _FORMAT = "edgert"
 
@@ -39,23 +39,21 @@ class Details:
         for choice in choices:
             with suppress(ApiError):
                 found.append(self.entry(choice) | {"modified_at": changed(choice)})
-        return sorted(found, key=lambda entry: str(entry["modified_at"]), reverse=True)
+        return sorted(found, key=lambda one: str(one["modified_at"]), reverse=True)
 
     def entry(self, choice: Choice) -> dict[str, Any]:
         """Raises ApiError."""
-        description, name = self.of(choice), shown(choice.name)
-        return {"name": name, "model": name, "size": choice.size, "digest": description.digest,
-                "details": _details(description), "capabilities": _capabilities(description)}
+        found = self.of(choice)
+        return entry(choice.name, choice.size, found.digest, _details(found), _capabilities(found))
 
     def shown(self, choice: Choice, context: int, *, current: bool) -> dict[str, Any]:
         """All that /api/show says. context: tokens that the server holds: what clients cut their prompts to. current:
         whether it holds them of this model. Raises ApiError."""
-        description = self.of(choice)
-        return {
-            "license": description.license, "template": description.template or "",
-            "parameters": f"{'num_ctx':30} {context}" if current else "",
-            "details": _details(description), "model_info": _information(choice, description, context),
-            "capabilities": _capabilities(description), "modified_at": changed(choice)}
+        found = self.of(choice)
+        return description(
+            _details(found), _capabilities(found), _information(choice, found, context), license=found.license,
+            template=found.template or "", parameters=f"{'num_ctx':30} {context}" if current else "",
+        ) | {"modified_at": changed(choice)}
 
 
 def changed(choice: Choice) -> str:
@@ -66,26 +64,24 @@ def changed(choice: Choice) -> str:
         raise ApiError(500, f"{choice.name} cannot be read: {error}") from None
 
 
-def _details(description: Description) -> dict[str, Any]:
-    return {"parent_model": "", "format": _FORMAT, "family": description.architecture,
-            "families": [description.architecture], "parameter_size": _rounded(description.parameters),
-            "quantization_level": description.preset.upper()}
+def _details(found: Description) -> dict[str, Any]:
+    return details(_FORMAT, found.architecture, _rounded(found.parameters), found.preset.upper())
 
 
-def _capabilities(description: Description) -> list[str]:
-    tools = ["tools"] if "tools" in (description.template or "") else []
-    return ["completion", *tools, *(["thinking"] if description.thinks else [])]
+def _capabilities(found: Description) -> list[str]:
+    tools = ["tools"] if "tools" in (found.template or "") else []
+    return ["completion", *tools, *(["thinking"] if found.thinks else [])]
 
 
-def _information(choice: Choice, description: Description, context: int) -> dict[str, Any]:
-    kind = description.architecture
+def _information(choice: Choice, found: Description, context: int) -> dict[str, Any]:
+    kind = found.architecture
     return {
         "general.architecture": kind, "general.basename": choice.name,
-        "general.parameter_count": description.parameters, f"{kind}.context_length": min(description.context, context),
-        f"{kind}.embedding_length": description.hidden_size, f"{kind}.block_count": description.layers,
-        f"{kind}.feed_forward_length": description.intermediate_size,
-        f"{kind}.attention.head_count": description.heads,
-        f"{kind}.attention.head_count_kv": description.key_value_heads, f"{kind}.vocab_size": description.vocabulary}
+        "general.parameter_count": found.parameters, f"{kind}.context_length": min(found.context, context),
+        f"{kind}.embedding_length": found.hidden_size, f"{kind}.block_count": found.layers,
+        f"{kind}.feed_forward_length": found.intermediate_size,
+        f"{kind}.attention.head_count": found.heads,
+        f"{kind}.attention.head_count_kv": found.key_value_heads, f"{kind}.vocab_size": found.vocabulary}
 
 
 def _rounded(number: int) -> str:

@@ -14,13 +14,13 @@ from edgert import Embedder
 from ..embedding import Embedded, Texts, in_parts, numbers
 from ..errors import ApiError
 from .durations import time_text
-from .names import plain, shown
+from .entries import description, details, entry
+from .names import plain
 
 _CAPABILITIES = ["embedding"]
 _FAMILY = "bert"
 """As Ollama calls the family of nearly all such models; an ONNX file does not say which it is."""
-_DETAILS = {"parent_model": "", "format": "onnx", "family": _FAMILY, "families": [_FAMILY], "parameter_size": "",
-            "quantization_level": ""}
+_DETAILS = details("onnx", _FAMILY)
 
 
 class EmbedRequest(Texts, kw_only=True):
@@ -50,15 +50,13 @@ def embedding_entry(embedder: Embedder) -> dict[str, Any] | None:
         stat = embedder.onnx.stat()
     except OSError:
         return None
-    name, mark = shown(embedder.name), f"{stat.st_size} {stat.st_mtime_ns} ".encode() + os.fsencode(embedder.onnx)
-    return {"name": name, "model": name, "size": stat.st_size, "digest": hashlib.sha256(mark).hexdigest(),
-            "details": _DETAILS, "capabilities": _CAPABILITIES,
-            "modified_at": time_text(datetime.fromtimestamp(stat.st_mtime, UTC))}
+    mark = f"{stat.st_size} {stat.st_mtime_ns} ".encode() + os.fsencode(embedder.onnx)
+    return entry(embedder.name, stat.st_size, hashlib.sha256(mark).hexdigest(), _DETAILS, _CAPABILITIES) | {
+        "modified_at": time_text(datetime.fromtimestamp(stat.st_mtime, UTC))}
 
 
 def embedding_shown(embedder: Embedder) -> dict[str, Any]:
     """What /api/show says of it."""
-    return {"license": "", "template": "", "parameters": "", "details": _DETAILS, "capabilities": _CAPABILITIES,
-            "model_info": {"general.architecture": _FAMILY, "general.basename": embedder.name,
-                           f"{_FAMILY}.embedding_length": embedder.dimension,
-                           f"{_FAMILY}.context_length": embedder.max_tokens}}
+    return description(_DETAILS, _CAPABILITIES, {
+        "general.architecture": _FAMILY, "general.basename": embedder.name,
+        f"{_FAMILY}.embedding_length": embedder.dimension, f"{_FAMILY}.context_length": embedder.max_tokens})

@@ -63,10 +63,10 @@ def test_low_blocks_are_what_was_there_before(bundle: Bundle) -> None:
     assert session.low == 0 and session.room == 0
     engine.forward(session, TOKENS[:1])
     assert session.low == 1 and session.room == PAGE - 1
-    second = whole.pool.heads(whole._blocks[1])
-    assert session.pool.low.heads(session._blocks[0]).tobytes() == pack(second, whole.config.head_dim).tobytes()
-    first = session.pool.heads(session._blocks[1])
-    np.testing.assert_array_equal(first["keys"], whole.pool.heads(whole._blocks[0])["keys"])
+    second = whole.pool.heads(whole.blocks.ids[1])
+    assert session.pool.low.heads(session.blocks.ids[0]).tobytes() == pack(second, whole.config.head_dim).tobytes()
+    first = session.pool.heads(session.blocks.ids[1])
+    np.testing.assert_array_equal(first["keys"], whole.pool.heads(whole.blocks.ids[0])["keys"])
     session.close()
     whole.close()
     engine.close()
@@ -125,7 +125,7 @@ def test_turned_low_pages_turn_back(bundle: Bundle) -> None:
     config = bundle.header.config
     engine, session = made(bundle), session_of(bundle)
     engine.forward(session, TOKENS[:5 * PAGE])
-    page = session.pool.low.heads(session._blocks[0])[0, 0]
+    page = session.pool.low.heads(session.blocks.ids[0])[0, 0]
     rotation = Rotation(config.rope_frequencies(), config.head_dim, neighbours=False)
     there = turned_low(page, np.full(PAGE, 100), rotation, None)
     back = turned_low(there, np.full(PAGE, -100), rotation, None)

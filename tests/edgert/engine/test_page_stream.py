@@ -56,7 +56,7 @@ class Flashed:
         """Every block is free, or held by as many as say so."""
         held = np.zeros(len(self.pool._holders), int)
         copies = [node.copy for node in self.prefixes._nodes if node.copy is not None]
-        for block in [*self.session._blocks, *(node.block for node in self.prefixes._nodes), *copies]:
+        for block in [*self.session.blocks.ids, *(node.block for node in self.prefixes._nodes), *copies]:
             held[block] += 1
         assert held.tolist() == self.pool._holders
         free = [*self.pool._free, *(slot + self.pool.count for slot in self.swap._free)]
@@ -79,7 +79,7 @@ def test_a_session_on_flash_computes_the_same(engine: Engine, tmp_path: Path) ->
         some = tokens[start:start + 96]
         logits = [engine.forward(session, some, range(len(some))) for session in (both.session, both.whole)]
         np.testing.assert_array_equal(*logits)
-    assert sum(map(both.pool.is_out, both.session._blocks)) == BLOCKS - both.pool.count
+    assert sum(map(both.pool.is_out, both.session.blocks.ids)) == BLOCKS - both.pool.count
     assert both.stream.bytes > 0
     both.check()
     for length in (CONTEXT - 70, 5 * PAGE + 3, 2 * PAGE, 17):  # the end is then on flash
@@ -121,7 +121,7 @@ def test_a_draft_sees_what_is_in_memory(bundle: Bundle, tmp_path: Path) -> None:
     before = both.stream.bytes
     draft = engine.draft(both.session, 2).copy()
     assert both.stream.bytes == before and np.isfinite(draft).all()
-    assert both.session._resident.flags.c_contiguous  # the kernels go through it row by row
+    assert both.session.blocks._resident.flags.c_contiguous  # the kernels go through it row by row
     both.session.truncate(len(tokens))
     exact = engine.forward(both.session, [2])[0]
     assert not np.array_equal(draft, exact[:len(draft)])
@@ -210,4 +210,4 @@ def test_a_full_disk_is_said(bundle: Bundle, tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be put there"):
-        SwapFile(tmp_path / "file" / "folder", 1, 4096, 1)
+        SwapFile(tmp_path / "file" / "folder", 1, 4096, 1).make()

@@ -49,7 +49,7 @@ class Conversations:
     def check(self) -> None:
         """Every block is free, or held by as many as say so."""
         held = np.zeros(self.pool.count, int)
-        for block in self.session._blocks:
+        for block in self.session.blocks.ids:
             held[block] += 1
         for node in self.prefixes._nodes:
             held[node.block] += 1

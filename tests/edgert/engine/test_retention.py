@@ -42,7 +42,7 @@ def session_of(engine: Engine, cache_type: str = "f16") -> Session:
 
 def content(session: Session, layer: int, head: int) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values as float64, (held, head_dim)."""
-    pages = np.concatenate([session.pool.heads(block)[layer, head:head + 1] for block in session._blocks])
+    pages = np.concatenate([session.pool.heads(block)[layer, head:head + 1] for block in session.blocks.ids])
     keys = pages["keys"].transpose(0, 1, 3, 2).reshape(len(pages) * PAGE, -1)
     values = pages["values"].reshape(len(pages) * PAGE, -1)
     return keys[:session.held].astype(np.float64), values[:session.held].astype(np.float64)

@@ -143,7 +143,7 @@ def test_killed_while_saving(bundle: Bundle, tmp_path: Path) -> None:
             "    session = Session(bundle.header.config, 512, 'f32')\n"
             "    session.records(512)\n"
             "    for number in range(10000):\n"
-            "        for block in session._blocks:\n"
+            "        for block in session.blocks.ids:\n"
             "            session.pool.heads(block).view(np.uint8)[:] = number % 256\n"
             "        session.tokens = [number % 300] * 512\n"
             "        save_session(Path(sys.argv[2]), session, bundle.digest, 'stop', {'number': number})\n"
@@ -161,5 +161,5 @@ def test_killed_while_saving(bundle: Bundle, tmp_path: Path) -> None:
         assert saved.talk["number"] >= said[-1], "the last that was done is there, or a later one"
         session = Session(bundle.header.config, CONTEXT, "f32")
         open_session(path).read_into(session)
-        assert (session.pool.heads(session._blocks[0]).view(np.uint8) == saved.talk["number"] % 256).all()
+        assert (session.pool.heads(session.blocks.ids[0]).view(np.uint8) == saved.talk["number"] % 256).all()
         session.close()

@@ -63,3 +63,18 @@ def test_blocks_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls
     swap.close()
     del blocks, into, some
     region.close()
+
+
+def test_there_is_no_file_before_it_is_needed(tmp_path: Path) -> None:
+    swap = SwapFile(tmp_path / "swap", 1, 4096, 2)
+    assert not (tmp_path / "swap").exists()
+    swap.put([np.zeros((1, 4096), np.uint8)])
+    assert (tmp_path / "swap").is_dir()
+    swap.close()
+    SwapFile(tmp_path / "other", 1, 4096, 2).close()
+    (tmp_path / "file").touch()
+    nowhere = SwapFile(tmp_path / "file", 1, 4096, 2)
+    with pytest.raises(ModelError, match="the part of the key-value cache that has no room in memory cannot be put"):
+        nowhere.put([np.zeros((1, 4096), np.uint8)])
+    assert nowhere.room == 2
+    nowhere.close()

@@ -195,13 +195,13 @@ class Conversations:
         """Every block is free, or held by as many as say so; only what is held has pages of layers with a window."""
         pool, held = self.pool, np.zeros(len(self.pool._holders), int)
         copies = [node.copy for node in self.prefixes._nodes if node.copy is not None]
-        for block in [*self.session._blocks, *(node.block for node in self.prefixes._nodes), *copies]:
+        for block in [*self.session.blocks.ids, *(node.block for node in self.prefixes._nodes), *copies]:
             held[block] += 1
         assert held.tolist() == pool._holders
         windows = pool.windows
         assert all(held[block] for block in [*windows._places, *pool._windows_out])
         assert sorted([*windows._places.values(), *windows._free]) == list(range(windows.count))
-        assert +windows._needed == dict.fromkeys(self.session._windows.blocks, 1)
+        assert +windows._needed == dict.fromkeys(self.session.blocks.windows.blocks, 1)
 
     def close(self) -> None:
         if self.stream is not None:
@@ -267,8 +267,9 @@ def test_a_draft_sees_the_latest_positions(one_type: Engine, tmp_path: Path) -> 
     one_type.forward(talks.session, TOKENS[:9 * PAGE + 20])
     row = talks.session.record_in_memory()[0]
     windowed, slot = talks.pool.windowed, row[6] // PAGE
-    assert (talks.session._resident[windowed, slot - 2:slot + 1] == talks.session._pages[windowed, 7:10]).all()
-    assert talks.session._resident[windowed, slot - 2:slot + 1].all()
+    blocks = talks.session.blocks
+    assert (blocks._resident[windowed, slot - 2:slot + 1] == blocks.pages[windowed, 7:10]).all()
+    assert blocks._resident[windowed, slot - 2:slot + 1].all()
     talks.close()
 
 

@@ -142,8 +142,8 @@ def test_so_many_tokens_and_no_more(load: Load, expected: dict[str, list[Piece]]
             found = pieces(model, max_tokens=count)
             assert ids(found) == ids(expected["greedy"])[:count]
             assert found[-1].finish_reason == "length"
-            assert not count or model._session.length == prompt + count - 1
-            assert not count or model._session.tokens[prompt:] == ids(found)[:-1]
+            assert not count or model._conversations.current.length == prompt + count - 1
+            assert not count or model._conversations.current.tokens[prompt:] == ids(found)[:-1]
 
 
 @pytest.mark.parametrize("mode", [1, 8, "auto"])
@@ -154,7 +154,7 @@ def test_a_full_context(load: Load, mode: str | int) -> None:
             want = pieces(model, max_tokens=None)
         with load("bases", mode, context=context) as model:
             assert pieces(model, max_tokens=None) == want
-            assert model._session.length == context == len(PROMPT) + len(ids(want)) - 1
+            assert model._conversations.current.length == context == len(PROMPT) + len(ids(want)) - 1
             assert pieces(model, max_tokens=None) == want
 
 
@@ -169,7 +169,7 @@ def test_the_end_of_text_within_a_chain(load: Load, expected: dict[str, list[Pie
                 patch.setattr(model.tokenizer, "eos_token_ids", (end,))
                 found = pieces(model, ignore_eos=False, **SETTINGS["sampled"])
             assert ids(found) == whole[:whole.index(end)] and found[-1].finish_reason == "stop"
-            assert model._session.tokens == [*model.tokenizer.encode(PROMPT), *whole[:whole.index(end)]]
+            assert model._conversations.current.tokens == [*model.tokenizer.encode(PROMPT), *whole[:whole.index(end)]]
         assert pieces(model, **SETTINGS["sampled"]) == expected["sampled"]
 
 
@@ -232,7 +232,8 @@ def test_ctrl_c_while_drafting_and_while_checking(load: Load, expected: dict[str
             pieces(model)
         monkeypatch.setattr(team, "run", run)
         tokens = [*model.tokenizer.encode(PROMPT), *ids(expected["greedy"])]
-        assert model._session.tokens == tokens[:model._session.length], "no guess is left in it"
+        session = model._conversations.current
+        assert session.tokens == tokens[:session.length], "no guess is left in it"
         for name in ("greedy", "sampled", "followed"):
             assert pieces(model, **SETTINGS[name]) == expected[name]
 
@@ -260,7 +261,7 @@ def test_reads_that_fail_while_answering(load: Load, expected: dict[str, list[Pi
                 assert "\n" not in str(error) and ("checksum" in str(error) or "reading" in str(error))
             assert generation.token_ids == ids(expected["greedy"])[:len(generation.token_ids)]
             tokens = [*model.tokenizer.encode(PROMPT), *ids(expected["greedy"])]
-            assert model._session.tokens == tokens[:model._session.length]
+            assert model._conversations.current.tokens == tokens[:model._conversations.current.length]
     assert failed > 3
 
 

@@ -214,6 +214,11 @@ def test_unknown_decoder() -> None:
         Tokenizer.from_json(tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="a")).to_str())
 
 
+def test_no_token_for_what_is_unknown() -> None:
+    with pytest.raises(ModelError, match=r"cannot be read: WordLevel error: Missing \[UNK\] token"):
+        Tokenizer.from_json(tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="?")).to_str())
+
+
 def test_settings_for_training_are_ignored() -> None:
     library = byte_level()
     library.enable_truncation(2)
