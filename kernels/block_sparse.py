@@ -205,7 +205,7 @@ _one, _many = _tile_for_one(), in_turn([_tile_for_many(count) for count in _seve
 
 @kernel
 def block_sparse_tile(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
-    """A tile, as of linear.tile_kernel. form: the code of a sized format."""
+    """A tile, as of linear.tile_of. form: the code of a sized format."""
     size = room_of(form)
     token = _many(0, w, size, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
     while token < tokens:

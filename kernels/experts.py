@@ -14,7 +14,7 @@ from .feed_forward import hidden_block, segments_of
 from .formats import FORMATS, TILE
 from .functions import exp
 from .groups import GROUP_ALIGNMENT, row_tiles_of
-from .linear import tile_bytes_of, tile_of
+from .linear import tile_bytes_of, tile_for_one, tile_of
 from .one_token import HIDDEN, down_of_group
 from .records import NEURONS_SUMS, SEGMENTS, STATE, TOKENS_AT_ONCE, UP_ROWS, WAIT
 from .simd.arithmetic import add, fma, keep_first, reduce_add, reduce_max, splat, sub, zero_f32
@@ -188,7 +188,7 @@ def _one_token(op, w, expert, unit, x, scratch, out, out_stride, error):
     for group in range(last + 1):
         at = w + group * group_bytes
         for i in range(_ROW_TILES):
-            tile_of(form, at + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, _bias(op, first + group, i), 0)
+            tile_for_one(form, at + i * tile_bytes, blocks, x, scratch + 64 * i, _bias(op, first + group, i), 0)
         hidden_block(scratch, _ROW_TILES, activation, scratch + HIDDEN, down, error)
         down_of_group(down, at + _ROW_TILES * tile_bytes, scratch + HIDDEN, scratch + NEURONS_SUMS, tiles,
                       int(group == 0), int(group == last), w + in_unit * group_bytes, out, out_stride)

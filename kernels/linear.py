@@ -32,14 +32,12 @@ def prefetch_weights(w, block_bytes):
         prefetch(w + _AHEAD + line)
 
 
-def tile_kernel(name: str, steps: Steps, block_bytes: int) -> Any:
-    """A kernel for one tile: (w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate).
-
-    16 rows of the result go to y as float32, one token every `y_stride` bytes. bias: address of 16 float32, or 0.
-    """
-    form = FORMATS[name]
-    scales, header_bytes = steps.scales, form.header_bytes
-    activation_block = form.activation.block_bytes
+def _of(name: str, steps: Steps, block_bytes: int, count: int) -> Any:
+    """A function (token, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate): a tile times the tokens from
+    `token` on, `count` at a time; the first that is left."""
+    scales, header_bytes = steps.scales, FORMATS[name].header_bytes
+    activation_block = FORMATS[name].activation.block_bytes
+    zeros, into = no_sums(count), steps.into(count)
 
     def put(b, scale, minimum, bias, y, a, m):
         store_f32x16.emit(b, y, add.emit(b, steps.finish(b, scale, minimum, a, m), bias))
@@ -48,34 +46,37 @@ def tile_kernel(name: str, steps: Steps, block_bytes: int) -> Any:
         value = add.emit(b, steps.finish(b, scale, minimum, a, m), bias)
         store_f32x16.emit(b, y, add.emit(b, load_f32x16.emit(b, y), value))
 
-    def of(count: int) -> Any:
-        """Tokens from `token` on, so many at a time; the first that is left."""
-        zeros, into = no_sums(count), steps.into(count)
-        put_rows, add_rows = (for_rows(step, count, types.void, f32x16, f32x16, f32x16, AT, Row(f32x16), Row(f32x16))
-                              for step in (put, put_added))
+    put_rows, add_rows = (for_rows(step, count, types.void, f32x16, f32x16, f32x16, AT, Row(f32x16), Row(f32x16))
+                          for step in (put, put_added))
 
-        @inlined
-        def some(token, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
-            while token + count <= tokens:
-                a, m, at, body = zeros(), zeros(), x + token * x_stride, w + header_bytes
-                for _ in range(blocks):
-                    if count == 1:
-                        prefetch_weights(body, block_bytes)
-                    a, m = into(body, at, x_stride, a, m)
-                    body += block_bytes
-                    at += activation_block
-                scale, minimum = scales(w)
-                offset = load_f32x16(bias) if bias else zero_f32()
-                if accumulate:
-                    add_rows(scale, minimum, offset, y + token * y_stride, y_stride, a, m)
-                else:
-                    put_rows(scale, minimum, offset, y + token * y_stride, y_stride, a, m)
-                token += count
-            return token
+    @inlined
+    def some(token, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
+        while token + count <= tokens:
+            a, m, at, body = zeros(), zeros(), x + token * x_stride, w + header_bytes
+            for _ in range(blocks):
+                if count == 1:
+                    prefetch_weights(body, block_bytes)
+                a, m = into(body, at, x_stride, a, m)
+                body += block_bytes
+                at += activation_block
+            scale, minimum = scales(w)
+            offset = load_f32x16(bias) if bias else zero_f32()
+            if accumulate:
+                add_rows(scale, minimum, offset, y + token * y_stride, y_stride, a, m)
+            else:
+                put_rows(scale, minimum, offset, y + token * y_stride, y_stride, a, m)
+            token += count
+        return token
 
-        return some
+    return some
 
-    every = in_turn([of(count) for count in steps.tokens])
+
+def _tile_kernel(name: str, steps: Steps, block_bytes: int) -> Any:
+    """A kernel for one tile: (w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate).
+
+    16 rows of the result go to y as float32, one token every `y_stride` bytes. bias: address of 16 float32, or 0.
+    """
+    every = in_turn([_of(name, steps, block_bytes, count) for count in steps.tokens])
 
     @kernel
     def tile(w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate):
@@ -84,9 +85,21 @@ def tile_kernel(name: str, steps: Steps, block_bytes: int) -> Any:
     return tile
 
 
-_tile_of = by_format({name: tile_kernel(name, STEPS[name], form.block_bytes) for name, form in FORMATS.items()})
-_base_tile_of = by_format({name: tile_kernel(name, steps, FORMATS[name].base_bytes)
-                           for name, steps in BASE_STEPS.items()})
+def _one_token_kernel(name: str, steps: Steps, block_bytes: int) -> Any:
+    """The same for a single token: (w, blocks, x, y, bias, accumulate). What it need not ask for is 6 % of decoding."""
+    one = _of(name, steps, block_bytes, 1)
+
+    @kernel
+    def tile(w, blocks, x, y, bias, accumulate):
+        one(0, w, blocks, x, 0, 1, y, 0, bias, accumulate)
+
+    return tile
+
+
+_tile_of, _one_of = (by_format({name: make(name, STEPS[name], form.block_bytes) for name, form in FORMATS.items()})
+                     for make in (_tile_kernel, _one_token_kernel))
+_base_of = by_format({name: _one_token_kernel(name, steps, FORMATS[name].base_bytes)
+                      for name, steps in BASE_STEPS.items()})
 _IS_SPLIT = tuple(int(name in BASE_STEPS) for name in FORMATS)
 _HEADER_BYTES = tuple(form.header_bytes for form in FORMATS.values())
 _BLOCK_BYTES = tuple(form.block_bytes for form in FORMATS.values())
@@ -108,12 +121,21 @@ def tile_of(form, w, blocks, x, x_stride, tokens, y, y_stride, bias, accumulate)
 
 
 @kernel
-def base_tile_of(form, w, blocks, x, y, bias):
+def tile_for_one(form, w, blocks, x, y, bias, accumulate):
+    """The same for a single token."""
+    if room_of(form):
+        block_sparse_tile(form, w, blocks, x, 0, 1, y, 0, bias, accumulate)
+    else:
+        _one_of(form, w, blocks, x, y, bias, accumulate)
+
+
+@kernel
+def base_tile_for_one(form, w, blocks, x, y, bias):
     """A tile of which only the base plane is there, for one token; where the format is not split, that is all of it."""
     if not room_of(form) and _IS_SPLIT[form]:
-        _base_tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
+        _base_of(form, w, blocks, x, y, bias, 0)
     else:
-        tile_of(form, w, blocks, x, 0, 1, y, 0, bias, 0)
+        tile_for_one(form, w, blocks, x, y, bias, 0)
 
 
 @kernel
@@ -130,6 +152,9 @@ def _tiles(op, state, thread, first, last, tokens):
         x, y = load_i64(op + LINEAR.x) + token * x_stride, load_i64(op + LINEAR.y) + token * y_stride
         for i in range(first, last):
             w = load_i64(table + 8 * (i // SLAB)) + i % SLAB * tile_bytes
+            if tokens == 1:
+                tile_for_one(form, w, blocks, x, y + i * 64, bias + i * 64 if bias else 0, accumulate)
+                continue
             tile_of(form, w, blocks, x, x_stride, min(tokens - token, TOKENS_AT_ONCE), y + i * 64, y_stride,
                     bias + i * 64 if bias else 0, accumulate)
     if counters:

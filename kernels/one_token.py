@@ -18,7 +18,7 @@ from .decorators import kernel
 from .dispatch import by_format
 from .feed_forward import hidden_block
 from .formats import FORMATS
-from .linear import base_tile_of, prefetch_weights, tile_bytes_of, tile_of
+from .linear import base_tile_for_one, prefetch_weights, tile_bytes_of, tile_for_one
 from .planes import base_bytes_of, detail_bytes_of, whole_blocks, whole_tile
 from .records import ABSENT, NEURONS, NEURONS_SUMS, SEGMENTS, STATE, WAIT, WHOLE
 from .simd.arithmetic import add, zero_f32
@@ -109,15 +109,15 @@ def _rows(op, w, detail, group, scratch, room):
     if detail == WHOLE:
         tile_bytes = tile_bytes_of(form, blocks)
         for i in range(row_tiles):
-            tile_of(form, w + i * tile_bytes, blocks, x, 0, 1, scratch + 64 * i, 0, bias + i * bias_step, 0)
+            tile_for_one(form, w + i * tile_bytes, blocks, x, scratch + 64 * i, bias + i * bias_step, 0)
         return
     base_bytes, detail_bytes = base_bytes_of(form, blocks), detail_bytes_of(form, blocks)
     for i in range(row_tiles):
         if detail == ABSENT:
-            base_tile_of(form, w + i * base_bytes, blocks, x, scratch + 64 * i, bias + i * bias_step)
+            base_tile_for_one(form, w + i * base_bytes, blocks, x, scratch + 64 * i, bias + i * bias_step)
         else:
             tile = whole_tile(form, w + i * base_bytes, detail + i * detail_bytes, blocks, room)
-            tile_of(form, tile, blocks, x, 0, 1, scratch + 64 * i, 0, bias + i * bias_step, 0)
+            tile_for_one(form, tile, blocks, x, scratch + 64 * i, bias + i * bias_step, 0)
 
 
 @kernel
