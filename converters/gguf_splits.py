@@ -3,8 +3,9 @@
 The regular expressions are those of its src/llama-vocab.cpp, written for Oniguruma where its own engine reads them
 otherwise: it knows upper and lower case only of ASCII letters, and finds white space beyond ASCII by `\\s` alone.
 Left out are names of models for embeddings alone; those for which it has no regular expression but code (afmoe,
-kimi-k2); those whose words it does not split with the categories that it names (youtu, tiny_aya, cohere2moe, superbpe:
-their ids were compared, and differ); and chameleon, gemma4 and sarvam-moe, of families that edgert does not have.
+kimi-k2); those whose words it does not split with the categories that it names (youtu, tiny_aya, cohere2moe, superbpe,
+spark2_5: their ids were compared, and differ); and chameleon, gemma4 and sarvam-moe, of families that edgert does not
+have.
 """
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

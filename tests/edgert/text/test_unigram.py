@@ -60,7 +60,7 @@ def write_pieces(path: Path, pieces: list[tuple[str, float]]) -> None:
 
 
 def test_ids_are_llama_cpps(library: Library, tmp_path: Path) -> None:
-    """Of texts that begin with no space: llama.cpp puts another one before it, SentencePiece's own library does not."""
+    """Of texts that begin with no space: llama.cpp puts another one before it, the tokenizers library does not."""
     write_pieces(tmp_path / "m.gguf", json.loads(library.to_str())["model"]["vocab"])
     peer = llama_cpp.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
     tokenizer = Tokenizer.from_json(library.to_str())
