@@ -42,8 +42,9 @@ texts = st.lists(st.text(ALPHABET, max_size=8) | st.sampled_from([token.content 
                  max_size=20).map("".join)
 
 
-WHOLE = {"bloom", "deepseek-coder", "deepseek-llm", "gpt3-finnish", "poro-chat", "viking"}
-"""Their words go on past spaces."""
+WHOLE = {"bloom", "deepseek-coder", "deepseek-llm", "exaone-moe", "gpt3-finnish", "jais-2", "laguna", "poro-chat",
+         "viking"}
+"""Their words go on past spaces, or those of white space alone are cut at other lengths (Jais 2)."""
 ALIKE: dict[tuple[str, ...], list[str]] = {}
 for known, patterns in PATTERNS.items():
     ALIKE.setdefault(patterns, []).append(known)
