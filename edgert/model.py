@@ -263,6 +263,7 @@ class Model(LanguageModel):
             self._worker.run(followed)
 
         def step(new: Sequence[int], choosing: Choosing, most: int) -> Step:
+            self._worker.check()  # a forked process learns that first, also from an answer whose turn is over
             try:
                 session = self._conversations.session_of(turn)
                 return self._together.step(Asked(session, new, choosing, most), holds, run)

@@ -232,18 +232,18 @@ def test_what_was_computed_before_a_cancellation_stays(small: Bundle) -> None:
     file = SlowFile(small.path)
     engine, session = make_engine(small, keep=0.1, chunk=4, file=file), session_of(small)
     cancel = np.zeros(1, np.int64)
-    compute = engine._forward
+    compute = engine._compute
 
     def cancelled_in_the_third(*arguments: Any) -> None:
         if session.length == 8:
             cancel[0] = CANCELLED
         compute(*arguments)
 
-    engine._forward = cancelled_in_the_third  # type: ignore[method-assign]
+    engine._compute = cancelled_in_the_third  # type: ignore[method-assign]
     with pytest.raises(CancelledError):
         engine.forward(session, TOKENS, cancel=cancel)
     assert session.tokens == TOKENS[:8]
-    engine._forward = compute  # type: ignore[method-assign]
+    engine._compute = compute  # type: ignore[method-assign]
     rest = engine.forward(session, TOKENS[8:])
     assert np.array_equal(rest.view(np.int32), logits(engine, small)[-1:])
     engine.close()
