@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from budgets import child, say
-from speculation import PROMPTS
+from speculation import PROMPTS, ask
 
 
 def answers(bundle: str, memory: str, threads: int, tokens: int, loss: float) -> list[dict[str, Any]]:
@@ -25,9 +25,7 @@ def answers(bundle: str, memory: str, threads: int, tokens: int, loss: float) ->
     found = []
     with edgert.load(bundle, memory=memory, threads=threads, context=512) as model:
         for name, prompt in PROMPTS.items():
-            answer = model.chat([{"role": "user", "content": prompt}], max_tokens=tokens, ignore_eos=True,
-                                max_loss=loss)
-            answer.text()
+            answer = ask(model, prompt, max_tokens=tokens, max_loss=loss)
             s = answer.statistics
             found.append({"prompt": name, "ids": answer.token_ids, "prompt_ids": answer.prompt_ids,
                           "tok_s": s.decode_tok_s, "tokens_per_pass": s.tokens_per_pass, "agreement": s.agreement,

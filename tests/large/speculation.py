@@ -17,6 +17,8 @@ from typing import Any
 
 from budgets import TOOLS, UNLIMITED, child, say
 
+import edgert
+
 PROMPTS = {
     "python": "Write a Python function that parses an ISO 8601 date without libraries, and explain its steps.",
     "go": "Write a small HTTP server in Go that counts its visitors, with comments.",
@@ -28,19 +30,25 @@ PROMPTS = {
 _SAMPLED = {"temperature": 0.8, "seed": 7}
 
 
+def ask(model: edgert.Model, prompt: str, **settings: Any) -> edgert.Generation:
+    """The whole answer; of a base model, which has no chat template, how the text goes on."""
+    settings["ignore_eos"] = True
+    answer = (model.chat([{"role": "user", "content": prompt}], **settings) if model.chat_template
+              else model.generate(prompt, **settings))
+    answer.text()
+    return answer
+
+
 def answers(bundle: str, memory: str | None, threads: int, tokens: int, modes: list[str], prompts: list[str],
             sampled: bool) -> list[dict[str, Any]]:
     """What the child does: every prompt in every mode. Modes change within one loaded model, but for "off"."""
-    import edgert
     from edgert.speculation.speculator import Speculator, parse
     found = []
     with edgert.load(bundle, memory=memory, threads=threads, context=512, speculation=parse(modes[0])) as model:
         for mode in modes:
             model._speculator = Speculator(model._engine, parse(mode))
             for name in prompts:
-                answer = model.chat([{"role": "user", "content": PROMPTS[name]}], max_tokens=tokens, ignore_eos=True,
-                                    **(_SAMPLED if sampled else {}))
-                answer.text()
+                answer = ask(model, PROMPTS[name], max_tokens=tokens, **(_SAMPLED if sampled else {}))
                 s = answer.statistics
                 found.append({"mode": mode, "prompt": name, "ids": answer.token_ids, "tok_s": round(s.decode_tok_s, 2),
                               "tokens_per_pass": round(s.tokens_per_pass, 2), "agreement": round(s.agreement, 3),
