@@ -7,6 +7,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     seconds = None if search_time is None else seconds_of(search_time)
     path = destination(Path(out))
     require_apart(path, [Path(source)])  # before all of it is read for its hash
-    opened = open_source(source)
+    opened = open_source(source, reading=partial(progress, f"reading {Path(source).name}"))
     require_apart(path, [file.path for file in opened.files])
     paths = [Path(text) for text in texts] if calibrate else []
     with (nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up(),

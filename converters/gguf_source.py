@@ -22,7 +22,7 @@ from .gguf_parts import existing_parts, require_part
 from .reading import family_config, gguf_architecture, model_tensors, require_finite
 from .rows import check_rows
 from .source import Grid, Source, SourceTensor
-from .source_file import SourceFile
+from .source_file import Reading, SourceFile, hashes, unheard
 
 _PLAIN = (Type.F32, Type.F16, Type.BF16)
 _TYPES = (*_PLAIN, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0,
@@ -73,9 +73,9 @@ class GgufTensor:
         return self.file.read(self.info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
 
 
-def open_gguf(path: str | Path, *, hashed: bool = True) -> Source:
+def open_gguf(path: str | Path, *, hashed: bool = True, reading: Reading = unheard) -> Source:
     """The model in a GGUF file, or in all those of which it is one. Reads the headers, the files once for their hashes
-    (if `hashed`), and no tensor before it is asked for.
+    (if `hashed`; `reading` is told how far that has come), and no tensor before it is asked for.
 
     Raises SourceError where a file is damaged or hostile, or missing, and UnsupportedError where it is of a family or a
     quantization that edgert does not read.
@@ -83,12 +83,12 @@ def open_gguf(path: str | Path, *, hashed: bool = True) -> Source:
     paths = existing_parts(Path(path))
     parts = [(SourceFile(part), read_header(part)) for part in paths]
     try:
-        return _source(paths[0], parts, hashed=hashed)
+        return _source(paths[0], parts, reading if hashed else None)
     except SourceError as error:
         raise UnsupportedError(str(error)) from error
 
 
-def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: bool) -> Source:
+def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], reading: Reading | None) -> Source:
     """The model in files whose headers are whole; the first, at `path`, has all but tensors. Raises SourceError."""
     metadata, there = parts[0][1].metadata, _tensors(parts)
     for tensor in there.values():
@@ -123,7 +123,7 @@ def _source(path: Path, parts: Sequence[tuple[SourceFile, Header]], *, hashed: b
     if template is not None and not isinstance(template, str):
         raise SourceError(f"{path}: tokenizer.chat_template is not text")
     files = tuple(file for file, _ in parts)
-    provenance = _provenance(files, metadata, hashed=hashed)
+    provenance = _provenance(files, metadata, reading)
     return Source(config, tensors, tokenizer_json, generation, template, provenance, files)
 
 
@@ -156,12 +156,11 @@ def _rope_factors(there: Mapping[str, GgufTensor]) -> dict[str, tuple[float, ...
     return found
 
 
-def _provenance(files: Sequence[SourceFile], metadata: Mapping[str, Any], *, hashed: bool) -> dict[str, Any]:
+def _provenance(files: Sequence[SourceFile], metadata: Mapping[str, Any], reading: Reading | None) -> dict[str, Any]:
     provenance: dict[str, Any] = {"source": files[0].path.name}
-    if hashed and len(files) == 1:
-        provenance["sha256"] = files[0].sha256
-    elif hashed:
-        provenance["files"] = {file.path.name: file.sha256 for file in files}
+    if reading is not None:
+        found = hashes({file.path.name: file for file in files}, reading)
+        provenance |= {"files": found} if len(files) > 1 else {"sha256": found[files[0].path.name]}
     provenance["type"] = "gguf"
     with suppress(ValueError):  # where it is not given, or is one of a newer llama.cpp
         provenance["file_type"] = LlamaFileType(metadata.get("general.file_type", -1)).name.removeprefix("MOSTLY_")

@@ -24,7 +24,7 @@ from .onnx_tensors import Blocks
 from .reading import family_config, model_tensors
 from .rows import Rows
 from .source import Source, SourceTensor
-from .source_file import SourceFile
+from .source_file import Reading, SourceFile, hashes, unheard
 
 _SUBFOLDER = "onnx"
 """Where repositories of several formats have their ONNX files."""
@@ -48,11 +48,12 @@ def _candidates(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.onnx")) or sorted((folder / _SUBFOLDER).glob("*.onnx"))
 
 
-def open_onnx(path: str | Path, *, hashed: bool = True) -> Source:
+def open_onnx(path: str | Path, *, hashed: bool = True, reading: Reading = unheard) -> Source:
     """The model in an ONNX file, or in a folder of such, with config.json or genai_config.json and tokenizer.json.
 
-    Reads the graph, the files once for their hashes (if `hashed`), and no tensor before it is asked for. Raises
-    SourceError where something is missing or damaged, UnsupportedError for what edgert does not read.
+    Reads the graph, the files once for their hashes (if `hashed`; `reading` is told how far that has come), and no
+    tensor before it is asked for. Raises SourceError where something is missing or damaged, UnsupportedError for what
+    edgert does not read.
     """
     path = Path(path)
     if path.is_dir():
@@ -72,10 +73,10 @@ def open_onnx(path: str | Path, *, hashed: bool = True) -> Source:
     found, config = _found(uses, config, path)
     tensors = model_tensors(path, config, found, lambda spec: spec.name, by_head=True)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
-    hashes = {**weights, **{name: files[name] for name in sorted(files) if name.endswith("config.json")
+    named = {**weights, **{name: files[name] for name in sorted(files) if name.endswith("config.json")
                             or name == "tokenizer.json"}} if hashed else {}
     provenance = {"source": (Path(folder.resolve().name) / path.relative_to(folder)).as_posix(),
-                  "files": {name: file.sha256 for name, file in sorted(hashes.items())}, "type": "onnx"}
+                  "files": hashes(dict(sorted(named.items())), reading), "type": "onnx"}
     return Source(config, tensors, tokenizer_json, generation, template, provenance,
                   (*weights.values(), *files.values()))
 

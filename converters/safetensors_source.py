@@ -20,7 +20,7 @@ from .hf_tokenizer import read_json, read_tokenizer
 from .reading import family_config, model_tensors, require_finite
 from .rows import check_rows
 from .source import Grid, Source, SourceTensor
-from .source_file import SourceFile
+from .source_file import Reading, SourceFile, hashes, unheard
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of weight files that are Python pickles."""
@@ -101,11 +101,12 @@ class ShiftedTensor:
         return None
 
 
-def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
+def open_safetensors(folder: str | Path, *, hashed: bool = True, reading: Reading = unheard) -> Source:
     """The model in a folder of config.json, tokenizer.json, and model.safetensors or its shards and their index.
 
-    Reads the headers, the files once for their hashes (if `hashed`), and no tensor before it is asked for. Raises
-    SourceError where something is missing, damaged or hostile, or of a family or type that edgert does not read.
+    Reads the headers, the files once for their hashes (if `hashed`; `reading` is told how far that has come), and no
+    tensor before it is asked for. Raises SourceError where something is missing, damaged or hostile, or of a family or
+    type that edgert does not read.
     """
     folder = Path(folder)
     files = {name: SourceFile(folder / name) for name in _TEXTS if (folder / name).is_file()}
@@ -142,7 +143,7 @@ def open_safetensors(folder: str | Path, *, hashed: bool = True) -> Source:
         tensors |= {name: ShiftedTensor(tensors[name], config.hf_norm_offset) for name in norms}
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     names = sorted({"config.json", "tokenizer.json", *weights}) if hashed else []
-    provenance = {"source": folder.resolve().name, "files": {name: files[name].sha256 for name in names},
+    provenance = {"source": folder.resolve().name, "files": hashes({name: files[name] for name in names}, reading),
                   "type": "safetensors"}
     return Source(config, tensors, tokenizer_json, generation, template, provenance, tuple(files.values()))
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,24 @@ from edgert.errors import SourceError
 
 _PIECE = 256 << 10
 """Bytes that are hashed, and later compared, at once."""
+_REPORTED = 64
+"""So many pieces are hashed between two words of how far it has come."""
+
+Reading = Callable[[int, int], None]
+"""Called with how many bytes have been read, and how many there are."""
+
+
+def unheard(_done: int, _total: int) -> None:
+    """A `Reading` for nobody."""
+
+
+def hashes(files: Mapping[str, "SourceFile"], reading: Reading) -> dict[str, str]:
+    """The SHA-256 of files, by their names. Raises SourceError."""
+    total, before, found = sum(file.size for file in files.values()), 0, {}
+    for name, file in files.items():
+        found[name] = file.sha256(lambda done, before=before: reading(before + done, total))  # type: ignore[misc]
+        before += file.size
+    return found
 
 
 class SourceFile:
@@ -48,15 +66,16 @@ class SourceFile:
         return SourceError(f"{self.path}: has changed while it was being converted: wait until it is whole, "
                            "then convert it again")
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hexadecimal SHA-256; the whole file is read for it."""
+    def sha256(self, reading: Callable[[int], None]) -> str:
+        """Hexadecimal SHA-256; the whole file is read for it. reading(bytes): how far that has come."""
         digest, pieces = hashlib.sha256(), array("Q")
         try:
             with self.path.open("rb") as file:
                 while piece := file.read(_PIECE):
                     digest.update(piece)
                     pieces.append(xxhash.xxh3_64_intdigest(piece))
+                    if len(pieces) % _REPORTED == 0:
+                        reading(len(pieces) * _PIECE)
         except OSError as error:
             self._unreadable(error)
         self.require_unchanged()  # so that there are as many pieces as `read` takes for granted

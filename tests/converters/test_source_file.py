@@ -94,6 +94,17 @@ def test_the_hash_is_of_what_was_converted(folder: Path, tmp_path: Path) -> None
             for name in ("config.json", "model.safetensors", "tokenizer.json")}
 
 
+def test_hashing_says_how_far_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred gigabytes are read for minutes before the first tensor is."""
+    monkeypatch.setattr(source_file, "_PIECE", 16)
+    seen: list[tuple[str, int, int]] = []
+    convert(str(folder), tmp_path / "m.edge", progress=lambda *report: seen.append(report))
+    read = [(done, total) for what, done, total in seen if what == f"reading {folder.name}"]
+    files = sum((folder / name).stat().st_size for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    assert {total for _, total in read} == {files} and len(read) > 10
+    assert [done for done, _ in read] == sorted(done for done, _ in read) and read[-1][0] <= files
+
+
 PIECE = 64
 
 
@@ -115,7 +126,7 @@ def test_any_part_is_read_and_any_change_in_it_found(content: Path, data: st.Dat
         patch.setattr(source_file, "_PIECE", PIECE)
         file = SourceFile(content)
         assert file.read(offset, size).tobytes() == whole[offset:offset + size]
-        assert file.sha256 == hashlib.sha256(whole).hexdigest()
+        assert file.sha256(lambda done: None) == hashlib.sha256(whole).hexdigest()
         assert file.read(offset, size).tobytes() == whole[offset:offset + size]
         other = bytearray(whole)
         other[changed] ^= 1
