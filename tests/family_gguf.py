@@ -30,6 +30,7 @@ class Kind:
     biased: frozenset[str] = frozenset()
     layer_norm: bool = False
     tied: bool = False
+    layers: int = LAYERS
     rope_factors: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -43,6 +44,8 @@ FUSED = {"attn_qkv": (Q + 2 * KV, HIDDEN), **OUTPUT}
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128}
 FACTORS = {f"rope_factors_{kind}.weight": 1 + np.arange(24, dtype=np.float32) * step
            for kind, step in (("short", 0.05), ("long", 0.5))}
+WINDOW = {"attention.key_length": HEAD, "attention.value_length": HEAD, "attention.sliding_window": 48}
+SANDWICH = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 ALL_HEADS = {"attention.head_count_kv": HEADS}
 
 KINDS = {
@@ -64,6 +67,10 @@ KINDS = {
     "smollm3": Kind("smollm3", {"rope.freq_base": 2e6}, matrices=USUAL, tied=True),
     "bitnet": Kind("bitnet", matrices=USUAL, tied=True,
                    vectors={"attn_sub_norm": HIDDEN, "ffn_sub_norm": NEURONS}),
+    "gemma2": Kind("gemma2", {**WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+                   norms=SANDWICH, matrices=USUAL, tied=True),
+    "gemma3": Kind("gemma3", {**WINDOW, "rope.freq_base": 1e6}, norms=SANDWICH, matrices=USUAL, tied=True, layers=7,
+                   vectors={"attn_q_norm": HEAD, "attn_k_norm": HEAD}),
     "olmo2": Kind("olmo2", {"rope.freq_base": 5e5}, norms=("post_attention_norm", "post_ffw_norm"), matrices=USUAL,
                   vectors={"attn_q_norm": Q, "attn_k_norm": KV}),
     "stablelm": Kind("stablelm", {"rope.dimension_count": 16, "use_parallel_residual": False}, matrices=USUAL,
@@ -95,7 +102,7 @@ def metadata_of(name: str) -> tuple[str, dict[str, Any], set[str], dict[str, tup
 
 def _metadata(kind: Kind) -> dict[str, Any]:
     values = {"context_length": CONTEXT, "embedding_length": HIDDEN, "feed_forward_length": NEURONS,
-              "block_count": LAYERS, "attention.head_count": HEADS, "attention.head_count_kv": KEY_VALUE_HEADS,
+              "block_count": kind.layers, "attention.head_count": HEADS, "attention.head_count_kv": KEY_VALUE_HEADS,
               f"attention.layer_norm_{'' if kind.layer_norm else 'rms_'}epsilon": 1e-5, "rope.dimension_count": HEAD,
               **kind.metadata}
     return {f"{kind.family}.{key}": value for key, value in values.items()}
@@ -137,7 +144,7 @@ def write_family(path: Path, name: str, *, of: GGMLQuantizationType = GGMLQuanti
     add_matrix("token_embd.weight", VOCABULARY, HIDDEN, 0.2 if kind.tied else 1.0)
     for name, factors in kind.rope_factors.items():
         writer.add_tensor(name, factors)
-    for layer in range(LAYERS):
+    for layer in range(kind.layers):
         for name in kind.norms:
             add_vector(f"blk.{layer}.{name}.weight", HIDDEN, 1.0)
             add_biased(f"blk.{layer}.{name}", HIDDEN)
