@@ -33,9 +33,11 @@ def cluster() -> Iterator[str]:
     """The address of a cluster with room for two tasks at a time."""
     from ray.cluster_utils import Cluster
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    before = signal.getsignal(signal.SIGTERM)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield made.address
     made.shutdown()
+    signal.signal(signal.SIGTERM, before)  # Ray takes it, and tests that follow are about it
 
 
 @pytest.mark.parametrize("shape", SHAPES)
