@@ -74,7 +74,7 @@ def open_onnx(path: str | Path, *, hashed: bool = True, reading: Reading = unhea
     tensors = model_tensors(path, config, found, lambda spec: spec.name, by_head=True)
     tokenizer_json, generation, template = read_tokenizer(folder, values, config.vocab_size)
     named = {**weights, **{name: files[name] for name in sorted(files) if name.endswith("config.json")
-                            or name == "tokenizer.json"}} if hashed else {}
+                           or name == "tokenizer.json"}} if hashed else {}
     provenance = {"source": (Path(folder.resolve().name) / path.relative_to(folder)).as_posix(),
                   "files": hashes(dict(sorted(named.items())), reading), "type": "onnx"}
     return Source(config, tensors, tokenizer_json, generation, template, provenance,

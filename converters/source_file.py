@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ def unheard(_done: int, _total: int) -> None:
 
 
 def hashes(files: Mapping[str, "SourceFile"], reading: Reading) -> dict[str, str]:
-    """The SHA-256 of files, by their names. Raises SourceError."""
+    """The SHA-256 of files, by their names. Raises SourceError, and what `reading` raises."""
     total, before, found = sum(file.size for file in files.values()), 0, {}
     for name, file in files.items():
         found[name] = file.sha256(lambda done, before=before: reading(before + done, total))  # type: ignore[misc]
@@ -66,18 +66,23 @@ class SourceFile:
         return SourceError(f"{self.path}: has changed while it was being converted: wait until it is whole, "
                            "then convert it again")
 
-    def sha256(self, reading: Callable[[int], None]) -> str:
-        """Hexadecimal SHA-256; the whole file is read for it. reading(bytes): how far that has come."""
-        digest, pieces = hashlib.sha256(), array("Q")
+    def _in_pieces(self) -> Iterator[bytes]:
+        """The whole file. What the caller does with a piece is not taken for a failure to read."""
         try:
             with self.path.open("rb") as file:
                 while piece := file.read(_PIECE):
-                    digest.update(piece)
-                    pieces.append(xxhash.xxh3_64_intdigest(piece))
-                    if len(pieces) % _REPORTED == 0:
-                        reading(len(pieces) * _PIECE)
+                    yield piece
         except OSError as error:
             self._unreadable(error)
+
+    def sha256(self, reading: Callable[[int], None]) -> str:
+        """Hexadecimal SHA-256; the whole file is read for it. reading(bytes): how far that has come."""
+        digest, pieces = hashlib.sha256(), array("Q")
+        for piece in self._in_pieces():
+            digest.update(piece)
+            pieces.append(xxhash.xxh3_64_intdigest(piece))
+            if len(pieces) % _REPORTED == 0:
+                reading(len(pieces) * _PIECE)
         self.require_unchanged()  # so that there are as many pieces as `read` takes for granted
         self._pieces = pieces
         return digest.hexdigest()

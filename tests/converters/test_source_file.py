@@ -105,6 +105,17 @@ def test_hashing_says_how_far_it_is(folder: Path, tmp_path: Path, monkeypatch: p
     assert [done for done, _ in read] == sorted(done for done, _ in read) and read[-1][0] <= files
 
 
+def test_a_terminal_that_is_gone_is_not_a_file_that_cannot_be_read(folder: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_file, "_PIECE", 1)
+
+    def reading(done: int) -> None:
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        SourceFile(folder / "model.safetensors").sha256(reading)
+
+
 PIECE = 64
 
 

@@ -1,6 +1,6 @@
 """Writes a safetensors model of random BF16 weights in several files with an index, in the shape of Llama 3 8B or 70B.
 
-    python tests/large/make_shards.py FOLDER [--shape 8b] [--layers 32] [--gb-per-file 2]
+    python tests/large/make_shards.py FOLDER [--shape 8b] [--layers 32] [--gb-per-file 2 | --one-layer]
 
 For what a conversion takes of memory: 0.44 or 1.71 GB a layer, 0.26 or 0.52 GB each for embedding and head (of 32,000
 tokens). --one-layer: all layers have the weights of the first, and its room on the disk; for a FOLDER on xfs or btrfs.
