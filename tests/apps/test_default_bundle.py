@@ -12,7 +12,7 @@ from fake_models import Machine
 
 from edgert.apps.bundles import bundle_path, make_bundle
 from edgert.locking import making
-from edgert.models.families import FAMILIES
+from edgert.models import families
 
 MAKES, WAITS = "fetching and converting smollm2-135m, this once\n", (
     "waiting for another process that fetches and converts smollm2-135m\n")
@@ -62,7 +62,8 @@ def test_the_bundle_of_the_other_is_taken(models: Path, smollm2: Path) -> None:
 
 
 def test_one_of_another_family_is_its_gguf_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(FAMILIES, "gemma3")
+    others = {name: family for name, family in families.FAMILIES.items() if name != "gemma3"}
+    monkeypatch.setattr(families, "FAMILIES", others)  # an entry taken out, and put back, would be the last one
     file = models / "gemma-3-270m-q4_k_m.gguf"
     assert bundle_path("gemma-3-270m") == file and bundle_path("smollm2-135m") == models / "smollm2-135m.edge"
     file.touch()
