@@ -5,8 +5,17 @@ from typing import NamedTuple
 from .records import NEURONS_SUMS, TOKENS_AT_ONCE, UP_ROWS, offsets
 
 
+LEFT_OUT = -1
+"""Takes the place of an expert that a token would have, and is not computed with."""
+
+
 class Route(NamedTuple):
-    """The experts of each token: those whose router gives most, of equals the first; and what each weighs."""
+    """The experts of each token: those whose router gives most, of equals the first; and what each weighs.
+
+    Leaving out those that weigh little is a lossy mode ("dynamic expert skipping", Lu et al. 2024, "Not All Experts are
+    Equal"). Where the weights of a token's experts add up to 1, so do those of the experts that stay; where those of
+    all experts do, the others keep theirs.
+    """
 
     logits: int
     """float32, a row for each token, in whole vectors of 16."""
@@ -17,13 +26,16 @@ class Route(NamedTuple):
     normalized: int
     """1 where the weights of a token's experts add up to 1, 0 where those of all experts do."""
     chosen: int
-    """int64 (token, per_token): numbers of experts, ascending."""
+    """int64 (token, per_token): numbers of experts, ascending; LEFT_OUT in the place of one that is left out."""
     weights: int
     """float32 (token, per_token)."""
     exact: int
     """1 where logits that are not finite are an error, 0 for a guess."""
     scale: int
     """What weights are multiplied by at the end: the bits of a float32."""
+    threshold: int
+    """Left out are experts whose part of the weight of a token's experts together is less, but never the one with the
+    largest: the bits of a float32, at least 0 and below 1; 0 leaves out none."""
 
 
 ROUTE = offsets(Route)
@@ -68,6 +80,9 @@ class Dispatch(NamedTuple):
     """As `needed`, of the next layer: those of the guess."""
     next_units: int
     next_table: int
+    counts: int
+    """int64 (2,), to which are added the tokens that come, and the experts that they have; 0 where nothing is left out,
+    and nothing counted."""
 
 
 DISPATCH = offsets(Dispatch)

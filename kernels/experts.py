@@ -9,7 +9,7 @@ that, and neither does what other tokens an expert has.
 import numpy as np
 
 from .decorators import kernel
-from .expert_records import DISPATCH, EXPERT_SUMS, EXPERTS, ROUTE
+from .expert_records import DISPATCH, EXPERT_SUMS, EXPERTS, LEFT_OUT, ROUTE
 from .feed_forward import hidden_block, segments_of
 from .formats import FORMATS, TILE
 from .functions import exp
@@ -60,6 +60,23 @@ def _choose(row, experts, per_token, chosen):
 
 
 @kernel
+def _leave_out(row, per_token, chosen, weights, largest, least):
+    """Leave out those chosen that weigh less than `least`, but not the first of the logit `largest`; what is left of
+    their weight."""
+    total, spared = _ZERO, False
+    for i in range(per_token):
+        weight, expert = load_f32(weights + 4 * i), load_i64(chosen + 8 * i)
+        spare = not spared and load_f32(row + 4 * expert) == largest
+        spared |= spare
+        if weight < least and not spare:
+            store_i64(chosen + 8 * i, LEFT_OUT)
+            store_f32(weights + 4 * i, _ZERO)
+        else:
+            total += weight
+    return total
+
+
+@kernel
 def route(op, state):
     """Choose each token's experts, and weigh them: softmax over all experts, or over those chosen, times a number."""
     experts, per_token = load_i64(op + ROUTE.experts), load_i64(op + ROUTE.per_token)
@@ -85,6 +102,9 @@ def route(op, state):
                 weight = _exp(load_f32(row + 4 * load_i64(chosen + 8 * i)) - largest)
                 store_f32(weights + 4 * i, weight)
                 total += weight
+            least = load_f32(op + ROUTE.threshold)
+            if least > _ZERO:
+                total = _leave_out(row, per_token, chosen, weights, largest, least * total)
             if not normalized:
                 sums = zero_f32()
                 for expert in range(0, experts, 16):
@@ -110,8 +130,10 @@ def dispatch(op, state):
     for expert in range(experts + 1):
         store_i64(starts + 8 * expert, 0)
     for pair in range(pairs):
-        at = starts + 8 * (load_i64(chosen + 8 * pair) + 1)
-        store_i64(at, load_i64(at) + 1)
+        expert = load_i64(chosen + 8 * pair)
+        if expert != LEFT_OUT:
+            at = starts + 8 * (expert + 1)
+            store_i64(at, load_i64(at) + 1)
     count = 0
     for expert in range(experts):
         at = starts + 8 * (expert + 1)
@@ -120,10 +142,16 @@ def dispatch(op, state):
             store_i64(listed + 8 * count, expert)
         store_i64(at, load_i64(at) + load_i64(at - 8))
     store_i64(listed, count)
+    counts = load_i64(op + DISPATCH.counts)
+    if counts:
+        store_i64(counts, load_i64(counts) + pairs // per_token)
+        store_i64(counts + 8, load_i64(counts + 8) + load_i64(starts + 8 * experts))
     for claim in range(experts * (units + 1)):
         store_i64(claims + 8 * claim, 0)
     for pair in range(pairs):
         expert = load_i64(chosen + 8 * pair)
+        if expert == LEFT_OUT:
+            continue
         taken = load_i64(claims + 8 * expert)
         place = load_i64(starts + 8 * expert) + taken
         store_i64(claims + 8 * expert, taken + 1)
@@ -156,6 +184,8 @@ def _ask(op, state, listed, pairs):
         units, table = load_i64(op + DISPATCH.next_units), load_i64(op + DISPATCH.next_table)
         for pair in range(pairs):
             expert = load_i64(guess + 8 * pair)
+            if expert == LEFT_OUT:
+                continue
             store_i64(load_i64(op + DISPATCH.guessed) + 8 * expert, time)
             missing |= int(load_acquire(table + 8 * expert * units) == WAIT)
     if missing:
@@ -332,12 +362,18 @@ def expert_sums(op, state):
                           load_i64(op + EXPERT_SUMS.places) + 8 * token * per_token)
         weights = load_i64(op + EXPERT_SUMS.weights) + 4 * token * per_token
         y = load_i64(op + EXPERT_SUMS.y) + token * load_i64(op + EXPERT_SUMS.y_stride)
+        stay = 0
+        for i in range(per_token):
+            stay += int(load_i64(chosen + 8 * i) != LEFT_OUT)
         for tile in range(first, min(first + _TILES_AT_ONCE, tiles)):
-            result = zero_f32()
+            result, number = zero_f32(), 0
             for i in range(per_token):
+                if load_i64(chosen + 8 * i) == LEFT_OUT:
+                    continue
                 if tokens == 1:
                     value = zero_f32()
-                    at = load_i64(op + EXPERT_SUMS.partial) + 64 * units * (tile * per_token + i)
+                    at = load_i64(op + EXPERT_SUMS.partial) + 64 * units * (tile * stay + number)
+                    number += 1
                     for unit in range(units):
                         value = add(value, load_f32x16(at + 64 * unit))
                 else:

@@ -26,6 +26,22 @@ class LayerWeights(NamedTuple):
     biases: Mapping[str, int]
 
 
+class Routing:
+    """Which of a token's experts are left out: those with a smaller part of their weight than `threshold`, 0 for none
+    (kernels.expert_records.Route). Of those that are, `per_token` is counted."""
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        self.threshold = threshold
+        self.counts = np.zeros(2, np.int64)
+        """Tokens, and the experts that they had, of all layers together."""
+
+    @property
+    def per_token(self) -> float | None:
+        """Experts of a token, on average over all that were computed; None where none was."""
+        tokens, experts = self.counts.tolist()
+        return experts / tokens if tokens else None
+
+
 class ExpertProgram:
     """Appends to `body`. norm(x, weight, out): appends a norm of x into `out`. matrix(source, name, out, bias): appends
     a matrix times float32 vectors. places(layer): where its experts are. Layers are counted from the first that has
@@ -35,9 +51,10 @@ class ExpertProgram:
     def __init__(self, config: Config, header: Header, buffers: Buffers, body: Program, *,
                  norm: Callable[[Buffer, str, Buffer], None],
                  matrix: Callable[[Buffer, str, Buffer, str | None], None],
-                 places: Callable[[int], LayerWeights]) -> None:
+                 places: Callable[[int], LayerWeights], routing: Routing) -> None:
         self._config, self._header, self._buffers, self._body = config, header, buffers, body
         self._norm, self._matrix, self._places = norm, matrix, places
+        self._routing = routing
         self._routers, self._norms, before = [], [], ""
         for spec in config.tensors():
             if spec.role is Role.ROUTER:
@@ -83,7 +100,8 @@ class ExpertProgram:
         self._body.append(Code.ROUTE, Route(
             routing.address, routing.stride, self._config.num_experts, self._config.num_experts_per_tok,
             int(self._config.norm_topk_prob), experts.address, weights.address, int(exact),
-            int(np.float32(scale).view(np.int32))))
+            int(np.float32(scale).view(np.int32)),
+            int(np.float32(self._routing.threshold).view(np.int32))))
 
     def _dispatch(self, layer: int, here: LayerWeights, following: int | None) -> Dispatch:
         made, c, asking = self._buffers.of_experts, self._config, here.asking
@@ -97,4 +115,4 @@ class ExpertProgram:
             made["expert_rows"].address, made["expert_places"].address, made["expert_claims"].address,
             self._header.neurons[layer].expert_units(c).per_expert, here.table, asking.used, asking.time, layer,
             asking.asked, asking.semaphore, asking.slots, made["expert_short"].address, guess, guessed, next_units,
-            next_table)
+            next_table, self._routing.counts.ctypes.data if self._routing.threshold else 0)

@@ -22,7 +22,7 @@ from edgert.models.tensors import TensorSpec, feed_forward_parts
 from edgert.residency.source import Asking
 
 from .buffers import Buffer, Buffers, segment_start
-from .expert_program import ExpertProgram, LayerWeights
+from .expert_program import ExpertProgram, LayerWeights, Routing
 
 
 def _float_bits(value: float) -> int:
@@ -75,11 +75,12 @@ class Vectors:
 
 
 class ProgramBuilder:
-    """Implements models.network.Network: appends to `body`, and for the output head to `head`. centers: key_centers."""
+    """Implements models.network.Network: appends to `body`, and for the output head to `head`. centers: key_centers.
+    routing: what experts are left out; None for none."""
 
     def __init__(self, config: Config, header: Header, weights: Places, buffers: Buffers, cache_type: str,
-                 kind: Kind, centers: np.ndarray | None = None) -> None:
-        self._kind, self._centers = kind, centers
+                 kind: Kind, centers: np.ndarray | None = None, routing: Routing | None = None) -> None:
+        self._kind, self._centers, self._routing = kind, centers, routing or Routing()
         self._config, self._header, self._weights, self._buffers = config, header, weights, buffers
         self._cache_type = list(CACHE_TYPES).index(cache_type)
         self._feed_forward = feed_forward_parts(config.tensors(), sparse=config.sparse)
@@ -289,7 +290,7 @@ class ProgramBuilder:
         assert isinstance(self._config, ExpertConfig)
         if self._experts is None:
             self._experts = ExpertProgram(self._config, self._header, self._buffers, self.body, norm=self._plain_norm,
-                                          matrix=self._router, places=self._places)
+                                          matrix=self._router, places=self._places, routing=self._routing)
         layer -= self._config.dense_layers
         gate_up = FORMATS[self._header.neurons[layer].gate_up]
         self._experts.append(layer, x.in_form_of(FORMATS["f32"]), x.in_form_of(gate_up), add_to, scale, meanwhile)

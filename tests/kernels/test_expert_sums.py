@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swiglu import activation, beside_gate, neurons
 from weights_for import PAIRS, Weights, matrix, seeds, values
 
-from edgert.kernels.expert_records import Dispatch, Experts, ExpertSums, Glu, expert_scratch_bytes
+from edgert.kernels.expert_records import LEFT_OUT, Dispatch, Experts, ExpertSums, Glu, expert_scratch_bytes
 from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.formats import BLOCK, FINE_BLOCK, FORMATS, QUANTIZED_BLOCK, Activation, Format
 from edgert.kernels.records import HIDDEN_ACTS, Code
@@ -66,7 +66,7 @@ def computed(team: Team, m: Mixture, x: rig.Activations, chosen: np.ndarray, wei
     """y + the sum of each token's experts' results, each times its weight: DISPATCH, EXPERTS, EXPERT_SUMS."""
     (tokens, per_token), experts, units = chosen.shape, len(m.gates), m.units
     tiles, up, down = -(-m.hidden_size // 16), m.gates[0].form, m.downs[0][0].form
-    pairs, out, short = tokens * per_token, floats(y), np.zeros(1, np.int64)
+    pairs, out, short, counts = tokens * per_token, floats(y), np.zeros(1, np.int64), np.array([5, 7])
     made = {name: Buffer(1, size) for name, size in {
         "starts": 8 * (2 * experts + 2), "rows": 8 * pairs, "places": 8 * pairs,
         "claims": 8 * experts * (units.per_expert + 1), "totals": 64 * pairs * tiles,
@@ -80,7 +80,7 @@ def computed(team: Team, m: Mixture, x: rig.Activations, chosen: np.ndarray, wei
     assert rig.run(
         team,
         (Code.DISPATCH, Dispatch(chosen.ctypes.data, experts, per_token, starts, rows, places, claims, units.per_expert,
-                                 table, 0, 0, 0, 0, 0, 0, short.ctypes.data, 0, 0, 0, 0)),
+                                 table, 0, 0, 0, 0, 0, 0, short.ctypes.data, 0, 0, 0, 0, counts.ctypes.data)),
         (Code.EXPERTS, Experts(table, units.per_expert, units.groups, units.in_unit, up.code, x.blocks, down.code,
                                tiles, x.address, x.stride, HIDDEN_ACTS.index(m.act), experts, starts, rows, claims,
                                totals, partial, scratch.address, scratch.stride, 0, 0, short.ctypes.data, 0,
@@ -89,6 +89,7 @@ def computed(team: Team, m: Mixture, x: rig.Activations, chosen: np.ndarray, wei
                                       partial, units.per_expert, tiles, out.address, out.stride, biases[2])))
     for buffer in (*made.values(), out, scratch, x.buffer, m.memory):
         buffer.check()
+    assert counts.tolist() == [5 + tokens, 7 + int((chosen != LEFT_OUT).sum())]
     return out.view(np.float32).copy()
 
 
@@ -100,6 +101,8 @@ def exact(m: Mixture, x: np.ndarray, chosen: np.ndarray, weights: np.ndarray) ->
     of_gate, of_up, of_down = m.biases or [np.zeros((len(m.gates), 1))] * 3
     for token, (experts, of) in enumerate(zip(chosen, weights.astype(np.float64), strict=True)):
         for expert, weight in zip(experts, of, strict=True):
+            if expert == LEFT_OUT:
+                continue
             gate = m.gates[expert].exact @ x[token] + of_gate[expert]
             hidden = activation(like, gate) * beside_gate(like, m.ups[expert].exact @ x[token] + of_up[expert])
             down = np.concatenate([part.exact for part in m.downs[expert]], 1)
@@ -114,11 +117,12 @@ def exact(m: Mixture, x: np.ndarray, chosen: np.ndarray, weights: np.ndarray) ->
 @rig.examples(4)
 @given(seed=seeds, hidden_size=st.integers(1, 100), groups=st.integers(1, 6), count=st.integers(1, 3),
        experts=st.integers(1, 9), tokens=st.integers(1, 40), threads=st.integers(1, 3), act=st.sampled_from(ACTS),
-       biased=st.booleans())
+       biased=st.booleans(), left_out=st.sampled_from([0.0, 0.4, 1.0]))
 def test_experts_against_float64(target: str, up_name: str, down_name: str, seed: int, hidden_size: int, groups: int,
-                                 count: int, experts: int, tokens: int, threads: int, act: str, biased: bool) -> None:
+                                 count: int, experts: int, tokens: int, threads: int, act: str, biased: bool,
+                                 left_out: float) -> None:
     """The more tokens, the more an expert has; some have none. A token alone, whose units are computed one by one, gets
-    the same bits as among others."""
+    the same bits as among others. What is left out of a token's experts, at most all but one, is passed over."""
     rng, team = np.random.default_rng(seed), rig.team(target, threads)
     up, down = FORMATS[up_name], FORMATS[down_name]
     m = mixture(rng, up, down, hidden_size, groups, min(count, groups), experts, act, biased=biased)
@@ -126,6 +130,9 @@ def test_experts_against_float64(target: str, up_name: str, down_name: str, seed
     per_token = int(rng.integers(1, min(experts, 4) + 1))
     chosen = np.stack([np.sort(rng.permutation(experts)[:per_token]) for _ in range(tokens)]).astype(np.int64)
     weights = rng.random((tokens, per_token), np.float32)
+    out = rng.random(chosen.shape) < left_out
+    out[np.arange(tokens), rng.integers(0, per_token, tokens)] = False
+    chosen[out] = LEFT_OUT
     y = np.zeros((tokens, -(-hidden_size // 16) * 16), np.float32)
     y[:, :hidden_size] = rng.standard_normal((tokens, hidden_size))
     rows = rig.activations(team, up, x)
