@@ -20,6 +20,7 @@ from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role, feed_forward_parts
 
 from .activations import ACTIVATIONS, CLAMP
+from .expert_losses import Trials
 from .source import Source
 
 WHOLE = 4096
@@ -48,11 +49,11 @@ class Calibration:
 
     Implements models.network.Network: a family's `wire` records steps, which run when something after them is wanted.
     windows: token ids, (windows, tokens in each). progress(weights) is called when so many more have been gone through.
+    thresholds: also measure what it costs to leave out experts below each (expert_losses.py).
     """
 
     def __init__(self, source: Source, windows: np.ndarray, wanted: Set[str],
-                 progress: Callable[[int], None] = lambda weights: None) -> None:
-        self._windows = windows[:, :source.config.max_position_embeddings]  # learned positions have no more
+                 progress: Callable[[int], None] = lambda weights: None, thresholds: Sequence[float] = ()) -> None:
         self._source, self._wanted, self._progress = source, wanted, progress
         self._steps: deque[Callable[[], None]] = deque()
         self._ran = self._gone = 0
@@ -65,6 +66,9 @@ class Calibration:
         self._feed_forward = feed_forward_parts(source.config.tensors(), sparse=source.config.sparse)
         self._routers = {spec.layer: spec.name for spec in source.config.tensors() if spec.role is Role.ROUTER}
         self._active: dict[int, np.ndarray] = {}
+        windows = windows[:, :source.config.max_position_embeddings]  # learned positions have no more
+        self._trials = Trials(thresholds, windows, self._activation)
+        self._windows = self._trials.windows
         self._rotations = [_rotations(frequencies, source.config.rope_attention_factor, self._windows.shape[1])
                            for frequencies in source.config.rope_tables()]
         FAMILIES[source.config.architecture].wire(source.config, self)
@@ -85,6 +89,13 @@ class Calibration:
             while layer not in self._active:
                 self._run()
         return self._active.pop(layer)
+
+    def expert_losses(self) -> list[list[float]]:
+        """The curve of expert_losses.py. To be asked for last. Raises SourceError."""
+        with np.errstate(all="ignore"):
+            while self._steps:
+                self._run()
+        return self._trials.curve()
 
     def state(self) -> State | None:
         """What to `go_on` with in another process, after the same that was asked for until now; None while something is
@@ -249,7 +260,7 @@ class Calibration:
             hidden[:, some] = made
             first = some.stop
         if part.sparse:
-            self._active[layer] = hidden != 0
+            self._active[layer] = hidden[:self._trials.observed] != 0
         self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
         if add_to is None:
             out.values = np.zeros((len(x.values), part.down.shape[0]), np.float32)
@@ -291,6 +302,7 @@ class Calibration:
         sizes = {router: 1, **dict(zip(names, (c.intermediate_size, c.intermediate_size, c.hidden_size), strict=True))}
         self._count([router, *names])
         meanwhile()
+        chosen = self._trials.routing()
 
         def step() -> None:
             logits = np.concatenate([x.values @ rows.T for rows in self._parts(router)], 1)
@@ -298,11 +310,8 @@ class Calibration:
                 (self._vector(name.removesuffix("weight") + "bias") if c.biases
                  else np.zeros(c.experts * size, np.float32)).reshape(c.experts, size) for name, size in sizes.items())
             logits += of_router[:, 0]
-            chosen = np.argsort(-logits, 1, kind="stable")[:, :c.num_experts_per_tok]
-            active = self._active[layer] = np.zeros(logits.shape, bool)
-            np.put_along_axis(active, chosen, True, 1)
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            weights /= (weights * active if c.norm_topk_prob else weights).sum(1, keepdims=True)
+            weights, active = chosen(logits, c)
+            self._active[layer] = active[:self._trials.observed]
             weights *= np.float32(scale)
             gate, up, down = (self._source.tensors[name] for name in names)
             for expert in range(c.experts):
@@ -321,7 +330,16 @@ class Calibration:
     def logits(self, x: Vectors, norm: str, head: str, *, norm_bias: str | None = None, centered: bool = False,
                head_bias: str | None = None) -> None:
         h = self.norm(x, norm, bias=norm_bias, centered=centered)
-        self._steps.append(lambda: self._observe(h.values, [head + ".weight"]))
+        if self._trials:
+            self._count([head + ".weight"])
+
+        def step() -> None:
+            self._observe(h.values, [head + ".weight"])
+            if self._trials:
+                bias = None if head_bias is None else self._vector(head_bias)
+                self._trials.measure(h.values, self._parts(head + ".weight"), bias, self._source.config)
+
+        self._steps.append(step)
 
     # What they are made of.
 
@@ -353,6 +371,7 @@ class Calibration:
 
     def _observe(self, x: np.ndarray, names: Sequence[str], *, squares_alone: bool = False) -> None:
         """Keep the second moments of x for those of the matrices whose they are wanted of."""
+        x = x[:self._trials.observed]
         if wanted := self._wanted & set(names):
             squares_alone |= x.shape[1] > WHOLE
             found = np.einsum("ti,ti->i", x, x) if squares_alone else x.T @ x

@@ -100,7 +100,8 @@ def _measure(source: Source, coarse: Header, parts: Sequence[Part], windows: np.
         done += weights
         progress(done, total)
 
-    known = None if calibrating is None else Importances(source, coarse, calibrating, went_through)
+    known = None if calibrating is None else Importances(source, coarse, calibrating, went_through,
+                                                            leave_out=False)
     sensitivity = Sensitivity(source, windows, parts, known.of if known else lambda name: None, went_through)
     total = sensitivity.weights + (known.weights if known else 0)
     if entry is not None:

@@ -195,6 +195,7 @@ class _Conversion:
                 self.report(spec.name)
             self._tensors_done += 1
             self._keep(spec)
+        self._pieces.finish()
         checksums = sum((self._checksums[layout.name] for layout in self._header.unit_layouts()), array("Q"))
         self._writer.write(GROUP_CHECKSUMS, np.array(checksums, dtype="<u8"))
 

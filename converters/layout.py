@@ -26,6 +26,7 @@ from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
 from edgert.models.config import Config
 from edgert.models.tensors import FeedForward, Role, feed_forward_parts
 
+from .expert_losses import CURVE_BYTES
 from .mix import Mix
 from .presets import Preset
 from .source import Source
@@ -75,6 +76,8 @@ def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
     if config.selective:
         unknown = [10000 * (ACTIVITY_PARTS - part) // ACTIVITY_PARTS for part in range(ACTIVITY_PARTS)]
         header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers - config.dense_layers)]
+    if config.experts:
+        header.quantization["expert_loss"] = []
     tensors, formats = list(config.tensors()), preset.formats(source) | dict(instead or {})
     feed_forward = feed_forward_parts(tensors, sparse=config.sparse)
     lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}
@@ -104,7 +107,7 @@ def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
     lengths[GROUP_CHECKSUMS] = 8 * sum(layout.count for layout in header.unit_layouts())
     # Offsets are at most 14 digits: the room kept for the header is what it takes with all of them.
     header.sections = {name: Section(10 ** 14, length) for name, length in lengths.items()}
-    if (length := len(header.to_json())) > MAX_HEADER_BYTES:
+    if (length := len(header.to_json()) + (CURVE_BYTES if config.experts else 0)) > MAX_HEADER_BYTES:
         raise SourceError(f"the model needs a bundle header of {length} bytes, more than {MAX_HEADER_BYTES}: "
                           "it has too many tensors, or a name far too long")
     offset = _up(PREFIX_BYTES + length, ALIGNMENT)

@@ -59,6 +59,11 @@ class Pieces:
             layer = spec.layer - self.header.config.dense_layers
             yield from self._neurons(layer, self._parts[layer])
 
+    def finish(self) -> None:
+        """After all tensors: keep what it costs to leave out experts, if that is to be known."""
+        if self.importances and self.header.config.experts:
+            self.header.quantization["expert_loss"] = self.importances.expert_losses()
+
     def state(self) -> State | None:
         """How far it is calibrated, as `Calibration.state`, for what follows the tensors that were asked for."""
         return self.importances.state() if self.importances else State()

@@ -12,6 +12,7 @@ from edgert.models.tensors import Role, TensorSpec
 
 from .calibration import Calibration, State
 from .calibration_text import shipped_windows, windows_of
+from .expert_losses import thresholds_of
 from .importance import Importance
 from .ordering import NeuronOrder, misses
 from .quantizer import on_grid
@@ -55,14 +56,16 @@ class Importances:
     """The importance of the matrices that are newly rounded, the order of sparse layers' neurons, and which experts are
     needed, computed as far as they are asked for.
 
-    windows: of `windows_for`. progress(weights) is called when so many more have been gone through.
+    windows: of `windows_for`. progress(weights) is called when so many more have been gone through. leave_out: also
+    measure what it costs to leave out experts, where there are some.
     """
 
     def __init__(self, source: Source, header: Header, windows: np.ndarray,
-                 progress: Callable[[int], None] = lambda weights: None) -> None:
+                 progress: Callable[[int], None] = lambda weights: None, *, leave_out: bool = True) -> None:
         self._rounded = newly_rounded(source, header)
         self._header = header
-        self._calibration = Calibration(source, windows, self._rounded, progress)
+        thresholds = thresholds_of(source.config) if leave_out else []
+        self._calibration = Calibration(source, windows, self._rounded, progress, thresholds)
         self._latest: tuple[np.ndarray, Importance] | None = None
         self.weights = self._calibration.weights
         """How many weights are gone through in all."""
@@ -99,6 +102,10 @@ class Importances:
             if self._header.config.selective and spec.role is Role.DOWN:
                 assert spec.layer is not None
                 self._calibration.active(spec.layer)
+
+    def expert_losses(self) -> list[list[float]]:
+        """What it costs to leave out experts, as `Calibration.expert_losses`."""
+        return self._calibration.expert_losses()
 
     def state(self) -> State | None:
         """As `Calibration.state`."""

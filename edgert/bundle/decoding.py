@@ -22,6 +22,7 @@ from .header import (
     EMBEDDING,
     GROUP_CHECKSUMS,
     HEAD,
+    MOST_NATS,
     PREFIX_BYTES,
     PRUNED_KINDS,
     RESIDENT,
@@ -81,6 +82,8 @@ def _check(header: Header, header_end: int, file_length: int) -> None:
     _check_generation(header.generation, header.config.vocab_size)
     if header.config.selective:
         _check_activity(header.quantization.get("activity"), layers)
+    if header.config.experts:
+        _check_expert_loss(header.quantization.get("expert_loss", []), header.config.experts_per_token)
     if "pruning" in header.quantization:
         _check_pruning(header.quantization["pruning"])
     _check_sections(header, header_end, file_length)
@@ -239,6 +242,19 @@ def _check_activity(activity: Any, layers: int) -> None:
         for value in of:
             if _whole(value, "the activity of neurons") > 10000:
                 raise ValueError(f"the activity of neurons is {value} of 10000")
+
+
+def _check_expert_loss(curve: Any, per_token: int) -> None:
+    if not isinstance(curve, list):
+        raise ValueError("what leaving out experts costs is not a list")
+    before, spent = 0.0, 0.0
+    for point in curve:
+        if not isinstance(point, list) or len(point) != 3 or not all(type(value) in (int, float) for value in point):
+            raise ValueError("what leaving out experts costs is not a list of three numbers each")
+        threshold, nats, experts = point
+        if not before < threshold < 1 or not spent <= nats <= MOST_NATS or not 1 <= experts <= per_token:
+            raise ValueError(f"leaving out experts below {threshold} for {nats} nats leaves {experts} of {per_token}")
+        before, spent = threshold, nats
 
 
 def _check_pruning(pruning: Any) -> None:

@@ -1,8 +1,10 @@
 """The bundle's header: what is where, as docs/bundle-format.md specifies it."""
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
@@ -25,8 +27,23 @@ TOKENIZER, CHAT_TEMPLATE, RESIDENT, HEAD, EMBEDDING, GROUP_CHECKSUMS = (
 
 ACTIVITY_PARTS = 16
 """For so many sizes of a window it is known what of a sparse layer is missing in it."""
+MOST_NATS = 100.0
+"""That leaving out experts may cost."""
 PRUNED_KINDS = ("attention", "feed-forward")
 """The kinds of matrices whose weights may be pruned."""
+
+
+class ExpertLoss(NamedTuple):
+    """What it costs to leave out experts that weigh little, as measured while converting.
+
+    threshold: of the weight of a token's experts together; those with a smaller part of it are left out. nats: how much
+    less is known of the next token, a token (the Kullback-Leibler divergence from what the model says with all its
+    experts). experts: that stay, of a token, on average.
+    """
+
+    threshold: float
+    nats: float
+    experts: float
 
 
 @dataclass
@@ -136,6 +153,18 @@ class Header:
         ACTIVITY_PARTS - 1 of so many parts of them. Where nothing is known, as if all were needed."""
         found: list[list[int]] = self.quantization["activity"]
         return found
+
+    @property
+    def expert_losses(self) -> list[ExpertLoss]:
+        """What it costs to leave out a mixture's experts, by ascending threshold; empty where it was not measured."""
+        curve: Iterable[Iterable[float]] = self.quantization.get("expert_loss", []) if self.config.experts else []
+        return [ExpertLoss(*point) for point in curve]
+
+    def left_out_for(self, max_loss: float) -> ExpertLoss | None:
+        """The most experts that may be left out where a token may become less likely by `max_loss`: 0.03 for 3 %. None
+        where none may."""
+        allowed = [point for point in self.expert_losses if point.nats <= math.log1p(max_loss)] if max_loss else []
+        return allowed[-1] if allowed else None
 
     @property
     def zeros(self) -> dict[str, int]:
