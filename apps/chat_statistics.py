@@ -1,5 +1,6 @@
 """What `/stats` tells: speed, guesses, flash and memory."""
 
+import math
 from collections.abc import Iterator
 
 from edgert import Generation, LanguageModel, Model
@@ -30,6 +31,11 @@ def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[
         share = f"{100 * counts.right / counts.guessed:.0f} % of guesses were right" if counts.guessed else "no guesses"
         yield (f"experts: {100 * (1 - counts.missed / counts.needed):.0f} % were in memory, or on their way, when they "
                f"were needed; {share}; {counts.bytes / 1e9:.1f} GB of them were read since the model was loaded")
+    if isinstance(model, Model) and (left_out := model.left_out) is not None:
+        stay = model.experts_per_token
+        yield (f"left out: experts with less than {100 * left_out.threshold:.2g} % of a token's weight, so a token is "
+               f"{100 * math.expm1(left_out.nats):.2g} % less likely, as measured while converting"
+               + (f"; {stay:.2f} of {model.header.config.experts_per_token} stay" if stay is not None else ""))
     if count := model.read_again:
         yield f"disk: {count} read{'s' * (count > 1)} failed or came damaged, and went well the second time"
     yield "memory: " + ", ".join(f"{name} {size / (1 << 20):.0f} MiB" for name, size in plan.parts.items())

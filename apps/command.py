@@ -50,7 +50,7 @@ def command(bundle: str | None, system: str | None, session: str | None, max_tok
     settings = Settings({"max_tokens": max_tokens, **sampling}, click.get_current_context().command.params)
 
     def open_model(changes: Mapping[str, Any]) -> edgert.LanguageModel:
-        asked = {"bundle": path, **model_settings, **changes}
+        asked = {"bundle": path, "max_loss": sampling["max_loss"], **model_settings, **changes}
         if changes:
             asked["trace"] = None  # what was traced stays
         model = load_model(asked.pop("bundle"), **asked)

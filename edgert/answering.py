@@ -94,6 +94,11 @@ class LanguageModel(ABC):
         return False
 
     @property
+    def price(self) -> float:
+        """Nats by which each token is less likely, as the model was loaded to lose something for speed."""
+        return 0.0
+
+    @property
     @abstractmethod
     def digest(self) -> str:
         """The same for all files that give the same answers, in hexadecimal digits."""
@@ -187,7 +192,8 @@ class LanguageModel(ABC):
 
         max_loss: 0.03 lets an answer be up to 3 % less likely a token than what the model would choose, for speed where
         guesses are drafted: those that are nearly as likely are taken (generation/lenience.py). What it cost is in the
-        statistics. Such answers depend on the memory budget, and on how fast things happen to be.
+        statistics. Such answers depend on the memory budget, and on how fast things happen to be. What a model that was
+        loaded with a `max_loss` of its own loses already comes off it.
 
         The answer follows one of these, if given, and ends where nothing more is allowed; with finish_reason "length"
         it is only the beginning of one. schema: a JSON schema, {"type": "object"} for any JSON object, True for any
@@ -228,7 +234,7 @@ class LanguageModel(ABC):
         return Generation(Answer(
             self._computing(ids, wait), self.tokenizer, ids, room, max_tokens=max_tokens, sampling=sampling,
             stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, constraint=constraint, calls=calls,
-            thinking=thoughts, max_loss=max_loss))
+            thinking=thoughts, max_loss=max_loss, price=self.price))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              tool_choice: Choice = "auto", parallel_tool_calls: bool = True, schema: Schema | None = None,

@@ -12,7 +12,7 @@ import numpy as np
 
 from .answering import LanguageModel
 from .bundle import Bundle
-from .bundle.header import Header
+from .bundle.header import ExpertLoss, Header
 from .conversations import Conversations
 from .engine.retention import STOP
 from .engine.session_file import open_session, save_session
@@ -20,6 +20,7 @@ from .engine.worker import CancelledError, Job, Worker, settle
 from .errors import ModelError
 from .generation.generation import Computing
 from .generation.grammar import Grammars, grammar_bytes
+from .generation.lenience import check_max_loss
 from .generation.scoring import Scores, Scoring
 from .generation.steps import Choosing, Step
 from .generation.turns import Turns
@@ -41,12 +42,12 @@ _SCORING_ROWS = 2
 def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threads: int | None = None,
          context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
          kv_policy: str | None = None, kv_memory: int | str | None = None, speculation: str | int = AUTO,
-         parallel: int = 1, structured: bool = False, embeddings: int = 0,
+         parallel: int = 1, structured: bool = False, embeddings: int = 0, max_loss: float = 0.0,
          trace: str | os.PathLike[str] | None = None,
          compile_progress: CompileProgress = lambda number, count, name: None) -> "Model":
-    """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type,
-    and where a conversation outgrows its context, on that and kv_policy; and of a model with LongRoPE, on whether the
-    context is longer than the one that it was first trained for.
+    """Load a bundle. The settings change speed and memory use; the answers do not depend on them, except on kv_type and
+    max_loss, and where a conversation outgrows its context, on that and kv_policy; and of a model with LongRoPE, on
+    whether the context is longer than the one that it was first trained for.
 
     memory: the budget of the whole process, in bytes or as text like "600M" (see `parse_size`). Weights that do not fit
     into it are read from flash for each pass. Default: what fits comfortably in the memory that is free now.
@@ -70,6 +71,9 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     where weights are streamed. Each has a context of its own, which takes memory. An answer is as if it were alone.
     structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
     for them: 30 to 45 MB. Without it such answers are given only where the budget has that much to spare.
+    max_loss: 0.03 lets a mixture of experts leave out experts that weigh little, as many as may make a token up to 3 %
+    less likely, as was measured while converting (`Model.left_out` says which). Answers of such a model are the same at
+    every budget. Other models, and bundles that do not say what it costs, are as without.
     embeddings: bytes of the budget that are for the process of an `Embedder` (`Embedder.memory`).
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very
@@ -78,13 +82,14 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     Raises BundleError if the file is damaged or not a bundle, and ModelError for settings that are out of range or a
     budget that is too small.
     """
+    check_max_loss(max_loss)
     threads = default_threads() if threads is None else threads
     for name, value, most in (("threads", threads, 256), ("prefill_chunk", prefill_chunk, 4096)):
         if not 1 <= value <= most:
             raise ModelError(f"{name} is {value}; it goes from 1 to {most}")
     return Model(path, Settings(_bytes("memory", memory), threads, context, prefill_chunk, kv_type, kv_policy or STOP,
                                 _bytes("kv_memory", kv_memory), parse(speculation), parallel, structured, embeddings,
-                                trace), compile_progress)
+                                max_loss, trace), compile_progress)
 
 
 def _bytes(name: str, size: int | str | None) -> int | None:
@@ -111,10 +116,15 @@ class Model(LanguageModel):
     """
 
     plan: Plan
+    max_loss: float
+    """As `load` was told."""
+    left_out: ExpertLoss | None
+    """What experts are left out because of it, and what that costs; None for none."""
     keeps_sessions = True
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings, compile_progress: CompileProgress) -> None:
         self.threads, self.parallel, self._kv_policy = settings.threads, settings.parallel, settings.kv_policy
+        self.max_loss = settings.max_loss
         with Bundle(path):
             pass  # a file that is no bundle is refused before anything is compiled
         library = load_library(compile_progress)
@@ -123,7 +133,7 @@ class Model(LanguageModel):
         opened = self._worker.opened
         loaded = self._worker.run(lambda job: open_model(path, library, settings, opened, job))
         (self._bundle, self._text, self._planner, self.plan, self._file, sessions, prefixes, self._engine,
-         self._grammars) = loaded
+         self._grammars, self.left_out) = loaded
         self._turns = Turns(self.parallel)
         self._conversations = Conversations(sessions, prefixes, self._turns)
         self._grammars_lock = threading.Lock()
@@ -156,6 +166,16 @@ class Model(LanguageModel):
     def chat_template(self) -> str | None:
         """The bundle's chat template, None if it has none."""
         return self._text.template
+
+    @property
+    def price(self) -> float:
+        return 0.0 if self.left_out is None else self.left_out.nats
+
+    @property
+    def experts_per_token(self) -> float | None:
+        """How many experts a token had in each layer, on average over all that were computed since the model was
+        loaded; None where none are left out, or nothing was computed."""
+        return self._engine.routing.per_token
 
     @property
     def computed(self) -> int:
@@ -381,10 +401,11 @@ class Model(LanguageModel):
         self._check_alone()
         self.wait_for_session()
         session, digest, policy = self._conversations.current, self._bundle.digest, self._kv_policy
+        threshold = self._engine.routing.threshold
         kept = dict(talk or {})
 
         def work(job: Job[None]) -> None:
-            save_session(Path(path), session, digest, policy, kept)
+            save_session(Path(path), session, digest, policy, kept, threshold)
 
         if wait:
             self._worker.run(work)
@@ -407,7 +428,7 @@ class Model(LanguageModel):
         file = open_session(Path(path))
 
         def work(job: Job[None]) -> None:
-            file.check(self._bundle.digest, self._conversations.current)
+            file.check(self._bundle.digest, self._conversations.current, self._engine.routing.threshold)
             self._turns.end()
             file.read_into(self._conversations.leave())
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from .records import NEURONS_SUMS, TOKENS_AT_ONCE, UP_ROWS, offsets
 
-
 LEFT_OUT = -1
 """Takes the place of an expert that a token would have, and is not computed with."""
 

@@ -80,15 +80,17 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
                 chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0, attention: float | None = None,
                 details: float | None = None, head: float | None = None, slots: int | None = None,
                 rows: int = LEAST_ROWS, context: int = 64, file: FlashFile | None = None,
-                policy: Policy = POLICIES[STOP]) -> Engine:
-    """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned."""
+                policy: Policy = POLICIES[STOP], threshold: float = 0.0) -> Engine:
+    """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned. threshold: of
+    experts that are left out."""
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
                 readers=readers, embedding=embedding, attention=attention, details=details, head=head,
                 rows=rows, context=context)
     if slots is not None:
         made = replace(made, placement=replace(made.placement, slots=slots))
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
-                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows, policy=policy)
+                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows, policy=policy,
+                  threshold=threshold)
 
 
 def cancelled_again_and_again(engine: Engine, source: Any, tokens: Sequence[int], expected: np.ndarray) -> int:

@@ -71,14 +71,15 @@ def serve_bundle(bundle: str | None, model_settings: dict[str, Any], *, structur
     from .served import Served
 
     def load(path: Path, memory: int | str | None) -> LanguageModel:
+        max_loss = settings.get("defaults", {}).get("max_loss", 0.0)
         given = {**model_settings, "parallel": parallel, **({} if memory is None else {"memory": memory}),
-                 "embeddings": 0 if embedder is None else server_memory(embedder)}
+                 "embeddings": 0 if embedder is None else server_memory(embedder), "max_loss": max_loss}
         model = None
         if structured:
             with suppress(ModelError):  # too little memory, or no token that ends a text
                 model = load_model(str(path), structured=True, **given)
         model = model or load_model(str(path), **given)
-        tell_price(model, settings.get("defaults", {}).get("max_loss", 0.0))
+        tell_price(model, max_loss)
         return model
 
     path = Path(bundle or (bundle_path(DEFAULT_MODEL) if chooser else default_bundle()))

@@ -14,7 +14,7 @@ from edgert.process import default_threads
 from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
-from .gguf import bundle_of
+from .gguf import bundle_of, has_experts
 from .loading import TEXT, compile_progress
 from .shares import SHARE
 
@@ -38,8 +38,8 @@ from .shares import SHARE
 @click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)),
               help="Type of both key-value caches.  [default: f16]")
 @click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
-              help="With --memory: let answers be up to so much less likely a token, like 3%, and also measure without "
-              "that.")
+              help="With --memory, or a mixture of experts: let answers be up to so much less likely a token, like 3%, "
+              "and also measure without that.")
 @click.option("-p", "--prompt", type=TEXT, default=DEFAULT_PROMPT, help="The prompt.  [default: a Python function]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, threads: int | None, memory: str | None, runs: int, decode: int,
@@ -50,7 +50,7 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
     --context-tokens also with and without flash attention, and the best result counts.
     """
-    if max_loss and memory is None:
+    if max_loss and memory is None and not has_experts(bundle):
         raise click.UsageError("--max-loss goes with --memory: with all weights in memory nothing is drafted")
     bundle = str(bundle_of(bundle))
     with Bundle(bundle) as opened:

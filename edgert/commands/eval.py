@@ -23,8 +23,10 @@ from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
-from .loading import load_bundle, model_options, read_text
+from .gguf import has_experts
+from .loading import load_bundle, model_options, read_text, tell_price
 from .shares import SHARE, SHARES
+from .statistics import left_out_use
 
 _ROWS = 64
 """Positions whose logits are in memory at once, at most."""
@@ -67,7 +69,8 @@ class _Engine(NamedTuple):
                    "[default: 512; with --modes 256]")
 @click.option("--max-tokens", type=click.IntRange(4), help="Use at most this many tokens of the text.")
 @click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
-              help="Of the answers to --prompts, as of edgert run.")
+              help="Of the answers to --prompts, as of edgert run; of a mixture of experts, which leaves some out, of "
+                   "the others too.")
 @click.option("--tokens", type=click.IntRange(4, 4096), metavar="N",
               help="With --modes: tokens of each answer that speed is measured with.  [default: 48]")
 @click.option("-r", "--runs", type=click.IntRange(1, 1000), metavar="N",
@@ -119,7 +122,7 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
         raise click.UsageError("give --text, --questions or --prompts, or several of them, or --modes or --predictors")
     if against is not None and text_file is None and questions_file is None:
         raise click.UsageError("--against goes with --text or --questions")
-    if max_loss and prompts_file is None:
+    if max_loss and prompts_file is None and not has_experts(bundle):
         raise click.UsageError("--max-loss goes with --prompts: it changes answers, not how likely a text is")
     text = read_text(text_file) if text_file is not None else None
     questions = read_questions(questions_file) if questions_file is not None else []
@@ -127,7 +130,10 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
     if against is not None and not Path(against).is_file():
         raise PeerError(f"{against}: there is no such file")
     context = max(window if text is not None else 0, _CONTEXT if questions or prompts else 0)
-    with load_bundle(bundle, **{**model_settings, "context": model_settings["context"] or context}) as model:
+    with load_bundle(bundle, max_loss=max_loss, **{
+            **model_settings, "context": model_settings["context"] or context}) as model:
+        if model.left_out is not None or (max_loss and prompts_file is None):
+            tell_price(model, max_loss)
         ours = _Engine("edgert", model.reset, model.extend, min(model.plan.logit_rows, _ROWS))
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens] if text is not None else []
@@ -145,6 +151,8 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
             result["questions"] = {"file": questions_file, **_accuracies(questions, scores)}
         if prompts:
             result["prompts"] = {"file": prompts_file, **_matches(prompts, asked, model, max_loss)}
+        if model.left_out is not None:
+            result["left_out"] = left_out_use(model)
     if against is not None:
         from edgert.measuring.peer import Peer
         longest = max([*map(len, parts), *(question.computed for question in tokenized)])

@@ -94,7 +94,7 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
             missing.setdefault(", ".join(budgets), []).append(mode["name"])
     for budgets_text, names in missing.items():
         yield (f"Not measured at {budgets_text}, where nothing is drafted, which takes a budget that holds some of the "
-               f"weights, and not\nall: {', '.join(names)}.")
+               f"weights, and not\nall, and no experts can be left out for that: {', '.join(names)}.")
 
 
 def _accuracy(found: Mapping[str, Any] | None) -> str:

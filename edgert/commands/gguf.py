@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import xxhash
 
+from edgert.bundle import Bundle
 from edgert.bundle.header import VERSION
 from edgert.download import models_folder
-from edgert.errors import ModelError, SourceError, UnsupportedError
+from edgert.errors import EdgertError, ModelError, SourceError, UnsupportedError
 from edgert.locking import making
 from edgert.terminal import show, show_passing
 
@@ -39,6 +40,14 @@ def bundle_of(path: str | Path) -> Path:
     if isinstance(found, Foreign):
         raise ModelError(f"{found.why}; it runs through llama.cpp only, with edgert chat, run, serve, web and app")
     return found
+
+
+def has_experts(path: str | Path) -> bool:
+    """Whether the bundle for a path is one of a mixture of experts. What cannot be opened is not: whoever opens it for
+    more will say so."""
+    with suppress(EdgertError), Bundle(bundle_of(path)) as opened:
+        return bool(opened.header.config.experts)
+    return False
 
 
 def end_conversions() -> None:

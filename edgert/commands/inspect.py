@@ -1,6 +1,7 @@
 """`edgert inspect`: what a bundle contains."""
 
 import json
+import math
 from typing import Any
 
 import click
@@ -39,6 +40,10 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
         *((name, value) for name, value in header.provenance.items() if not isinstance(value, dict | list))]
     if pruning := header.quantization.get("pruning"):
         rows.append(("pruned", f"{pruning['method']}, {pruning['pattern']}"))
+    if config.experts:
+        losses = ", ".join(f"{100 * math.expm1(point.nats):.2g} % ({point.experts:.1f} stay)"
+                           for point in header.expert_losses)
+        rows.append(("left out for", losses or "not measured"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         show(f"{name:{width}}  {one_line(str(value))}")

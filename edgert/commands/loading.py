@@ -1,5 +1,6 @@
 """What commands that load a model have in common: options, loading, and messages while kernels are compiled."""
 
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -9,6 +10,8 @@ from typing import Any
 import click
 
 from edgert.answering import LanguageModel
+from edgert.bundle import Header
+from edgert.bundle.header import ExpertLoss
 from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES
@@ -127,7 +130,8 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
         "max_loss": click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
                                  help="For speed where weights are streamed: guesses are taken that the model likes "
                                       "nearly as much as its own choice, so that the answer is up to so much less "
-                                      "likely a token, like 3%. It then depends on the budget.  [default: 0%]"),
+                                      "likely a token, like 3%. It then depends on the budget. Of mixtures, experts "
+                                      "that weigh little are left out first.  [default: 0%]"),
     }
 
     def add(command: Command) -> Command:
@@ -145,13 +149,51 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
 
 def tell_price(model: LanguageModel, max_loss: float) -> None:
     """Tell the user what `max_loss` means for this model, where it is given."""
-    if max_loss and model.drafts:
+    if isinstance(model, Model) and model.header.config.experts:
+        if max_loss or model.left_out:
+            show(_price_of_experts(model, max_loss), err=True)
+    elif max_loss and model.drafts:
         show(f"max-loss {100 * max_loss:g} %: answers depend on the memory budget, and may differ from one time to the "
              f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose",
              err=True)
     elif max_loss:
         show("max-loss changes little here: nothing is drafted, which takes a budget that holds some of the weights, "
              "and not all", err=True)
+
+
+def _price_of_experts(model: Model, max_loss: float) -> str:
+    """The same of a mixture of experts."""
+    asked, left_out = f"max-loss {100 * max_loss:g} %", model.left_out
+    if left_out is not None:
+        rest = math.expm1(math.log1p(max_loss) - left_out.nats)
+        for_guesses = (f"; what is left of it, {_percent(rest)}, pays for guesses that the model likes nearly as much "
+                       "as its own choice, which may differ from one time to the next") if rest > 0 else ""
+        return f"{asked}: {left_out_text(left_out, model.header)}{for_guesses}"
+    why = no_experts_left_out(model.header)
+    if max_loss > model.max_loss and model.header.expert_losses:
+        why = "leaves out no experts: which are is settled when a model is loaded; start it with --max-loss"
+    return f"{asked} {why}. Guesses that the model likes nearly as much as its own choice are taken for it"
+
+
+def no_experts_left_out(header: Header) -> str:
+    """Why a max-loss, which is not enough for that, leaves out none of a mixture's experts."""
+    if not (curve := header.expert_losses):
+        return ("leaves out no experts: this bundle does not say what that costs; convert it again, without "
+                "--no-calibrate")
+    return (f"leaves out no experts: the least that this bundle knows to leave out costs "
+            f"{_percent(math.expm1(curve[0].nats))}; give at least that")
+
+
+def left_out_text(left_out: ExpertLoss, header: Header) -> str:
+    """What experts are left out, and what that costs."""
+    return (f"experts with less than {_percent(left_out.threshold)} of a token's weight are left out, about "
+            f"{left_out.experts:.1f} of {header.config.experts_per_token} stay; as was measured while converting, a "
+            f"token is {_percent(math.expm1(left_out.nats))} less likely for it, at every memory budget and number of "
+            "threads the same")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def load_model(path: str | Path | Foreign, **settings: Any) -> LanguageModel:
@@ -174,9 +216,9 @@ def load_foreign(file: Foreign, *, memory: str | int | None = None, threads: int
                  context: int | None = None, prefill_chunk: int = DEFAULT_CHUNK, kv_type: str | None = None,
                  kv_policy: str | None = None, kv_memory: str | None = None, speculation: str = AUTO,
                  trace: str | None = None, parallel: int = 1, structured: bool = False,
-                 embeddings: int = 0) -> LanguageModel:
-    """Have llama.cpp run a GGUF file, and tell the user. embeddings: bytes of the budget that are not for it. Raises
-    ModelError, also for settings that it does not have."""
+                 embeddings: int = 0, max_loss: float = 0.0) -> LanguageModel:
+    """Have llama.cpp run a GGUF file, and tell the user. embeddings: bytes of the budget that are not for it. max_loss:
+    changes nothing of how it is loaded. Raises ModelError, also for settings that it does not have."""
     refused = [name for name, given in (
         ("--kv-policy", kv_policy not in (None, STOP)), ("--kv-memory", kv_memory is not None),
         ("--speculation", speculation not in (AUTO, OFF)), ("--trace", trace is not None),

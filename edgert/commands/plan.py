@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgert.bundle import Bundle, Header
+from edgert.bundle.header import ExpertLoss
 from edgert.download import ON_HUB, models_folder
 from edgert.engine.retention import STOP, parse_policy
 from edgert.errors import ModelError
@@ -17,6 +18,7 @@ from edgert.measuring.startup import APP, PROGRAMS, RUN, SERVE, ProcessCost, pro
 from edgert.memory.cache_room import CacheRoom
 from edgert.memory.plan import Plan, Planner
 from edgert.memory.prediction import MEASURED, PROMPT, Prediction, predict
+from edgert.models.expert_config import Config as ExpertConfig
 from edgert.opening import load_library, plan_cache, session_settings
 from edgert.process import default_threads
 from edgert.residency.device import Device, device_of, measure_folder
@@ -26,7 +28,7 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .gguf import bundle_of
-from .loading import compile_progress, parallel_option, plan_options
+from .loading import compile_progress, left_out_text, no_experts_left_out, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 from .shares import SHARE
 
@@ -65,10 +67,11 @@ class Planned:
 
 class _Measured:
     """A bundle's planner, and what was measured for its plans and predictions. cost: of the process; its structured
-    part is 0 where the budget has no room for that."""
+    part is 0 where the budget has no room for that. left_out: what experts are for max_loss."""
 
     def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal,
-                 cost: ProcessCost, max_loss: float) -> None:
+                 cost: ProcessCost, max_loss: float, left_out: ExpertLoss | None) -> None:
+        self.left_out = left_out
         self.header, self._planner, self._rehearsal, self._max_loss = header, planner, rehearsal, max_loss
         self.room, self.disk, self.cost = room, disk, cost
         self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
@@ -90,7 +93,7 @@ class _Measured:
 @parallel_option
 @embeddings_option
 @click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
-              help="Of the answers, as of edgert run: speculation is faster then.")
+              help="Of the answers, as of edgert run: speculation is faster then, and a mixture leaves out experts.")
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -123,6 +126,7 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         common = {**more, "smallest_budget": measured.smallest, "whole_budget": measured.whole,
                   "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk), "for": program,
                   "structured_output_bytes": measured.cost.structured,
+                  **({} if measured.left_out is None else {"left_out": measured.left_out._asdict()}),
                   **({"window_bytes": measured.cost.window} if program == APP else {})}
         own = chosen.values() if chosen else {"budgets": [p.values() for p in table]}
         show_json({**own, **common})
@@ -134,6 +138,10 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         _show(chosen, measured, program)
     else:
         _compare(table, points, measured)
+    if measured.left_out is not None:
+        show(f"\nmax-loss {100 * max_loss:g} %: {left_out_text(measured.left_out, measured.header)}.")
+    elif max_loss and measured.header.config.experts and not more:
+        show(f"\nmax-loss {100 * max_loss:g} % {no_experts_left_out(measured.header)}.")
 
 
 def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> int:
@@ -173,7 +181,7 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
     header = bundle.header
     threads = default_threads() if threads is None else threads
     context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy, chunk, parallel)
-    policy = parse_policy(kv_policy or STOP, context, header.config)
+    policy, left_out = parse_policy(kv_policy or STOP, context, header.config), header.left_out_for(max_loss)
     library = load_library(compile_progress)
     with _saying("measuring the process ..."):
         cost = process_cost(bundle.path, program)
@@ -184,7 +192,7 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
         # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
         room, planner = plan_cache(header, policy, process=process, context=context, cache_type=kv_type, chunk=chunk,
                                    threads=threads, memory=kv_memory, budget=budget or 0, parallel=parallel,
-                                   embeddings=embeddings)
+                                   embeddings=embeddings, left_out=left_out)
         planner.plan(budget, lambda: disk)
         return room, planner
 
@@ -195,12 +203,21 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
             raise
         cost = replace(cost, structured=0)
         room, planner = planned_with(cost.process)
-    with Rehearsal(header, library, threads=threads, cache_type=kv_type) as rehearsal:
+    with Rehearsal(_computed(header, left_out), library, threads=threads, cache_type=kv_type) as rehearsal:
         with _saying("measuring the processor ..."):
             for tokens in MEASURED:
                 rehearsal.seconds(tokens)
             rehearsal.draft_seconds  # noqa: B018
-        yield _Measured(header, planner, room, disk, rehearsal, cost, max_loss)
+        yield _Measured(header, planner, room, disk, rehearsal, cost, max_loss, left_out)
+
+
+def _computed(header: Header, left_out: ExpertLoss | None) -> Header:
+    """A header whose tokens have as many experts as stay. Among zeros all weigh the same, so by their weight none is
+    left out, or all but one."""
+    config = header.config
+    if left_out is None or not isinstance(config, ExpertConfig):
+        return header
+    return replace(header, config=replace(config, num_experts_per_tok=round(left_out.experts)))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .loading import (
     think_option,
     thinking_asked,
 )
-from .statistics import flash_use, speculation_use
+from .statistics import flash_use, left_out_use, speculation_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256
 """Tokens that a chat template may add; contexts are multiples of the second number."""
@@ -72,7 +72,7 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
     started, found = time.perf_counter(), resolve(bundle)
     if model_settings["context"] is None and max_tokens is not None and model_settings["kv_policy"] in (None, STOP):
         model_settings["context"] = None if isinstance(found, Foreign) else _enough_context(found, text, max_tokens)
-    with load_model(found, structured=any(form.values()), **model_settings) as model:
+    with load_model(found, structured=any(form.values()), max_loss=sampling["max_loss"], **model_settings) as model:
         loaded = time.perf_counter()
         tell_price(model, sampling["max_loss"])
         settings: dict[str, Any] = {
@@ -104,6 +104,8 @@ def command(bundle: str, prompt: str | None, prompt_file: str | None, chat: bool
             "threads": model.threads, "peak_rss_bytes": peak_rss_bytes()}
         if isinstance(model, Model) and model.plan.disk is not None:
             result["flash"] = flash_use(model, statistics)
+        if isinstance(model, Model) and model.left_out is not None:
+            result["left_out"] = left_out_use(model)
         if statistics.guessed:
             result["speculation"] = speculation_use(statistics)
         if logprobs is not None:

@@ -1,5 +1,6 @@
 """What was read from flash during an answer, and what was guessed, for the output of --json."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +27,17 @@ def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
         "read_bytes": plan.placement.chunk_bytes, "readers": plan.placement.readers, "direct": model.direct,
         "read_again": model.read_again, **({"experts": asdict(experts)} if experts is not None else {}),
     }
+
+
+def left_out_use(model: Model) -> dict[str, Any]:
+    """What experts are left out of a model that is loaded to do so: below which threshold of a token's weight, what
+    that costs as measured while converting, and how many of how many a token has in each layer, of all that were
+    computed since loading."""
+    left_out, experts = model.left_out, model.experts_per_token
+    assert left_out is not None
+    return {"threshold": left_out.threshold, "loss_per_token": round(math.expm1(left_out.nats), 5),
+            "experts_per_token": None if experts is None else round(experts, 3),
+            "of_experts": model.header.config.experts_per_token}
 
 
 def speculation_use(statistics: Statistics) -> dict[str, Any]:

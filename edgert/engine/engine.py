@@ -23,6 +23,7 @@ from edgert.residency.source import Source, no_answer
 from edgert.residency.weights import Weights
 
 from .buffers import Buffers
+from .expert_program import Routing
 from .key_centers import key_centers
 from .page_stream import PageStream
 from .program_builder import Kind, Places, ProgramBuilder
@@ -79,14 +80,16 @@ class Engine:
 
     New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
     `threads`, nor on which weights are streamed, nor on what other sessions are computed together. context: of the
-    largest session. logit_rows: rows of logits computed at once. progress: called now and then while weights are
-    loaded; what it raises ends that.
+    largest session. logit_rows: rows of logits computed at once. threshold: experts that weigh less of a token's
+    experts are left out (expert_program.Routing); the results depend on it. progress: called now and then while weights
+    are loaded; what it raises ends that.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
                  threads: int, context: int, cache_type: str, logit_rows: int, policy: Policy = POLICIES[STOP],
-                 progress: Callable[[], None] = lambda: None) -> None:
+                 threshold: float = 0.0, progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
+        self.routing = Routing(threshold)
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self.policy = policy
         self._trace: Trace | None = None
@@ -118,7 +121,8 @@ class Engine:
             self._closing = made.pop_all()
 
     def _build(self, header: Header, places: Places, cache_type: str, kind: Kind) -> Programs:
-        network = ProgramBuilder(self.config, header, places, self._buffers, cache_type, kind, self._centers)
+        network = ProgramBuilder(self.config, header, places, self._buffers, cache_type, kind, self._centers,
+                                 self.routing)
         FAMILIES[self.config.architecture].wire(self.config, network)
         body, head = network.body.array, network.head.array
         return Programs(body, head, np.concatenate([body, head]))

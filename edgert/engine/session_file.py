@@ -41,8 +41,8 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     bundle: checksum of the header of the bundle that it belongs to. context, policy: what the session had. tokens: ids
     of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each; the first `low` are low ones.
     windowed_bytes: how many of a block's bytes are of layers with a window, which are not there of the first `bare`
-    blocks. places, importance: shapes of the arrays in `more`, int32 and float32. talk: what the program that saved it
-    wants to know again.
+    blocks. threshold: of experts that were left out. places, importance: shapes of the arrays in `more`, int32 and
+    float32. talk: what the program that saved it wants to know again.
     """
 
     bundle: str
@@ -63,6 +63,7 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     talk: dict[str, Any]
     windowed_bytes: int = 0
     bare: int = 0
+    threshold: float = 0.0
 
     def start_of(self, block: int) -> int:
         """Where a block begins, from the first one's beginning on; for len(blocks) where `more` does."""
@@ -78,12 +79,17 @@ class SessionFile:
     saved: Saved
     start: int
 
-    def check(self, bundle: str, session: Session) -> None:
-        """Raises SessionError where this session cannot go on with what was saved."""
+    def check(self, bundle: str, session: Session, threshold: float = 0.0) -> None:
+        """Raises SessionError where this session cannot go on with what was saved. threshold: of the experts that are
+        left out."""
         saved = self.saved
         if saved.bundle != bundle:
             raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open "
                                "that, or begin a new session")
+        if saved.threshold != threshold:
+            raise SessionError(f"{self.path}: was computed {_with_experts(saved.threshold)}, and this model is loaded "
+                               f"to compute {_with_experts(threshold)}; give the --max-loss that it had, or begin a "
+                               "new session")
         if session.config.for_context(saved.context) != session.config:
             raise SessionError(f"{self.path}: was computed with a context of {saved.context}, for which this model's "
                                f"positions are others than for one of {session.context}; open it with --context "
@@ -190,8 +196,14 @@ def open_session(path: Path) -> SessionFile:
     return SessionFile(path, saved, start)
 
 
-def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any]) -> None:
-    """Write a session to its file, which is replaced as a whole or not at all. Raises SessionError."""
+def _with_experts(threshold: float) -> str:
+    return f"without experts that weigh less than {100 * threshold:g} %" if threshold else "with all experts"
+
+
+def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any],
+                 threshold: float = 0.0) -> None:
+    """Write a session to its file, which is replaced as a whole or not at all. threshold: of the experts that are left
+    out. Raises SessionError."""
     blocks, places, importance = session.state()
     pool, bare = session.pool, 0 if session.pool.windows is None else session.blocks.first_needed(session.held)
 
@@ -204,7 +216,7 @@ def save_session(path: Path, session: Session, bundle: str, policy: str, talk: d
         session.shortest, pool.page_bytes * pool.layers, low_block_bytes(session.config),
         [_digest(contents(number)) for number in range(len(blocks))], session.low,
         list(places.shape), [] if importance is None else list(importance.shape), xxhash.xxh3_64_intdigest(more), talk,
-        windowed_block_bytes(session.config, session.cache_type), bare))
+        windowed_block_bytes(session.config, session.cache_type), bare, threshold))
     prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), xxhash.xxh3_64_intdigest(header))
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:

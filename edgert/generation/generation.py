@@ -182,14 +182,15 @@ class Answer:
     def __init__(self, computing: Computing, tokenizer: AnyTokenizer, prompt: Sequence[int], room: int, *,
                  max_tokens: int | None, sampling: Sampling, stop: Sequence[str], logprobs: int | None,
                  ignore_eos: bool, constraint: Constraint | None, calls: CallReader | None,
-                 thinking: ThoughtReader | None, max_loss: float = 0.0) -> None:
+                 thinking: ThoughtReader | None, max_loss: float = 0.0,
+                 price: float = 0.0) -> None:
         self.computing = computing
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
         self.statistics = Statistics(prompt_tokens=len(prompt), prompt_computed=len(prompt))
         self._tokenizer = tokenizer
         self._limit = room if max_tokens is None else min(max_tokens, room)
-        self._sampler, self._account = Sampler(sampling), Account(max_loss)
+        self._sampler, self._account = Sampler(sampling), Account(max_loss, price)
         self._stops = StopStrings(stop)
         self._logprobs = logprobs
         self._constraint = constraint

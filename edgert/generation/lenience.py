@@ -19,16 +19,22 @@ _MOST = 1.0
 """Nats that one guess may cost: e times less likely than the choice. What is further away may well be wrong."""
 
 
+def check_max_loss(max_loss: float) -> None:
+    """Raises ModelError where it is out of range."""
+    if not isinstance(max_loss, int | float) or not 0 <= max_loss <= MOST_LOSS:
+        raise ModelError(f"max_loss is {max_loss!r}; it goes from 0 to {MOST_LOSS:g}, for 100 %")
+
+
 class Account:
     """What an answer may lose. spent: nats, so far. taken: guesses that were taken.
 
-    max_loss: 0.03 for 3 %. Raises ModelError where it is out of range.
+    max_loss: 0.03 for 3 %. price: nats that each token has cost already, as the model was loaded to leave out experts.
+    Raises ModelError where max_loss is out of range.
     """
 
-    def __init__(self, max_loss: float) -> None:
-        if not isinstance(max_loss, int | float) or not 0 <= max_loss <= MOST_LOSS:
-            raise ModelError(f"max_loss is {max_loss!r}; it goes from 0 to {MOST_LOSS:g}, for 100 %")
-        self._share = math.log1p(max_loss)
+    def __init__(self, max_loss: float, price: float = 0.0) -> None:
+        check_max_loss(max_loss)
+        self._share = max(math.log1p(max_loss) - price, 0.0)
         self.spent, self.taken = 0.0, 0
 
     @property

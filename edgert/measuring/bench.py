@@ -55,10 +55,9 @@ def bench(bundle: str, prompt: Sequence[int], *, against: str | None, threads: i
         prompt, prefill = (list(prompt) * (context // len(prompt) + 1))[:context], 0
     room = str(max(len(prompt) + decode * (runs + 1 if once else 1), prefill) + 64)
     cache = kv_type or ""
-    modes = {"edgert": (OFF, 0.0)}
-    if memory is not None:
-        modes = {"edgert": (AUTO, max_loss), **({NO_LOSS: (AUTO, 0.0)} if max_loss else {}),
-                 NO_SPECULATION: (OFF, 0.0)}
+    guessing = OFF if memory is None else AUTO
+    modes = {"edgert": (guessing, max_loss), **({NO_LOSS: (guessing, 0.0)} if max_loss else {}),
+             **({} if memory is None else {NO_SPECULATION: (OFF, 0.0)})}
     engines = {name: ("engine_process", [bundle, str(threads), room, mode, cache, str(loss),
                                          *([] if memory is None else [memory])])
                for name, (mode, loss) in modes.items()}

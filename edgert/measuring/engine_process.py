@@ -116,7 +116,7 @@ def main() -> None:
     path, threads, context, speculation, kv_type, max_loss, *memory = sys.argv[1:]
     started = time.perf_counter()
     with load(path, threads=int(threads), context=int(context), speculation=speculation, kv_type=kv_type or None,
-              memory=memory[0] if memory else None) as model:
+              memory=memory[0] if memory else None, max_loss=float(max_loss)) as model:
         answers = _Answers(model, float(max_loss))
         serve(Measured(answers.decode, model.extend, answers.reset), time.perf_counter() - started)
 

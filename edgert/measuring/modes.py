@@ -4,8 +4,9 @@ What a mode loses is one number for all of them, by how much a token becomes les
 two ways. Another type of key-value cache, or another bundle, changes how likely a given text is: there it is the
 perplexity of texts, relative to that of the first bundle's exact mode. `max_loss` does not change that; it changes
 which answers are given: there it is the account of the answers themselves (generation/lenience.py), as the model sees
-them. Agreement likewise: the share of tokens, after the same tokens, that are what the exact mode would choose; of
-texts, or of the mode's own answers.
+them. Of a mixture it leaves out experts, which changes how likely a text is, and that alone is measured. Agreement
+likewise: the share of tokens, after the same tokens, that are what the exact mode would choose; of texts, or of the
+mode's own answers.
 
 Perplexity flatters what is nearly right (Zhou et al. 2024, "Sirius"), so there are also questions with one right choice
 and prompts with one right answer. Each mode is measured in a process of its own, at each budget in another.
@@ -92,12 +93,15 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
     found: list[dict[str, Any]] = [{**mode._asdict()} for mode in modes]
     texts: list[dict[str, Any]] = []
     answers: list[list[str]] = []
-    threads = 0
+    threads, of_experts = 0, False
     for mode, row in zip(modes, found, strict=True):
-        if mode.max_loss:
+        if mode.max_loss and not of_experts:
             continue
         with _MeasuredMode(mode, settings) as (child, about):
+            if mode.max_loss and about["left_out"] is None:
+                continue
             threads = about["threads"]
+            of_experts |= about["experts"]
             if not budgets:
                 budgets = _between(**child.ask({"what": "budgets"}))
             scores: dict[str, Any] = {}
@@ -118,17 +122,18 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
         for budget in budgets:
             progress(f"{mode.name}: speed at {budget / MIB:.0f} MiB")
             with _MeasuredMode(mode, {**settings, "memory": budget}) as (child, about):
-                if mode.max_loss and not about["drafts"]:
+                if mode.max_loss and not about["drafts"] and about["left_out"] is None:
                     continue
+                for_guesses = 0.0 if about["left_out"] else mode.max_loss
                 run = child.ask({"what": "speed", "prompts": SPEED_PROMPTS, "tokens": what.tokens,
-                                 "max_loss": mode.max_loss, "runs": what.runs})
+                                 "max_loss": for_guesses, "runs": what.runs})
                 if mode.max_loss and "prompts" not in row:
                     progress(f"{mode.name}: prompts")
                     prompts = child.ask({"what": "prompts", "file": what.prompts, "max_loss": mode.max_loss})
                     _add_prompts(row, prompts, answers)
                     row["prompts"]["budget"] = budget
             row["budgets"].append({"budget": budget, **_speed(run, row)})
-        if mode.max_loss and row["budgets"]:
+        if mode.max_loss and row["budgets"] and "loss_of" not in row:
             row |= {"loss_of": "answers", "loss": max(at["loss"] for at in row["budgets"]),
                     "agreement": min(at["agreement"] for at in row["budgets"])}
     _mark(found)
@@ -139,7 +144,7 @@ class _MeasuredMode:
     """A process with a mode's model, and what it says of that."""
 
     def __init__(self, mode: Mode, settings: Mapping[str, Any]) -> None:
-        of_mode = {**settings, **({} if mode.kv_type is None else {"kv_type": mode.kv_type})}
+        of_mode = {**settings, **({} if mode.kv_type is None else {"kv_type": mode.kv_type}), "max_loss": mode.max_loss}
         self._child = Child("mode_process", [mode.bundle, json.dumps(of_mode)])
 
     def __enter__(self) -> tuple[Child, dict[str, Any]]:
@@ -188,7 +193,7 @@ def _share(right: Sequence[bool]) -> dict[str, Any]:
 def _speed(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """tok_s: the median of the runs. bytes_a_token: read from flash. loss, agreement: where answers say what these are,
     of these answers."""
-    of_answers = bool(row["max_loss"])
+    of_answers = "loss_of" not in row
     return {"tok_s": statistics.median(run["run_tok_s"]), "run_tok_s": run["run_tok_s"],
             "bytes_a_token": run["flash_bytes"] / run["tokens"], "tokens_a_pass": run["tokens"] / run["passes"],
             "loss": math.expm1(run["loss"] / run["generated"]) if of_answers else row["loss"],

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgert.bundle import Header
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, UnitLayout
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, ExpertLoss, UnitLayout
 from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS, buffer_bytes, phases, segment_start
 from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.errors import ModelError
@@ -70,7 +70,8 @@ class Plan:
     logits are computed at once, so one more than can be drafted. logit_rows: how many tokens' logits may be in memory
     at once. smallest: the smallest budget that works with these settings. placement: which weights stay in memory.
     disk: the device that the others are read from; None if all weights stay in memory. expected_hits: where experts are
-    read when they are needed, the part of those that a token needs that is expected to be in memory.
+    read when they are needed, the part of those that a token needs that is expected to be in memory. missed: of what is
+    streamed, bytes of neurons or experts that are read when they are needed.
     """
 
     budget: int
@@ -84,6 +85,7 @@ class Plan:
     placement: Placement
     disk: Device | None
     expected_hits: float | None = None
+    missed: int = 0
 
     @property
     def pinned_share(self) -> float:
@@ -114,16 +116,17 @@ class Planner:
     """Makes plans for one bundle and its settings.
 
     process: bytes that the process uses before anything is loaded. embeddings: bytes that a process of embeddings takes
-    of the budget. drafting: whether what is pinned shall make a draft.
+    of the budget. drafting: whether what is pinned shall make a draft. left_out: what experts are.
     observes: whether the cache's policy looks at attention (engine/retention.py). room: of the cache; by default all of
     it is in memory.
     """
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
                  threads: int, embeddings: int = 0, drafting: bool = True, observes: bool = False,
-                 room: CacheRoom | None = None) -> None:
+                 room: CacheRoom | None = None, left_out: ExpertLoss | None = None) -> None:
         self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
         self._embeddings = embeddings
+        self._experts_share = 1.0 if left_out is None else left_out.experts / header.config.experts_per_token
         self._chunk, self._context = min(chunk, context), context
         config = header.config
         self._room = room or CacheRoom(config, cache_type, context, context + MORE_POSITIONS)
@@ -239,12 +242,13 @@ class Planner:
         parts["experts" if self._header.config.experts else "window of neurons"] = window
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
-        streamed = _length(self._streamable) - held
+        streamed, missed = _length(self._streamable) - held, 0
         if placement.window:
-            streamed += expected_bytes(self._header, placement.window) - _length(self._in_window)
+            missed = expected_bytes(self._header, placement.window, self._experts_share)
+            streamed += missed - _length(self._in_window)
         return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk,
                     expected_hits(self._header, placement.window) if placement.window and self._header.config.experts
-                    else None)
+                    else None, missed)
 
     def _embedding_bytes(self, units: int) -> int:
         """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""
@@ -335,7 +339,7 @@ class Planner:
         the least time."""
         every = {layout.name: layout.count for layout in self._streamable}
         none = dict.fromkeys((layout.name for layout in self._in_window), 0)
-        found = []
+        found, share = [], self._experts_share
         for slots in (0, self.slots(disk, bases=True)):
             left = budget - sum(fixed.values()) - self._ahead(disk, slots) - self._edges
             left -= page_table_bytes(left)
@@ -347,7 +351,8 @@ class Planner:
                 if not slots and holds_all(self._header, window):
                     return every, 0, {}
                 streamed = max(_length(self._in_order) - room, 0)
-                found.append((streamed / disk.bandwidth + reading_s(self._header, window, disk), slots, window, room))
+                seconds = streamed / disk.bandwidth + reading_s(self._header, window, disk, share)
+                found.append((seconds, slots, window, room))
         _, slots, window, room = min(found, key=lambda split: split[0])
         pinned = _spread_in_turn([self._attention, self._others], room, disk.chunk_bytes) if slots else {}
         return every | pinned | none, slots, window

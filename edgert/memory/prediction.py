@@ -15,7 +15,6 @@ from edgert.residency.device import Device
 from edgert.residency.drafting import Drafting
 
 from .plan import Plan
-from .window import expected_bytes
 
 PROMPT = 200
 """Length of the prompt, in tokens, for which the time to the first token is predicted."""
@@ -106,8 +105,7 @@ def _read_by_many(header: Header, plan: Plan) -> int:
     """Bytes read for a pass of many tokens: of a sparse model they need nearly all neurons."""
     if not plan.placement.window:
         return plan.streamed
-    return plan.streamed + sum(n.groups * n.group_bytes for n in header.neurons) - expected_bytes(
-        header, plan.placement.window)
+    return plan.streamed + sum(n.groups * n.group_bytes for n in header.neurons) - plan.missed
 
 
 def tokens_per_pass(agreement: float, guesses: int) -> float:

@@ -56,10 +56,11 @@ def holds_all(header: Header, slots: Mapping[int, int]) -> bool:
     return slots == _groups(header)
 
 
-def expected_bytes(header: Header, slots: Mapping[int, int]) -> int:
+def expected_bytes(header: Header, slots: Mapping[int, int], share: float = 1.0) -> int:
     """Bytes of groups that are expected to be read for a token, as was seen while converting: those that it needs and
-    does not find, and of experts also those that are guessed and not needed."""
-    return round(_missing(header, slots) * (_WITH_WRONG_GUESSES if header.config.experts else 1))
+    does not find, and of experts also those that are guessed and not needed. share: of its experts, those that are not
+    left out; they are expected to be missing as often as the others (docs/notes/experts.md)."""
+    return round(share * _missing(header, slots) * (_WITH_WRONG_GUESSES if header.config.experts else 1))
 
 
 def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
@@ -79,11 +80,11 @@ def _missing(header: Header, slots: Mapping[int, int]) -> float:
     return total
 
 
-def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
+def reading_s(header: Header, slots: Mapping[int, int], disk: Device, share: float = 1.0) -> float:
     """Seconds that reading them takes. They, and the units of experts, are read one by one, at random places."""
     unit = max(n.group_bytes for n in header.neurons)
     each = unit / disk.bandwidth + max(disk.latency_s / READERS, _LEAST_S)
-    return expected_bytes(header, slots) / unit * each
+    return expected_bytes(header, slots, share) / unit * each
 
 
 def _groups(header: Header) -> dict[int, int]:

@@ -3,12 +3,13 @@ speed, with guesses of the next layer's experts and without, beside llama.cpp wi
 
     python tests/large/make_experts.py FOLDER
     python tests/large/experts.py FOLDER [--budgets 1060M,2120M] [--prompt 64] [--warm 32] [--tokens 64] [--threads 2]
-        [--variants guesses,none,llama.cpp] [--runs 1] [--no-truth]
+        [--variants guesses,none,llama.cpp,max-loss:3] [--runs 1] [--no-truth]
 
 Tokens are given, a text that changes its topic now and then: a prompt, some that warm the cache up, then `tokens`
 that are measured, one at a time. Each run is a process of its own, under `limit-memory` with a cold page cache;
 variants take turns. Then, unless --no-truth, comes a run without a limit, whose logits are the truth. Progress goes to
-standard error, one JSON object to standard output, with all runs, and medians; exit status 1 where logits differ.
+standard error, one JSON object to standard output, with all runs, and medians; exit status 1 where logits differ. A
+variant max-loss:PERCENT leaves out experts, and has logits of its own.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import numpy as np
 from budgets import UNLIMITED, child, say
 from make_sparse import text
 
-PEER = "llama.cpp"
+PEER, LEFT_OUT = "llama.cpp", "max-loss"
 VARIANTS: dict[str, dict[str, float]] = {
     "guesses": {}, "none": {"_LEAST_RIGHT": 2.0}, "lru": {"HALF_LIFE": 0.5}, "lfu": {"HALF_LIFE": 1e6},
     "half-life 64": {"HALF_LIFE": 64.0}, "half-life 16": {"HALF_LIFE": 16.0}}
@@ -49,11 +50,11 @@ def measured(work: Work) -> dict[str, Any]:
     """Of edgert."""
     import edgert
     from edgert.residency import experts
-    for name, value in VARIANTS[work.variant].items():
+    for name, value in VARIANTS.get(work.variant, {}).items():
         setattr(experts, name, value)
     started = time.perf_counter()
     with edgert.load(f"{work.folder}/experts.edge", memory=work.memory, threads=work.threads, context=512,
-                     speculation="off") as model:
+                     speculation="off", max_loss=loss_of(work.variant)) as model:
         loaded = time.perf_counter()
         engine, session = model._engine, model._conversations.current
         before: list[tuple[int, dict[str, int]]] = []
@@ -61,17 +62,25 @@ def measured(work: Work) -> dict[str, Any]:
         def warmed() -> None:
             counts = engine.source.reading.experts
             before.append((engine.source.reading.bytes, {} if counts is None else asdict(counts)))
+            engine.routing.counts[:] = 0
 
         found = timed(work, engine.config.vocab_size, lambda ids: engine.forward(session, ids), warmed)
         ((read, counted),) = before
         found |= {"load_s": round(loaded - started, 2),
                   "bytes_a_token": round((engine.source.reading.bytes - read) / work.tokens),
                   "planned_bytes_a_token": model.plan.streamed, "experts_bytes": model.plan.parts.get("experts")}
+        if model.left_out is not None:
+            found |= {"left_out": model.left_out._asdict(), "experts_a_token": round(model.experts_per_token or 0, 3)}
         if (counts := engine.source.reading.experts) is not None:
             now = {name: value - counted[name] for name, value in asdict(counts).items()}
             found |= {"hits": round(1 - now["missed"] / now["needed"], 3),
                       "right_share": round(now["right"] / now["guessed"], 3) if now["guessed"] else None, **now}
         return found
+
+
+def loss_of(variant: str) -> float:
+    name, _, percent = variant.partition(":")
+    return float(percent) / 100 if name == LEFT_OUT else 0.0
 
 
 def measured_peer(work: Work) -> dict[str, Any]:
@@ -135,7 +144,11 @@ def main() -> None:
     if not arguments.no_truth:
         runs[UNLIMITED] = [run(UNLIMITED, work(None, "none"))]
     medians = {name: statistics.median(each["tok_s"] for each in some) for name, some in runs.items()}
-    same = len({each["logits"] for name, some in runs.items() if PEER not in name for each in some}) <= 1
+    logits: dict[float, set[str]] = {}
+    for name, some in runs.items():
+        if PEER not in name:
+            logits.setdefault(loss_of(name.split(", ")[-1]), set()).update(each["logits"] for each in some)
+    same = all(len(of_one_mode) == 1 for of_one_mode in logits.values())
     print(json.dumps({"same_logits": same, "tok_s": medians, "runs": runs}))
     sys.exit(0 if same else 1)
 

@@ -1,7 +1,7 @@
 """Writes a mixture of experts whose router is like that of real models, as a bundle and as a GGUF file.
 
     python tests/large/make_experts.py FOLDER [--shape olmoe|qwen3-30b] [--layers N] [--kept 0.5] [--skew 0.6]
-        [--windows 4] [--quick] [--parts bundle,gguf]
+        [--windows 4] [--quick] [--losses] [--parts bundle,gguf]
 
 FOLDER/experts.edge is the bundle, at 4 bits, FOLDER/experts.gguf has the same weights as Q4_0 (experts_gguf.py);
 tests/large/experts.py runs both. Shapes: OLMoE's, 1.3 of 6.9 billion weights for each token, and Qwen3-30B-A3B's, 3.3
@@ -12,6 +12,9 @@ what a router adds to an expert's logit whatever it sees; of what it sees the ot
 that is printed: published traces have about a third to a half of a token's experts among those of the one before
 (Eliseev and Mazur 2023; Muennighoff et al. 2024, of OLMoE, report a balanced load over all, far from balanced in one
 domain).
+
+With --losses the bundle says what it costs to leave out experts, as measured by converters/expert_losses.py with one
+of the windows. Of real models that says nothing: these layers change little of the residual stream.
 
 Experts, and matrices of one kind, are copies of one another, which saves an hour of quantizing: where a byte comes
 from, and when, does not depend on what it is.
@@ -31,6 +34,7 @@ from edgert.bundle import BundleWriter
 from edgert.bundle.header import ACTIVITY_PARTS
 from edgert.converters.calibration import Calibration
 from edgert.converters.convert import _Conversion
+from edgert.converters.expert_losses import thresholds_of
 from edgert.converters.layout import lay_out
 from edgert.converters.ordering import misses
 from edgert.converters.packing import Packing
@@ -140,9 +144,10 @@ def asked_of_embeddings(config: Config, made: Mapping[str, Tensor], ids: np.ndar
             yield active
 
 
-def write_bundle(path: Path, config: Config, made: Mapping[str, Tensor], windows: int, quick: bool) -> dict[str, Any]:
+def write_bundle(path: Path, config: Config, made: Mapping[str, Tensor], windows: int, quick: bool,
+                 losses: bool) -> dict[str, Any]:
     """Write the bundle. Returns how often experts are chosen, and chosen again. windows: of text to calibrate with.
-    quick: by asked_of_embeddings."""
+    quick: by asked_of_embeddings. losses: also measure what it costs to leave some out."""
     vocabulary = config.vocab_size
     source = Source(config, dict(made), tokenizer_json(vocabulary),
                     {"bos_token_id": None, "eos_token_ids": [2], "add_bos_token": False}, None, {"source": "random"})
@@ -155,13 +160,17 @@ def write_bundle(path: Path, config: Config, made: Mapping[str, Tensor], windows
         again.append((active[1:] & active[:-1]).sum() / active[1:].sum())
         shares = np.sort(active.mean(0))[::-1]
         top.append(shares[:len(shares) // 4].sum() / shares.sum())
+    if losses:
+        header.quantization["expert_loss"] = Calibration(
+            source, ids[:1], set(), thresholds=thresholds_of(config)).expert_losses()
     with BundleWriter(path, header) as writer:
         pieces = Pieces(source, header, None)
         pieces._packing = Copies(source, header, lambda name: None)
         _Conversion(source, header, pieces, writer, lambda what, done, total: None, 1).run()
         writer.commit()
     return {"chosen_again": [round(float(x), 3) for x in again],
-            "of_the_first_quarter": [round(float(x), 3) for x in top], "activity": header.activity}
+            "of_the_first_quarter": [round(float(x), 3) for x in top], "activity": header.activity,
+            "expert_loss": header.quantization["expert_loss"]}
 
 
 def main() -> None:
@@ -174,6 +183,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4, help=f"of {WINDOW} tokens, to calibrate with")
     parser.add_argument("--quick", action="store_true",
                         help="calibrate with embeddings, as if layers changed nothing of them")
+    parser.add_argument("--losses", action="store_true", help="measure what it costs to leave out experts")
     parser.add_argument("--parts", type=lambda value: value.split(","), default=["bundle", "gguf"])
     arguments = parser.parse_args()
     folder, (family, shape) = arguments.folder, SHAPES[arguments.shape]
@@ -184,7 +194,7 @@ def main() -> None:
         experts_gguf.write(folder / "experts.gguf", config, made, tokenizer_json(config.vocab_size))
     if "bundle" in arguments.parts:
         print(json.dumps(write_bundle(folder / "experts.edge", config, made, arguments.windows,
-                                      arguments.quick)))
+                                      arguments.quick, arguments.losses)))
 
 
 if __name__ == "__main__":
