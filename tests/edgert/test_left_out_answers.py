@@ -149,6 +149,8 @@ def test_commands(bundle: Path, tmp_path: Path) -> None:
     evaluated = ("eval", str(bundle), "--text", str(text), "--window", "64")
     exact, lossy = ran(*evaluated), ran(*evaluated, "--max-loss", "5%")
     assert exact["perplexity"] != lossy["perplexity"] and lossy["left_out"]["loss_per_token"] == 0.0202
+    planned = ran("plan", str(bundle), "--memory", "400M", "--context", "256", "--max-loss", "5%")
+    assert planned["left_out"] == {"threshold": 0.25, "nats": 0.02, "experts": 2.4}
     found = ran("bench", str(bundle), "--max-loss", "5%", "-r", "1", "-n", "4", "--prefill", "0")
     assert found["max_loss"] == 0.05 and "no_loss" in found
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import change_header, give_tokenizer, write_model
 
 from edgert.commands.modes_chart import letters_of, percent, picture, scatter
+from edgert.converters.convert import convert
 from edgert.errors import EdgertError
 from edgert.measuring.json_lines import SHIPPED
 from edgert.measuring.modes import MIB, Mode, What, by_budget, measure_modes, modes_of, shipped_texts
@@ -47,6 +49,29 @@ def test_each_mode_is_measured(smollm2: Path, tmp_path: Path) -> None:
     assert lenient["budgets"]
     for entry in lenient["budgets"]:
         assert lenient["loss_of"] == "answers" and 0 <= entry["loss"] <= 0.1 and entry["agreement"] <= 1
+
+
+def test_a_mixture_leaves_out_experts(tmp_path: Path) -> None:
+    """That changes how likely a text is, and so it is measured, with all in memory too; where the bundle has nothing
+    to leave out for so little, nothing is."""
+    shape = {"model_type": "mixtral", "size": 0.3, "vocab_size": 258, "hidden_size": 64, "intermediate_size": 64,
+             "num_local_experts": 6, "num_experts_per_tok": 3, "max_position_embeddings": 512}
+    folder = give_tokenizer(write_model(tmp_path / "model", **shape))
+    (folder / "tokenizer_config.json").write_text("{}")
+    convert(str(folder), tmp_path / "made.edge", "q4", calibrate=False)
+    bundle = str(change_header(tmp_path / "made.edge", tmp_path / "m.edge",
+                               lambda header: header["quantization"].update(expert_loss=[[0.32, 0.03, 2.0]])))
+    (questions := tmp_path / "q.jsonl").write_text(json.dumps(
+        {"question": "The capital of France is", "choices": ["Paris", "a fish"], "answer": 0}))
+    (prompts := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Say yes.", "answer": "Yes"}))
+    what = What({"prose": shipped_texts()["prose"]}, str(questions), str(prompts), 64, 128, 8, 1)
+    modes = [Mode("exact", bundle), Mode("max-loss 1 %", bundle, max_loss=0.01),
+             Mode("max-loss 5 %", bundle, max_loss=0.05)]
+    found = measure_modes(modes, [400 * MIB], what, {"threads": 1})
+    exact, nothing, lossy = found["modes"]
+    assert exact["loss"] == 0 and not nothing["budgets"] and "loss" not in nothing
+    assert lossy["loss_of"] == "texts" and lossy["loss"] != 0 and lossy["perplexity"] != exact["perplexity"]
+    assert lossy["budgets"][0]["loss"] == lossy["loss"] and lossy["budgets"][0]["tok_s"] > 0
 
 
 def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
