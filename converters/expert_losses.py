@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from edgert.bundle.header import MOST_NATS
+from edgert.bundle.header import MOST_NATS, ExpertLoss
 from edgert.models.config import Config as AnyConfig
 from edgert.models.expert_config import Config
+
+from .ordering import misses
 
 _OF_EVEN = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25)
 """Thresholds, in parts of what each expert of a token would weigh if all weighed the same. Below the first hardly any
@@ -21,6 +23,7 @@ expert is left out, at the last most are; what a token's experts weigh is as une
 _PLACES = 4
 """The text that is measured with is the beginnings of so many windows, from all over the text, as prose is not like
 code."""
+_QUARTERS = 4
 CURVE_BYTES = 64 * len(_OF_EVEN)
 """At most so many are a curve's in a header."""
 
@@ -35,8 +38,7 @@ def thresholds_of(config: AnyConfig) -> list[float]:
 class Trials:
     """Rows of activations that follow those of the text: of a part of it, as it is, and then with each threshold.
 
-    stay, losses: of each threshold, float64, how many experts its tokens have had so far, over all layers; and, in the
-    end, what it costs, in nats. They are activations of the calibration, so that it goes on with them.
+    What is seen of each stands in activations of the calibration, so that it goes on with them.
     """
 
     def __init__(self, thresholds: Sequence[float], windows: np.ndarray, make: Callable[[], Any]) -> None:
@@ -48,8 +50,9 @@ class Trials:
         if thresholds:
             some = np.tile(measuring_window(windows), (1 + len(thresholds), 1))
             self.windows = np.concatenate([windows, some])
-            self._stay, self._losses = make(), make()
-            self._stay.values = np.zeros(len(thresholds))
+            self._seen, self._losses = make(), make()
+            self._seen.values = np.zeros((2, 1 + len(thresholds)))
+            """Over all layers so far: how many experts a token has, and what is missed of them."""
         self._layers = 0
 
     def __bool__(self) -> bool:
@@ -66,7 +69,8 @@ class Trials:
         def chosen(logits: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
             weights, active = routed(logits, config.num_experts_per_tok, least, normalized=config.norm_topk_prob)
             if self:
-                self._stay.values += self._of(active)[1:].sum((1, 2))
+                some = self._of(active)
+                self._seen.values += some.sum(2).mean(1), [misses(each, _QUARTERS)[1] for each in some]
             return weights, active
 
         return chosen
@@ -89,14 +93,15 @@ class Trials:
         self._losses.values = found.nats()
 
     def curve(self) -> list[list[float]]:
-        """What a header has of it, after `measure`: threshold, nats and experts of a token, for each; a higher
-        threshold never costs less. Empty where nothing was measured, or something is not finite."""
+        """What a header has of it, after `measure`: an ExpertLoss for each threshold, of which a higher one never costs
+        less. Empty where nothing was measured, or something is not finite."""
         if not self or not np.isfinite(self._losses.values).all():
             return []
         nats = np.maximum.accumulate(np.clip(self._losses.values, 0, MOST_NATS))
-        experts = self._stay.values / (self.windows.shape[1] * self._layers)
-        return [[threshold, round(float(cost), 6), round(float(stay), 3)]
-                for threshold, cost, stay in zip(self._thresholds, nats, experts, strict=True)]
+        experts, missed = self._seen.values / self._layers
+        missed = np.minimum(missed / missed[0] if missed[0] else experts / experts[0], 1)
+        return [list(ExpertLoss(threshold, *(round(float(value), 6) for value in values)))
+                for threshold, *values in zip(self._thresholds, nats, experts[1:], missed[1:], strict=True)]
 
     def _of(self, values: np.ndarray) -> np.ndarray:
         """Of rows, (rows, …), those that are measured with, (1 + thresholds, tokens, …), without a threshold first."""

@@ -249,11 +249,13 @@ def _check_expert_loss(curve: Any, per_token: int) -> None:
         raise ValueError("what leaving out experts costs is not a list")
     before, spent = 0.0, 0.0
     for point in curve:
-        if not isinstance(point, list) or len(point) != 3 or not all(type(value) in (int, float) for value in point):
-            raise ValueError("what leaving out experts costs is not a list of three numbers each")
-        threshold, nats, experts = point
-        if not before < threshold < 1 or not spent <= nats <= MOST_NATS or not 1 <= experts <= per_token:
-            raise ValueError(f"leaving out experts below {threshold} for {nats} nats leaves {experts} of {per_token}")
+        if not isinstance(point, list) or len(point) != 4 or not all(type(value) in (int, float) for value in point):
+            raise ValueError("what leaving out experts costs is not a list of four numbers each")
+        threshold, nats, experts, missed = point
+        if not (before < threshold < 1 and spent <= nats <= MOST_NATS and 1 <= experts <= per_token
+                and 0 <= missed <= 1):
+            raise ValueError(f"leaving out experts below {threshold} for {nats} nats leaves {experts} of {per_token}, "
+                             f"and {missed} of those missed")
         before, spent = threshold, nats
 
 

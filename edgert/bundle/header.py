@@ -38,12 +38,14 @@ class ExpertLoss(NamedTuple):
 
     threshold: of the weight of a token's experts together; those with a smaller part of it are left out. nats: how much
     less is known of the next token, a token (the Kullback-Leibler divergence from what the model says with all its
-    experts). experts: that stay, of a token, on average.
+    experts). experts: that stay, of a token, on average. missed: of experts that a token needs and that are not in
+    memory, where a quarter of all is, how many there are for each one without leaving out.
     """
 
     threshold: float
     nats: float
     experts: float
+    missed: float
 
 
 @dataclass

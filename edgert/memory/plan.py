@@ -126,7 +126,7 @@ class Planner:
                  room: CacheRoom | None = None, left_out: ExpertLoss | None = None) -> None:
         self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
         self._embeddings = embeddings
-        self._experts_share = 1.0 if left_out is None else left_out.experts / header.config.experts_per_token
+        self._left_out = left_out
         self._chunk, self._context = min(chunk, context), context
         config = header.config
         self._room = room or CacheRoom(config, cache_type, context, context + MORE_POSITIONS)
@@ -244,11 +244,11 @@ class Planner:
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
         streamed, missed = _length(self._streamable) - held, 0
         if placement.window:
-            missed = expected_bytes(self._header, placement.window, self._experts_share)
+            missed = expected_bytes(self._header, placement.window, self._left_out)
             streamed += missed - _length(self._in_window)
         return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk,
-                    expected_hits(self._header, placement.window) if placement.window and self._header.config.experts
-                    else None, missed)
+                    expected_hits(self._header, placement.window, self._left_out)
+                    if placement.window and self._header.config.experts else None, missed)
 
     def _embedding_bytes(self, units: int) -> int:
         """Bytes that the first `units` of an embedding take in memory, if it is not also the output head."""
@@ -339,7 +339,7 @@ class Planner:
         the least time."""
         every = {layout.name: layout.count for layout in self._streamable}
         none = dict.fromkeys((layout.name for layout in self._in_window), 0)
-        found, share = [], self._experts_share
+        found = []
         for slots in (0, self.slots(disk, bases=True)):
             left = budget - sum(fixed.values()) - self._ahead(disk, slots) - self._edges
             left -= page_table_bytes(left)
@@ -351,7 +351,7 @@ class Planner:
                 if not slots and holds_all(self._header, window):
                     return every, 0, {}
                 streamed = max(_length(self._in_order) - room, 0)
-                seconds = streamed / disk.bandwidth + reading_s(self._header, window, disk, share)
+                seconds = streamed / disk.bandwidth + reading_s(self._header, window, disk, self._left_out)
                 found.append((seconds, slots, window, room))
         _, slots, window, room = min(found, key=lambda split: split[0])
         pinned = _spread_in_turn([self._attention, self._others], room, disk.chunk_bytes) if slots else {}

@@ -49,10 +49,11 @@ def test_the_curve_is_that_of_whole_logits(name: str, monkeypatch: pytest.Monkey
     with np.load(GOLDEN / f"logits-{name}.npz", allow_pickle=False) as file:
         kept = file["kept"] if "kept" in file else np.arange(tokens.size)
         assert np.abs(logits[0][kept] - file["logits"]).max() < 2e-3 * np.abs(file["logits"]).max()
-    nats, stay = ([point[i] for point in found] for i in (1, 2))
+    nats, stay, missed = ([point[i] for point in found] for i in (1, 2, 3))
     assert np.allclose(nats, np.maximum.accumulate(divergences(logits)), rtol=1e-3, atol=2e-6)
     assert nats[-1] > 0 and nats == sorted(nats)
     assert source.config.experts_per_token >= stay[0] > stay[-1] >= 1
+    assert 1 >= missed[0] > missed[-1] >= 0
 
 
 def test_nothing_else_changes() -> None:
@@ -112,7 +113,7 @@ def test_there_is_room_in_the_header() -> None:
     source, _ = golden("mixtral")
     header = lay_out(source, preset("q4"), {})
     before = len(header.to_json())
-    header.quantization["expert_loss"] = [[threshold, 100.123456, 1023.123] for threshold in (0.1234,) * 6]
+    header.quantization["expert_loss"] = [[0.1234, 100.123456, 1023.123456, 0.123456]] * 6
     assert before < len(header.to_json()) <= before + CURVE_BYTES
 
 
@@ -126,12 +127,13 @@ def test_curves_that_are_refused(tmp_path: Path) -> None:
     def changed(curve: Any) -> Path:
         return change_header(path, tmp_path / "changed.edge", lambda h: h["quantization"].update(expert_loss=curve))
 
-    for curve in ({}, 3, [3], [[0.1, 0.1]], [[0.1, 0.1, "2"]], [[0.1, True, 2]], [[0.0, 0.1, 2]], [[1.0, 0.1, 2]],
-                  [[0.1, -0.1, 2]], [[0.1, 101, 2]], [[0.1, 0.1, 0.5]], [[0.1, 0.1, 2.5]],
-                  [[0.2, 0.1, 2], [0.1, 0.2, 1]], [[0.1, 0.2, 2], [0.2, 0.1, 1]], [[0.1, 1e400, 2]]):
+    for curve in ({}, 3, [3], [[0.1, 0.1, 2]], [[0.1, 0.1, "2", 1]], [[0.1, True, 2, 1]], [[0.0, 0.1, 2, 1]],
+                  [[1.0, 0.1, 2, 1]], [[0.1, -0.1, 2, 1]], [[0.1, 101, 2, 1]], [[0.1, 0.1, 0.5, 1]],
+                  [[0.1, 0.1, 2.5, 1]], [[0.1, 0.1, 2, 1.1]], [[0.1, 0.1, 2, -1]], [[0.1, 1e400, 2, 1]],
+                  [[0.2, 0.1, 2, 1], [0.1, 0.2, 1, 1]], [[0.1, 0.2, 2, 1], [0.2, 0.1, 1, 1]]):
         with pytest.raises(BundleError, match="header is not"):
             Bundle(changed(curve))
-    with Bundle(changed([[0.1, 0.01, 2], [0.2, 0.01, 1.5], [0.3, 0.05, 1]])) as bundle:
+    with Bundle(changed([[0.1, 0.01, 2, 1], [0.2, 0.01, 1.5, 0.6], [0.3, 0.05, 1, 0]])) as bundle:
         assert [bundle.header.left_out_for(loss) for loss in (0.0, 0.005)] == [None, None]
         assert [left and left.threshold for left in map(bundle.header.left_out_for, (0.011, 0.05, 0.06, 1))] == [
             0.2, 0.2, 0.3, 0.3]

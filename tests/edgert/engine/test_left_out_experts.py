@@ -46,7 +46,7 @@ def test_logits_are_those_of_numpy(model: tuple[Path, Bundle], monkeypatch: pyte
     threshold, seen = threshold_for(bundle), []
     add = Divergence.add
     monkeypatch.setattr(Divergence, "add", lambda self, logits: (seen.append(logits.copy()), add(self, logits)))
-    ((_, _, stay),) = Calibration(open_source(str(path)), np.array([TOKENS]), set(),
+    ((_, _, stay, _),) = Calibration(open_source(str(path)), np.array([TOKENS]), set(),
                                   thresholds=[threshold]).expert_losses()
     exact, lossy = np.concatenate(seen, 2)
     for expected, of in ((exact, 0.0), (lossy, threshold)):

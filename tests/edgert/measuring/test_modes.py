@@ -60,7 +60,7 @@ def test_a_mixture_leaves_out_experts(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{}")
     convert(str(folder), tmp_path / "made.edge", "q4", calibrate=False)
     bundle = str(change_header(tmp_path / "made.edge", tmp_path / "m.edge",
-                               lambda header: header["quantization"].update(expert_loss=[[0.32, 0.03, 2.0]])))
+                               lambda header: header["quantization"].update(expert_loss=[[0.32, 0.03, 2.0, 0.5]])))
     (questions := tmp_path / "q.jsonl").write_text(json.dumps(
         {"question": "The capital of France is", "choices": ["Paris", "a fish"], "answer": 0}))
     (prompts := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Say yes.", "answer": "Yes"}))
