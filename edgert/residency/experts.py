@@ -129,30 +129,22 @@ class ExpertCache(OnDemand[_Job]):
             self.fail(no_answer())
         self.check()
 
-    def _take(self) -> _Job | None:
-        """The next unit to read, if there is one. Others are woken for what else there is."""
-        with self._lock:
-            asked = np.flatnonzero(self._asked != NOBODY)
-            if len(asked):
-                self._asked[asked] = NOBODY
-                self._plan(int(asked[-1]))
-            elif self._waiting:
-                self._give_slots()
-            if self.error is not None:
-                return None
-            if self._urgent:
-                job = self._urgent.popleft()
-            elif self._ahead and self._reading_ahead < AHEAD_AT_ONCE:
-                job = self._ahead.popleft()
-                self._reading_ahead += 1
-            else:
-                return None
-            self._under_way += 1
-            self._begun[job.expert] = True
-            others = min(len(self._urgent) + min(len(self._ahead), AHEAD_AT_ONCE - self._reading_ahead), READERS - 1)
-        for _ in range(others):
-            self._semaphores.post(0)
-        return job
+    def _take(self) -> tuple[_Job | None, int]:
+        asked = np.flatnonzero(self._asked != NOBODY)
+        if len(asked):
+            self._asked[asked] = NOBODY
+            self._plan(int(asked[-1]))
+        elif self._waiting:
+            self._give_slots()
+        if self._urgent:
+            job = self._urgent.popleft()
+        elif self._ahead and self._reading_ahead < AHEAD_AT_ONCE:
+            job = self._ahead.popleft()
+            self._reading_ahead += 1
+        else:
+            return None, 0
+        self._begun[job.expert] = True
+        return job, len(self._urgent) + min(len(self._ahead), AHEAD_AT_ONCE - self._reading_ahead)
 
     def _plan(self, layer: int) -> None:
         """What a layer needs is read next, then what the next one may need."""

@@ -2,7 +2,7 @@
 that take one unit after another."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from edgert.bundle.reader import Units
 
+from .file import FlashFile
 from .readers import Readers, now
 from .region import Region
+from .table import AddressTable
 
 READERS = 8
 """Threads: a disk does most small reads a second when it has several to do."""
@@ -42,9 +44,14 @@ class OnDemand(Readers, Generic[Job]):
 
     freed = 0
 
+    def __init__(self, file: FlashFile, table: AddressTable, regions: list[Region], stop: Callable[[], None]) -> None:
+        super().__init__(file, table, regions, stop)
+        self._awake = self._called = 0
+        """Readers that look for something to do, or do it; and those that were called and have not woken yet."""
+
     @abstractmethod
-    def _take(self) -> Job | None:
-        """What to read next, if there is something; it has been counted in `_under_way`."""
+    def _take(self) -> tuple[Job | None, int]:
+        """What to read next, if there is something, and how much else could be read at the same time. With the lock."""
 
     @abstractmethod
     def _read(self, reader: int, job: Job) -> None:
@@ -56,9 +63,27 @@ class OnDemand(Readers, Generic[Job]):
             self._semaphores.wait(0)
             if self._ended():
                 return
-            while (job := self._take()) is not None:
+            with self._lock:
+                self._awake += 1
+                self._called = max(self._called - 1, 0)
+            while (job := self._next()) is not None:
                 with self._one_read():
                     self._read(reader, job)
+
+    def _next(self) -> Job | None:
+        """The next job, counted in `_under_way`. Others are called where there is more to do than readers are awake:
+        each that wakes in vain takes time from the threads that compute."""
+        with self._lock:
+            job, more = (None, 0) if self.error is not None else self._take()
+            if job is None:
+                self._awake -= 1
+                return None
+            self._under_way += 1
+            others = max(min(more, READERS - self._awake - self._called), 0)
+            self._called += others
+        for _ in range(others):
+            self._semaphores.post(0)
+        return job
 
     def _read_units(self, units: Units, first: int, last: int, data: memoryview) -> tuple[float, float]:
         """Read neighbouring units into `data` and check them. When that began, and when checking did. Raises

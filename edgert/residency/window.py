@@ -111,22 +111,12 @@ class Window(OnDemand[_Job]):
             self.fail(no_answer())
         self.check()
 
-    def _take(self) -> _Job | None:
-        """The next group to read, if there is one. Others are woken for the rest of what was just asked for."""
-        others = 0
-        with self._lock:
-            layer = int(self._asked[0])
-            if layer != NOBODY:
-                self._asked[0] = NOBODY
-                self._plan(self._layers[layer])
-                others = min(len(self._jobs), len(self._threads)) - 1
-            if not self._jobs or self.error is not None:
-                return None
-            self._under_way += 1
-            job = self._jobs.popleft()
-        for _ in range(others):
-            self._semaphores.post(0)
-        return job
+    def _take(self) -> tuple[_Job | None, int]:
+        layer = int(self._asked[0])
+        if layer != NOBODY:
+            self._asked[0] = NOBODY
+            self._plan(self._layers[layer])
+        return (self._jobs.popleft() if self._jobs else None), len(self._jobs)
 
     def _plan(self, layer: _Layer) -> None:
         """Give each of a layer's groups that is needed and not there a slot: that of the group needed longest ago.

@@ -29,8 +29,10 @@ from make_sparse import text
 PEER, LEFT_OUT = "llama.cpp", "max-loss"
 VARIANTS: dict[str, dict[str, float]] = {
     "guesses": {}, "none": {"_LEAST_RIGHT": 2.0}, "lru": {"HALF_LIFE": 0.5}, "lfu": {"HALF_LIFE": 1e6},
+    "lru alone": {"HALF_LIFE": 0.5, "_LEAST_RIGHT": 2.0},
     "half-life 64": {"HALF_LIFE": 64.0}, "half-life 16": {"HALF_LIFE": 16.0}}
-"""What of residency.experts is other. none: read nothing on a guess. lru, lfu: by time of use, or frequency, alone."""
+"""What of residency.experts is other. none, lru alone: read nothing on a guess. lru, lfu: by time of use, or frequency,
+alone."""
 
 
 @dataclass(frozen=True)

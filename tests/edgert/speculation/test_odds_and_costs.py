@@ -14,7 +14,26 @@ def test_odds_come_to_the_true_share(share: float, assumed: float) -> None:
     for right in rng.random(3000) < share:
         odds.learn(0.5, bool(right))
     assert abs(odds.of(0.5) - share) < 0.1
-    assert odds.of(1.5) == odds.of(9.0) == 0.5, "other kinds are as they were"
+    assert odds.of(1.5) == odds.of(9.0)
+    assert (odds.of(1.5) > 0.5) == (share > assumed), "other kinds, which were not seen, go the same way"
+
+
+def test_odds_as_assumed_stay() -> None:
+    """Of each kind as many were right as was assumed: none of them moves."""
+    odds = Odds((1.0,), (0.25, 0.75))
+    for number in range(400):
+        odds.learn(0.5, number % 4 == 0)
+        odds.learn(1.5, number % 4 != 0)
+    assert odds.of(0.5) == pytest.approx(0.25, abs=0.01) and odds.of(1.5) == pytest.approx(0.75, abs=0.01)
+    assert odds.mean == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_model_whose_drafts_are_worse_is_known_soon() -> None:
+    """After twenty guesses of middling kinds, also those that have not been seen are taken for less likely."""
+    odds = draft_odds()
+    for number in range(20):
+        odds.learn(1.2 + number % 2, number % 5 == 0)
+    assert odds.mean < 0.55 and odds.of(3.5) < 0.7 and odds.of(0.1) < 0.2
 
 
 def test_odds_follow_a_change() -> None:
@@ -23,7 +42,7 @@ def test_odds_follow_a_change() -> None:
         for _ in range(1500):
             odds.learn(3.0, right)
         assert odds.of(0.0) == pytest.approx(float(right), abs=0.02)
-    assert odds.mean == odds.of(0.0)
+        assert odds.mean == pytest.approx(odds.of(0.0), abs=0.06)
 
 
 @pytest.mark.parametrize("odds", [draft_odds(), lookup_odds()])
