@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from .generation.generation import Generation, Piece, Statistics
     from .generation.scoring import Scores
     from .generation.tool_calls import CallDelta, ToolCall
-    from .model import Model, load
+    from .loading import load
+    from .model import Model
     from .sizes import parse_size
 
 __version__ = "0.1.0"
@@ -39,7 +40,7 @@ __all__ = ["BundleError", "CallDelta", "ContextLengthError", "DownloadError", "E
            "Scores", "SessionError", "SourceError", "Statistics", "TemplateError", "ToolCall", "convert", "load",
            "parse_size", "pull"]
 
-_LAZY = {"convert": "converters.convert", "load": "model", "parse_size": "sizes", "pull": "download",
+_LAZY = {"convert": "converters.convert", "load": "loading", "parse_size": "sizes", "pull": "download",
          "Embedder": "embeddings.embedder", "LanguageModel": "answering", "Model": "model",
          "Generation": "generation.generation", "Piece": "generation.generation",
          "Statistics": "generation.generation", "Scores": "generation.scoring",

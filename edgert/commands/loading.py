@@ -15,7 +15,8 @@ from edgert.bundle.header import ExpertLoss
 from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
 from edgert.kernels.pages import CACHE_TYPES
-from edgert.model import DEFAULT_CHUNK, Model, load
+from edgert.loading import DEFAULT_CHUNK, load
+from edgert.model import Model
 from edgert.opening import MOST_PARALLEL
 from edgert.sizes import parse_size, size_text
 from edgert.speculation.speculator import AUTO, OFF

@@ -112,7 +112,7 @@ def serve(engine: Measured, load_s: float) -> None:
 
 
 def main() -> None:
-    from edgert.model import load
+    from edgert.loading import load
     path, threads, context, speculation, kv_type, max_loss, *memory = sys.argv[1:]
     started = time.perf_counter()
     with load(path, threads=int(threads), context=int(context), speculation=speculation, kv_type=kv_type or None,

@@ -103,7 +103,7 @@ WHAT: dict[str, Callable[..., dict[str, Any]]] = {"text": text, "questions": que
 
 
 def main() -> None:
-    from edgert.model import load
+    from edgert.loading import load
     path, settings = sys.argv[1:]
     with load(path, **json.loads(settings)) as model:
         print(json.dumps({"drafts": model.drafts, "budget": model.plan.budget, "threads": model.threads,

@@ -11,11 +11,11 @@ details and head are spread evenly together. An embedding that is not also the o
 only one row of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgert.bundle import Header
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, ExpertLoss, UnitLayout
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, ExpertLoss
 from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS, buffer_bytes, phases, segment_start
 from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.errors import ModelError
@@ -31,6 +31,7 @@ from edgert.sizes import size_text
 
 from .budget import page_table_bytes
 from .cache_room import CacheRoom
+from .spreading import bytes_pinned, cut_at, length_of, spread_in_turn
 from .window import candidates, expected_bytes, expected_hits, holds_all, least_slots, reading_s, window_bytes
 
 _GROWTH = 8 << 20
@@ -149,14 +150,14 @@ class Planner:
         self._edges = (2 * ALIGNMENT * (len(self._bases) + len(self._others))
                        + 2 * TENSOR_ALIGNMENT * len(self._attention))
         """Bytes that are lost around what is pinned."""
-        self._weights = header.sections[RESIDENT].length + _length([*self._bases, *self._others, *self._in_window])
+        self._weights = header.sections[RESIDENT].length + length_of([*self._bases, *self._others, *self._in_window])
 
     def _fixed(self, chunk: int, rows: int | None = None) -> dict[str, int]:
         rows = rows or self._least_rows
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         angles = _ANGLE_BYTES * config.rotary_dim * config.angle_tables
-        norms = self._weights - _length(self._streamable)
+        norms = self._weights - length_of(self._streamable)
         return {
             "process": self._process,
             **({"embeddings": self._embeddings} if self._embeddings else {}),
@@ -228,24 +229,24 @@ class Planner:
     def _made(self, budget: int, chunk: int, rows: int, placement: Placement, *, smallest: int,
               disk: Device | None) -> Plan:
         parts = {**self._fixed(chunk, rows), "read ahead": self._ahead(disk, placement.slots) if disk else 0}
-        held, window = _bytes_pinned(self._streamable, placement.pinned), window_bytes(placement.window)
+        held, window = bytes_pinned(self._streamable, placement.pinned), window_bytes(placement.window)
         parts["growth"] += page_table_bytes(held + window)
         deciding = [layout for layout in self._attention if layout.name in self._deciding]
-        parts["pinned attention"] = _bytes_pinned(self._attention, placement.pinned) - _bytes_pinned(
+        parts["pinned attention"] = bytes_pinned(self._attention, placement.pinned) - bytes_pinned(
             deciding, placement.pinned)
-        parts["pinned gates"] = _bytes_pinned(deciding, placement.pinned)
+        parts["pinned gates"] = bytes_pinned(deciding, placement.pinned)
         bases = {n.section for n in self._header.neurons}
-        parts["pinned base"] = _bytes_pinned([s for s in self._streamable if s.name in bases], placement.pinned)
-        parts["pinned details"] = _bytes_pinned([s for s in self._others if s.name not in {*bases, HEAD}],
+        parts["pinned base"] = bytes_pinned([s for s in self._streamable if s.name in bases], placement.pinned)
+        parts["pinned details"] = bytes_pinned([s for s in self._others if s.name not in {*bases, HEAD}],
                                                 placement.pinned)
-        parts["pinned output head"] = _bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
+        parts["pinned output head"] = bytes_pinned([s for s in self._others if s.name == HEAD], placement.pinned)
         parts["experts" if self._header.config.experts else "window of neurons"] = window
         parts["pinned embedding"] = self._embedding_bytes(placement.embedding)
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
-        streamed, missed = _length(self._streamable) - held, 0
+        streamed, missed = length_of(self._streamable) - held, 0
         if placement.window:
             missed = expected_bytes(self._header, placement.window, self._left_out)
-            streamed += missed - _length(self._in_window)
+            streamed += missed - length_of(self._in_window)
         return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk,
                     expected_hits(self._header, placement.window, self._left_out)
                     if placement.window and self._header.config.experts else None, missed)
@@ -270,7 +271,7 @@ class Planner:
     @property
     def whole(self) -> int:
         """The smallest budget with which nothing is streamed, in bytes."""
-        size = _length(self._streamable)
+        size = length_of(self._streamable)
         return sum(self._fixed(self._chunk).values()) + size + page_table_bytes(size) + self._edges
 
     def smallest(self, disk: Device) -> int:
@@ -343,81 +344,32 @@ class Planner:
         for slots in (0, self.slots(disk, bases=True)):
             left = budget - sum(fixed.values()) - self._ahead(disk, slots) - self._edges
             left -= page_table_bytes(left)
-            all_in_order = left - _length(self._in_order)
+            all_in_order = left - length_of(self._in_order)
             for window in candidates(self._header, left if slots else all_in_order):
                 room = left - window_bytes(window)
-                if room < 0 or (not slots and room < _length(self._in_order)):
+                if room < 0 or (not slots and room < length_of(self._in_order)):
                     continue
                 if not slots and holds_all(self._header, window):
                     return every, 0, {}
-                streamed = max(_length(self._in_order) - room, 0)
+                streamed = max(length_of(self._in_order) - room, 0)
                 seconds = streamed / disk.bandwidth + reading_s(self._header, window, disk, self._left_out)
                 found.append((seconds, slots, window, room))
         _, slots, window, room = min(found, key=lambda split: split[0])
-        pinned = _spread_in_turn([self._attention, self._others], room, disk.chunk_bytes) if slots else {}
+        pinned = spread_in_turn([self._attention, self._others], room, disk.chunk_bytes) if slots else {}
         return every | pinned | none, slots, window
 
     def _spread_all(self, left: int, chunk_bytes: int) -> dict[str, int]:
         """Pin in `left` bytes, in the order of what makes the best draft."""
         head = next(layout for layout in self._others if layout.name == HEAD)
         details = [layout for layout in self._others if layout.name != HEAD]
-        common, rest = _cut(head, min(_COMMON_SLABS, head.count) if self._bases else 0)
+        common, rest = cut_at(head, min(_COMMON_SLABS, head.count) if self._bases else 0)
         phases = [self._attention, [common], self._bases]
         if self._drafting and self._bases:
-            less_common, rest = _cut(rest, min(_LESS_COMMON_SLABS, rest.count))
-            cut = [_cut(layout, layout.count * 2 // 3) for layout in details]
-            phases += [[less_common], *([first] for first, _ in reversed(cut)), [*(last for _, last in cut), rest]]
+            less_common, rest = cut_at(rest, min(_LESS_COMMON_SLABS, rest.count))
+            thirds = [cut_at(layout, layout.count * 2 // 3) for layout in details]
+            phases += [[less_common], *([first] for first, _ in reversed(thirds)),
+                       [*(last for _, last in thirds), rest]]
         else:
             phases.append([*details, rest])
-        return dict.fromkeys((layout.name for layout in self._streamable), 0) | _spread_in_turn(
+        return dict.fromkeys((layout.name for layout in self._streamable), 0) | spread_in_turn(
             phases, left, chunk_bytes)
-
-
-def _spread_in_turn(phases: Iterable[Sequence[UnitLayout]], left: int, chunk_bytes: int) -> dict[str, int]:
-    """How many units of each to pin in `left` bytes: those of a phase before those of the next. A layout may be cut
-    among several phases."""
-    pinned: dict[str, int] = {}
-    for layouts in phases:
-        for name, count in _spread(layouts, left, chunk_bytes).items():
-            pinned[name] = pinned.get(name, 0) + count
-        left -= _length(layouts)
-    return pinned
-
-
-def _cut(layout: UnitLayout, count: int) -> tuple[UnitLayout, UnitLayout]:
-    """The first `count` units, and the others."""
-    rest = layout.bytes_of(count)
-    return (replace(layout, count=count, length=layout.length - rest),
-            replace(layout, count=layout.count - count, length=rest))
-
-
-def _length(layouts: Iterable[UnitLayout]) -> int:
-    """Bytes of all units."""
-    return sum(layout.length for layout in layouts)
-
-
-def _bytes_pinned(layouts: Iterable[UnitLayout], pinned: Mapping[str, int]) -> int:
-    return sum(layout.length - layout.bytes_of(pinned[layout.name]) for layout in layouts)
-
-
-def _spread(layouts: Sequence[UnitLayout], left: int, chunk_bytes: int) -> dict[str, int]:
-    """How many units of each to pin in `left` bytes: so that what is streamed of any first few of them is as large a
-    part of them as of all, and makes whole runs if possible."""
-    length, left = _length(layouts), max(left, 0)
-    share = 1 - min(left / length, 1.0) if length else 0.0
-    pinned, wanted, streamed = {}, 0.0, 0
-    for layout in layouts:
-        wanted += share * layout.length
-        run = stream.run_units(layout.unit_bytes, chunk_bytes)
-        first = layout.count
-        while first > 0 and streamed + layout.bytes_of(first) < wanted:
-            first = max(first - run, 0)
-        pinned[layout.name] = first
-        streamed += layout.bytes_of(first)
-    # Rounding to runs must not have pinned too much.
-    for layout in reversed(layouts):
-        while length - streamed > left and pinned[layout.name]:
-            streamed -= layout.bytes_of(pinned[layout.name])
-            pinned[layout.name] -= 1
-            streamed += layout.bytes_of(pinned[layout.name])
-    return pinned
