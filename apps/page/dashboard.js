@@ -1,6 +1,6 @@
 // The dashboard: what the memory budget holds, what the disk brings, how fast it goes, and the budget itself.
 import { Budget } from "./budget.js";
-import { gigabytes, mib, percent, rate } from "./format.js";
+import { gigabytes, mib, percent, rate, tenths } from "./format.js";
 import { html, useStores } from "./html.js";
 import { Layers } from "./layers.js";
 import { Memory } from "./memory.js";
@@ -24,6 +24,8 @@ export function Dashboard({ conversations, asking, instrument }) {
           ${status.experts?.needed > 0 && html`<p class="note">experts in memory: <b>${
             percent(1 - status.experts.missed / status.experts.needed)}</b>${status.experts.guessed > 0
             ? html`, guessed right: <b>${percent(status.experts.right / status.experts.guessed)}</b>` : ""}</p>`}
+          ${status.left_out && html`<p class="note">left out: experts below <b>${tenths(status.left_out.threshold)}</b>
+            of a token's weight, which costs <b>${tenths(status.left_out.loss_per_token)}</b></p>`}
         </section>
         <section class="panel" aria-labelledby="speed-title">
           <h2 id="speed-title">Speed</h2>

@@ -25,6 +25,8 @@ export const megabytes = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)}
 
 export const percent = (share) => `${Math.round(100 * share)}\u2009%`;
 
+export const tenths = (share) => `${(100 * share).toFixed(1)}\u2009%`;
+
 export const seconds = (value) => (value < 10 ? `${value.toFixed(1)}\u2009s` : `${value.toFixed(0)}\u2009s`);
 
 export const when = (time) => {

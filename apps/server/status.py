@@ -1,5 +1,6 @@
 """What the page beside the chat shows, and its slider: the model's state, and loading it with another budget."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +21,13 @@ def status(service: EngineService, name: str, embeddings: int) -> dict[str, Any]
     if watch is None:
         return {**values, "budget": 0, "smallest": 0, "whole": 0, "parts": {},
                 "streaming": {"bytes": 0, "bandwidth": None}, "layers": [], "reading": None, "experts": None,
-                "threads": 0, "context": 0, "memory_total": 0}
+                "left_out": None, "threads": 0, "context": 0, "memory_total": 0}
     flash = watch.flash
     return {**values, "budget": watch.budget, "smallest": watch.smallest, "whole": watch.whole, "parts": watch.parts,
             "streaming": {"bytes": flash.read, "bandwidth": flash.bandwidth},
             "layers": [{"pinned": share} for share in watch.pinned],
             "reading": flash.reading if service.answering else None,
             "experts": None if watch.experts is None else asdict(watch.experts),
+            "left_out": None if watch.left_out is None else {
+                "threshold": watch.left_out.threshold, "loss_per_token": round(math.expm1(watch.left_out.nats), 5)},
             "threads": watch.threads, "context": watch.context, "memory_total": watch.memory_total}

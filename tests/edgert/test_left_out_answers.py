@@ -4,7 +4,8 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import small_engine
@@ -13,6 +14,7 @@ from tiny_model import change_header, give_tokenizer, write_bundle, write_model
 
 import edgert
 from edgert.apps.chat_statistics import statistics_lines
+from edgert.apps.server.status import status
 from edgert.bundle import Bundle
 from edgert.bundle.header import ExpertLoss
 from edgert.cli import cli
@@ -23,6 +25,7 @@ from edgert.errors import ModelError, SessionError
 from edgert.generation.lenience import Account
 from edgert.memory.plan import Planner
 from edgert.residency.device import Device
+from edgert.watching import Watch
 
 CURVE = [[0.1, 0.005, 2.9, 0.95], [0.25, 0.02, 2.4, 0.7], [0.35, 0.2, 1.5, 0.3]]
 PROMPT, SETTINGS = "Of rivers and of hills, and", {"max_tokens": 24, "ignore_eos": True}
@@ -173,3 +176,15 @@ def test_the_plan_expects_fewer_bytes(tmp_path: Path) -> None:
         assert plans[0].streamed - plans[1].streamed == plans[0].missed - plans[1].missed
         missing = [1 - (plan.expected_hits or 0) for plan in plans]
         assert missing[1] == pytest.approx(missing[0] * 0.7 / 0.8)
+
+
+def test_the_page_is_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edgert.Model, "budgets", lambda model: (0, 0))  # of a plan that was made for this test
+
+    def told(**settings: Any) -> Any:
+        with load(0.5, **settings) as model:
+            service = SimpleNamespace(watch=Watch(model), counts=SimpleNamespace(tokens=0, drafted=0, accepted=0),
+                                      state="ready", error=None, waiting=0, answering=False)
+            return status(cast(Any, service), "m", 0)["left_out"]
+
+    assert told() is None and told(max_loss=0.05) == {"threshold": 0.25, "loss_per_token": 0.0202}
