@@ -65,7 +65,7 @@ class ExpertCache(OnDemand[_Job]):
 
     def __init__(self, file: FlashFile, layers: Sequence[ExpertLayer], experts: int, table: AddressTable, *,
                  slots: Mapping[int, int], stop: Callable[[], None], guesses: bool = True) -> None:
-        self._pools = pools_of(slots, "experts")
+        self._pools = pools_of(slots, "experts", filled=False)
         super().__init__(file, table, [pool.region for pool in self._pools.values()], stop)
         self._layers, self._experts, self._guesses = layers, experts, guesses
         shape = len(layers) * experts
@@ -206,7 +206,7 @@ class ExpertCache(OnDemand[_Job]):
                 expert = experts.popleft()
                 self._slot[expert], self._left[expert] = slot, self._per_expert(expert)
                 self._begun[expert] = False
-                self._pool(expert).held[slot] = expert
+                self._pool(expert).give(slot, expert)
                 jobs.extend(_Job(expert, unit, ahead) for unit in range(self._per_expert(expert)))
                 self.counted.read_ahead += ahead
 

@@ -29,14 +29,25 @@ class Pool:
     region: Region
     slot_bytes: int
     held: np.ndarray = field(init=False)
+    _used: np.ndarray = field(init=False)
+    """bool, whether each has ever been given to anybody."""
 
     def __post_init__(self) -> None:
-        self.held = np.full(self.region.size // self.slot_bytes, NOBODY, np.int64)
+        count = self.region.size // self.slot_bytes
+        self.held, self._used = np.full(count, NOBODY, np.int64), np.zeros(count, bool)
+
+    def give(self, slot: int, number: int) -> None:
+        """A slot to somebody."""
+        self.held[slot] = number
+        if not self._used[slot]:
+            self._used[slot] = True
+            self.region.filled_up_to(int(self._used.sum()) * self.slot_bytes)
 
 
-def pools_of(slots: Mapping[int, int], what: str) -> dict[int, Pool]:
-    """By the size of a slot, in bytes. slots: how many there are of each; what: is in them."""
-    return {size: Pool(Region(count * size, what, huge=True, filled=True), size) for size, count in slots.items()}
+def pools_of(slots: Mapping[int, int], what: str, *, filled: bool) -> dict[int, Pool]:
+    """By the size of a slot, in bytes. slots: how many there are of each; what: is in them. filled: all of them will be
+    right away, without `Pool.give`."""
+    return {size: Pool(Region(count * size, what, huge=True, filled=filled), size) for size, count in slots.items()}
 
 
 class OnDemand(Readers, Generic[Job]):

@@ -56,6 +56,10 @@ class Region:
         np.frombuffer(self._map, np.uint8, self.size, self._start)[::mmap.PAGESIZE] = 0
         self._promises(0)
 
+    def filled_up_to(self, size: int) -> None:
+        """`size` bytes of it, wherever, have become resident."""
+        self._promises(self.size - size)
+
     def _promises(self, size: int) -> None:
         """Record that `size` bytes of it may still become resident."""
         with Region._lock:

@@ -61,7 +61,7 @@ class Window(OnDemand[_Job]):
 
     def __init__(self, file: FlashFile, layers: Sequence[tuple[Units, int]], table: AddressTable, *,
                  slots: Mapping[int, int], stop: Callable[[], None]) -> None:
-        self._pools = pools_of(slots, "neurons")
+        self._pools = pools_of(slots, "neurons", filled=True)
         super().__init__(file, table, [pool.region for pool in self._pools.values()], stop)
         self._layers = [_Layer(units, first, self._pools[units.unit_bytes]) for units, first in layers]
         self._used = np.zeros_like(table.entries)

@@ -28,6 +28,8 @@ from edgert.memory.window import expected_bytes, expected_hits, least_slots, slo
 from edgert.residency.device import Device
 from edgert.residency.experts import ExpertCache
 from edgert.residency.file import FlashFile
+from edgert.residency.on_demand import NOBODY
+from edgert.residency.region import Region
 
 SHAPE: dict[str, Any] = {
     "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 150, "num_hidden_layers": 4, "vocab_size": 90,
@@ -224,6 +226,21 @@ def test_what_the_table_says_is_in_the_slots(bundle: Bundle) -> None:
                 there = cache._entries(expert) != WAIT
                 assert there.sum() == (0 if cache._slot[expert] < 0 else len(there) - cache._left[expert])
     engine.close()
+
+
+def test_room_is_promised_until_it_is_used(bundle: Bundle) -> None:
+    """Another model that is planned meanwhile counts on what this one may still take."""
+    before, engine = Region.promised, cached(bundle, 500)
+    pools = cache_of(engine)._pools.values()
+    size, loaded = sum(pool.region.size for pool in pools), Region.promised
+    assert loaded - before >= size
+    for _ in range(2):
+        engine.forward(session := Session(bundle.header.config, 64, "f32"), TOKENS)
+        session.pool.close()
+        used = sum(int((pool.held != NOBODY).sum()) * pool.slot_bytes for pool in pools)
+        assert 0 < used < size and loaded - Region.promised == used, "what is used again is not counted again"
+    engine.close()
+    assert Region.promised == before
 
 
 def test_an_expert_that_a_kernel_has_just_asked_for_keeps_its_place(bundle: Bundle) -> None:
