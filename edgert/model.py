@@ -368,7 +368,8 @@ class Model(LanguageModel):
         file = open_session(Path(path))
 
         def work(job: Job[None]) -> None:
-            file.check(self._bundle.digest, self._conversations.current, self._engine.routing.threshold)
+            file.check(self._bundle.digest, self._conversations.current, self._engine.routing.threshold,
+                       self.header.expert_losses)
             self._turns.end()
             file.read_into(self._conversations.leave())
 
