@@ -162,7 +162,12 @@ class Model(LanguageModel):
     @property
     def drafts(self) -> bool:
         """Whether it guesses tokens with what stays in memory of its weights."""
-        return self._engine.drafts and self._speculator.mode != OFF
+        return self._engine.drafts and self.guesses
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it guesses tokens, if only those that followed the last ones before."""
+        return self._speculator.mode != OFF
 
     @property
     def endless(self) -> bool:
@@ -363,7 +368,8 @@ class Model(LanguageModel):
         file = open_session(Path(path))
 
         def work(job: Job[None]) -> None:
-            file.check(self._bundle.digest, self._conversations.current, self._engine.routing.threshold)
+            file.check(self._bundle.digest, self._conversations.current, self._engine.routing.threshold,
+                       self.header.expert_losses)
             self._turns.end()
             file.read_into(self._conversations.leave())
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from edgert.bundle import Bundle
+from edgert.bundle import Bundle, Header
 from edgert.errors import PeerError
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.measuring.bench import DEFAULT_PROMPT, NO_LOSS, NO_SPECULATION, bench
@@ -14,8 +14,8 @@ from edgert.process import default_threads
 from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
-from .gguf import bundle_of, has_experts
-from .loading import TEXT, compile_progress
+from .gguf import bundle_of
+from .loading import TEXT, compile_progress, experts_text
 from .shares import SHARE
 
 
@@ -50,10 +50,10 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
     Each engine runs in a process of its own. llama.cpp is measured with repacked and with memory-mapped weights, with
     --context-tokens also with and without flash attention, and the best result counts.
     """
-    if max_loss and memory is None and not has_experts(bundle):
-        raise click.UsageError("--max-loss goes with --memory: with all weights in memory nothing is drafted")
     bundle = str(bundle_of(bundle))
     with Bundle(bundle) as opened:
+        if max_loss:
+            _tell_loss(opened.header, max_loss, memory)
         load_library(compile_progress)  # before the processes that measure do
         ids = read_text(opened).tokenizer.encode(prompt)
     if not ids:
@@ -73,6 +73,17 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
         show_json(result)
     else:
         show(_table(result))
+
+
+def _tell_loss(header: Header, max_loss: float, memory: str | None) -> None:
+    """Tell the user which of a mixture's experts are left out. Raises UsageError where nothing would be lost."""
+    changes = memory is not None or header.left_out_for(max_loss) is not None
+    if not changes and not header.config.experts:
+        raise click.UsageError("--max-loss goes with --memory: with all weights in memory nothing is drafted")
+    if not changes:
+        raise click.UsageError(f"{experts_text(header, max_loss)}. Without --memory it changes nothing else")
+    if header.config.experts:
+        show(experts_text(header, max_loss), err=True)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -132,8 +132,8 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
     context = max(window if text is not None else 0, _CONTEXT if questions or prompts else 0)
     with load_bundle(bundle, max_loss=max_loss, **{
             **model_settings, "context": model_settings["context"] or context}) as model:
-        if model.left_out is not None or (max_loss and prompts_file is None):
-            tell_price(model, max_loss)
+        if max_loss and model.header.config.experts:
+            tell_price(model, max_loss, answers=prompts_file is not None)
         ours = _Engine("edgert", model.reset, model.extend, min(model.plan.logit_rows, _ROWS))
         tokenizer = model.tokenizer
         ids = tokenizer.encode(text, add_bos=False)[:max_tokens] if text is not None else []

@@ -12,7 +12,7 @@ import xxhash
 from edgert.bundle import Bundle
 from edgert.bundle.header import VERSION
 from edgert.download import models_folder
-from edgert.errors import EdgertError, ModelError, SourceError, UnsupportedError
+from edgert.errors import ModelError, SourceError, UnsupportedError
 from edgert.locking import making
 from edgert.terminal import show, show_passing
 
@@ -43,11 +43,9 @@ def bundle_of(path: str | Path) -> Path:
 
 
 def has_experts(path: str | Path) -> bool:
-    """Whether the bundle for a path is one of a mixture of experts. What cannot be opened is not: whoever opens it for
-    more will say so."""
-    with suppress(EdgertError), Bundle(bundle_of(path)) as opened:
+    """Whether the bundle for a path is one of a mixture of experts. Raises EdgertError where it cannot be opened."""
+    with Bundle(bundle_of(path)) as opened:
         return bool(opened.header.config.experts)
-    return False
 
 
 def end_conversions() -> None:

@@ -13,6 +13,7 @@ from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
 from .gguf import bundle_of
+from .shares import percent
 
 
 @click.command("inspect")
@@ -40,8 +41,8 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
         *((name, value) for name, value in header.provenance.items() if not isinstance(value, dict | list))]
     if pruning := header.quantization.get("pruning"):
         rows.append(("pruned", f"{pruning['method']}, {pruning['pattern']}"))
-    if config.experts:
-        losses = ", ".join(f"{100 * math.expm1(point.nats):.2g} % ({point.experts:.1f} stay)"
+    if config.experts_per_token > 1:
+        losses = ", ".join(f"{percent(math.expm1(point.nats), at_least=True)} ({point.experts:.1f} stay)"
                            for point in header.expert_losses)
         rows.append(("left out for", losses or "not measured"))
     width = max(len(name) for name, _ in rows)

@@ -28,7 +28,7 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .gguf import bundle_of
-from .loading import compile_progress, left_out_text, no_experts_left_out, parallel_option, plan_options
+from .loading import compile_progress, experts_text, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
 from .shares import SHARE
 
@@ -138,10 +138,8 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         _show(chosen, measured, program)
     else:
         _compare(table, points, measured)
-    if measured.left_out is not None:
-        show(f"\nmax-loss {100 * max_loss:g} %: {left_out_text(measured.left_out, measured.header)}.")
-    elif max_loss and measured.header.config.experts and not more:
-        show(f"\nmax-loss {100 * max_loss:g} % {no_experts_left_out(measured.header)}.")
+    if max_loss and measured.header.config.experts and not more:
+        show(f"\n{experts_text(measured.header, max_loss)}.")
 
 
 def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> int:

@@ -1,4 +1,6 @@
-"""Options that are shares: percentages, or fractions."""
+"""Shares, as percentages: options, which may be fractions too, and what is told."""
+
+import math
 
 import click
 
@@ -44,6 +46,19 @@ def _fraction(text: str) -> float:
     """What a number says: 3% is 0.03, and so is 0.03. Raises ValueError."""
     number = float(text.strip().removesuffix("%"))
     return number / 100 if "%" in text else number
+
+
+def percent(share: float, *, at_least: bool = False) -> str:
+    """A share in two digits. at_least: rounded up, so that --max-loss takes it for no less. What is above all that may
+    be lost is not told exactly."""
+    if share > MOST_LOSS:
+        return f"more than {100 * MOST_LOSS:.0f} %"
+    number = 100 * share
+    if not number:
+        return "0 %"
+    places = max(1 - math.floor(math.log10(number)), 0)
+    number = math.ceil(number * 10 ** places) / 10 ** places if at_least else round(number, places)
+    return f"{number:.{places}f}".rstrip("0").rstrip(".") + " %" if places else f"{number:.0f} %"
 
 
 SHARE = _Share()

@@ -11,9 +11,11 @@ the last turn that was saved. Nothing in it is executed.
 """
 
 import contextlib
+import math
 import os
 import secrets
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from edgert.bundle.header import ExpertLoss
 from edgert.errors import SessionError
 from edgert.kernels.pages import PAGE
 
@@ -79,17 +82,17 @@ class SessionFile:
     saved: Saved
     start: int
 
-    def check(self, bundle: str, session: Session, threshold: float = 0.0) -> None:
+    def check(self, bundle: str, session: Session, threshold: float = 0.0, losses: Sequence[ExpertLoss] = ()) -> None:
         """Raises SessionError where this session cannot go on with what was saved. threshold: of the experts that are
-        left out."""
+        left out. losses: what can be, of this model."""
         saved = self.saved
         if saved.bundle != bundle:
             raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open "
                                "that, or begin a new session")
         if saved.threshold != threshold:
             raise SessionError(f"{self.path}: was computed {_with_experts(saved.threshold)}, and this model is loaded "
-                               f"to compute {_with_experts(threshold)}; give the --max-loss that it had, or begin a "
-                               "new session")
+                               f"to compute {_with_experts(threshold)}; {_to_give(saved.threshold, losses)}, or begin "
+                               "a new session")
         if session.config.for_context(saved.context) != session.config:
             raise SessionError(f"{self.path}: was computed with a context of {saved.context}, for which this model's "
                                f"positions are others than for one of {session.context}; open it with --context "
@@ -198,6 +201,17 @@ def open_session(path: Path) -> SessionFile:
 
 def _with_experts(threshold: float) -> str:
     return f"without experts that weigh less than {100 * threshold:g} %" if threshold else "with all experts"
+
+
+def _to_give(threshold: float, losses: Sequence[ExpertLoss]) -> str:
+    """What to load a model with so that it leaves out experts below a threshold, and no others: prices that differ do
+    so by 1e-6 nats at least."""
+    if not threshold:
+        return "leave --max-loss away"
+    for point in losses:
+        if point.threshold == threshold:
+            return f"give --max-loss {math.ceil(1e6 * math.expm1(point.nats)) / 1e4:g}%"
+    return "give the --max-loss that it had"
 
 
 def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from forked import edgert
 from tested_targets import TESTED
-from tiny_model import give_tokenizer, write_model
+from tiny_model import give_tokenizer, write_bundle, write_model
 
 from edgert.converters.convert import convert
 
@@ -169,16 +169,19 @@ def test_refusals_are_one_sentence(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert "no such file" in refused("bench", bundle, "--against", tmp_path / "none.gguf")
 
 
-def test_wrong_usage_is_status_2() -> None:
+def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
+    dense = write_bundle(tmp_path / "x.edge")
     assert edgert("run").returncode == 2
     assert edgert("nonsense").returncode == 2
     assert edgert("run", "x.edge", "-p", "x", "--threads", "many").returncode == 2
     for arguments, words in ((("run", "x.edge", "-p", "x", "--max-loss", "a bit"), "'a bit' is no percentage; give"),
                              (("chat", "x.edge", "--max-loss", "3"), "3 is not between 0% and 100%; give one like 3%"),
-                             (("bench", "x.edge", "--max-loss", "3%"), "--max-loss goes with --memory"),
-                             (("eval", "x.edge", "--text", "t", "--max-loss", "3%"), "--max-loss goes with --prompts")):
+                             (("bench", dense, "--max-loss", "3%"), "--max-loss goes with --memory"),
+                             (("eval", dense, "--text", "t", "--max-loss", "3%"), "--max-loss goes with --prompts")):
         done = edgert(*arguments)
         assert done.returncode == 2 and words in done.stderr
+    for command in (("bench",), ("eval", "--text", "t")):
+        assert "no such file" in refused(*command, tmp_path / "none.edge", "--max-loss", "3%")
 
 
 def test_verify_names_section_and_offset(smollm2: Path, tmp_path: Path) -> None:

@@ -71,3 +71,14 @@ def test_a_table_of_modes(smollm2: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(line.startswith("600 MiB") for line in lines) == 2  # the table of this budget, and its plot
     assert "Not measured at 600 MiB, where nothing is drafted" in result.output
     assert "max-loss 1 %, max-loss 3 %." in result.output
+
+
+@pytest.mark.parametrize("loss_of", ["texts", "answers"])
+def test_experts_are_named_where_some_are_left_out(loss_of: str) -> None:
+    modes = [{"name": "exact", "max_loss": 0.0, "loss_of": "texts", "budgets": [{"budget": 1 << 20}]},
+             {"name": "more", "max_loss": 0.1, "loss_of": loss_of, "budgets": [{"budget": 1 << 20}]},
+             {"name": "less", "max_loss": 0.01, "budgets": []}]
+    notes = "\n".join(eval_modes._notes({"modes": modes, "budgets": [1 << 20]}))
+    told = ("Of caches, experts left out and other", "all, and no experts can be left out for that: less.",
+            "Of caches and other", "all: less.")
+    assert [words in notes for words in told] == 2 * [loss_of == "texts"] + 2 * [loss_of != "texts"]

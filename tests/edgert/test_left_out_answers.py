@@ -18,7 +18,8 @@ from edgert.apps.server.status import status
 from edgert.bundle import Bundle
 from edgert.bundle.header import ExpertLoss
 from edgert.cli import cli
-from edgert.commands.loading import tell_price
+from edgert.commands.loading import experts_text, tell_price
+from edgert.commands.shares import percent
 from edgert.commands.statistics import left_out_use
 from edgert.converters.convert import convert
 from edgert.errors import ModelError, SessionError
@@ -106,12 +107,12 @@ def test_a_session_goes_on_with_the_experts_that_it_was_computed_with(load: Load
         model.save_session(tmp_path / "lossy")
     with load(1.0) as model:
         with pytest.raises(SessionError, match="without experts that weigh less than 25 %, and this model is loaded to "
-                                               "compute with all experts; give the --max-loss that it had"):
+                                               r"compute with all experts; give --max-loss 2\.0202%, or begin"):
             model.open_session(tmp_path / "lossy")
         model.generate(PROMPT, **SETTINGS).text()
         model.save_session(tmp_path / "exact")
-    with load(0.2, max_loss=0.03) as model:
-        with pytest.raises(SessionError, match="was computed with all experts"):
+    with load(0.2, max_loss=0.020202) as model:
+        with pytest.raises(SessionError, match=r"was computed with all experts, .*; leave --max-loss away, or"):
             model.open_session(tmp_path / "exact")
         model.open_session(tmp_path / "lossy")
         answer = model.generate(ids, **SETTINGS)
@@ -123,19 +124,47 @@ def test_what_it_costs_is_told(load: Load, made: Path, capsys: pytest.CaptureFix
         tell_price(model, max_loss)
         return " ".join(capsys.readouterr().err.split())
 
-    with load(1.0, max_loss=0.05) as model:
+    with load(1.0, max_loss=0.05, speculation="auto") as model:
         said = told(model, 0.05)
         assert said.startswith("max-loss 5 %: experts with less than 25 % of a token's weight are left out, about 2.4 "
                                "of 3 stay; as was measured while converting, a token is 2 % less likely for it, at "
                                "every memory budget and number of threads the same; what is left of it, 2.9 %, pays")
-        assert "left out" in told(model, 0.0) and "what is left" not in told(model, 0.0)
-    with load(1.0, max_loss=0.001) as model:
-        assert "leaves out no experts: the least that this bundle knows to leave out costs 0.5 %; give at least " \
-               "that" in told(model, 0.001)
-        assert "settled when a model is loaded" in told(model, 0.05)
+        assert told(model, 0.0).startswith("max-loss 0 % is for guesses alone, as the model was loaded with 5 %: exp")
+        assert "what is left" not in told(model, 0.0) and "what is left of it, 47 %, pays" in told(model, 0.5)
+    with load(1.0, max_loss=0.05) as model:  # nothing is guessed
+        assert told(model, 0.05).endswith("the same") and told(model, 0.5).endswith("the same")
+    with load(1.0, max_loss=0.001, speculation="auto") as model:
+        few = told(model, 0.001)
+        assert "leaves out no experts: the least that this bundle knows to leave out costs 0.51 %; give at least " \
+               "that. Guesses that" in few and "0.51 %; give" in told(model, 0.004)
+        assert "settled when a model is loaded; start it with --max-loss. Guesses that" in told(model, 0.05)
         assert told(model, 0.0) == ""
+        assert model.header.left_out_for(0.0051) is not None  # what is told to give is enough
+        tell_price(model, 0.001, answers=False)
+        assert capsys.readouterr().err.endswith("give at least that\n")
     with edgert.load(with_curve(made, []), context=256, threads=1, max_loss=0.05) as model:
         assert "does not say what that costs; convert it again, without --no-calibrate" in told(model, 0.05)
+
+
+def test_why_none_can_be_left_out(made: Path, tmp_path: Path) -> None:
+    """Where each token has one expert, and where it costs more than may be given."""
+    path = write_bundle(tmp_path / "one.edge", model_type="mixtral", num_local_experts=6, num_experts_per_tok=1)
+    with Bundle(path) as one, Bundle(with_curve(made, [[0.1, 0.9, 2.9, 0.9], [0.2, 99, 2, 0.8]])) as dear:
+        assert experts_text(one.header, 0.03) == "max-loss 3 % leaves out no experts: each token has only one"
+        assert experts_text(dear.header, 0.03) == ("max-loss 3 % leaves out no experts: the least that this bundle "
+                                                   "knows to leave out costs more than 100 %")
+    shown = CliRunner().invoke(cli, ["inspect", str(path)]).output
+    assert "1 a token" in shown and "left out for" not in shown
+    path = with_curve(made, [[0.1, 0.005, 2.9, 0.9], [0.2, 99, 2, 0.8]])
+    shown = CliRunner().invoke(cli, ["inspect", str(path)]).output
+    assert "0.51 % (2.9 stay), more than 100 % (2.0 stay)" in shown
+
+
+def test_percentages() -> None:
+    for share, near, least in ((0.0, "0 %", "0 %"), (0.0000012, "0.00012 %", "0.00012 %"), (0.0301, "3 %", "3.1 %"),
+                               (0.5, "50 %", "50 %"), (0.9901, "99 %", "100 %"), (0.996, "100 %", "100 %"),
+                               *((share, "more than 100 %", "more than 100 %") for share in (1.01, 1e43))):
+        assert (percent(share), percent(share, at_least=True)) == (near, least)
 
 
 def test_commands(bundle: Path, tmp_path: Path) -> None:
@@ -152,10 +181,16 @@ def test_commands(bundle: Path, tmp_path: Path) -> None:
     evaluated = ("eval", str(bundle), "--text", str(text), "--window", "64")
     exact, lossy = ran(*evaluated), ran(*evaluated, "--max-loss", "5%")
     assert exact["perplexity"] != lossy["perplexity"] and lossy["left_out"]["loss_per_token"] == 0.0202
+    (prompts := tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Of", "answer": "hills"}))
+    few = CliRunner().invoke(cli, ["eval", str(bundle), "--prompts", str(prompts), "--max-loss", "0.1%"])
+    assert "leaves out no experts" in few.output and "Guesses that" in few.output
     planned = ran("plan", str(bundle), "--memory", "400M", "--context", "256", "--max-loss", "5%")
     assert planned["left_out"] == {"threshold": 0.25, "nats": 0.02, "experts": 2.4, "missed": 0.7}
     found = ran("bench", str(bundle), "--max-loss", "5%", "-r", "1", "-n", "4", "--prefill", "0")
     assert found["max_loss"] == 0.05 and "no_loss" in found
+    refused = CliRunner().invoke(cli, ["bench", str(bundle), "--max-loss", "0.1%", "-r", "1", "-n", "4"])
+    assert refused.exit_code == 2 and "costs 0.51 %; give at least that. Without --memory it changes nothing" in (
+        " ".join(refused.output.split()))
 
 
 def test_the_plan_expects_fewer_bytes(tmp_path: Path) -> None:
