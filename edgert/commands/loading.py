@@ -160,8 +160,8 @@ def tell_price(model: LanguageModel, max_loss: float, *, answers: bool = True) -
              f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose",
              err=True)
     elif max_loss:
-        show("max-loss changes little here: nothing is drafted, which takes a budget that holds some of the weights, "
-             "and not all", err=True)
+        show("max-loss changes little here: nothing is drafted, which takes a budget that holds enough of the weights "
+             "for a draft, and not all of them", err=True)
 
 
 def _price_of_experts(model: Model, max_loss: float, *, guesses: bool) -> str:
