@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from edgert.errors import ModelError
 from edgert.text.tokenizer import Tokenizer
@@ -25,14 +24,8 @@ _spec.loader.exec_module(texts)
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    """Pieces learned from prose, code and conversation in several languages; the texts below had no part in it."""
-    made = Library(models.Unigram())
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    made.decoder = decoders.Metaspace(prepend_scheme="always")
-    made.train_from_iterator((TESTS.parent / "converters" / "calibration.txt").read_text().splitlines(),
-                             trainers.UnigramTrainer(vocab_size=1000, special_tokens=["<unk>", "</s>"],
-                                                     unk_token="<unk>", show_progress=False))
-    return made
+    """Pieces learned from prose, code and conversation (make_unigram.py); the texts below had no part in it."""
+    return Library.from_file(str(TESTS / "golden" / "unigram.json"))
 
 
 def write_pieces(path: Path, pieces: list[tuple[str, float]]) -> None:
