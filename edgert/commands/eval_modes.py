@@ -95,8 +95,9 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         if budgets := [f"{budget / MIB:.0f} MiB" for budget in result["budgets"] if budget not in there]:
             missing.setdefault(", ".join(budgets), []).append(mode["name"])
     for budgets_text, names in missing.items():
-        yield (f"Not measured at {budgets_text}, where nothing is drafted, which takes a budget that holds enough of the "
-               f"weights\nfor a draft, and not all{', and no experts can be left out for that' * experts}: {', '.join(names)}.")
+        yield (f"Not measured at {budgets_text}, where nothing is drafted, which takes a budget that holds enough of "
+               f"the weights\nfor a draft, and not all{', and no experts can be left out for that' * experts}: "
+               f"{', '.join(names)}.")
 
 
 def _accuracy(found: Mapping[str, Any] | None) -> str:

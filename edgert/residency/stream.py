@@ -197,8 +197,7 @@ class Stream(Readers):
             nonlocal checking
             self._file.read(run.offset, data, int(run.ends[-1]))
             checking = now()
-            for i, (start, end) in enumerate(zip(run.starts.tolist(), run.ends.tolist(), strict=True)):
-                run.units.check(run.first + i, data[start:end])
+            run.units.check_all(run.first, map(slice, run.starts.tolist(), run.ends.tolist()), data)
 
         self._file.twice(attempt)
         if self._hook is not None:

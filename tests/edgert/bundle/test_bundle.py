@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_engine import make_engine
@@ -19,6 +20,7 @@ from tiny_model import change_header, header_of, whole_groups, with_header, writ
 from edgert.bundle import Bundle, Neurons
 from edgert.bundle.contents import contents, table
 from edgert.bundle.header import ALIGNMENT, GROUP_CHECKSUMS, MAX_HEADER_BYTES, PREFIX_BYTES
+from edgert.bundle.reader import Units
 from edgert.converters.convert import convert
 from edgert.converters.presets import Preset
 from edgert.converters.quantizer import packed, packed_rows
@@ -498,3 +500,17 @@ def test_a_forged_header(tied: Path, tmp_path_factory: pytest.TempPathFactory, s
         run(path)
     except EdgertError as error:
         assert "\n" not in str(error)
+
+
+def test_units_that_are_checked_together() -> None:
+    """As one by one: of several that are damaged the first is named, by its number and its place in the file."""
+    data = np.random.default_rng(3).integers(0, 256, 250, np.uint8)
+    places = [slice(0, 100), slice(100, 200), slice(200, 250)]
+    units = Units(Path("m.edge"), "head", 4096, 450, 100, [0, 0, *(xxhash.xxh3_64_intdigest(data[at]) for at in places)])
+    units.check_all(2, iter(places), memoryview(data))
+    for damaged in ((1,), (2,), (1, 2)):
+        wrong = data.copy()
+        for number in damaged:
+            wrong[places[number]][-1] ^= 1
+        with pytest.raises(BundleError, match=f"part {2 + damaged[0]} of 'head'.* {4096 + 100 * (2 + damaged[0])}"):
+            units.check_all(2, iter(places), memoryview(wrong))
