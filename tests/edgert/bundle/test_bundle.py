@@ -506,7 +506,8 @@ def test_units_that_are_checked_together() -> None:
     """As one by one: of several that are damaged the first is named, by its number and its place in the file."""
     data = np.random.default_rng(3).integers(0, 256, 250, np.uint8)
     places = [slice(0, 100), slice(100, 200), slice(200, 250)]
-    units = Units(Path("m.edge"), "head", 4096, 450, 100, [0, 0, *(xxhash.xxh3_64_intdigest(data[at]) for at in places)])
+    checksums = [xxhash.xxh3_64_intdigest(data[at]) for at in places]
+    units = Units(Path("m.edge"), "head", 4096, 450, 100, [0, 0, *checksums])
     units.check_all(2, iter(places), memoryview(data))
     for damaged in ((1,), (2,), (1, 2)):
         wrong = data.copy()
