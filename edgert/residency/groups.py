@@ -97,7 +97,7 @@ def read_units(file: FlashFile, units: Units, first: int, last: int, view: memor
             progress()
             stop = min(at + _PIECE, len(view))
             file.read(start + at, view[at:stop], min(stop, end - start) - at)
-        for unit in range(first, last):
-            units.check(unit, view[units.start(unit) - start:units.start(unit + 1) - start])
+        units.check_all(first, (slice(units.start(unit) - start, units.start(unit + 1) - start)
+                                for unit in range(first, last)), view)
 
     file.twice(attempt)

@@ -105,8 +105,8 @@ class OnDemand(Readers, Generic[Job]):
             nonlocal checking
             self._file.read(units.start(first), data, len(data))
             checking = now()
-            for unit in range(first, last):
-                units.check(unit, data[(unit - first) * units.unit_bytes:(unit - first + 1) * units.unit_bytes])
+            units.check_all(first, (slice(start, start + units.unit_bytes)
+                                    for start in range(0, len(data), units.unit_bytes)), data)
 
         self._file.twice(attempt)
         return started, checking
