@@ -43,6 +43,13 @@ def write_model(folder: Path, *, size: float = 1.0, seed: int = 0, **config: Any
     return folder
 
 
+def write_mixture(folder: Path) -> Path:
+    """The same of a mixture of twelve experts in each of three layers, of which a token has three."""
+    return write_model(folder, model_type="mixtral", size=0.3, hidden_size=64, intermediate_size=150,
+                       num_hidden_layers=3, vocab_size=258, num_local_experts=12, num_experts_per_tok=3,
+                       max_position_embeddings=512)
+
+
 def give_tokenizer(folder: Path) -> Path:
     """Give a model of `write_model` a tokenizer of bytes, with which it can be loaded; its vocabulary must have 258."""
     words = {"<s>": 0, "</s>": 1, **{c: 2 + i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 import small_engine
-from tiny_model import give_tokenizer, write_model
+from tiny_model import give_tokenizer, write_mixture
 
 import edgert
 from edgert.apps.chat_statistics import statistics_lines
@@ -32,9 +32,7 @@ Load = Callable[..., edgert.Model]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_model(tmp_path_factory.mktemp("answers") / "model", model_type="mixtral", size=0.3, hidden_size=64,
-                         intermediate_size=150, num_hidden_layers=3, vocab_size=258, num_local_experts=12,
-                         num_experts_per_tok=3, max_position_embeddings=512)
+    folder = write_mixture(tmp_path_factory.mktemp("answers") / "model")
     give_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     convert(str(folder), folder.with_name("m.edge"), "q4")

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import small_engine
 from click.testing import CliRunner
-from tiny_model import change_header, give_tokenizer, write_bundle, write_model
+from tiny_model import change_header, give_tokenizer, write_bundle, write_mixture
 
 import edgert
 from edgert.apps.chat_statistics import statistics_lines
@@ -35,9 +35,7 @@ Load = Callable[..., edgert.Model]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_model(tmp_path_factory.mktemp("left-out") / "model", model_type="mixtral", size=0.3, hidden_size=64,
-                         intermediate_size=150, num_hidden_layers=3, vocab_size=258, num_local_experts=12,
-                         num_experts_per_tok=3, max_position_embeddings=512)
+    folder = write_mixture(tmp_path_factory.mktemp("left-out") / "model")
     convert(str(give_tokenizer(folder)), folder.with_name("made.edge"), "q4")
     return folder.with_name("made.edge")
 
