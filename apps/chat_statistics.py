@@ -1,6 +1,5 @@
 """What `/stats` tells: speed, guesses, flash and memory."""
 
-import math
 from collections.abc import Iterator
 
 from edgert import Generation, LanguageModel, Model
@@ -35,7 +34,7 @@ def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[
     if isinstance(model, Model) and (left_out := model.left_out) is not None:
         stay = model.experts_per_token
         yield (f"left out: experts with less than {percent(left_out.threshold)} of a token's weight, so a token is "
-               f"{percent(math.expm1(left_out.nats))} less likely, as measured while converting"
+               f"{percent(left_out.loss)} less likely, as measured while converting"
                + (f"; {stay:.2f} of {model.header.config.experts_per_token} stay" if stay is not None else ""))
     if count := model.read_again:
         yield f"disk: {count} read{'s' * (count > 1)} failed or came damaged, and went well the second time"

@@ -1,6 +1,5 @@
 """What the page beside the chat shows, and its slider: the model's state, and loading it with another budget."""
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -29,5 +28,5 @@ def status(service: EngineService, name: str, embeddings: int) -> dict[str, Any]
             "reading": flash.reading if service.answering else None,
             "experts": None if watch.experts is None else asdict(watch.experts),
             "left_out": None if watch.left_out is None else {
-                "threshold": watch.left_out.threshold, "loss_per_token": round(math.expm1(watch.left_out.nats), 5)},
+                "threshold": watch.left_out.threshold, "loss_per_token": round(watch.left_out.loss, 5)},
             "threads": watch.threads, "context": watch.context, "memory_total": watch.memory_total}

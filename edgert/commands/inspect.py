@@ -1,7 +1,6 @@
 """`edgert inspect`: what a bundle contains."""
 
 import json
-import math
 from typing import Any
 
 import click
@@ -42,7 +41,7 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
     if pruning := header.quantization.get("pruning"):
         rows.append(("pruned", f"{pruning['method']}, {pruning['pattern']}"))
     if config.experts_per_token > 1:
-        losses = ", ".join(f"{percent(math.expm1(point.nats), at_least=True)} ({point.experts:.1f} stay)"
+        losses = ", ".join(f"{percent(point.loss, at_least=True)} ({point.experts:.1f} stay)"
                            for point in header.expert_losses)
         rows.append(("left out for", losses or "not measured"))
     width = max(len(name) for name, _ in rows)

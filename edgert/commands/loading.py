@@ -195,7 +195,7 @@ def _why_none(header: Header) -> str:
         return "each token has only one"
     if not (curve := header.expert_losses):
         return "this bundle does not say what that costs; convert it again, without --no-calibrate"
-    least = math.expm1(curve[0].nats)
+    least = curve[0].loss
     return (f"the least that this bundle knows to leave out costs {percent(least, at_least=True)}"
             f"{'; give at least that' if least <= MOST_LOSS else ''}")
 
@@ -203,7 +203,7 @@ def _why_none(header: Header) -> str:
 def _left_out_text(left_out: ExpertLoss, header: Header) -> str:
     return (f"experts with less than {percent(left_out.threshold)} of a token's weight are left out, about "
             f"{left_out.experts:.1f} of {header.config.experts_per_token} stay; as was measured while converting, a "
-            f"token is {percent(math.expm1(left_out.nats))} less likely for it, at every memory budget and number of "
+            f"token is {percent(left_out.loss)} less likely for it, at every memory budget and number of "
             "threads the same")
 
 

@@ -1,6 +1,5 @@
 """What was read from flash during an answer, and what was guessed, for the output of --json."""
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -35,7 +34,7 @@ def left_out_use(model: Model) -> dict[str, Any]:
     computed since loading."""
     left_out, experts = model.left_out, model.experts_per_token
     assert left_out is not None
-    return {"threshold": left_out.threshold, "loss_per_token": round(math.expm1(left_out.nats), 5),
+    return {"threshold": left_out.threshold, "loss_per_token": round(left_out.loss, 5),
             "experts_per_token": None if experts is None else round(experts, 3),
             "of_experts": model.header.config.experts_per_token}
 

@@ -210,7 +210,7 @@ def _to_give(threshold: float, losses: Sequence[ExpertLoss]) -> str:
         return "leave --max-loss away"
     for point in losses:
         if point.threshold == threshold:
-            return f"give --max-loss {math.ceil(1e6 * math.expm1(point.nats)) / 1e4:g}%"
+            return f"give --max-loss {math.ceil(1e6 * point.loss) / 1e4:g}%"
     return "give the --max-loss that it had"
 
 
