@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgert.errors import BundleError
@@ -34,3 +35,8 @@ class FaultyFile(FlashFile):
         super().read(offset, buffer, needed)
         if fails and self.fault == "flip":
             buffer[needed - 1] ^= 1  # the last byte of what is wanted
+
+    def read_in_turn(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        for buffer in buffers:
+            self.read(offset, buffer, len(buffer))
+            offset += len(buffer)

@@ -8,7 +8,7 @@ or streamed, decide it exactly (kernels/sparse.py). So what is in the window dec
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,9 @@ from .table import AddressTable
 
 _PIECE = 1 << 20
 """Bytes to read at once while the window is filled for the first time."""
+_TURNS, _MOST_AT_ONCE = 2, 16
+"""What a layer asks for is divided among the readers, each of which comes so often, with no more groups than that at
+once: most of what a small read costs is Python's, between one and the next."""
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -43,11 +46,19 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A group to read."""
+    """Groups to read, in rising order, each with its slot."""
 
     layer: _Layer
-    unit: int
-    slot: int
+    units: list[int]
+    slots: list[int]
+
+    def runs(self) -> Iterator[tuple[int, list[int]]]:
+        """Neighbours in the file, which one call reads: the first, and the slots of all."""
+        first = 0
+        for after in range(1, len(self.units) + 1):
+            if after == len(self.units) or self.units[after] != self.units[after - 1] + 1:
+                yield self.units[first], self.slots[first:after]
+                first = after
 
 
 class Window(OnDemand[_Job]):
@@ -104,7 +115,7 @@ class Window(OnDemand[_Job]):
         with self._quiet:
             self._asked[0] = NOBODY
             for job in self._jobs:
-                job.layer.pool.held[job.slot] = NOBODY
+                job.layer.pool.held[job.slots] = NOBODY
             self._jobs.clear()
             quiet = self._wait_until_quiet()
         if not quiet:
@@ -133,17 +144,24 @@ class Window(OnDemand[_Job]):
         gone = held[slots]
         entries[gone[gone != NOBODY]] = WAIT
         held[slots] = layer.first + missing
-        self._jobs.extend(_Job(layer, unit, slot) for unit, slot in zip(missing.tolist(), slots.tolist(), strict=True))
+        at_once = min(max(-(-len(missing) // (_TURNS * READERS)), 1), _MOST_AT_ONCE)
+        for start in range(0, len(missing), at_once):
+            some = slice(start, start + at_once)
+            self._jobs.append(_Job(layer, missing[some].tolist(), slots[some].tolist()))
 
     def _read(self, reader: int, job: _Job) -> None:
-        units, pool = job.layer.units, job.layer.pool
-        started, checking = self._read_into(job.layer, job.unit, job.unit + 1, job.slot)
-        if self._hook is not None:
-            self._hook(Read(reader, units.name, units.start(job.unit), pool.slot_bytes, started, checking, now()))
-        with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
-            self.reading.bytes += pool.slot_bytes
-            self.reading.seconds += checking - started
-        self._table.entries[job.layer.first + job.unit] = pool.region.address + pool.slot_bytes * job.slot
+        units, pool, entries = job.layer.units, job.layer.pool, self._table.entries
+        size = pool.slot_bytes
+        for first, slots in job.runs():
+            buffers = [pool.region.view(slot * size, size) for slot in slots]
+            started, checking = self._read_in_turn(units, first, buffers)
+            if self._hook is not None:
+                self._hook(Read(reader, units.name, units.start(first), size * len(slots), started, checking, now()))
+            with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
+                self.reading.bytes += size * len(slots)
+                self.reading.seconds += checking - started
+            for unit, slot in enumerate(slots, job.layer.first + first):
+                entries[unit] = pool.region.address + size * slot
 
     def _read_into(self, layer: _Layer, first: int, last: int, slot: int) -> tuple[float, float]:
         """Read and check neighbouring groups into neighbouring slots. When that began, and when checking did."""
