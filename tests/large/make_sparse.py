@@ -39,6 +39,7 @@ _SPACE = "Ġ"
 """As the byte-level alphabet has it."""
 HOT, OF_ACTIVE = 0.26, 0.8
 """So much of the neurons make so much of what is active."""
+RANK, OF_RANK = 1 / 32, 0.9
 
 _OPT = {"model_type": "opt", "activation_function": "relu", "word_embed_proj_dim": 2048, "hidden_size": 2048,
         "ffn_dim": 8192, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 50272,
@@ -123,6 +124,10 @@ class Maker:
             return made
         made = rng.standard_normal(shape, np.float32) / np.sqrt(shape[1])
         if spec.role is (Role.GATE if self._gated else Role.UP):
+            rank = max(round(RANK * shape[1]), 1)
+            made *= np.sqrt(np.float32(1 - OF_RANK))
+            made += np.sqrt(np.float32(OF_RANK / rank / shape[1])) * (
+                rng.standard_normal((shape[0], rank), np.float32) @ rng.standard_normal((rank, shape[1]), np.float32))
             self._thresholds = thresholds(rng.permutation(self._shares)).astype(np.float32)
             if self._gated:  # 1 is what the constant components are, before and behind the norm
                 made[:, :CONSTANT] = -self._thresholds[:, None] / CONSTANT
