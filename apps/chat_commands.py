@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgert import EdgertError, parse_size
-from edgert.commands.loading import FOLD, THINK, tell_price
+from edgert.commands.loading import FOLD, THINK
+from edgert.commands.price import tell_price
 from edgert.download import bundles_here, catalogue, find_bundle
 from edgert.terminal import show
 

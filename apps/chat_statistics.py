@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from edgert import Generation, LanguageModel, Model
+from edgert.commands.price import kind_left_out
 from edgert.commands.shares import percent
 
 
@@ -33,8 +34,8 @@ def statistics_lines(model: LanguageModel, last: Generation | None) -> Iterator[
                f"were needed; {share}; {counts.bytes / 1e9:.1f} GB of them were read since the model was loaded")
     if isinstance(model, Model) and (left_out := model.left_out) is not None:
         stay = model.experts_per_token
-        yield (f"left out: experts with less than {percent(left_out.threshold)} of a token's weight, so a token is "
-               f"{percent(left_out.loss)} less likely, as measured while converting"
+        yield (f"left out: {kind_left_out(left_out)}, so a token is {percent(left_out.loss)} less likely, as measured "
+               "while converting"
                + (f"; {stay:.2f} of {model.header.config.experts_per_token} stay" if stay is not None else ""))
     if count := model.read_again:
         yield f"disk: {count} read{'s' * (count > 1)} failed or came damaged, and went well the second time"

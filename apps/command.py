@@ -15,9 +15,9 @@ from edgert.commands.loading import (
     load_model,
     model_options,
     sampling_options,
-    tell_price,
     think_option,
 )
+from edgert.commands.price import tell_price
 from edgert.download import DEFAULT_MODEL, WAITING
 from edgert.errors import SessionError
 from edgert.sessions import session_info, using_session

@@ -15,18 +15,23 @@ from weakref import ref
 
 import numpy as np
 
+from edgert.bundle.header import predictor_rank
 from edgert.models.expert_config import Config as ExpertConfig
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role, feed_forward_parts
 
 from .activations import ACTIVATIONS, CLAMP
-from .expert_losses import Trials
+from .left_out import Trials
+from .predictor import Predictor, fitted
 from .source import Source
 
 WHOLE = 4096
 """Up to so many columns all products are kept (64 MB as float32), for more only squares."""
 _VALUES_AT_ONCE = 4 << 20
 """Weights read at a time, and values computed with them: 16 MB as float32."""
+
+
+LeaveOut = Callable[[np.ndarray, np.ndarray, Predictor, tuple[int, int]], None]
 
 
 class Vectors:
@@ -49,11 +54,13 @@ class Calibration:
 
     Implements models.network.Network: a family's `wire` records steps, which run when something after them is wanted.
     windows: token ids, (windows, tokens in each). progress(weights) is called when so many more have been gone through.
-    thresholds: also measure what it costs to leave out experts below each (expert_losses.py).
+    thresholds: also measure what it costs to leave out experts, or neurons, below each (left_out.py). in_units: of the
+    latter, for each layer how many neurons are in a unit, as `Trials.predicting` takes it.
     """
 
     def __init__(self, source: Source, windows: np.ndarray, wanted: Set[str],
-                 progress: Callable[[int], None] = lambda weights: None, thresholds: Sequence[float] = ()) -> None:
+                 progress: Callable[[int], None] = lambda weights: None, thresholds: Sequence[float] = (),
+                 in_units: Sequence[tuple[int, int]] = ()) -> None:
         self._source, self._wanted, self._progress = source, wanted, progress
         self._steps: deque[Callable[[], None]] = deque()
         self._ran = self._gone = 0
@@ -66,6 +73,10 @@ class Calibration:
         self._feed_forward = feed_forward_parts(source.config.tensors(), sparse=source.config.sparse)
         self._routers = {spec.layer: spec.name for spec in source.config.tensors() if spec.role is Role.ROUTER}
         self._active: dict[int, np.ndarray] = {}
+        self._predictors: dict[int, Predictor] = {}
+        self._leaving_out: dict[int, LeaveOut] = {}
+        """Of sparse layers whose neurons are to be predicted, what leaves them out."""
+        self._in_units = in_units
         windows = windows[:, :source.config.max_position_embeddings]  # learned positions have no more
         self._trials = Trials(thresholds, windows, self._activation)
         self._windows = self._trials.windows
@@ -90,17 +101,22 @@ class Calibration:
                 self._run()
         return self._active.pop(layer)
 
-    def expert_losses(self) -> list[list[float]]:
-        """The curve of expert_losses.py. To be asked for last. Raises SourceError."""
+    def predictor(self, layer: int) -> Predictor:
+        """A sparse layer's, where what it costs to leave out neurons is measured. To be asked for once, after `active`.
+        """
+        return self._predictors.pop(layer)
+
+    def left_out_losses(self) -> list[list[float]]:
+        """The curve of left_out.py. To be asked for last. Raises SourceError."""
         with np.errstate(all="ignore"):
             while self._steps:
                 self._run()
-        return self._trials.curve()
+        return self._trials.curve(self._source.config)
 
     def state(self) -> State | None:
         """What to `go_on` with in another process, after the same that was asked for until now; None while something is
         computed that has not been asked for."""
-        if self._moments or self._active:
+        if self._moments or self._active or self._predictors:
             return None
         there = ((number, found()) for number, found in enumerate(self._activations))
         values = {number: x.values for number, x in there if x is not None and hasattr(x, "values")}
@@ -237,7 +253,11 @@ class Calibration:
 
     def feed_forward(self, x: Vectors, layer: int, *, add_to: Vectors | None = None) -> Vectors:
         out = self._activation() if add_to is None else add_to
-        self._count([spec.name for spec in self._feed_forward[layer].matrices])
+        part = self._feed_forward[layer]
+        self._count([spec.name for spec in part.matrices])
+        if part.deciding is not None and self._trials:
+            self._count([part.deciding.name])  # to fit its predictor
+            self._leaving_out[layer] = self._trials.predicting()
         self._steps.append(lambda: self._of_neurons(x, layer, out, add_to))
         return out
 
@@ -248,10 +268,14 @@ class Calibration:
         self._observe(x.values, by_rows)
         hidden = np.empty((len(x.values), self._source.config.intermediate_size), np.float32)
         bias = None if part.up_bias is None else self._vector(part.up_bias.name)
+        leave_out = self._leaving_out.get(layer)
+        fitting = self._trials.fitting if leave_out else np.empty(0, np.int64)
+        products = np.empty((len(fitting), hidden.shape[1]), np.float32)
         first = 0
         for rows in zip(*map(self._parts, by_rows), strict=True):
             some = slice(first, first + len(rows[0]))
             made = x.values @ rows[0].T
+            products[:, some] = made[fitting]
             if bias is not None:
                 made += bias[some]
             made = act(made)
@@ -261,6 +285,11 @@ class Calibration:
             first = some.stop
         if part.sparse:
             self._active[layer] = hidden[:self._trials.observed] != 0
+        if leave_out:
+            rank = predictor_rank(self._source.config)
+            self._predictors[layer] = fitted(products, bias, self._parts(by_rows[0]), rank)
+            del products
+            leave_out(hidden, x.values, self._predictors[layer], self._in_units[layer])
         self._observe(hidden, [down], squares_alone=True)  # products gained nothing (docs/notes/presets.md)
         if add_to is None:
             out.values = np.zeros((len(x.values), part.down.shape[0]), np.float32)

@@ -38,6 +38,10 @@ _SPEED_OVER_S = 600
               help="Do not calibrate: that is to run some text through the model, and round weights to 4 bits so that "
                    "its results change least. Concerns only weights that have more bits in the source, or other steps. "
                    "Takes a minute or two for 1.5 billion weights on two cores.")
+@click.option("--predictors", is_flag=True,
+              help="Of a model whose activation makes zeros (ReLU), also compute predictors of which neurons are not "
+                   "zero, with what it costs to rely on them: --max-loss then reads and computes no others. The bundle "
+                   "has its neurons twice for that.")
 @click.option("--cluster", is_flag=False, flag_value="", metavar="[ADDRESS]",
               help="Have layers converted by the workers of a Ray cluster, which have edgert and find SOURCE at the "
                    "same path. Without an address (at the end of the line) it is that of $RAY_ADDRESS, or one on this "
@@ -50,7 +54,8 @@ _SPEED_OVER_S = 600
               help="How long --prune auto searches; without it some generations.")
 @click.pass_context
 def command(context: click.Context, source: str, out: str, preset: str, size: str | None, texts: tuple[Path, ...],
-            no_calibrate: bool, cluster: str | None, prune: str | None, search_time: str | None) -> None:
+            no_calibrate: bool, predictors: bool, cluster: str | None, prune: str | None,
+            search_time: str | None) -> None:
     """Convert SOURCE to a bundle OUT, such as model.edge.
 
     SOURCE is a GGUF file (of several, any), a folder with a safetensors or an ONNX model, an ONNX file, or
@@ -63,6 +68,8 @@ def command(context: click.Context, source: str, out: str, preset: str, size: st
 
     if texts and no_calibrate:
         raise click.UsageError("--calibrate names a text to calibrate with, and --no-calibrate says not to: give one")
+    if predictors and no_calibrate:
+        raise click.UsageError("--predictors are computed while calibrating, and --no-calibrate says not to: give one")
     if size is not None and context.get_parameter_source("preset") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--size chooses formats, and so does --preset: give one")
     most = None if size is None else parse_size(size)
@@ -81,7 +88,7 @@ def command(context: click.Context, source: str, out: str, preset: str, size: st
                 bars.update(task, description=visible(what), completed=done)
 
             kinds = convert(source, out, preset, progress, size=most, calibrate=not no_calibrate, texts=texts,
-                            cluster=cluster, prune=prune, search_time=search_time,
+                            cluster=cluster, prune=prune, search_time=search_time, predictors=predictors,
                             say=lambda sentence: show(sentence, err=True))
     except (KeyboardInterrupt, SystemExit, EdgertError):
         path = Path(out).resolve()

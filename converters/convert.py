@@ -49,7 +49,7 @@ KEEP_S = 10
 def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT,
             progress: Progress = lambda what, done, total: None, *, size: int | None = None, calibrate: bool = True,
             texts: Sequence[str | os.PathLike[str]] = (), cluster: str | None = None, prune: str | None = None,
-            search_time: str | None = None,
+            search_time: str | None = None, predictors: bool = False,
             say: Callable[[str], object] = lambda sentence: None) -> list[Kind]:
     """Convert a GGUF file, a safetensors folder, ONNX or `hf:org/name[@rev]` to a bundle at `out`.
 
@@ -67,7 +67,7 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     cluster: the address of a Ray cluster whose workers convert layers, "" for the nearest (cluster.py).
 
     prune: METHOD:AMOUNT[:PATTERN], what the model is to do without (pruning/request.py). search_time: how long amounts
-    are searched for, such as 20m.
+    are searched for, such as 20m. predictors: of a sparse model, also what `max_loss` needs to leave out neurons.
 
     Raises SourceError, DownloadError or BundleError, and, in the main thread, SystemExit after a SIGTERM or SIGHUP that
     would have ended the program (interruption.py); then there is no bundle at `out`, or still the one of before.
@@ -80,6 +80,11 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
     require_apart(path, [Path(source)])  # before all of it is read for its hash
     opened = open_source(source, reading=partial(progress, f"reading {Path(source).name}"))
     require_apart(path, [file.path for file in opened.files])
+    if predictors and not opened.config.sparse:
+        raise SourceError(f"{source}: predictors say which neurons are not zero, and this model's activation, "
+                          f"{opened.config.hidden_act}, makes no zeros; convert it without them")
+    if predictors and not calibrate:
+        raise SourceError("predictors are computed while calibrating: convert with that, or without them")
     paths = [Path(text) for text in texts] if calibrate else []
     with (nullcontext() if cluster is None else connected(cluster) as ray, cleaned_up(),
           until_whole(measured := journal_of(path))):
@@ -87,16 +92,18 @@ def convert(source: str, out: str | os.PathLike[str], preset_name: str = DEFAULT
             measured.remove()
         if request is None:
             remove_left(path)
-            header = _write(Pruned(opened), chosen, size, path, paths, ray, progress, say, calibrate=calibrate)
+            header = _write(Pruned(opened), chosen, size, path, paths, ray, progress, say, calibrate=calibrate,
+                            predictors=predictors)
         else:
             windows = windows_of(opened, paths) if paths else shipped_windows(opened) if calibrate else None
             with pruned(opened, request, windows, path, progress, say, seconds=seconds, ray=ray) as made:
-                header = _write(made, chosen, size, path, paths, ray, progress, say, calibrate=calibrate)
+                header = _write(made, chosen, size, path, paths, ray, progress, say, calibrate=calibrate,
+                                predictors=predictors)
     return contents(header)
 
 
 def _write(pruned: Pruned, chosen: Preset | Mix, size: int | None, path: Path, texts: Sequence[Path], ray: Any,
-           progress: Progress, say: Callable[[str], object], *, calibrate: bool) -> Header:
+           progress: Progress, say: Callable[[str], object], *, calibrate: bool, predictors: bool) -> Header:
     """Write the bundle of a model. Raises as `convert`."""
     opened = pruned.source
     provenance = {**opened.provenance, "edgert": edgert.__version__, "preset": chosen.name}
@@ -107,7 +114,7 @@ def _write(pruned: Pruned, chosen: Preset | Mix, size: int | None, path: Path, t
     sparse = sparse_formats(opened, chosen.formats(opened))
     for sentence in told(opened, sparse):
         say(f"{path}: {sentence}")
-    header = lay_out(opened, chosen, provenance, sparse)
+    header = lay_out(opened, chosen, provenance, sparse, predictors=predictors)
     if pruned.record:
         header.quantization["pruning"] = pruned.record
     if texts and (pruned.record or newly_rounded(opened, header) or opened.config.selective):

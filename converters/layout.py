@@ -9,6 +9,7 @@ from edgert.bundle.header import (
     CHAT_TEMPLATE,
     GROUP_CHECKSUMS,
     MAX_HEADER_BYTES,
+    PREDICTORS,
     PREFIX_BYTES,
     RESIDENT,
     TENSOR_ALIGNMENT,
@@ -16,6 +17,8 @@ from edgert.bundle.header import (
     detail_section,
     down_headers,
     neuron_section,
+    predictor,
+    predictor_rank,
     section_of,
 )
 from edgert.errors import SourceError
@@ -26,10 +29,14 @@ from edgert.kernels.neuron_rows import ROW_FORMATS, neuron_units
 from edgert.models.config import Config
 from edgert.models.tensors import FeedForward, Role, feed_forward_parts
 
-from .expert_losses import CURVE_BYTES
+from .left_out import CURVE_BYTES
 from .mix import Mix
 from .presets import Preset
 from .source import Source
+
+PREDICTOR_FORMAT = "q8"
+"""Of both matrices: with 4 bits what is left out by mistake costs three times as much, with 6 a quarter more
+(docs/notes/sparse.md)."""
 
 
 def _up(value: int, alignment: int) -> int:
@@ -66,10 +73,11 @@ def _experts(config: Config, layer: int, part: FeedForward, formats: Mapping[str
 
 
 def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
-            instead: Mapping[str, str] | None = None) -> Header:
+            instead: Mapping[str, str] | None = None, *, predictors: bool = False) -> Header:
     """The header of the bundle that a source becomes; only checksums are still to come. Raises SourceError.
 
-    instead: formats of matrices, by name, that take the place of the preset's.
+    instead: formats of matrices, by name, that take the place of the preset's. predictors: of a sparse model, with
+    predictors, and the neurons as these choose them.
     """
     config = source.config
     header = Header(config, dict(source.generation), {"preset": preset.name, **preset.record}, provenance)
@@ -78,6 +86,8 @@ def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
         header.quantization["activity"] = [list(unknown) for _ in range(config.num_hidden_layers - config.dense_layers)]
     if config.experts:
         header.quantization["expert_loss"] = []
+    if predictors:
+        header.quantization["neuron_loss"] = []
     tensors, formats = list(config.tensors()), preset.formats(source) | dict(instead or {})
     feed_forward = feed_forward_parts(tensors, sparse=config.sparse)
     lengths: dict[str, int] = {TOKENIZER: len(source.tokenizer_json.encode())}
@@ -104,10 +114,17 @@ def lay_out(source: Source, preset: Preset | Mix, provenance: dict[str, object],
                 place(down_headers(layer), RESIDENT, "headers", config.hidden_size, size)
             header.neurons.append(neurons)
             lengths |= {section: neurons.groups * size for section, size in neurons.parts()}
-    lengths[GROUP_CHECKSUMS] = 8 * sum(layout.count for layout in header.unit_layouts())
+            if predictors:
+                of_predictor, (into, out) = neurons.predicted(config, layer), predictor(layer)
+                lengths[of_predictor.section] = of_predictor.groups * of_predictor.group_bytes
+                rank = predictor_rank(config)
+                place(f"{into}.weight", PREDICTORS, PREDICTOR_FORMAT, rank, config.hidden_size)
+                place(f"{out}.weight", PREDICTORS, PREDICTOR_FORMAT, config.intermediate_size, rank)
+                place(f"{out}.bias", PREDICTORS, "vector", config.intermediate_size, 1)
     # Offsets are at most 14 digits: the room kept for the header is what it takes with all of them.
-    header.sections = {name: Section(10 ** 14, length) for name, length in lengths.items()}
-    if (length := len(header.to_json()) + (CURVE_BYTES if config.experts else 0)) > MAX_HEADER_BYTES:
+    header.sections = {name: Section(10 ** 14, length) for name, length in [*lengths.items(), (GROUP_CHECKSUMS, 0)]}
+    header.sections[GROUP_CHECKSUMS].length = 8 * sum(layout.count for layout in header.unit_layouts())
+    if (length := len(header.to_json()) + (CURVE_BYTES if config.experts or predictors else 0)) > MAX_HEADER_BYTES:
         raise SourceError(f"the model needs a bundle header of {length} bytes, more than {MAX_HEADER_BYTES}: "
                           "it has too many tensors, or a name far too long")
     offset = _up(PREFIX_BYTES + length, ALIGNMENT)

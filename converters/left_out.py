@@ -1,35 +1,41 @@
-"""What it costs to leave out experts that weigh little: a curve, measured while a mixture of experts is calibrated.
+"""What it costs to leave out experts that weigh little, or neurons that a predictor takes to be zero: a curve, measured
+while a mixture of experts, or a sparse model, is calibrated.
 
 A part of the calibration text goes through the model again for each of some thresholds, in the same pass: each weight
 is read once for all. At the end stands the Kullback-Leibler divergence of what the model then says of the next token
-from what it says with all of its experts. It takes few tokens (docs/notes/presets.md), and is what `max_loss` counts:
-nats of likelihood a token.
+from what it says with all of its experts, or neurons. It takes few tokens (docs/notes/presets.md), and is what
+`max_loss` counts: nats of likelihood a token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgert.bundle.header import MOST_NATS, ExpertLoss
+from edgert.bundle.header import MOST_NATS, ExpertLoss, NeuronLoss
 from edgert.models.config import Config as AnyConfig
 from edgert.models.expert_config import Config
 
-from .ordering import misses
+from .ordering import misses, needed_units
+from .predictor import Predictor, score_of
 
 _OF_EVEN = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25)
 """Thresholds, in parts of what each expert of a token would weigh if all weighed the same. Below the first hardly any
 expert is left out, at the last most are; what a token's experts weigh is as uneven with 2 of them as with 8."""
+_PROBABILITIES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.35)
+"""Thresholds of neurons: below the first hardly any that is active is left out, below the last about half are."""
 _PLACES = 4
 """The text that is measured with is the beginnings of so many windows, from all over the text, as prose is not like
 code."""
 _QUARTERS = 4
-CURVE_BYTES = 64 * len(_OF_EVEN)
+CURVE_BYTES = 80 * len(_OF_EVEN)
 """At most so many are a curve's in a header."""
 
 
 def thresholds_of(config: AnyConfig) -> list[float]:
     """Those that are tried, ascending; none where there is nothing to leave out."""
+    if config.sparse:
+        return list(_PROBABILITIES)
     if config.experts_per_token < 2:
         return []
     return [round(part / config.experts_per_token, 4) for part in _OF_EVEN]
@@ -51,8 +57,9 @@ class Trials:
             some = np.tile(measuring_window(windows), (1 + len(thresholds), 1))
             self.windows = np.concatenate([windows, some])
             self._seen, self._losses = make(), make()
-            self._seen.values = np.zeros((2, 1 + len(thresholds)))
-            """Over all layers so far: how many experts a token has, and what is missed of them."""
+            self._seen.values = np.zeros((3, 1 + len(thresholds)))
+            """Over all layers so far: how many experts a token has, or the share of its neurons; what is missed of
+            them; of neurons the share of those that are active that it has."""
         self._layers = 0
 
     def __bool__(self) -> bool:
@@ -70,10 +77,39 @@ class Trials:
             weights, active = routed(logits, config.num_experts_per_tok, least, normalized=config.norm_topk_prob)
             if self:
                 some = self._of(active)
-                self._seen.values += some.sum(2).mean(1), [misses(each, _QUARTERS)[1] for each in some]
+                self._seen.values[:2] += some.sum(2).mean(1), [misses(each, _QUARTERS)[1] for each in some]
             return weights, active
 
         return chosen
+
+    @property
+    def fitting(self) -> np.ndarray:
+        """The rows of the text that predictors are fitted to: all that nothing is measured with. int64."""
+        rows = np.arange(self.observed)
+        apart = _measuring(self.windows[:self.observed // self.windows.shape[1]])
+        return np.setdiff1d(rows, apart) if len(apart) < len(rows) else rows
+
+    def predicting(self) -> Callable[[np.ndarray, np.ndarray, Predictor, tuple[int, int]], None]:
+        """What leaves out a layer's neurons: of activations `hidden`, (rows, neurons), changed, those of each row that
+        the predictor says, for inputs x, are active with less than the row's threshold. The last argument is how many
+        neurons are in a unit, as they are needed exactly and for the predictor."""
+        self._layers += 1
+
+        def leave_out(hidden: np.ndarray, x: np.ndarray, predictor: Predictor, in_units: tuple[int, int]) -> None:
+            active = hidden != 0
+            order = np.argsort(-active[:self.observed].sum(0), kind="stable")
+            inputs, made, of_active = self._of(x), self._of(hidden), self._of(active)
+            for number, values in enumerate(made):
+                stays = of_active[number]
+                if number:
+                    stays = predictor.scores(inputs[number]) > np.float32(score_of(self._thresholds[number - 1]))
+                    values[~stays] = 0
+                units = needed_units(stays[:, order], in_units[number > 0])
+                there = of_active[number].sum()
+                self._seen.values[:, number] += (stays.mean(), misses(units, _QUARTERS)[1],
+                                                 (stays & of_active[number]).sum() / there if there else 1.0)
+
+        return leave_out
 
     def measure(self, x: np.ndarray, head: Iterator[np.ndarray], bias: np.ndarray | None,
                 config: AnyConfig) -> None:
@@ -92,16 +128,23 @@ class Trials:
             found.add(logits)
         self._losses.values = found.nats()
 
-    def curve(self) -> list[list[float]]:
-        """What a header has of it, after `measure`: an ExpertLoss for each threshold, of which a higher one never costs
-        less. Empty where nothing was measured, or something is not finite."""
+    def curve(self, config: AnyConfig) -> list[list[float]]:
+        """What a header has of it, after `measure`: an ExpertLoss or a NeuronLoss for each threshold, of which a higher
+        one never costs less. Empty where nothing was measured, or something is not finite."""
         if not self or not np.isfinite(self._losses.values).all():
             return []
         nats = np.maximum.accumulate(np.clip(self._losses.values, 0, MOST_NATS))
-        experts, missed = self._seen.values / self._layers
-        missed = np.minimum(missed / missed[0] if missed[0] else experts / experts[0], 1)
-        return [list(ExpertLoss(threshold, *(round(float(value), 6) for value in values)))
-                for threshold, *values in zip(self._thresholds, nats, experts[1:], missed[1:], strict=True)]
+        stay, missed, recall = self._seen.values / self._layers
+        missed = np.minimum(missed / missed[0] if missed[0] else stay / max(stay[0], 1e-9), 1 if config.experts else 10)
+
+        def rounded(values: Iterable[Any]) -> list[float]:
+            return [round(float(value), 6) for value in values]
+
+        if config.experts:
+            return [list(ExpertLoss(threshold, *rounded(values)))
+                    for threshold, *values in zip(self._thresholds, nats, stay[1:], missed[1:], strict=True)]
+        return [list(NeuronLoss(threshold, *rounded(values)))
+                for threshold, *values in zip(self._thresholds, nats, stay[1:], recall[1:], missed[1:], strict=True)]
 
     def _of(self, values: np.ndarray) -> np.ndarray:
         """Of rows, (rows, …), those that are measured with, (1 + thresholds, tokens, …), without a threshold first."""
@@ -110,9 +153,14 @@ class Trials:
 
 def measuring_window(windows: np.ndarray) -> np.ndarray:
     """The text to measure with, of token ids (windows, tokens): one window, int64 of shape (tokens,)."""
+    return windows.reshape(-1)[_measuring(windows)]
+
+
+def _measuring(windows: np.ndarray) -> np.ndarray:
+    """Where those tokens are among all: int64."""
     tokens = windows.shape[1]
     places = np.unique(np.linspace(0, len(windows) - 1, _PLACES).astype(int))
-    return np.concatenate([windows[place, :-(-tokens // len(places))] for place in places])[:tokens]
+    return (places[:, None] * tokens + np.arange(-(-tokens // len(places)))).reshape(-1)[:tokens]
 
 
 def routed(logits: np.ndarray, per_token: int, thresholds: np.ndarray | float, *,

@@ -63,6 +63,13 @@ def misses(needed: np.ndarray, parts: int) -> np.ndarray:
     return found[::-1].cumsum()[::-1] / needed.size
 
 
+def needed_units(active: np.ndarray, in_unit: int) -> np.ndarray:
+    """Which units of so many neighbours have one that is active: bool (tokens, units), of (tokens, neurons)."""
+    padded = np.pad(active, ((0, 0), (0, -active.shape[1] % in_unit)))
+    found: np.ndarray = np.any(padded.reshape(len(active), -1, in_unit), axis=2)
+    return found
+
+
 @dataclass(frozen=True)
 class NeuronOrder:
     """How the neurons of a layer are ordered, by what was seen of them.
@@ -77,8 +84,7 @@ class NeuronOrder:
     def of(cls, active: np.ndarray, in_unit: int, parts: int) -> Self:
         """active: bool of shape (tokens, neurons), which neurons are not zero. in_unit: neurons in a unit."""
         order = np.argsort(-active.sum(0), kind="stable")
-        padded = np.pad(active[:, order], ((0, 0), (0, -active.shape[1] % in_unit)))
-        return cls(order, misses(np.any(padded.reshape(len(active), -1, in_unit), axis=2), parts))
+        return cls(order, misses(needed_units(active[:, order], in_unit), parts))
 
     def applied(self, part: FeedForward, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
         """The tensors of the layer that have neurons as rows or columns, in this order, by name."""

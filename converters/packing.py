@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from edgert.bundle import Header
+from edgert.bundle.header import PREDICTORS, predictor
 from edgert.errors import SourceError
 from edgert.kernels.block_packing import groups_of_size
 from edgert.kernels.formats import BLOCK, BLOCK_SPARSE, FORMATS, SLAB, TILE, Format, planes
@@ -16,6 +17,7 @@ from edgert.models.tensors import FeedForward, TensorSpec
 
 from .importance import Importance
 from .ordering import NeuronOrder
+from .predictor import Predictor
 from .quantizer import LARGEST, on_grid, packed, packed_rows
 from .source import Grid, Source
 
@@ -65,21 +67,35 @@ class Packing:
             tiles[start // TILE:start // TILE + len(some)] = some
         return tiles[:, :form.header_bytes], self._groups(layer, part, of_rows, tiles[:, form.header_bytes:])
 
-    def units(self, layer: int, part: FeedForward) -> Iterator[np.ndarray]:
-        """A sparse layer's neurons, some units at a time: uint8 of shape (units, bytes)."""
-        config, n = self._header.config, self._header.neurons[layer]
-        units = n.units(config)
+    def units(self, layer: int, part: FeedForward) -> Iterator[tuple[str, np.ndarray]]:
+        """A sparse layer's neurons, some units at a time: of which section, and uint8 of shape (units, bytes). Where
+        there are predictors, all once more as these choose them."""
+        config, exact = self._header.config, self._header.neurons[layer]
         importances = [self._importance_of(spec.name) for spec in part.in_groups]
-        down = self._read(part.down, 0, part.down.shape[0], n.down).T
-        at_once = max(_VALUES_AT_ONCE // (2 * config.hidden_size) // units.neurons, 1) * units.neurons
-        for first in range(0, config.intermediate_size, at_once):
-            some = slice(first, min(first + at_once, config.intermediate_size))
-            rows = [packed_rows(n.gate_up, self._read(spec, some.start, some.stop, n.gate_up), importance)
-                    for spec, importance in zip(part.in_groups, importances, strict=True)]
-            neurons = np.concatenate([*rows, packed_rows(n.down, np.ascontiguousarray(down[some]))], 1)
-            filled = np.pad(neurons, ((0, -len(neurons) % units.neurons), (0, 0))).reshape(-1, units.neurons
-                                                                                           * units.neuron_bytes)
-            yield np.pad(filled, ((0, 0), (0, units.unit_bytes - filled.shape[1])))
+        down = self._read(part.down, 0, part.down.shape[0], exact.down).T
+        kinds = [(exact, list(zip(part.in_groups, importances, strict=True)))]
+        if PREDICTORS in self._header.sections:
+            assert part.deciding is not None
+            kinds.append((exact.predicted(config, layer), [(part.deciding, None), *kinds[0][1]]))
+        for n, by_rows in kinds:
+            units = n.units(config)
+            at_once = max(_VALUES_AT_ONCE // (2 * config.hidden_size) // units.neurons, 1) * units.neurons
+            for first in range(0, config.intermediate_size, at_once):
+                some = slice(first, min(first + at_once, config.intermediate_size))
+                rows = [packed_rows(n.gate_up, self._read(spec, some.start, some.stop, n.gate_up), importance)
+                        for spec, importance in by_rows]
+                neurons = np.concatenate([*rows, packed_rows(n.down, np.ascontiguousarray(down[some]))], 1)
+                filled = np.pad(neurons, ((0, -len(neurons) % units.neurons), (0, 0))).reshape(-1, units.neurons
+                                                                                               * units.neuron_bytes)
+                yield n.section, np.pad(filled, ((0, 0), (0, units.unit_bytes - filled.shape[1])))
+
+    def predictor(self, layer: int, fitted: Predictor, order: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """A sparse layer's predictor, its neurons in this order: the tensors' names, and their bytes."""
+        into, out = predictor(layer)
+        for name, values in ((into, fitted.into), (out, fitted.out[order])):
+            tensor = f"{name}.weight"
+            yield tensor, packed(FORMATS[self._header.tensors[tensor].format], values)
+        yield f"{out}.bias", np.pad(fitted.bias[order], (0, -len(order) % BLOCK)).astype(np.float32)
 
     def experts(self, layer: int, part: FeedForward) -> Iterator[np.ndarray]:
         """A layer's experts one after another, the units of each: uint8 of shape (units, bytes)."""

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from edgert.bundle import Header
-from edgert.bundle.header import down_headers
+from edgert.bundle.header import PREDICTORS, down_headers
 from edgert.kernels.formats import SLAB
 from edgert.models.tensors import FeedForward, Role, TensorSpec, feed_forward_parts
 
@@ -45,6 +45,8 @@ class Pieces:
         self._packing = Packing(source, header, importances.of if importances else lambda name: None)
         self._parts = feed_forward_parts(source.config.tensors(), sparse=header.config.sparse)
         self._deciding = {part.deciding: layer for layer, part in enumerate(self._parts)}
+        self._orders: dict[int, np.ndarray] = {}
+        """Of sparse layers whose neurons are in order, and not yet made."""
 
     def of(self, spec: TensorSpec) -> Iterator[Piece]:
         """Those of a tensor; a layer's neurons are its down projection's, and there are none of its other matrices."""
@@ -60,9 +62,11 @@ class Pieces:
             yield from self._neurons(layer, self._parts[layer])
 
     def finish(self) -> None:
-        """After all tensors: keep what it costs to leave out experts, if that is to be known."""
+        """After all tensors: keep what it costs to leave out experts or neurons, if that is to be known."""
         if self.importances and self.header.config.experts:
-            self.header.quantization["expert_loss"] = self.importances.expert_losses()
+            self.header.quantization["expert_loss"] = self.importances.left_out_losses()
+        elif self.importances and PREDICTORS in self.header.sections:
+            self.header.quantization["neuron_loss"] = self.importances.left_out_losses()
 
     def state(self) -> State | None:
         """How far it is calibrated, as `Calibration.state`, for what follows the tensors that were asked for."""
@@ -78,6 +82,7 @@ class Pieces:
         order = self.importances.order(layer) if self.importances else None
         if order is not None:
             self._packing.reorder(self._parts[layer], order)
+            self._orders[layer] = order.order
             self.header.activity[layer] = np.round(10000 * order.misses).astype(int).tolist()
 
     def _note_misses(self, layer: int) -> None:
@@ -100,8 +105,9 @@ class Pieces:
         shares = _Shares(sum(map(weights_of, [*part.in_groups, part.down])), neurons.groups)
         groups: Iterable[list[np.ndarray]]
         if self.header.config.sparse:
-            groups = ([units] for units in self._packing.units(layer, part))
-        elif self.header.config.experts:
+            yield from self._units(layer, part, shares)
+            return
+        if self.header.config.experts:
             self._note_misses(layer)
             groups = ([units] for units in self._packing.experts(layer, part))
         else:
@@ -113,6 +119,18 @@ class Pieces:
             for (section, _), planes in zip(neurons.parts(), some, strict=True):
                 yield Piece(section, planes, weights, array("Q", map(xxhash.xxh3_64_intdigest, planes)))
                 weights = 0
+
+    def _units(self, layer: int, part: FeedForward, shares: "_Shares") -> Iterator[Piece]:
+        """A sparse layer's units, and its predictor."""
+        own = self.header.neurons[layer].section
+        for section, units in self._packing.units(layer, part):
+            yield Piece(section, units, shares.of(len(units)) if section == own else 0,
+                        array("Q", map(xxhash.xxh3_64_intdigest, units)))
+        if PREDICTORS in self.header.sections:
+            assert self.importances
+            fitted, order = self.importances.predictor(layer), self._orders.pop(layer)
+            for name, data in self._packing.predictor(layer, fitted, order):
+                yield Piece(name, data)
 
 
 class _Shares:

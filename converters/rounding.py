@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from edgert.bundle import Header
-from edgert.bundle.header import ACTIVITY_PARTS
+from edgert.bundle.header import ACTIVITY_PARTS, PREDICTORS
 from edgert.models.tensors import Role, TensorSpec
 
 from .calibration import Calibration, State
 from .calibration_text import shipped_windows, windows_of
-from .expert_losses import thresholds_of
 from .importance import Importance
+from .left_out import thresholds_of
 from .ordering import NeuronOrder, misses
+from .predictor import Predictor
 from .quantizer import on_grid
 from .source import Source
 
@@ -57,15 +58,19 @@ class Importances:
     needed, computed as far as they are asked for.
 
     windows: of `windows_for`. progress(weights) is called when so many more have been gone through. leave_out: also
-    measure what it costs to leave out experts, where there are some.
+    measure what it costs to leave out experts, where there are some, or neurons, where the bundle has predictors.
     """
 
     def __init__(self, source: Source, header: Header, windows: np.ndarray,
                  progress: Callable[[int], None] = lambda weights: None, *, leave_out: bool = True) -> None:
         self._rounded = newly_rounded(source, header)
         self._header = header
-        thresholds = thresholds_of(source.config) if leave_out else []
-        self._calibration = Calibration(source, windows, self._rounded, progress, thresholds)
+        config = source.config
+        self._predicts = PREDICTORS in header.sections
+        thresholds = thresholds_of(config) if leave_out and (config.experts or self._predicts) else []
+        in_units = [(n.units(config).neurons, n.predicted(config, layer).units(config).neurons)
+                    for layer, n in enumerate(header.neurons if self._predicts else [])]
+        self._calibration = Calibration(source, windows, self._rounded, progress, thresholds, in_units)
         self._latest: tuple[np.ndarray, Importance] | None = None
         self.weights = self._calibration.weights
         """How many weights are gone through in all."""
@@ -102,10 +107,16 @@ class Importances:
             if self._header.config.selective and spec.role is Role.DOWN:
                 assert spec.layer is not None
                 self._calibration.active(spec.layer)
+                if self._predicts:
+                    self._calibration.predictor(spec.layer)
 
-    def expert_losses(self) -> list[list[float]]:
-        """What it costs to leave out experts, as `Calibration.expert_losses`."""
-        return self._calibration.expert_losses()
+    def predictor(self, layer: int) -> Predictor:
+        """As `Calibration.predictor`; after `order`."""
+        return self._calibration.predictor(layer)
+
+    def left_out_losses(self) -> list[list[float]]:
+        """As `Calibration.left_out_losses`."""
+        return self._calibration.left_out_losses()
 
     def state(self) -> State | None:
         """As `Calibration.state`."""

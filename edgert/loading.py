@@ -46,9 +46,10 @@ def load(path: str | os.PathLike[str], *, memory: int | str | None = None, threa
     where weights are streamed. Each has a context of its own, which takes memory. An answer is as if it were alone.
     structured: make room in the budget for answers that follow a JSON schema or a grammar (`generate`), and prepare
     for them: 30 to 45 MB. Without it such answers are given only where the budget has that much to spare.
-    max_loss: 0.03 lets a mixture of experts leave out experts that weigh little, as many as may make a token up to 3 %
-    less likely, as was measured while converting (`Model.left_out` says which). Answers of such a model are the same at
-    every budget. Other models, and bundles that do not say what it costs, are as without.
+    max_loss: 0.03 lets a mixture of experts leave out experts that weigh little, and a sparse model with predictors
+    neurons that are seldom active, as many as may make a token up to 3 % less likely, as was measured while converting
+    (`Model.left_out` says which). Answers of such a model are the same at every budget. Other models, and bundles that
+    do not say what it costs, are as without.
     embeddings: bytes of the budget that are for the process of an `Embedder` (`Embedder.memory`).
     trace: a file to which a timeline of computing and reading is written, in Chrome's trace format.
     compile_progress(number, count, kernel): called before each kernel that is compiled, which is only at the very

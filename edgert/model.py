@@ -12,7 +12,7 @@ import numpy as np
 
 from .answering import LanguageModel
 from .bundle import Bundle
-from .bundle.header import ExpertLoss, Header
+from .bundle.header import Header, LeftOut
 from .conversations import Conversations
 from .engine.session_file import open_session, save_session
 from .engine.worker import CancelledError, Job, Worker, settle
@@ -53,8 +53,8 @@ class Model(LanguageModel):
     plan: Plan
     max_loss: float
     """As `load` was told."""
-    left_out: ExpertLoss | None
-    """What experts are left out because of it, and what that costs; None for none."""
+    left_out: LeftOut | None
+    """What experts or neurons are left out because of it, and what that costs; None for none."""
     keeps_sessions = True
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings, compile_progress: CompileProgress) -> None:
@@ -105,6 +105,11 @@ class Model(LanguageModel):
     @property
     def price(self) -> float:
         return 0.0 if self.left_out is None else self.left_out.nats
+
+    @property
+    def _threshold(self) -> float:
+        """Of what is left out; 0 for nothing."""
+        return 0.0 if self.left_out is None else self.left_out.threshold
 
     @property
     def experts_per_token(self) -> float | None:
@@ -341,7 +346,7 @@ class Model(LanguageModel):
         self._check_alone()
         self.wait_for_session()
         session, digest, policy = self._conversations.current, self._bundle.digest, self._kv_policy
-        threshold = self._engine.routing.threshold
+        threshold = self._threshold
         kept = dict(talk or {})
 
         def work(job: Job[None]) -> None:
@@ -368,8 +373,7 @@ class Model(LanguageModel):
         file = open_session(Path(path))
 
         def work(job: Job[None]) -> None:
-            file.check(self._bundle.digest, self._conversations.current, self._engine.routing.threshold,
-                       self.header.expert_losses)
+            file.check(self._bundle.digest, self._conversations.current, self._threshold, self.header.losses)
             self._turns.end()
             file.read_into(self._conversations.leave())
 

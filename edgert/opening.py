@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .bundle import Bundle
-from .bundle.header import CHAT_TEMPLATE, TOKENIZER, ExpertLoss, Header
+from .bundle.header import CHAT_TEMPLATE, TOKENIZER, Header, LeftOut
 from .engine.engine import Engine
 from .engine.page_stream import PageStream
 from .engine.pool import Pool
@@ -59,13 +59,12 @@ def session_settings(header: Header, context: int | None, kv_type: str | None, k
 
 def plan_cache(header: Header, policy: Policy, *, process: int, context: int, cache_type: str, chunk: int, threads: int,
                memory: int | None, budget: int, parallel: int, embeddings: int = 0,
-               drafting: bool = True, left_out: ExpertLoss | None = None) -> tuple[CacheRoom, Planner]:
+               drafting: bool = True) -> tuple[CacheRoom, Planner]:
     """Where the cache is, and what plans everything else around it. memory: bytes that the cache shall take, None for
     what is best with this budget; the rest as of Planner and CacheRoom. Raises ModelError."""
     def planner(room: CacheRoom) -> Planner:
         return Planner(header, process=process, context=room.context, cache_type=cache_type, chunk=chunk,
-                       threads=threads, embeddings=embeddings, drafting=drafting, observes=policy.observes, room=room,
-                       left_out=left_out)
+                       threads=threads, embeddings=embeddings, drafting=drafting, observes=policy.observes, room=room)
 
     room = cache_room(header.config, cache_type, context, policy, chunk, memory, budget, planner, parallel=parallel)
     return room, planner(room)
@@ -125,7 +124,7 @@ class Settings:
 
 class Loaded(NamedTuple):
     """sessions: one for each answer that may be computed at once. grammars: None unless structured output was asked
-    for. left_out: what experts are, and what that costs; None for none."""
+    for. left_out: what experts or neurons are, and what that costs; None for none."""
 
     bundle: Bundle
     text: Text
@@ -136,7 +135,7 @@ class Loaded(NamedTuple):
     prefixes: Prefixes
     engine: Engine
     grammars: Grammars | None
-    left_out: ExpertLoss | None
+    left_out: LeftOut | None
 
 
 def open_model(path: str | os.PathLike[str], library: native.Library, settings: Settings, opened: ExitStack,
@@ -147,9 +146,9 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     job.check()
     context, kv_type = session_settings(bundle.header, settings.context, settings.kv_type, settings.kv_memory,
                                         settings.kv_policy, settings.chunk, settings.parallel)
-    bundle.load_for(context)
+    left_out = bundle.header.left_out_for(settings.max_loss)
+    bundle.load_for(context, left_out)
     header = bundle.header
-    left_out = header.left_out_for(settings.max_loss)
     policy = parse_policy(settings.kv_policy, context, header.config)
     grammars = Grammars(text.tokenizer, header.config.vocab_size) if settings.structured else None
     process = process_bytes() + Region.promised + (PARSER_BYTES if settings.structured else 0)
@@ -157,7 +156,7 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
     room, planner = plan_cache(header, policy, process=process, context=context, cache_type=kv_type,
                                chunk=settings.chunk, threads=settings.threads, memory=settings.kv_memory,
                                budget=allowed.comfortable, parallel=settings.parallel, embeddings=settings.embeddings,
-                               drafting=settings.speculation != OFF, left_out=left_out)
+                               drafting=settings.speculation != OFF)
     context = room.context
     plan = planner.plan(allowed.comfortable, lambda: device_of(bundle.path), most=allowed.most, what=allowed.what)
     job.check()
@@ -175,8 +174,7 @@ def open_model(path: str | os.PathLike[str], library: native.Library, settings: 
         opened.callback(stream.close)
     sessions = [Session(header.config, context, kv_type, pool, stream, low=room.low) for _ in range(settings.parallel)]
     engine = Engine(bundle, file, library, plan.placement, chunk=plan.chunk, threads=settings.threads, context=context,
-                    cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy,
-                    threshold=0.0 if left_out is None else left_out.threshold, progress=job.check)
+                    cache_type=kv_type, logit_rows=plan.verify_rows, policy=policy, progress=job.check)
     opened.callback(engine.close)
     if plan.disk is not None:
         pool.touch()

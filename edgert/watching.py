@@ -32,8 +32,8 @@ class Watch:
 
     budget, parts: the memory plan's. smallest, whole: the smallest budgets that work, and with which nothing is read
     from flash, in bytes. pinned: of each layer's weights, the share that stays in memory. memory_total: bytes that the
-    machine has. left_out: which of a mixture's experts are, as `Model.left_out`. reads: whether to follow what is read;
-    the model must then have no trace.
+    machine has. left_out: as `Model.left_out`; of_experts: whether it would be experts. reads: whether to follow what
+    is read; the model must then have no trace.
     """
 
     def __init__(self, model: LanguageModel, *, reads: bool = True) -> None:
@@ -43,6 +43,7 @@ class Watch:
         self.pinned = _pinned_shares(model) if isinstance(model, Model) else []
         self.memory_total = int(psutil.virtual_memory().total)
         self.left_out = model.left_out if isinstance(model, Model) else None
+        self.of_experts = isinstance(model, Model) and model.header.config.experts > 0
         self._bandwidth = model.plan.disk.bandwidth if model.plan.disk is not None else None
         self._layers = _layer_of(model) if isinstance(model, Model) else {}
         self._model: LanguageModel | None = model

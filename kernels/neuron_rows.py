@@ -2,8 +2,9 @@
 
 In a sparse model (Config.sparse) most neurons are zero for a token, and the first matrix of the feed-forward part says
 which. A neuron is a *row-column bundle* ("LLM in a flash", Alizadeh et al. 2023): its row of the up projection, where a
-gate decides, then its column of the down projection. Both are vectors of hidden_size weights, coded along themselves,
-so that a single neuron can be read and computed. As many neurons as fill a few pages of a disk are a *unit*: of that
+gate decides, then its column of the down projection. Where a predictor says which neurons to compute, and not that
+matrix, its row of that comes before. All are vectors of hidden_size weights, coded along themselves, so that a single
+neuron can be read and computed. As many neurons as fill a few pages of a disk are a *unit*: of that
 size random reads cost a disk little more than those of one page (docs/notes/sparse.md).
 
 A vector of so many blocks of 32 weights, the last one filled up with zeros, is:
@@ -30,11 +31,12 @@ ROW_FORMATS = {"q4": "q4", "q6": "q8", "q8": "q8", "f16": "f16", "f32": "f32", "
 
 
 class NeuronUnits(NamedTuple):
-    """The units of a layer. neurons: in each. neuron_bytes, up_bytes: of a neuron, and of its up row (0 where there is
-    none). unit_bytes: with what fills up the last page."""
+    """The units of a layer. neurons: in each. neuron_bytes, deciding_bytes, up_bytes: of a neuron, of its row of the
+    matrix that decides, and of its up row (0 where there is none). unit_bytes: with what fills up the last page."""
 
     neurons: int
     neuron_bytes: int
+    deciding_bytes: int
     up_bytes: int
     unit_bytes: int
 
@@ -49,14 +51,14 @@ def row_bytes(form: str, columns: int) -> int:
     return {"q4": 8 + 18 * blocks, "q8": 34 * blocks, "f16": 64 * blocks, "f32": 128 * blocks}[form]
 
 
-def neuron_units(hidden_size: int, up: str, down: str, *, gated: bool) -> NeuronUnits:
-    """The units of a layer whose vectors are in these formats."""
-    up_bytes = row_bytes(up, hidden_size) if gated else 0
-    neuron = up_bytes + row_bytes(down, hidden_size)
+def neuron_units(hidden_size: int, up: str, down: str, *, gated: bool, predicted: bool = False) -> NeuronUnits:
+    """The units of a layer whose vectors are in these formats. predicted: with rows of the matrix that decides."""
+    deciding_bytes, up_bytes = (row_bytes(up, hidden_size) if there else 0 for there in (predicted, gated))
+    neuron = deciding_bytes + up_bytes + row_bytes(down, hidden_size)
     pages = max(_PAGES, key=lambda pages: pages * PAGE // neuron * neuron / pages)
     if pages * PAGE < neuron:
         pages = -(-neuron // PAGE)
-    return NeuronUnits(pages * PAGE // neuron, neuron, up_bytes, pages * PAGE)
+    return NeuronUnits(pages * PAGE // neuron, neuron, deciding_bytes, up_bytes, pages * PAGE)
 
 
 def pack_rows(form: str, weights: Quantized | np.ndarray) -> np.ndarray:

@@ -310,16 +310,21 @@ class Sparse(NamedTuple):
     neurons: int
     """Of the layer."""
     neuron_bytes: int
+    deciding_bytes: int
+    """Of a neuron's row of the matrix that decides, which comes first; 0 where `products` are that matrix's."""
+    deciding_bias: int
+    """float32, of all neurons; or 0."""
     up_bytes: int
-    """Of a neuron's up row, which comes first; 0 where there is none."""
+    """Of a neuron's up row, which is next; 0 where there is none."""
     up: int
+    """The format of both."""
     down: int
-    """Formats of the neurons' vectors."""
+    """Of its column."""
     blocks: int
     """Of a vector."""
     products: int
-    """What the matrix that decides gave, its biases in it: float32, a row for each token. SPARSE_UP puts activations in
-    their place."""
+    """What the matrix that decides gave, its biases in it, or what a predictor did: float32, a row for each token. A
+    neuron whose number is not above zero is not computed. SPARSE_UP puts activations in their place."""
     products_stride: int
     chosen: int
     """int64 a unit: WAIT for one that is needed, ABSENT for the others. SPARSE_UP puts addresses here, for

@@ -2,7 +2,9 @@
 
 The first matrix has been computed: its products say which neurons are zero, since what the activation (ReLU, or its
 square) makes of a number that is not above zero is zero. Such a neuron adds nothing to the result: leaving it out
-changes none of its bits. Neurons are computed one by one (neuron_rows.py), in float32, and summed in SEGMENTS parts,
+changes none of its bits. Or a predictor has (converters/predictor.py): its products say which neurons are to be
+computed; these then have a row of the first matrix each, and are zero where that says so, and those that it passed over
+are left out. Neurons are computed one by one (neuron_rows.py), in float32, and summed in SEGMENTS parts,
 always the same, whose sums are then added in order. So a token's result does not depend on how many come with it.
 """
 
@@ -113,12 +115,28 @@ _dot, _add_times = (by_number({FORMATS[name].code: of[i] for name, of in _KERNEL
 
 
 @kernel
-def _hidden(op, product, w, x):
-    """A neuron's activation: act(gate) * up, or act(up). product: above zero, or no number."""
+def _hidden(op, product, w, neuron, x):
+    """A neuron's activation: act(gate) * up, or act(up). product: what there is of it in `products`."""
+    if product <= _ZERO:
+        return _ZERO
+    form, blocks = load_i64(op + SPARSE.up), load_i64(op + SPARSE.blocks)
+    size = load_i64(op + SPARSE.deciding_bytes)
+    if size:
+        product, bias = _dot(form, w, x, blocks), load_i64(op + SPARSE.deciding_bias)
+        if bias:
+            product += load_f32(bias + 4 * neuron)
+        if product <= _ZERO:
+            return _ZERO
     value = product * product if load_i64(op + SPARSE.activation) == _SQUARED else product
     if load_i64(op + SPARSE.up_bytes):
-        value *= _dot(load_i64(op + SPARSE.up), w, x, load_i64(op + SPARSE.blocks))
+        value *= _dot(form, w + size, x, blocks)
     return value
+
+
+@kernel
+def _before_down(op):
+    """Bytes of a neuron before its column."""
+    return load_i64(op + SPARSE.deciding_bytes) + load_i64(op + SPARSE.up_bytes)
 
 
 @kernel
@@ -171,7 +189,7 @@ def one(op, state, thread):
     """For one token: each segment's neurons, one after another, into the segment's own sums."""
     table, units, chosen = load_i64(op + SPARSE.table), load_i64(op + SPARSE.units), load_i64(op + SPARSE.chosen)
     in_unit, neurons, x = load_i64(op + SPARSE.in_unit), load_i64(op + SPARSE.neurons), load_i64(op + SPARSE.x)
-    neuron_bytes, up_bytes = load_i64(op + SPARSE.neuron_bytes), load_i64(op + SPARSE.up_bytes)
+    neuron_bytes, at_down = load_i64(op + SPARSE.neuron_bytes), _before_down(op)
     down, blocks, products = load_i64(op + SPARSE.down), load_i64(op + SPARSE.blocks), load_i64(op + SPARSE.products)
     sums = load_i64(op + SPARSE.scratch) + thread * load_i64(op + SPARSE.scratch_stride)
     segment = take(state, 1)
@@ -185,9 +203,9 @@ def one(op, state, thread):
             if w == WAIT:
                 return
             for neuron in range(in_unit * unit, min(in_unit * (unit + 1), neurons)):
-                product = load_f32(products + 4 * neuron)
-                if not product <= _ZERO:
-                    _add_times(down, w + up_bytes, _hidden(op, product, w, x), sums, blocks, 0, blocks)
+                h = _hidden(op, load_f32(products + 4 * neuron), w, neuron, x)
+                if h != _ZERO:
+                    _add_times(down, w + at_down, h, sums, blocks, 0, blocks)
                 w += neuron_bytes
         out = load_i64(op + SPARSE.partial) + segment * 64
         for i in range(load_i64(op + SPARSE.tiles)):
@@ -213,11 +231,7 @@ def up(op, state, thread):
             for neuron in range(in_unit * unit, min(in_unit * (unit + 1), neurons)):
                 for token in range(tokens):
                     at = products + token * stride + 4 * neuron
-                    product = load_f32(at)
-                    if product <= _ZERO:
-                        store_f32(at, _ZERO)
-                    else:
-                        store_f32(at, _hidden(op, product, w, x + token * x_stride))
+                    store_f32(at, _hidden(op, load_f32(at), w, neuron, x + token * x_stride))
                 w += neuron_bytes
         unit = take(state, 1)
 
@@ -256,7 +270,7 @@ def _add_unit(op, w, first_neuron, token, end, sums, first, last):
     """What a unit's neurons add to some blocks of some tokens' sums."""
     form, blocks = load_i64(op + SPARSE.down), load_i64(op + SPARSE.blocks)
     products, stride = load_i64(op + SPARSE.products), load_i64(op + SPARSE.products_stride)
-    neuron_bytes, at = load_i64(op + SPARSE.neuron_bytes), w + load_i64(op + SPARSE.up_bytes)
+    neuron_bytes, at = load_i64(op + SPARSE.neuron_bytes), w + _before_down(op)
     for neuron in range(first_neuron, min(first_neuron + load_i64(op + SPARSE.in_unit), load_i64(op + SPARSE.neurons))):
         for i in range(end - token):
             h = load_f32(products + (token + i) * stride + 4 * neuron)

@@ -1,5 +1,6 @@
 """Engines of small models, with as much of the weights in memory as a test wants."""
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from edgert import opening
 from edgert.bundle import Bundle
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT
+from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, LeftOut
 from edgert.engine.buffers import LEAST_ROWS
 from edgert.engine.engine import Engine
 from edgert.engine.retention import POLICIES, STOP, Policy
@@ -80,17 +81,19 @@ def make_engine(bundle: Bundle, *, threads: int = 2, chunk: int = 4, cache_type:
                 chunk_bytes: int = 1 << 14, readers: int = 2, embedding: float = 0.0, attention: float | None = None,
                 details: float | None = None, head: float | None = None, slots: int | None = None,
                 rows: int = LEAST_ROWS, context: int = 64, file: FlashFile | None = None,
-                policy: Policy = POLICIES[STOP], threshold: float = 0.0) -> Engine:
-    """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned. threshold: of
-    experts that are left out."""
+                policy: Policy = POLICIES[STOP], left_out: LeftOut | None = None) -> Engine:
+    """A loaded engine; `file` reads the bundle, by default directly. slots: if other than planned. left_out: experts or
+    neurons that are."""
+    if left_out is not None:
+        bundle = copy.copy(bundle)
+        bundle.load_for(context, left_out)
     made = plan(bundle, keep=keep, threads=threads, chunk=chunk, cache_type=cache_type, chunk_bytes=chunk_bytes,
                 readers=readers, embedding=embedding, attention=attention, details=details, head=head,
                 rows=rows, context=context)
     if slots is not None:
         made = replace(made, placement=replace(made.placement, slots=slots))
     return Engine(bundle, file or FlashFile(bundle.path), native.library(), made.placement, chunk=made.chunk,
-                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows, policy=policy,
-                  threshold=threshold)
+                  threads=threads, context=context, cache_type=cache_type, logit_rows=made.verify_rows, policy=policy)
 
 
 def cancelled_again_and_again(engine: Engine, source: Any, tokens: Sequence[int], expected: np.ndarray) -> int:

@@ -24,8 +24,9 @@ export function Dashboard({ conversations, asking, instrument }) {
           ${status.experts?.needed > 0 && html`<p class="note">experts in memory: <b>${
             percent(1 - status.experts.missed / status.experts.needed)}</b>${status.experts.guessed > 0
             ? html`, guessed right: <b>${percent(status.experts.right / status.experts.guessed)}</b>` : ""}</p>`}
-          ${status.left_out && html`<p class="note">left out: experts below <b>${tenths(status.left_out.threshold)}</b>
-            of a token's weight, which costs <b>${tenths(status.left_out.loss_per_token)}</b></p>`}
+          ${status.left_out && html`<p class="note">left out: ${status.left_out.of === "experts"
+            ? html`experts below <b>${tenths(status.left_out.threshold)}</b> of a token's weight`
+            : html`neurons less than <b>${tenths(status.left_out.threshold)}</b> likely to be active`}, which costs <b>${tenths(status.left_out.loss_per_token)}</b></p>`}
         </section>
         <section class="panel" aria-labelledby="speed-title">
           <h2 id="speed-title">Speed</h2>

@@ -15,8 +15,8 @@ from edgert.commands.loading import (
     parallel_option,
     read_text,
     sampling_options,
-    tell_price,
 )
+from edgert.commands.price import tell_price
 from edgert.download import DEFAULT_MODEL, bundle_path
 from edgert.errors import ModelError
 from edgert.terminal import show

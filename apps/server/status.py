@@ -28,5 +28,6 @@ def status(service: EngineService, name: str, embeddings: int) -> dict[str, Any]
             "reading": flash.reading if service.answering else None,
             "experts": None if watch.experts is None else asdict(watch.experts),
             "left_out": None if watch.left_out is None else {
-                "threshold": watch.left_out.threshold, "loss_per_token": round(watch.left_out.loss, 5)},
+                "of": "experts" if watch.of_experts else "neurons", "threshold": watch.left_out.threshold,
+                "loss_per_token": round(watch.left_out.loss, 5)},
             "threads": watch.threads, "context": watch.context, "memory_total": watch.memory_total}

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from edgert.kernels.formats import FORMATS
 from edgert.models.tensors import Role
 
-from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, TOKENIZER, Header
+from .header import CHAT_TEMPLATE, GROUP_CHECKSUMS, PREDICTORS, TOKENIZER, Header
 
 _DETAILS = "feed-forward, details"
 _DECIDING = "feed-forward, what decides"
 _SHARED = "feed-forward of all tokens"
+_PREDICTORS, _PREDICTED = "predictors", "feed-forward, for predictors"
 _KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: "positions", Role.ROUTER: "routers",
           Role.SHARED_GATE: _SHARED, Role.SHARED_UP: _SHARED, Role.SHARED_DOWN: _SHARED, Role.SHARED_WEIGHT: _SHARED,
           Role.GATE: _DECIDING,
@@ -22,7 +23,8 @@ _KINDS = {Role.EMBEDDING: "embedding", Role.HEAD: "output head", Role.POSITION: 
 class Kind:
     """One line of the closing table: all tensors of a kind, or one plane of them.
 
-    counted: whether these weights count in the sum over all kinds; those of the details already do, with their bases.
+    counted: whether these weights count in the sum over all kinds; those of the details, and of what is there once more
+    for predictors, already do, with their bases.
     zeros: how many of the weights were pruned.
     """
 
@@ -54,6 +56,8 @@ def contents(header: Header) -> list[Kind]:
             sizes[base] += tensor.length
         elif tensor.format == "vector":
             count("norms and biases", "f32", tensor.rows, tensor.length)
+        elif tensor.section == PREDICTORS:
+            count(_PREDICTORS, tensor.format, tensor.rows * tensor.columns, tensor.length)
         else:
             kind = _KINDS.get(roles[name], "attention")
             if roles[name] is Role.EMBEDDING and config.tie_word_embeddings:
@@ -65,9 +69,14 @@ def contents(header: Header) -> list[Kind]:
             for form, matrices in ((neurons.gate_up, 1 + config.gated - config.sparse), (neurons.down, 1)):
                 if kind is base or FORMATS[form].detail_bytes:
                     count(kind, form, matrices * config.hidden_size * neurons_a_layer, 0)
+    for layer, neurons in enumerate(header.neurons if PREDICTORS in header.sections else []):
+        predicted = neurons.predicted(config, layer)
+        count(_PREDICTED, neurons.down, (2 + config.gated) * config.hidden_size * neurons_a_layer,
+              predicted.groups * predicted.group_bytes)
     other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
     zeros = {base if kind == "feed-forward" else kind: count for kind, count in header.zeros.items()}
-    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k], k != _DETAILS, zeros.get(k, 0))
+    again = (_DETAILS, _PREDICTORS, _PREDICTED)
+    kinds = [Kind(k, " and ".join(sorted(formats[k])), weights[k], sizes[k], k not in again, zeros.get(k, 0))
              for k in weights]
     kinds.append(Kind("tokenizer, template, checksums", "", 0, other))
     return sorted(kinds, key=lambda kind: -kind.bytes)

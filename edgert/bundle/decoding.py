@@ -23,6 +23,7 @@ from .header import (
     GROUP_CHECKSUMS,
     HEAD,
     MOST_NATS,
+    PREDICTORS,
     PREFIX_BYTES,
     PRUNED_KINDS,
     RESIDENT,
@@ -35,6 +36,9 @@ from .header import (
     detail_section,
     down_headers,
     neuron_section,
+    predicted_section,
+    predictor,
+    predictor_rank,
     section_of,
 )
 
@@ -84,6 +88,8 @@ def _check(header: Header, header_end: int, file_length: int) -> None:
         _check_activity(header.quantization.get("activity"), layers)
     if header.config.experts:
         _check_expert_loss(header.quantization.get("expert_loss", []), header.config.experts_per_token)
+    if header.config.sparse:
+        _check_neuron_loss(header.quantization.get("neuron_loss", []), there=PREDICTORS in header.sections)
     if "pruning" in header.quantization:
         _check_pruning(header.quantization["pruning"])
     _check_sections(header, header_end, file_length)
@@ -95,6 +101,8 @@ def _check_sections(header: Header, header_end: int, file_length: int) -> None:
     names = {TOKENIZER, RESIDENT, HEAD, GROUP_CHECKSUMS, *map(neuron_section, range(len(header.neurons)))}
     names |= {detail_section(layer) for layer, n in enumerate(header.neurons) if n.details is not None}
     names |= {CHAT_TEMPLATE} & set(header.sections)
+    if header.config.sparse and PREDICTORS in header.sections:
+        names |= {PREDICTORS, *map(predicted_section, range(len(header.neurons)))}
     if not header.config.tie_word_embeddings:
         names.add(EMBEDDING)
     _same_names("section", header.sections, names)
@@ -128,6 +136,12 @@ def _expected_tensors(header: Header) -> dict[str, tuple[str, Container[str], in
     for layer, n in enumerate([] if config.selective else header.neurons):
         if size := FORMATS[n.down].header_bytes:
             expected[down_headers(layer)] = (RESIDENT, ("headers",), config.hidden_size, size)
+    for layer in range(len(header.neurons) if PREDICTORS in header.sections else 0):
+        into, out = predictor(layer)
+        rank, neurons = predictor_rank(config), config.intermediate_size
+        expected[f"{into}.weight"] = PREDICTORS, FORMATS, rank, config.hidden_size
+        expected[f"{out}.weight"] = PREDICTORS, FORMATS, neurons, rank
+        expected[f"{out}.bias"] = PREDICTORS, ("vector",), neurons, 1
     return expected
 
 
@@ -150,6 +164,8 @@ def _check_tensors(header: Header) -> None:
         ends[section] = t.offset + t.length
         if ends[section] > header.sections[section].length:
             raise ValueError(f"tensor {name!r} reaches past the end of section {section!r}")
+    if (end := ends.get(PREDICTORS)) is not None and end != header.sections[PREDICTORS].length:
+        raise ValueError(f"section {PREDICTORS!r} does not end with its last tensor")
     for section, matrix in header.matrices_in_slabs().items():
         if matrix.length != header.sections[section].length:
             raise ValueError(f"section {section!r} is not one matrix")
@@ -172,9 +188,13 @@ def _check_neurons(header: Header) -> None:
             raise ValueError(f"layer {layer} has {groups} groups of {base} bytes and {detail} of details")
         if n.details != (detail_section(layer) if expected[2] else None):
             raise ValueError(f"the details of layer {layer} are in section {n.details!r}")
-        for section, size in n.parts():
-            if header.sections[section].length != groups * size:
-                raise ValueError(f"section {section!r} is not {groups} groups of {size} bytes")
+        parts = [(section, groups, size) for section, size in n.parts()]
+        if PREDICTORS in header.sections:
+            predicted = n.predicted(config, layer)
+            parts.append((predicted.section, predicted.groups, predicted.group_bytes))
+        for section, count, size in parts:
+            if header.sections[section].length != count * size:
+                raise ValueError(f"section {section!r} is not {count} groups of {size} bytes")
 
 
 def _groups(config: Config, n: Neurons) -> tuple[int, int, int]:
@@ -256,6 +276,24 @@ def _check_expert_loss(curve: Any, per_token: int) -> None:
                 and 0 <= missed <= 1):
             raise ValueError(f"leaving out experts below {threshold} for {nats} nats leaves {experts} of {per_token}, "
                              f"and {missed} of those missed")
+        before, spent = threshold, nats
+
+
+def _check_neuron_loss(curve: Any, *, there: bool) -> None:
+    """there: whether there are predictors."""
+    if not isinstance(curve, list):
+        raise ValueError("what leaving out neurons costs is not a list")
+    if curve and not there:
+        raise ValueError(f"it says what leaving out neurons costs, and section {PREDICTORS!r} is missing")
+    before, spent = 0.0, 0.0
+    for point in curve:
+        if not isinstance(point, list) or len(point) != 5 or not all(type(value) in (int, float) for value in point):
+            raise ValueError("what leaving out neurons costs is not a list of five numbers each")
+        threshold, nats, computed, recall, missed = point
+        if not (before < threshold < 1 and spent <= nats <= MOST_NATS and 0 <= computed <= 1 and 0 <= recall <= 1
+                and 0 <= missed <= 10):
+            raise ValueError(f"leaving out neurons below {threshold} for {nats} nats leaves {computed} of all and "
+                             f"{recall} of those that are active, and {missed} of those missed")
         before, spent = threshold, nats
 
 

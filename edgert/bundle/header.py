@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from edgert.kernels.expert_units import ExpertUnits
 from edgert.kernels.formats import BLOCK, FORMATS, SLAB, TILE
 from edgert.kernels.neuron_rows import NeuronUnits, neuron_units
 from edgert.models.config import Config
-from edgert.models.tensors import ALWAYS_RESIDENT, Role
+from edgert.models.tensors import ALWAYS_RESIDENT, FEED_FORWARD, Role
 
 MAGIC = b"EDGERT\r\n"
 """Carriage return and newline show a file mangled by a text-mode copy."""
@@ -21,8 +21,8 @@ MAX_HEADER_BYTES = 4 << 20
 ALIGNMENT = 4096
 TENSOR_ALIGNMENT = 64
 
-TOKENIZER, CHAT_TEMPLATE, RESIDENT, HEAD, EMBEDDING, GROUP_CHECKSUMS = (
-    "tokenizer", "chat_template", "resident", "head", "embedding", "group_checksums")
+TOKENIZER, CHAT_TEMPLATE, RESIDENT, PREDICTORS, HEAD, EMBEDDING, GROUP_CHECKSUMS = (
+    "tokenizer", "chat_template", "resident", "predictors", "head", "embedding", "group_checksums")
 
 
 ACTIVITY_PARTS = 16
@@ -51,6 +51,31 @@ class ExpertLoss(NamedTuple):
     def loss(self) -> float:
         """By how much less likely a token is: 0.03 for 3 %."""
         return math.expm1(self.nats)
+
+
+class NeuronLoss(NamedTuple):
+    """What it costs to compute only those neurons of a sparse model that a predictor takes to be active, as measured
+    while converting.
+
+    threshold: the probability to be active, as the predictor has it, below which a neuron is left out. nats, missed: as
+    ExpertLoss has them, of units of neurons. computed: the part of all neurons that stays. recall: of those that are
+    active, the part that stays.
+    """
+
+    threshold: float
+    nats: float
+    computed: float
+    recall: float
+    missed: float
+
+    @property
+    def loss(self) -> float:
+        """By how much less likely a token is: 0.03 for 3 %."""
+        return math.expm1(self.nats)
+
+
+LeftOut = ExpertLoss | NeuronLoss
+"""What a model that is loaded with `max_loss` leaves out."""
 
 
 @dataclass
@@ -108,6 +133,12 @@ class Neurons:
         """How a sparse model's neurons stand in them."""
         return neuron_units(config.hidden_size, self.gate_up, self.down, gated=config.gated)
 
+    def predicted(self, config: Config, layer: int) -> "PredictedNeurons":
+        """A sparse layer's neurons as they stand for a predictor."""
+        units = neuron_units(config.hidden_size, self.gate_up, self.down, gated=config.gated, predicted=True)
+        return PredictedNeurons(predicted_section(layer), None, units.count(config.intermediate_size),
+                                units.unit_bytes, 0, self.gate_up, self.down)
+
     def expert_units(self, config: Config) -> ExpertUnits:
         """How the experts of a mixture of experts stand in them."""
         return ExpertUnits.of(config.hidden_size, config.intermediate_size, FORMATS[self.gate_up],
@@ -118,6 +149,14 @@ class Neurons:
         the bytes of one. They are units, or experts."""
         units = self.expert_units(config).per_expert if config.experts else 1
         return self.groups // units, units * self.group_bytes
+
+
+@dataclass(frozen=True)
+class PredictedNeurons(Neurons):
+    """Neurons of a sparse layer with their rows of the matrix that decides: a predictor says which are computed."""
+
+    def units(self, config: Config) -> NeuronUnits:
+        return neuron_units(config.hidden_size, self.gate_up, self.down, gated=config.gated, predicted=True)
 
 
 @dataclass(frozen=True)
@@ -152,6 +191,8 @@ class Header:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     neurons: list[Neurons] = field(default_factory=list)
     """Of all layers but the first `config.dense_layers`."""
+    left_out: LeftOut | None = None
+    """What a model is loaded to leave out; not in the file (`leaving_out`)."""
 
     @property
     def activity(self) -> list[list[int]]:
@@ -162,16 +203,35 @@ class Header:
         return found
 
     @property
-    def expert_losses(self) -> list[ExpertLoss]:
-        """What it costs to leave out a mixture's experts, by ascending threshold; empty where it was not measured."""
-        curve: Iterable[Iterable[float]] = self.quantization.get("expert_loss", []) if self.config.experts else []
-        return [ExpertLoss(*point) for point in curve]
+    def losses(self) -> list[LeftOut]:
+        """What it costs to leave out a mixture's experts, or a sparse model's neurons, by ascending threshold; empty
+        where it was not measured."""
+        def curve(name: str) -> Iterable[Iterable[float]]:
+            found: Iterable[Iterable[float]] = self.quantization.get(name, [])
+            return found
 
-    def left_out_for(self, max_loss: float) -> ExpertLoss | None:
-        """The most experts that may be left out where a token may become less likely by `max_loss`: 0.03 for 3 %. None
-        where none may."""
-        allowed = [point for point in self.expert_losses if point.nats <= math.log1p(max_loss)] if max_loss else []
+        if self.config.experts:
+            return [ExpertLoss(*point) for point in curve("expert_loss")]
+        return [NeuronLoss(*point) for point in curve("neuron_loss")] if self.config.sparse else []
+
+    def left_out_for(self, max_loss: float) -> LeftOut | None:
+        """The most that may be left out where a token may become less likely by `max_loss`: 0.03 for 3 %. None where
+        nothing may."""
+        allowed = [point for point in self.losses if point.nats <= math.log1p(max_loss)] if max_loss else []
         return allowed[-1] if allowed else None
+
+    def leaving_out(self, left_out: LeftOut | None) -> "Header":
+        """The header of the same bundle for a model that leaves this out. Of a sparse model then other sections are
+        used: its neurons as a predictor chooses them."""
+        neurons = self.neurons
+        if isinstance(left_out, NeuronLoss):
+            neurons = [n.predicted(self.config, layer) for layer, n in enumerate(neurons)]
+        return replace(self, left_out=left_out, neurons=neurons)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predictors say which neurons are computed."""
+        return isinstance(self.left_out, NeuronLoss)
 
     @property
     def zeros(self) -> dict[str, int]:
@@ -199,18 +259,24 @@ class Header:
 
     def unit_layouts(self) -> list[UnitLayout]:
         """What is read and checked piece by piece, in the order of its checksums: every layer's neuron groups, then
-        their details; the slabs of the embedding and of the output head."""
+        their details, and its neurons for a predictor; the slabs of the embedding and of the output head. Of a model
+        that is loaded to leave something out, what that does not use is not among them."""
+        neurons = list(self.neurons)
+        if PREDICTORS in self.sections and not self.predicts:
+            neurons = [kind for layer, n in enumerate(self.neurons) for kind in (n, n.predicted(self.config, layer))]
         groups = [UnitLayout(section, section, 0, size, n.groups, n.groups * size)
-                  for n in self.neurons for section, size in n.parts()]
+                  for n in neurons for section, size in n.parts()]
         return groups + [_in_slabs(name, t) for name, t in self.matrices_in_slabs().items()]
 
     def streamable(self) -> list[UnitLayout]:
         """What need not stay in memory, in the order of use: every layer's attention matrices, and in sparse models the
         one that decides, which are in the resident section and go by their tensors' names, its neuron groups and their
         details; then the output head."""
-        sections = {layout.name: layout for layout in self.unit_layouts()}
+        sections, unused = {layout.name: layout for layout in self.unit_layouts()}, set(self.unused())
         found = []
         for spec in self.config.tensors():
+            if spec.name in unused:
+                continue
             if spec.role is Role.DOWN:  # stands for all matrices of its layer that share their sections
                 assert spec.layer is not None
                 found += [sections[section] for section, _ in
@@ -219,6 +285,11 @@ class Header:
                   and self.tensors[spec.name].section == RESIDENT):
                 found.append(_in_slabs(spec.name, self.tensors[spec.name]))
         return [*found, sections[HEAD]]
+
+    def unused(self) -> dict[str, UnitLayout]:
+        """By name, what of the resident section is not used: what decides, where predictors do."""
+        return {spec.name: _in_slabs(spec.name, self.tensors[spec.name]) for spec in self.config.tensors()
+                if self.predicts and spec.role in FEED_FORWARD - self.config.in_groups}
 
     @property
     def embedding(self) -> Tensor:
@@ -239,6 +310,21 @@ def slabs(rows: int) -> int:
 def neuron_section(layer: int) -> str:
     """The name of the section of a layer's neuron groups: of their bases, where they have details."""
     return f"layers.{layer}.neurons"
+
+
+def predicted_section(layer: int) -> str:
+    """The name of the section of a sparse layer's neurons for a predictor."""
+    return f"layers.{layer}.predicted"
+
+
+def predictor(layer: int) -> tuple[str, str]:
+    """The names of a layer's two predictor matrices, without what follows them (.weight, .bias)."""
+    return f"model.layers.{layer}.mlp.predictor.in", f"model.layers.{layer}.mlp.predictor.out"
+
+
+def predictor_rank(config: Config) -> int:
+    """Rows of the first of them, and columns of the second."""
+    return max(config.hidden_size // 16 // BLOCK, 1) * BLOCK
 
 
 def detail_section(layer: int) -> str:

@@ -13,7 +13,7 @@ import xxhash
 from edgert.errors import BundleError
 
 from .decoding import header_of
-from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, UnitLayout
+from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, LeftOut, UnitLayout
 
 _CHUNK = 4 << 20
 
@@ -86,9 +86,12 @@ class Bundle:
             self._file.close()
             raise
 
-    def load_for(self, context: int) -> None:
-        """Have `header.config` be that of a model that is loaded for so many tokens (Config.for_context)."""
-        self.header = replace(self.header, config=self.header.config.for_context(context))
+    def load_for(self, context: int, left_out: LeftOut | None = None) -> None:
+        """Have `header` be that of a model that is loaded for so many tokens (Config.for_context), and to leave this
+        out. Raises BundleError."""
+        if left_out is not None:
+            _ = self.units  # whose checksums are counted along all of the file
+        self.header = replace(self.header, config=self.header.config.for_context(context)).leaving_out(left_out)
 
     def _read_header(self) -> Header:
         try:

@@ -15,7 +15,8 @@ from edgert.terminal import show, show_json
 
 from .bundle_argument import BUNDLE
 from .gguf import bundle_of
-from .loading import TEXT, compile_progress, experts_text
+from .loading import TEXT, compile_progress
+from .price import left_out_text
 from .shares import SHARE
 
 
@@ -76,14 +77,14 @@ def command(bundle: str, against: str | None, threads: int | None, memory: str |
 
 
 def _tell_loss(header: Header, max_loss: float, memory: str | None) -> None:
-    """Tell the user which of a mixture's experts are left out. Raises UsageError where nothing would be lost."""
+    """Tell the user which experts or neurons are left out. Raises UsageError where nothing would be lost."""
     changes = memory is not None or header.left_out_for(max_loss) is not None
-    if not changes and not header.config.experts:
+    if not changes and not header.config.selective:
         raise click.UsageError("--max-loss goes with --memory: with all weights in memory nothing is drafted")
     if not changes:
-        raise click.UsageError(f"{experts_text(header, max_loss)}. Without --memory it changes nothing else")
-    if header.config.experts:
-        show(experts_text(header, max_loss), err=True)
+        raise click.UsageError(f"{left_out_text(header, max_loss)}. Without --memory it changes nothing else")
+    if header.config.selective:
+        show(left_out_text(header, max_loss), err=True)
 
 
 def _table(result: dict[str, Any]) -> str:

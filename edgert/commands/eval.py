@@ -24,7 +24,8 @@ from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
 from .gguf import has_experts
-from .loading import load_bundle, model_options, read_text, tell_price
+from .loading import load_bundle, model_options, read_text
+from .price import tell_price
 from .shares import SHARE, SHARES
 from .statistics import left_out_use
 

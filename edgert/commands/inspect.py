@@ -7,6 +7,7 @@ import click
 
 from edgert.bundle import Bundle, Header
 from edgert.bundle.contents import contents, table
+from edgert.bundle.header import PREDICTORS, ExpertLoss, LeftOut
 from edgert.control_characters import one_line
 from edgert.terminal import show, show_json
 
@@ -40,9 +41,8 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
         *((name, value) for name, value in header.provenance.items() if not isinstance(value, dict | list))]
     if pruning := header.quantization.get("pruning"):
         rows.append(("pruned", f"{pruning['method']}, {pruning['pattern']}"))
-    if config.experts_per_token > 1:
-        losses = ", ".join(f"{percent(point.loss, at_least=True)} ({point.experts:.1f} stay)"
-                           for point in header.expert_losses)
+    if config.experts_per_token > 1 or PREDICTORS in header.sections:
+        losses = ", ".join(f"{percent(point.loss, at_least=True)} ({_stay(point)} stay)" for point in header.losses)
         rows.append(("left out for", losses or "not measured"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -52,6 +52,10 @@ def command(bundle: str, tensors: bool, as_json: bool) -> None:
     if tensors:
         show()
         _list_tensors(header)
+
+
+def _stay(point: LeftOut) -> str:
+    return f"{point.experts:.1f}" if isinstance(point, ExpertLoss) else percent(point.computed)
 
 
 def _list_tensors(header: Header) -> None:

@@ -1,6 +1,5 @@
 """What commands that load a model have in common: options, loading, and messages while kernels are compiled."""
 
-import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -10,11 +9,8 @@ from typing import Any
 import click
 
 from edgert.answering import LanguageModel
-from edgert.bundle import Header
-from edgert.bundle.header import ExpertLoss
 from edgert.engine.retention import POLICIES, STOP
 from edgert.errors import ModelError
-from edgert.generation.lenience import MOST_LOSS
 from edgert.kernels.pages import CACHE_TYPES
 from edgert.loading import DEFAULT_CHUNK, load
 from edgert.model import Model
@@ -24,7 +20,7 @@ from edgert.speculation.speculator import AUTO, OFF
 from edgert.terminal import proper_text, show, show_passing
 
 from .gguf import Foreign, bundle_of, resolve
-from .shares import SHARE, percent
+from .shares import SHARE
 
 Command = Callable[..., Any]
 
@@ -147,64 +143,6 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
         return decorated
 
     return add
-
-
-def tell_price(model: LanguageModel, max_loss: float, *, answers: bool = True) -> None:
-    """Tell the user what `max_loss` means for this model, where it is given. answers: whether some will be given, for
-    which tokens may be guessed."""
-    if isinstance(model, Model) and model.header.config.experts:
-        if max_loss or model.left_out:
-            show(_price_of_experts(model, max_loss, guesses=answers and model.guesses), err=True)
-    elif max_loss and model.drafts:
-        show(f"max-loss {100 * max_loss:g} %: answers depend on the memory budget, and may differ from one time to the "
-             f"next; each is at most {100 * max_loss:g} % less likely a token than what the model would choose",
-             err=True)
-    elif max_loss:
-        show("max-loss changes little here: nothing is drafted, which takes a budget that holds enough of the weights "
-             "for a draft, and not all of them", err=True)
-
-
-def _price_of_experts(model: Model, max_loss: float, *, guesses: bool) -> str:
-    """The same of a mixture of experts. guesses: whether tokens are guessed."""
-    asked, left_out = f"max-loss {100 * max_loss:g} %", model.left_out
-    likely = "that the model likes nearly as much as its own choice"
-    if left_out is not None:
-        rest = math.expm1(math.log1p(max_loss) - left_out.nats)
-        for_guesses = (f"; what is left of it, {percent(rest)}, pays for guesses {likely}, which may differ from one "
-                       "time to the next") if rest > 0 and guesses else ""
-        if max_loss == model.max_loss:
-            return experts_text(model.header, max_loss) + for_guesses
-        return (f"{asked} is for guesses alone, as the model was loaded with {100 * model.max_loss:g} %: "
-                f"{_left_out_text(left_out, model.header)}{for_guesses}")
-    for_guesses = f". Guesses {likely} are taken for it" if guesses else ""
-    if max_loss > model.max_loss and model.header.left_out_for(max_loss):
-        return (f"{asked} leaves out no experts: which are is settled when a model is loaded; start it with --max-loss"
-                f"{for_guesses}")
-    return experts_text(model.header, max_loss) + for_guesses
-
-
-def experts_text(header: Header, max_loss: float) -> str:
-    """What experts of a mixture that is loaded with `max_loss` are left out, and what that costs; or why none are."""
-    left_out = header.left_out_for(max_loss)
-    return f"max-loss {100 * max_loss:g} %" + (
-        f" leaves out no experts: {_why_none(header)}" if left_out is None else f": {_left_out_text(left_out, header)}")
-
-
-def _why_none(header: Header) -> str:
-    if header.config.experts_per_token == 1:
-        return "each token has only one"
-    if not (curve := header.expert_losses):
-        return "this bundle does not say what that costs; convert it again, without --no-calibrate"
-    least = curve[0].loss
-    return (f"the least that this bundle knows to leave out costs {percent(least, at_least=True)}"
-            f"{'; give at least that' if least <= MOST_LOSS else ''}")
-
-
-def _left_out_text(left_out: ExpertLoss, header: Header) -> str:
-    return (f"experts with less than {percent(left_out.threshold)} of a token's weight are left out, about "
-            f"{left_out.experts:.1f} of {header.config.experts_per_token} stay; as was measured while converting, a "
-            f"token is {percent(left_out.loss)} less likely for it, at every memory budget and number of "
-            "threads the same")
 
 
 def load_model(path: str | Path | Foreign, **settings: Any) -> LanguageModel:

@@ -28,8 +28,9 @@ from edgert.terminal import show, show_json, show_passing
 from .bundle_argument import BUNDLE
 from .embedding import embeddings_option, open_embedder, server_memory
 from .gguf import bundle_of
-from .loading import compile_progress, experts_text, parallel_option, plan_options
+from .loading import compile_progress, parallel_option, plan_options
 from .plan_chart import Point, curve, parts_table, picture, require_matplotlib
+from .price import left_out_text
 from .shares import SHARE
 
 MIB = 1 << 20
@@ -67,11 +68,10 @@ class Planned:
 
 class _Measured:
     """A bundle's planner, and what was measured for its plans and predictions. cost: of the process; its structured
-    part is 0 where the budget has no room for that. left_out: what experts are for max_loss."""
+    part is 0 where the budget has no room for that."""
 
     def __init__(self, header: Header, planner: Planner, room: CacheRoom, disk: Device, rehearsal: Rehearsal,
-                 cost: ProcessCost, max_loss: float, left_out: ExpertLoss | None) -> None:
-        self.left_out = left_out
+                 cost: ProcessCost, max_loss: float) -> None:
         self.header, self._planner, self._rehearsal, self._max_loss = header, planner, rehearsal, max_loss
         self.room, self.disk, self.cost = room, disk, cost
         self.smallest, self.whole = (planner.named(n) for n in (planner.smallest(disk), planner.whole))
@@ -93,7 +93,8 @@ class _Measured:
 @parallel_option
 @embeddings_option
 @click.option("--max-loss", type=SHARE, default=0.0, metavar="PERCENT",
-              help="Of the answers, as of edgert run: speculation is faster then, and a mixture leaves out experts.")
+              help="Of the answers, as of edgert run: speculation is faster then; a mixture leaves out experts, a "
+                   "sparse model with predictors neurons.")
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False),
               help="Draw the speed against the budget as a picture; needs pip install 'edgert[plot]'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -123,10 +124,11 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
     if png:
         picture(png, opened.path.name, [_point(p) for p in points], None if chosen is None else _point(chosen))
     if as_json:
+        left_out = measured.header.left_out
         common = {**more, "smallest_budget": measured.smallest, "whole_budget": measured.whole,
                   "predicted_prompt_tokens": PROMPT, "device": asdict(measured.disk), "for": program,
                   "structured_output_bytes": measured.cost.structured,
-                  **({} if measured.left_out is None else {"left_out": measured.left_out._asdict()}),
+                  **({} if left_out is None else {"left_out": left_out._asdict()}),
                   **({"window_bytes": measured.cost.window} if program == APP else {})}
         own = chosen.values() if chosen else {"budgets": [p.values() for p in table]}
         show_json({**own, **common})
@@ -138,8 +140,8 @@ def command(bundle: str, memory: str | None, program: str, threads: int | None, 
         _show(chosen, measured, program)
     else:
         _compare(table, points, measured)
-    if max_loss and measured.header.config.experts and not more:
-        show(f"\n{experts_text(measured.header, max_loss)}.")
+    if max_loss and measured.header.config.selective and not more:
+        show(f"\n{left_out_text(measured.header, max_loss)}.")
 
 
 def _embeddings_bytes(model: str | None, program: str, threads: int | None) -> int:
@@ -179,7 +181,8 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
     header = bundle.header
     threads = default_threads() if threads is None else threads
     context, kv_type = session_settings(header, context, kv_type, kv_memory, kv_policy, chunk, parallel)
-    policy, left_out = parse_policy(kv_policy or STOP, context, header.config), header.left_out_for(max_loss)
+    policy, header = parse_policy(kv_policy or STOP, context, header.config), header.leaving_out(
+        header.left_out_for(max_loss))
     library = load_library(compile_progress)
     with _saying("measuring the process ..."):
         cost = process_cost(bundle.path, program)
@@ -190,7 +193,7 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
         # Several budgets are compared with one cache: where it may be on flash, with as little of it as there can be.
         room, planner = plan_cache(header, policy, process=process, context=context, cache_type=kv_type, chunk=chunk,
                                    threads=threads, memory=kv_memory, budget=budget or 0, parallel=parallel,
-                                   embeddings=embeddings, left_out=left_out)
+                                   embeddings=embeddings)
         planner.plan(budget, lambda: disk)
         return room, planner
 
@@ -201,19 +204,19 @@ def _measured(bundle: Bundle, program: str, budget: int | None, threads: int | N
             raise
         cost = replace(cost, structured=0)
         room, planner = planned_with(cost.process)
-    with Rehearsal(_computed(header, left_out), library, threads=threads, cache_type=kv_type) as rehearsal:
+    with Rehearsal(_computed(header), library, threads=threads, cache_type=kv_type) as rehearsal:
         with _saying("measuring the processor ..."):
             for tokens in MEASURED:
                 rehearsal.seconds(tokens)
             rehearsal.draft_seconds  # noqa: B018
-        yield _Measured(header, planner, room, disk, rehearsal, cost, max_loss, left_out)
+        yield _Measured(header, planner, room, disk, rehearsal, cost, max_loss)
 
 
-def _computed(header: Header, left_out: ExpertLoss | None) -> Header:
+def _computed(header: Header) -> Header:
     """A header whose tokens have as many experts as stay. Among zeros all weigh the same, so by their weight none is
     left out, or all but one."""
-    config = header.config
-    if left_out is None or not isinstance(config, ExpertConfig):
+    config, left_out = header.config, header.left_out
+    if not isinstance(left_out, ExpertLoss) or not isinstance(config, ExpertConfig):
         return header
     return replace(header, config=replace(config, num_experts_per_tok=round(left_out.experts)))
 

@@ -23,10 +23,10 @@ from .loading import (
     model_options,
     read_text,
     sampling_options,
-    tell_price,
     think_option,
     thinking_asked,
 )
+from .price import tell_price
 from .statistics import flash_use, left_out_use, speculation_use
 
 _TEMPLATE_TOKENS, _CONTEXT_STEP = 128, 256

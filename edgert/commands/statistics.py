@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from edgert.bundle.header import NeuronLoss
 from edgert.generation.generation import Statistics
 from edgert.model import Model
 
@@ -29,13 +30,15 @@ def flash_use(model: Model, statistics: Statistics) -> dict[str, Any]:
 
 
 def left_out_use(model: Model) -> dict[str, Any]:
-    """What experts are left out of a model that is loaded to do so: below which threshold of a token's weight, what
-    that costs as measured while converting, and how many of how many a token has in each layer, of all that were
-    computed since loading."""
+    """What is left out of a model that is loaded to do so: below which threshold, what that costs as measured while
+    converting; of experts, how many of how many a token has in each layer, of all that were computed since loading; of
+    neurons, the part that stays, and of those that are active, as measured while converting."""
     left_out, experts = model.left_out, model.experts_per_token
     assert left_out is not None
-    return {"threshold": left_out.threshold, "loss_per_token": round(left_out.loss, 5),
-            "experts_per_token": None if experts is None else round(experts, 3),
+    common = {"threshold": left_out.threshold, "loss_per_token": round(left_out.loss, 5)}
+    if isinstance(left_out, NeuronLoss):
+        return {**common, "computed": left_out.computed, "recall": left_out.recall}
+    return {**common, "experts_per_token": None if experts is None else round(experts, 3),
             "of_experts": model.header.config.experts_per_token}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgert.bundle import Header
+from edgert.bundle.header import predictor_rank
 from edgert.kernels import records
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation
 from edgert.kernels.pages import PAGE
@@ -47,7 +48,9 @@ class Buffers:
                                                       up, and how much of them, of a gated linear unit
     glu        by form: (tokens, glu_columns)         what a gated linear unit gives to its last matrix
     parts      (tokens * heads * splits, 16 + head)   attention's splits (kernels/attention.py)
-    deciding   (tokens, intermediate_size)            products of the matrix that decides, in sparse models
+    deciding   (tokens, intermediate_size)            products of the matrix that decides, in sparse models, or a
+                                                      predictor's scores
+    features   (tokens, predictor_rank)               what a predictor's first matrix makes
     chosen     (units,) int64                         the units of neurons that they make needed
     hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
     sums       (tiles, tokens, 16)                    down so far, over phases
@@ -76,7 +79,7 @@ class Buffers:
         self.glu = {form: made[f"GLU_{form.name}"] for form in Activation}
         self.of_experts = made
         """Those that `expert_places` lists, where there are experts."""
-        self.deciding = made["deciding"]
+        self.deciding, self.features = made["deciding"], made["features"]
         self.chosen_buffer = made["chosen"]
         self.scratch = made["scratch"].address
         self.logits_buffer, self.rows_buffer, self.tokens_buffer, self.selected_buffer = (
@@ -139,6 +142,7 @@ class _Room:
             **{f"GLU_{form.name}": rows(tokens, _row_bytes(config.glu_columns, form)) for form in Activation},
             "parts": (allocator.reserve(parts), parts),
             "deciding": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
+            "features": rows(tokens if header.predicts else 0, _row_bytes(predictor_rank(config))),
             "chosen": (allocator.reserve(8 * self.units), 8),
             "hidden": rows(0 if config.selective else tokens, max(
                 (_row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons), default=0)),

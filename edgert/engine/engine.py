@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgert.bundle import Bundle, Header
+from edgert.bundle.header import ExpertLoss
 from edgert.errors import ModelError
 from edgert.kernels.formats import FORMATS
 from edgert.kernels.native import Library
@@ -80,16 +81,15 @@ class Engine:
 
     New tokens are computed `chunk` at once; more are taken in turns. The results do not depend on that, nor on
     `threads`, nor on which weights are streamed, nor on what other sessions are computed together. context: of the
-    largest session. logit_rows: rows of logits computed at once. threshold: experts that weigh less of a token's
-    experts are left out (expert_program.Routing); the results depend on it. progress: called now and then while weights
-    are loaded; what it raises ends that.
+    largest session. logit_rows: rows of logits computed at once. What the bundle's header leaves out is left out; the
+    results depend on it. progress: called now and then while weights are loaded; what it raises ends that.
     """
 
     def __init__(self, bundle: Bundle, file: FlashFile, library: Library, placement: Placement, *, chunk: int,
                  threads: int, context: int, cache_type: str, logit_rows: int, policy: Policy = POLICIES[STOP],
-                 threshold: float = 0.0, progress: Callable[[], None] = lambda: None) -> None:
+                 progress: Callable[[], None] = lambda: None) -> None:
         header = bundle.header
-        self.routing = Routing(threshold)
+        self.routing = Routing(header.left_out.threshold if isinstance(header.left_out, ExpertLoss) else 0.0)
         self.config, self.chunk, self._cache_type = header.config, chunk, cache_type
         self.policy = policy
         self._trace: Trace | None = None

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from edgert.bundle import Header
-from edgert.bundle.header import down_headers
+from edgert.bundle.header import down_headers, predictor
 from edgert.kernels import records
 from edgert.kernels.expert_records import GLU, Glu
 from edgert.kernels.formats import BLOCK, FORMATS, TILE, Activation, Format
@@ -252,12 +252,18 @@ class ProgramBuilder:
                     self.body.append(Code.RELEASE, records.Release(entries + 8 * start, of + 8 * start, end - start))
 
     def _sparse_feed_forward(self, x: Vectors, layer: int, out: Buffer, fresh: int) -> None:
-        """The products of the matrix that decides; which units of neurons they make needed; those units. fresh: as
-        above."""
+        """The products of the matrix that decides, or a predictor's scores; which units of neurons they make needed;
+        those units. fresh: as above."""
         b, c, n, part = self._buffers, self._config, self._header.neurons[layer], self._feed_forward[layer]
         assert part.deciding is not None
-        self._linear(x, [part.deciding.name.removesuffix(".weight")], b.deciding, bias=part.up_bias is not None,
-                     accumulate=False)
+        if predicts := self._header.predicts:
+            first, second = predictor(layer)
+            features = self._linear(x, [first], b.features, bias=False, accumulate=False)
+            rank = self._header.tensors[f"{first}.weight"].rows
+            self._linear(self._in_all_forms(features, rank), [second], b.deciding, bias=True, accumulate=False)
+        else:
+            self._linear(x, [part.deciding.name.removesuffix(".weight")], b.deciding, bias=part.up_bias is not None,
+                         accumulate=False)
         units, table = n.units(c), self._weights.table(n.section)[0]
         asking, chosen = self._weights.asking(n.section), b.chosen_buffer.address
         choose = records.Choose(b.deciding.address, b.deciding.stride, n.groups, units.neurons, c.intermediate_size,
@@ -266,13 +272,13 @@ class ProgramBuilder:
         self.body.append(Code.CHOOSE, choose)
         if asking.semaphore:
             self.body.append(Code.ASK, choose)
-        source = x.in_form_of(FORMATS["f32"]) if c.gated else Buffer(0, 0)
+        source = x.in_form_of(FORMATS["f32"]) if c.gated or predicts else Buffer(0, 0)
         record = records.Sparse(
-            table, n.groups, units.neurons, c.intermediate_size, units.neuron_bytes, units.up_bytes,
-            FORMATS[n.gate_up].code, FORMATS[n.down].code, -(-c.hidden_size // BLOCK), b.deciding.address,
-            b.deciding.stride, chosen, source.address, source.stride, HIDDEN_ACTS.index(c.hidden_act), b.scratch,
-            b.scratch_stride, -(-c.hidden_size // TILE), b.partial.address, out.address, out.stride,
-            self._vector(part.down_bias), fresh)
+            table, n.groups, units.neurons, c.intermediate_size, units.neuron_bytes, units.deciding_bytes,
+            self._vector(part.up_bias) if predicts else 0, units.up_bytes, FORMATS[n.gate_up].code,
+            FORMATS[n.down].code, -(-c.hidden_size // BLOCK), b.deciding.address, b.deciding.stride, chosen,
+            source.address, source.stride, HIDDEN_ACTS.index(c.hidden_act), b.scratch, b.scratch_stride,
+            -(-c.hidden_size // TILE), b.partial.address, out.address, out.stride, self._vector(part.down_bias), fresh)
         many = self._kind in (Kind.MANY, Kind.OBSERVING)
         for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
             self.body.append(code, record)

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from edgert.bundle.header import ExpertLoss
+from edgert.bundle.header import LeftOut, NeuronLoss
 from edgert.errors import SessionError
 from edgert.kernels.pages import PAGE
 
@@ -44,8 +44,8 @@ class Saved(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     bundle: checksum of the header of the bundle that it belongs to. context, policy: what the session had. tokens: ids
     of all that were computed. held, ahead: as in Session. blocks: xxh3_64 of each; the first `low` are low ones.
     windowed_bytes: how many of a block's bytes are of layers with a window, which are not there of the first `bare`
-    blocks. threshold: of experts that were left out. places, importance: shapes of the arrays in `more`, int32 and
-    float32. talk: what the program that saved it wants to know again.
+    blocks. threshold: of experts or neurons that were left out. places, importance: shapes of the arrays in `more`,
+    int32 and float32. talk: what the program that saved it wants to know again.
     """
 
     bundle: str
@@ -82,17 +82,17 @@ class SessionFile:
     saved: Saved
     start: int
 
-    def check(self, bundle: str, session: Session, threshold: float = 0.0, losses: Sequence[ExpertLoss] = ()) -> None:
-        """Raises SessionError where this session cannot go on with what was saved. threshold: of the experts that are
+    def check(self, bundle: str, session: Session, threshold: float = 0.0, losses: Sequence[LeftOut] = ()) -> None:
+        """Raises SessionError where this session cannot go on with what was saved. threshold: of what is
         left out. losses: what can be, of this model."""
         saved = self.saved
         if saved.bundle != bundle:
             raise SessionError(f"{self.path}: belongs to another model, or to another conversion of this one; open "
                                "that, or begin a new session")
         if saved.threshold != threshold:
-            raise SessionError(f"{self.path}: was computed {_with_experts(saved.threshold)}, and this model is loaded "
-                               f"to compute {_with_experts(threshold)}; {_to_give(saved.threshold, losses)}, or begin "
-                               "a new session")
+            raise SessionError(f"{self.path}: was computed {_with(saved.threshold, losses)}, and this model is "
+                               f"loaded to compute {_with(threshold, losses)}; {_to_give(saved.threshold, losses)}, or "
+                               "begin a new session")
         if session.config.for_context(saved.context) != session.config:
             raise SessionError(f"{self.path}: was computed with a context of {saved.context}, for which this model's "
                                f"positions are others than for one of {session.context}; open it with --context "
@@ -199,13 +199,17 @@ def open_session(path: Path) -> SessionFile:
     return SessionFile(path, saved, start)
 
 
-def _with_experts(threshold: float) -> str:
-    return f"without experts that weigh less than {100 * threshold:g} %" if threshold else "with all experts"
+def _with(threshold: float, losses: Sequence[LeftOut]) -> str:
+    neurons = any(isinstance(point, NeuronLoss) for point in losses)
+    if not threshold:
+        return f"with all {'neurons' if neurons else 'experts'}"
+    return (f"without neurons that are active with less than {100 * threshold:g} %" if neurons else
+            f"without experts that weigh less than {100 * threshold:g} %")
 
 
-def _to_give(threshold: float, losses: Sequence[ExpertLoss]) -> str:
-    """What to load a model with so that it leaves out experts below a threshold, and no others: prices that differ do
-    so by 1e-6 nats at least."""
+def _to_give(threshold: float, losses: Sequence[LeftOut]) -> str:
+    """What to load a model with so that it leaves out what is below a threshold, and no more: prices that differ do so
+    by 1e-6 nats at least."""
     if not threshold:
         return "leave --max-loss away"
     for point in losses:
@@ -216,7 +220,7 @@ def _to_give(threshold: float, losses: Sequence[ExpertLoss]) -> str:
 
 def save_session(path: Path, session: Session, bundle: str, policy: str, talk: dict[str, Any],
                  threshold: float = 0.0) -> None:
-    """Write a session to its file, which is replaced as a whole or not at all. threshold: of the experts that are left
+    """Write a session to its file, which is replaced as a whole or not at all. threshold: of what is left
     out. Raises SessionError."""
     blocks, places, importance = session.state()
     pool, bare = session.pool, 0 if session.pool.windows is None else session.blocks.first_needed(session.held)

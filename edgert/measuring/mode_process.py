@@ -107,7 +107,7 @@ def main() -> None:
     path, settings = sys.argv[1:]
     with load(path, **json.loads(settings)) as model:
         print(json.dumps({"drafts": model.drafts, "budget": model.plan.budget, "threads": model.threads,
-                          "streams": model.plan.disk is not None, "experts": bool(model.header.config.experts),
+                          "streams": model.plan.disk is not None, "leaves_out": bool(model.header.losses),
                           "left_out": model.left_out and model.left_out._asdict()}), flush=True)
         for line in sys.stdin:
             request = json.loads(line)

@@ -93,15 +93,15 @@ def measure_modes(modes: Sequence[Mode], budgets: Sequence[int], what: What, set
     found: list[dict[str, Any]] = [{**mode._asdict()} for mode in modes]
     texts: list[dict[str, Any]] = []
     answers: list[list[str]] = []
-    threads, of_experts = 0, False
+    threads, leaves_out = 0, False
     for mode, row in zip(modes, found, strict=True):
-        if mode.max_loss and not of_experts:
+        if mode.max_loss and not leaves_out:
             continue
         with _MeasuredMode(mode, settings) as (child, about):
             if mode.max_loss and about["left_out"] is None:
                 continue
             threads = about["threads"]
-            of_experts |= about["experts"]
+            leaves_out |= about["leaves_out"]
             if not budgets:
                 budgets = _between(**child.ask({"what": "budgets"}))
             scores: dict[str, Any] = {}

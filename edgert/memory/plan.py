@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgert.bundle import Header
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, TENSOR_ALIGNMENT, ExpertLoss
+from edgert.bundle.header import EMBEDDING, HEAD, PREDICTORS, RESIDENT, TENSOR_ALIGNMENT
 from edgert.engine.buffers import LEAST_ROWS, MOST_ROWS, buffer_bytes, phases, segment_start
 from edgert.engine.prefixes import MORE_POSITIONS
 from edgert.errors import ModelError
@@ -117,17 +117,16 @@ class Planner:
     """Makes plans for one bundle and its settings.
 
     process: bytes that the process uses before anything is loaded. embeddings: bytes that a process of embeddings takes
-    of the budget. drafting: whether what is pinned shall make a draft. left_out: what experts are.
+    of the budget. drafting: whether what is pinned shall make a draft.
     observes: whether the cache's policy looks at attention (engine/retention.py). room: of the cache; by default all of
     it is in memory.
     """
 
     def __init__(self, header: Header, *, process: int, context: int, cache_type: str, chunk: int,
                  threads: int, embeddings: int = 0, drafting: bool = True, observes: bool = False,
-                 room: CacheRoom | None = None, left_out: ExpertLoss | None = None) -> None:
+                 room: CacheRoom | None = None) -> None:
         self._header, self._process, self._threads, self._drafting = header, process, threads, drafting
         self._embeddings = embeddings
-        self._left_out = left_out
         self._chunk, self._context = min(chunk, context), context
         config = header.config
         self._room = room or CacheRoom(config, cache_type, context, context + MORE_POSITIONS)
@@ -150,21 +149,24 @@ class Planner:
         self._edges = (2 * ALIGNMENT * (len(self._bases) + len(self._others))
                        + 2 * TENSOR_ALIGNMENT * len(self._attention))
         """Bytes that are lost around what is pinned."""
-        self._weights = header.sections[RESIDENT].length + length_of([*self._bases, *self._others, *self._in_window])
+        self._predictors = header.sections[PREDICTORS].length if header.predicts else 0
+        self._weights = (header.sections[RESIDENT].length - length_of(header.unused().values()) + self._predictors
+                         + length_of([*self._bases, *self._others, *self._in_window]))
 
     def _fixed(self, chunk: int, rows: int | None = None) -> dict[str, int]:
         rows = rows or self._least_rows
         config, embedding = self._header.config, self._header.embedding
         tile = FORMATS[embedding.format].tile_bytes(embedding.columns)
         angles = _ANGLE_BYTES * config.rotary_dim * config.angle_tables
-        norms = self._weights - length_of(self._streamable)
+        norms = self._weights - self._predictors - length_of(self._streamable)
         return {
             "process": self._process,
             **({"embeddings": self._embeddings} if self._embeddings else {}),
             "growth": _GROWTH + self._logits * (_LOGITS_COPIES + self._room.parallel - 1) + self._tokens
-            + _THREAD_BYTES * self._threads + self._room.swap_bytes + page_table_bytes(norms)
+            + _THREAD_BYTES * self._threads + self._room.swap_bytes + page_table_bytes(norms + self._predictors)
             + _UNIT_BYTES * sum(s.count for s in self._streamable),
             "norms and biases": norms,
+            **({"predictors": self._predictors} if self._predictors else {}),
             "key-value cache": self._room.bytes,
             **({"cache read ahead": self._room.read_ahead_bytes} if self._room.flash else {}),
             "working memory": buffer_bytes(config, self._header, chunk, self._threads, self._context, rows,
@@ -245,10 +247,10 @@ class Planner:
         logit_rows = _LOGITS_COPIES + (budget - sum(parts.values())) // self._logits
         streamed, missed = length_of(self._streamable) - held, 0
         if placement.window:
-            missed = expected_bytes(self._header, placement.window, self._left_out)
+            missed = expected_bytes(self._header, placement.window)
             streamed += missed - length_of(self._in_window)
         return Plan(budget, parts, streamed, self._weights, chunk, rows, logit_rows, smallest, placement, disk,
-                    expected_hits(self._header, placement.window, self._left_out)
+                    expected_hits(self._header, placement.window)
                     if placement.window and self._header.config.experts else None, missed)
 
     def _embedding_bytes(self, units: int) -> int:
@@ -352,7 +354,7 @@ class Planner:
                 if not slots and holds_all(self._header, window):
                     return every, 0, {}
                 streamed = max(length_of(self._in_order) - room, 0)
-                seconds = streamed / disk.bandwidth + reading_s(self._header, window, disk, self._left_out)
+                seconds = streamed / disk.bandwidth + reading_s(self._header, window, disk)
                 found.append((seconds, slots, window, room))
         _, slots, window, room = min(found, key=lambda split: split[0])
         pinned = spread_in_turn([self._attention, self._others], room, disk.chunk_bytes) if slots else {}

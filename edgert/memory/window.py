@@ -56,21 +56,22 @@ def holds_all(header: Header, slots: Mapping[int, int]) -> bool:
     return slots == _groups(header)
 
 
-def expected_bytes(header: Header, slots: Mapping[int, int], left_out: ExpertLoss | None = None) -> int:
+def expected_bytes(header: Header, slots: Mapping[int, int]) -> int:
     """Bytes of groups that are expected to be read for a token, as was seen while converting: those that it needs and
-    does not find, and of experts also those that are guessed and not needed. left_out: what experts are."""
-    return round(_missing(header, slots, left_out) * (_WITH_WRONG_GUESSES if header.config.experts else 1))
+    does not find, and of experts also those that are guessed and not needed."""
+    return round(_missing(header, slots) * (_WITH_WRONG_GUESSES if header.config.experts else 1))
 
 
-def expected_hits(header: Header, slots: Mapping[int, int], left_out: ExpertLoss | None = None) -> float:
-    """The part of the experts that a token needs that is expected to be in memory. left_out: what experts are."""
-    per_token = header.config.experts_per_token if left_out is None else left_out.experts
+def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
+    """The part of the experts that a token needs that is expected to be in memory."""
+    left_out = header.left_out
+    per_token = left_out.experts if isinstance(left_out, ExpertLoss) else header.config.experts_per_token
     needed = per_token * sum(n.choices(header.config)[1] for n in header.neurons)
-    return max(1 - _missing(header, slots, left_out) / needed, 0.0)
+    return max(1 - _missing(header, slots) / needed, 0.0)
 
 
-def _missing(header: Header, slots: Mapping[int, int], left_out: ExpertLoss | None) -> float:
-    """Bytes of groups that a token is expected to need and not to find; where experts are left out, in proportion to
+def _missing(header: Header, slots: Mapping[int, int]) -> float:
+    """Bytes of groups that a token is expected to need and not to find; where something is left out, in proportion to
     what that was with a quarter of all in memory."""
     every, total = _groups(header), 0.0
     for n, activity in zip(header.neurons, header.activity, strict=True):
@@ -78,14 +79,14 @@ def _missing(header: Header, slots: Mapping[int, int], left_out: ExpertLoss | No
         there = ACTIVITY_PARTS * slots[size] / every[size]
         before, after = ([*activity, 0, 0][int(there) + i] for i in range(2))
         total += (before + (after - before) * (there % 1)) / 10000 * count * size
-    return total if left_out is None else total * left_out.missed
+    return total if header.left_out is None else total * header.left_out.missed
 
 
-def reading_s(header: Header, slots: Mapping[int, int], disk: Device, left_out: ExpertLoss | None = None) -> float:
+def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:
     """Seconds that reading them takes. They, and the units of experts, are read one by one, at random places."""
     unit = max(n.group_bytes for n in header.neurons)
     each = unit / disk.bandwidth + max(disk.latency_s / READERS, _LEAST_S)
-    return expected_bytes(header, slots, left_out) / unit * each
+    return expected_bytes(header, slots) / unit * each
 
 
 def _groups(header: Header) -> dict[int, int]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import EMBEDDING, HEAD, RESIDENT, slabs
+from edgert.bundle.header import EMBEDDING, HEAD, PREDICTORS, RESIDENT, slabs
 from edgert.kernels.formats import FORMATS, SLAB, TILE
 from edgert.kernels.native import Library
 from edgert.kernels.records import WAIT, WHOLE
@@ -15,6 +15,7 @@ from edgert.kernels.records import WAIT, WHOLE
 from .experts import ExpertCache, ExpertLayer
 from .file import ALIGNMENT, FlashFile, aligned
 from .groups import PinnedGroups, read_units
+from .loaded_predictors import LoadedPredictors
 from .placement import Placement
 from .region import Allocator, Region
 from .resident import Resident
@@ -39,8 +40,10 @@ class Weights:
         layouts = header.streamable()
         self._units, allocator = dict(bundle.units), Allocator()
         attention = {layout: pinned[layout.name] for layout in layouts if layout.section == RESIDENT}
-        self._resident = Resident(header.sections[RESIDENT], {layout: first for layout, first in attention.items()
-                                                              if first < layout.count}, allocator)
+        passed_over = {layout: first for layout, first in attention.items() if first < layout.count}
+        self._resident = Resident(header.sections[RESIDENT], passed_over | dict.fromkeys(header.unused().values(), 0),
+                                  allocator)
+        self._predictors = LoadedPredictors(header, allocator) if header.predicts else None
         groups = {n.section: PinnedGroups(
             n, header.config, self._units[n.section], self._units[n.details] if n.details else None,
             pinned[n.section], pinned[n.details] if n.details else 0, allocator) for n in header.neurons}
@@ -55,6 +58,8 @@ class Weights:
             with ThreadPoolExecutor(placement.readers) as pool:
                 resident = pool.submit(self._resident.load, file, self._region, progress)
                 jobs = [pool.submit(g.load, file, self._region, library, progress) for g in groups.values()]
+                if self._predictors is not None:
+                    jobs.append(pool.submit(self._predictors.load, bundle, self._region, progress))
                 jobs += [pool.submit(read_units, file, self._units[name], 0, count,
                                      self._region.view(places[name], ranges[name][1] - ranges[name][0]), progress)
                          for name, count in matrices.items() if count]
@@ -148,8 +153,12 @@ class Weights:
                       slot_bytes=placement.slot_bytes, readers=placement.readers, stop=stop)
 
     def address(self, name: str) -> int:
-        """The address of a tensor of the resident section that stays in memory."""
-        return self._region.address + self._resident.place(self._bundle.header.tensors[name].offset)
+        """The address of a tensor of the resident section that stays in memory, or of a predictor's."""
+        tensor = self._bundle.header.tensors[name]
+        if tensor.section == PREDICTORS:
+            assert self._predictors is not None
+            return self._region.address + self._predictors.place + tensor.offset
+        return self._region.address + self._resident.place(tensor.offset)
 
     def table(self, name: str) -> tuple[int, int]:
         """The addresses of the table's entries and counters (table.py) of a layer's neuron groups, by their section.
@@ -185,7 +194,7 @@ class Weights:
     def matrix(self, name: str) -> tuple[int, int]:
         """The same of the slabs of a matrix that stands for itself, attention's or the output head."""
         tensor = self._bundle.header.tensors[name]
-        if tensor.section != RESIDENT:
+        if tensor.section in (HEAD, EMBEDDING):
             return self.table(tensor.section)
         if name in self._placement.pinned:
             return self.table(name)

@@ -10,8 +10,8 @@ from tiny_model import change_header, write_bundle
 from edgert.bundle import Bundle
 from edgert.converters import calibration
 from edgert.converters.calibration import Calibration
-from edgert.converters.expert_losses import CURVE_BYTES, Divergence, measuring_window, routed, thresholds_of
 from edgert.converters.layout import lay_out
+from edgert.converters.left_out import CURVE_BYTES, Divergence, measuring_window, routed, thresholds_of
 from edgert.converters.open_source import open_source
 from edgert.converters.presets import preset
 from edgert.converters.source import Source
@@ -43,7 +43,7 @@ def test_the_curve_is_that_of_whole_logits(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Divergence, "add", lambda self, logits: (seen.append(logits.copy()), add(self, logits)))
     monkeypatch.setattr(calibration, "_VALUES_AT_ONCE", 40000)  # the head comes in parts
     thresholds = thresholds_of(source.config)
-    found = Calibration(source, tokens, set(), thresholds=thresholds).expert_losses()
+    found = Calibration(source, tokens, set(), thresholds=thresholds).left_out_losses()
     assert len(seen) > 1 and [point[0] for point in found] == thresholds
     logits = np.concatenate(seen, 2)
     with np.load(GOLDEN / f"logits-{name}.npz", allow_pickle=False) as file:
@@ -68,25 +68,25 @@ def test_nothing_else_changes() -> None:
     assert np.allclose(alone.moments("lm_head.weight"), beside.moments("lm_head.weight"), rtol=1e-4, atol=1e-5)
     head = source.tensors["lm_head.weight"].shape
     assert beside.weights == alone.weights + head[0] * head[1]
-    assert alone.expert_losses() == [] and len(beside.expert_losses()) == 2
+    assert alone.left_out_losses() == [] and len(beside.left_out_losses()) == 2
 
 
 def test_it_goes_on_from_any_layer() -> None:
     """Also from the end, after what it costs is known."""
     source, tokens = golden("olmoe")
     whole = Calibration(source, tokens, set(), thresholds=[0.3, 0.5])
-    expected, again = whole.expert_losses(), Calibration(source, tokens, set(), thresholds=[0.3, 0.5])
+    expected, again = whole.left_out_losses(), Calibration(source, tokens, set(), thresholds=[0.3, 0.5])
     layers = source.config.num_hidden_layers
     for layer in range(layers + 1):
         if layer < layers:
             again.active(layer)
         else:
-            again.expert_losses()
+            again.left_out_losses()
         state = again.state()
         assert state is not None
         fresh = Calibration(source, tokens, set(), thresholds=[0.3, 0.5])
         fresh.go_on(state)
-        assert fresh.expert_losses() == expected
+        assert fresh.left_out_losses() == expected
 
 
 def test_what_the_text_is_measured_with() -> None:
@@ -139,4 +139,4 @@ def test_curves_that_are_refused(tmp_path: Path) -> None:
             0.2, 0.2, 0.3, 0.3]
     missing = change_header(path, tmp_path / "missing.edge", lambda h: h["quantization"].pop("expert_loss"))
     with Bundle(missing) as bundle:
-        assert bundle.header.expert_losses == [] and bundle.header.left_out_for(1.0) is None
+        assert bundle.header.losses == [] and bundle.header.left_out_for(1.0) is None

@@ -18,7 +18,7 @@ from edgert.apps.server.status import status
 from edgert.bundle import Bundle
 from edgert.bundle.header import ExpertLoss
 from edgert.cli import cli
-from edgert.commands.loading import experts_text, tell_price
+from edgert.commands.price import left_out_text, tell_price
 from edgert.commands.shares import percent
 from edgert.commands.statistics import left_out_use
 from edgert.converters.convert import convert
@@ -148,8 +148,8 @@ def test_why_none_can_be_left_out(made: Path, tmp_path: Path) -> None:
     """Where each token has one expert, and where it costs more than may be given."""
     path = write_bundle(tmp_path / "one.edge", model_type="mixtral", num_local_experts=6, num_experts_per_tok=1)
     with Bundle(path) as one, Bundle(with_curve(made, [[0.1, 0.9, 2.9, 0.9], [0.2, 99, 2, 0.8]])) as dear:
-        assert experts_text(one.header, 0.03) == "max-loss 3 % leaves out no experts: each token has only one"
-        assert experts_text(dear.header, 0.03) == ("max-loss 3 % leaves out no experts: the least that this bundle "
+        assert left_out_text(one.header, 0.03) == "max-loss 3 % leaves out no experts: each token has only one"
+        assert left_out_text(dear.header, 0.03) == ("max-loss 3 % leaves out no experts: the least that this bundle "
                                                    "knows to leave out costs more than 100 %")
     shown = CliRunner().invoke(cli, ["inspect", str(path)]).output
     assert "1 a token" in shown and "left out for" not in shown
@@ -199,8 +199,8 @@ def test_the_plan_expects_fewer_bytes(tmp_path: Path) -> None:
     device = Device("a test's", True, 1 << 16, 2, 1e9, 1e-4, [])
     with Bundle(path) as opened:
         header = opened.header
-        exact, lossy = (Planner(header, process=0, context=64, cache_type="f32", chunk=16, threads=2, left_out=left_out)
-                        for left_out in (None, header.left_out_for(0.05)))
+        exact, lossy = (Planner(of, process=0, context=64, cache_type="f32", chunk=16, threads=2)
+                        for of in (header, header.leaving_out(header.left_out_for(0.05))))
         assert exact.smallest(device) == lossy.smallest(device) and exact.whole == lossy.whole
         budget = exact.smallest(device)
         plans = [planner.plan(budget, lambda: device) for planner in (exact, lossy)]
@@ -220,4 +220,5 @@ def test_the_page_is_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
                                       state="ready", error=None, waiting=0, answering=False)
             return status(cast(Any, service), "m", 0)["left_out"]
 
-    assert told() is None and told(max_loss=0.05) == {"threshold": 0.25, "loss_per_token": 0.0202}
+    assert told() is None and told(max_loss=0.05) == {
+        "of": "experts", "threshold": 0.25, "loss_per_token": 0.0202}

@@ -1,5 +1,6 @@
 """The feed-forward part of sparse models: neurons one by one, those that are zero left out."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,14 @@ from edgert.kernels.team import Team
 
 
 class Layer(NamedTuple):
-    """A sparse layer's units, each wherever memory had room, and the weights that they hold, float64."""
+    """A sparse layer's units, each wherever memory had room, and the weights that they hold, float64. deciding: rows of
+    the matrix that decides, where a predictor says what is computed; deciding_bias: float32 for each neuron."""
 
     units: NeuronUnits
     memory: Buffer
     table: np.ndarray
+    deciding: np.ndarray | None
+    deciding_bias: np.ndarray
     up: np.ndarray | None
     down: np.ndarray
     forms: tuple[str, str]
@@ -43,10 +47,11 @@ def vectors(rng: np.random.Generator, form: str, rows: int, columns: int) -> np.
     return pack_rows(form, Quantized(q, s, m, scale, minimum))
 
 
-def layer(rng: np.random.Generator, up: str, down: str, hidden_size: int, neurons: int, *, gated: bool) -> Layer:
-    units = neuron_units(hidden_size, up, down, gated=gated)
+def layer(rng: np.random.Generator, up: str, down: str, hidden_size: int, neurons: int, *, gated: bool,
+          predicted: bool = False) -> Layer:
+    units = neuron_units(hidden_size, up, down, gated=gated, predicted=predicted)
     parts, weights = [], []
-    for form in (up, down)[not gated:]:
+    for form in [up] * predicted + [up] * gated + [down]:
         packed = vectors(rng, form, neurons, hidden_size)
         assert packed.shape == (neurons, row_bytes(form, hidden_size))
         parts.append(packed)
@@ -58,7 +63,8 @@ def layer(rng: np.random.Generator, up: str, down: str, hidden_size: int, neuron
     places = rng.permutation(count)
     memory.bytes[places, :filled.shape[1]] = filled
     return Layer(units, memory, memory.address + places.astype(np.int64) * memory.stride,
-                 weights[0] if gated else None, weights[-1], (up, down),
+                 weights[0] if predicted else None, rng.standard_normal(neurons).astype(np.float32),
+                 weights[-2] if gated else None, weights[-1], (up, down),
                  rig.padded(rng.standard_normal(hidden_size).astype(np.float32), 16))
 
 
@@ -73,7 +79,8 @@ def computed(team: Team, n: Layer, products: np.ndarray, x: np.ndarray, y: np.nd
     table = n.table if table is None else table
     team.set(tokens=tokens)
     record = records.Sparse(
-        table.ctypes.data, count, n.units.neurons, neurons, n.units.neuron_bytes, n.units.up_bytes,
+        table.ctypes.data, count, n.units.neurons, neurons, n.units.neuron_bytes, n.units.deciding_bytes,
+        n.deciding_bias.ctypes.data if n.deciding is not None else 0, n.units.up_bytes,
         FORMATS[n.forms[0]].code, FORMATS[n.forms[1]].code, blocks, given.address, given.stride, chosen.address,
         rows.address, rows.stride, HIDDEN_ACTS.index(act), scratch.address, scratch.stride, tiles, partial.address,
         out.address, out.stride, n.bias.ctypes.data, fresh)
@@ -95,7 +102,7 @@ def some(rng: np.random.Generator, tokens: int, neurons: int, share: float) -> n
 
 
 shapes = {"hidden_size": st.integers(1, 1100), "neurons": st.integers(1, 400),
-          "act": st.sampled_from(["relu", "relu2"]), "gated": st.booleans(),
+          "act": st.sampled_from(["relu", "relu2"]), "gated": st.booleans(), "predicted": st.booleans(),
           "share": st.sampled_from([0.0, 0.02, 0.5, 1.0])}
 
 
@@ -103,16 +110,22 @@ shapes = {"hidden_size": st.integers(1, 1100), "neurons": st.integers(1, 400),
 @rig.examples(12)
 @given(seed=seeds, tokens=st.sampled_from([1, 2, 5, 40]), **shapes)
 def test_against_float64(target: str, up: str, down: str, seed: int, hidden_size: int, neurons: int, tokens: int,
-                         act: str, gated: bool, share: float) -> None:
+                         act: str, gated: bool, predicted: bool, share: float) -> None:
     rng, team = np.random.default_rng(seed), rig.team(target, 3)
-    n = layer(rng, up, down, hidden_size, neurons, gated=gated)
+    n = layer(rng, up, down, hidden_size, neurons, gated=gated, predicted=predicted)
     products, x = some(rng, tokens, neurons, share), rng.standard_normal((tokens, hidden_size)).astype(np.float32)
     y = rng.standard_normal((tokens, hidden_size)).astype(np.float32)
     got, _ = computed(team, n, products, x, y, act, threads=3)
-    h = np.maximum(products, 0).astype(np.float64) ** {"relu": 1, "relu2": 2}[act]
-    size = np.abs(h)
+    decided, uncertain = products.astype(np.float64), np.zeros(products.shape)
+    if n.deciding is not None:  # of those that the predictor is for
+        exact = x.astype(np.float64) @ n.deciding.T + n.deciding_bias
+        decided = np.where(products > 0, exact, 0)
+        uncertain = np.where(products > 0, np.abs(x) @ np.abs(n.deciding).T + np.abs(n.deciding_bias), 0)
+    power = {"relu": 1, "relu2": 2}[act]
+    h = np.maximum(decided, 0) ** power
+    size = np.maximum(np.abs(h), uncertain ** power)
     if n.up is not None:
-        size = h * (np.abs(x) @ np.abs(n.up).T)
+        size = size * (np.abs(x) @ np.abs(n.up).T)
         h = h * (x.astype(np.float64) @ n.up.T)
     expected = y + h @ n.down + n.bias[:hidden_size]
     assert (np.abs(got - expected) <= 2e-5 * (size @ np.abs(n.down) + np.abs(expected) + 1)).all()
@@ -123,9 +136,9 @@ def test_against_float64(target: str, up: str, down: str, seed: int, hidden_size
 @given(seed=seeds, tokens=st.integers(2, 70), **shapes)
 def test_neither_the_threads_nor_other_tokens_matter(target: str, up: str, down: str, seed: int, hidden_size: int,
                                                      neurons: int, tokens: int, act: str, gated: bool,
-                                                     share: float) -> None:
+                                                     predicted: bool, share: float) -> None:
     rng = np.random.default_rng(seed)
-    n = layer(rng, up, down, hidden_size, neurons, gated=gated)
+    n = layer(rng, up, down, hidden_size, neurons, gated=gated, predicted=predicted)
     products, x = some(rng, tokens, neurons, share), rng.standard_normal((tokens, hidden_size)).astype(np.float32)
     y = rng.standard_normal((tokens, hidden_size)).astype(np.float32)
     blank = np.full_like(y, np.nan)
@@ -141,10 +154,10 @@ def test_neither_the_threads_nor_other_tokens_matter(target: str, up: str, down:
 @rig.examples(12)
 @given(seed=seeds, tokens=st.integers(1, 5), **shapes)
 def test_units_of_zeros_are_neither_needed_nor_read(target: str, seed: int, hidden_size: int, neurons: int, tokens: int,
-                                                    act: str, gated: bool, share: float) -> None:
+                                                    act: str, gated: bool, predicted: bool, share: float) -> None:
     """And for a draft those that are not in memory take no part."""
     rng, team = np.random.default_rng(seed), rig.team(target, 2)
-    n = layer(rng, "q4", "q4", hidden_size, neurons, gated=gated)
+    n = layer(rng, "q4", "q4", hidden_size, neurons, gated=gated, predicted=predicted)
     products, x = some(rng, tokens, neurons, share / 10), rng.standard_normal((tokens, hidden_size)).astype(np.float32)
     y = np.zeros((tokens, hidden_size), np.float32)
     whole, needed = computed(team, n, products, x, y, act, threads=2)
@@ -173,8 +186,8 @@ def test_what_is_no_number_stays_none(target: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("hidden_size", [64, 2048, 4096, 5120, 16384])
 def test_a_unit_is_whole_pages_and_holds_whole_neurons(hidden_size: int) -> None:
-    for gated in (True, False):
-        units = neuron_units(hidden_size, "q4", "q4", gated=gated)
+    for gated, predicted in itertools.product((True, False), repeat=2):
+        units = neuron_units(hidden_size, "q4", "q4", gated=gated, predicted=predicted)
         assert units.unit_bytes % 4096 == 0 and units.neurons >= 1
         assert units.unit_bytes - 4096 * (units.neurons == 1) <= 6 * 4096
         assert 0.75 * units.unit_bytes < units.neurons * units.neuron_bytes <= units.unit_bytes

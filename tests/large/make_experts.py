@@ -13,7 +13,7 @@ that is printed: published traces have about a third to a half of a token's expe
 (Eliseev and Mazur 2023; Muennighoff et al. 2024, of OLMoE, report a balanced load over all, far from balanced in one
 domain).
 
-With --losses the bundle says what it costs to leave out experts, as measured by converters/expert_losses.py with one
+With --losses the bundle says what it costs to leave out experts, as measured by converters/left_out.py with one
 of the windows. Of real models that says nothing: these layers change little of the residual stream.
 
 Experts, and matrices of one kind, are copies of one another, which saves an hour of quantizing: where a byte comes
@@ -34,8 +34,8 @@ from edgert.bundle import BundleWriter
 from edgert.bundle.header import ACTIVITY_PARTS
 from edgert.converters.calibration import Calibration
 from edgert.converters.convert import _Conversion
-from edgert.converters.expert_losses import thresholds_of
 from edgert.converters.layout import lay_out
+from edgert.converters.left_out import thresholds_of
 from edgert.converters.ordering import misses
 from edgert.converters.packing import Packing
 from edgert.converters.pieces import Pieces
@@ -162,7 +162,7 @@ def write_bundle(path: Path, config: Config, made: Mapping[str, Tensor], windows
         top.append(shares[:len(shares) // 4].sum() / shares.sum())
     if losses:
         header.quantization["expert_loss"] = Calibration(
-            source, ids[:1], set(), thresholds=thresholds_of(config)).expert_losses()
+            source, ids[:1], set(), thresholds=thresholds_of(config)).left_out_losses()
     with BundleWriter(path, header) as writer:
         pieces = Pieces(source, header, None)
         pieces._packing = Copies(source, header, lambda name: None)

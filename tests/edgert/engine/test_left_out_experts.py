@@ -8,9 +8,10 @@ import pytest
 from small_engine import make_engine
 
 from edgert.bundle import Bundle
+from edgert.bundle.header import ExpertLoss
 from edgert.converters.calibration import Calibration
 from edgert.converters.convert import convert
-from edgert.converters.expert_losses import Divergence
+from edgert.converters.left_out import Divergence
 from edgert.converters.open_source import open_source
 from edgert.engine.engine import Engine
 from edgert.engine.session import Session
@@ -41,16 +42,21 @@ def threshold_for(bundle: Bundle) -> float:
     return round(0.9 / bundle.header.config.experts_per_token, 4)
 
 
+def below(threshold: float) -> ExpertLoss | None:
+    """What is left out; 0 for nothing."""
+    return ExpertLoss(threshold, 0.0, 1.0, 1.0) if threshold else None
+
+
 def test_logits_are_those_of_numpy(model: tuple[Path, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     path, bundle = model
     threshold, seen = threshold_for(bundle), []
     add = Divergence.add
     monkeypatch.setattr(Divergence, "add", lambda self, logits: (seen.append(logits.copy()), add(self, logits)))
     ((_, _, stay, _),) = Calibration(open_source(str(path)), np.array([TOKENS]), set(),
-                                  thresholds=[threshold]).expert_losses()
+                                  thresholds=[threshold]).left_out_losses()
     exact, lossy = np.concatenate(seen, 2)
     for expected, of in ((exact, 0.0), (lossy, threshold)):
-        engine = make_engine(bundle, threshold=of)
+        engine = make_engine(bundle, left_out=below(of))
         made = logits_of(engine)
         assert np.abs(made - expected).max() < 2e-4 * np.abs(expected).max()
         counted = engine.routing.per_token
@@ -68,7 +74,7 @@ def test_the_same_wherever_weights_come_from(model: tuple[Path, Bundle]) -> None
     every, needed = [], []
     for of in (threshold, 0.0):
         for keep, threads, pieces in ((1.0, 1, 48), (0.0, 2, 48), (0.3, 3, 1), (0.5, 2, 1), (0.0, 1, 5)):
-            engine = make_engine(bundle, threads=threads, keep=keep, attention=1.0, head=1.0, threshold=of)
+            engine = make_engine(bundle, threads=threads, keep=keep, attention=1.0, head=1.0, left_out=below(of))
             engine._team.set(patience=20 * 10 ** 9)
             every.append(logits_of(engine, pieces))
             if pieces == 1:
@@ -85,6 +91,6 @@ def test_the_same_wherever_weights_come_from(model: tuple[Path, Bundle]) -> None
 
 def test_all_but_one_are_left_out(model: tuple[Path, Bundle]) -> None:
     _, bundle = model
-    engine = make_engine(bundle, threshold=0.999, keep=0.2, attention=1.0, head=1.0)
+    engine = make_engine(bundle, left_out=below(0.999), keep=0.2, attention=1.0, head=1.0)
     assert np.isfinite(logits_of(engine, 1)).all() and engine.routing.per_token == 1
     engine.close()
