@@ -63,14 +63,17 @@ def plan(bundle: Bundle, *, keep: float, threads: int, chunk: int, cache_type: s
         window))
 
 
-def use_plan(monkeypatch: pytest.MonkeyPatch, path: Path, **settings: Any) -> None:
-    """Have models of a bundle loaded with the plan of these settings (`plan`), whatever memory there is."""
+def use_plan(monkeypatch: pytest.MonkeyPatch, path: Path, *, left_out: LeftOut | None = None, **settings: Any) -> None:
+    """Have models of a bundle loaded with the plan of these settings (`plan`), whatever memory there is. left_out: by
+    them, where that changes the plan."""
     class Planner:
         def __init__(self, header: object, **_: Any) -> None:
             pass
 
         def plan(self, *arguments: object, **_: object) -> Plan:
             with Bundle(path) as opened:
+                if left_out is not None:
+                    opened.load_for(settings["context"], left_out)
                 return plan(opened, threads=2, cache_type="f16", chunk_bytes=1 << 13, readers=2, embedding=0.0,
                             **settings)
 

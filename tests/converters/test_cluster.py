@@ -46,7 +46,8 @@ def test_the_same_bytes(tmp_path: Path, cluster: str, shape: str, monkeypatch: p
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     model = write_model(tmp_path / "model", **SHAPES[shape])
     made = {}
-    for name, options in (("here", {}), ("there", {"cluster": ""}), ("not calibrated", {"calibrate": False})):
+    more = {"predictors": True} if shape == "opt" else {}
+    for name, options in (("here", more), ("there", {"cluster": "", **more}), ("not calibrated", {"calibrate": False})):
         convert(str(model), tmp_path / "m.edge", **options)  # type: ignore[arg-type]
         made[name] = (tmp_path / "m.edge").read_bytes()
     assert made["here"] == made["there"] != made["not calibrated"]

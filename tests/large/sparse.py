@@ -6,14 +6,15 @@ llama.cpp memory-mapped on a file of the same size and shape.
 FOLDER holds what these commands made (make_sparse.py says what of it is like real models):
 
     python tests/large/make_sparse.py FOLDER/model --shape reglu
-    edgert convert FOLDER/model FOLDER/relu.edge --calibrate FOLDER/model/calibration.txt
+    edgert convert FOLDER/model FOLDER/relu.edge --calibrate FOLDER/model/calibration.txt --predictors
     python tests/large/make_sparse.py FOLDER/model --shape reglu --silu    (of an OPT: without)
     edgert convert FOLDER/model FOLDER/silu.edge --no-calibrate
     python tests/large/make_gguf.py MODEL.gguf --shape reglu --tokenizer-from SMOLLM2.gguf
 
 Tokens are given, a text that changes its topic now and then: random weights write none. Variants, each in a process of
 its own, under `limit-memory` with a cold page cache: `naive` streams all neurons of the same model with SiLU, `chosen`
-reads those that a token needs but keeps only as many as a layer has, `window` keeps as many as there is room for.
+reads those that a token needs but keeps only as many as a layer has, `window` keeps as many as there is room for,
+`predicted` is the window of a model that leaves out the neurons that its predictors take to be zero (--max-loss).
 Progress goes to standard error, one JSON object to standard output; exit status 1 where logits differ.
 """
 
@@ -29,17 +30,19 @@ from typing import Any
 from budgets import TOOLS, UNLIMITED, child, say
 from make_sparse import text
 
-VARIANTS = ("naive", "chosen", "window")
+VARIANTS = ("naive", "chosen", "window", "predicted")
 _PROMPT, _WARM = 32, 16
 
 
-def measured(bundle: str, memory: str | None, threads: int, tokens: int, least: bool) -> dict[str, Any]:
+def measured(bundle: str, memory: str | None, threads: int, tokens: int, least: bool,
+             max_loss: float) -> dict[str, Any]:
     """What the child does: a prompt, some tokens that warm the window up, then `tokens` one at a time."""
     import edgert
     from edgert.memory import plan, window
     if least:
         plan.candidates = lambda header, most: [window.least_slots(header)]  # type: ignore[attr-defined]
-    with edgert.load(bundle, memory=memory, threads=threads, context=512, speculation="off") as model:
+    with edgert.load(bundle, memory=memory, threads=threads, context=512, speculation="off",
+                     max_loss=max_loss) as model:
         engine, session = model._engine, model._conversations.current
         ids = text(engine.config.vocab_size, _PROMPT + _WARM + tokens)
         engine.forward(session, ids[:_PROMPT])
@@ -53,14 +56,15 @@ def measured(bundle: str, memory: str | None, threads: int, tokens: int, least: 
         return {"tok_s": round(1 / statistics.mean(times[_WARM:]), 2), "logits": digest.hexdigest(),
                 "bytes_a_token": round((engine.source.reading.bytes - before) / tokens),
                 "read_s_a_token": round(engine.source.reading.seconds / len(ids), 5),
-                "window": sum(engine._weights._placement.window.values())}
+                "window": sum(engine._weights._placement.window.values()),
+                "planned_bytes_a_token": model.plan.streamed, "left_out": model.left_out and model.left_out._asdict()}
 
 
 def run(arguments: argparse.Namespace, variant: str, budget: str) -> dict[str, Any]:
     bundle = arguments.folder / ("silu.edge" if variant == "naive" else "relu.edge")
     done = child(budget, [sys.executable, __file__, str(arguments.folder), "-", "--child", json.dumps(
         [str(bundle), None if budget == UNLIMITED else budget, arguments.threads, arguments.tokens,
-         variant == "chosen"])], 3600)
+         variant == "chosen", arguments.max_loss if variant == "predicted" else 0.0])], 3600)
     if done.error:
         sys.exit(f"{variant}, {budget}: {done.error}")
     say(f"{variant}, {budget}: {done.output}, {done.kernel_says}")
@@ -75,21 +79,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-loss", type=float, default=1.0, help="0.03 for 3 %%, of `predicted`")
+    parser.add_argument("--variants", type=lambda value: value.split(","))
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measured(*arguments.child)))
         return
-    variants = VARIANTS if (arguments.folder / "silu.edge").exists() else VARIANTS[1:]
-    result: dict[str, Any] = {"unlimited": {name: run(arguments, name, UNLIMITED) for name in (variants[0], "window")}}
-    truth, same = result["unlimited"]["window"]["logits"], True
+    variants = arguments.variants or (VARIANTS if (arguments.folder / "silu.edge").exists() else VARIANTS[1:])
+    whole = [name for name in variants if name != "chosen"]
+    result: dict[str, Any] = {"unlimited": {name: run(arguments, name, UNLIMITED) for name in whole}}
+    truth, same = {name: found["logits"] for name, found in result["unlimited"].items()}, True
+    truth["chosen"] = truth.get("window")
     for budget in arguments.budgets:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         rates: list[float] = []
         for _ in range(arguments.runs):
             for name in variants:
                 found[name].append(run(arguments, name, budget))
-                same &= name == "naive" or found[name][-1]["logits"] == truth
+                same &= found[name][-1]["logits"] == truth[name]
             if arguments.gguf != "-":
                 theirs = child(budget, [sys.executable, str(TOOLS / "llamacpp-baseline"), arguments.gguf,
                                         "--no-repack", "--tokens", "24", "--threads", str(arguments.threads),
