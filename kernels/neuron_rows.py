@@ -4,8 +4,8 @@ In a sparse model (Config.sparse) most neurons are zero for a token, and the fir
 which. A neuron is a *row-column bundle* ("LLM in a flash", Alizadeh et al. 2023): its row of the up projection, where a
 gate decides, then its column of the down projection. Where a predictor says which neurons to compute, and not that
 matrix, its row of that comes before. All are vectors of hidden_size weights, coded along themselves, so that a single
-neuron can be read and computed. As many neurons as fill a few pages of a disk are a *unit*: of that
-size random reads cost a disk little more than those of one page (docs/notes/sparse.md).
+neuron can be read and computed. As few as fill a page or two of a disk are a *unit*: the fewer there are in one, the
+less is kept and read that is not needed (docs/notes/sparse.md).
 
 A vector of so many blocks of 32 weights, the last one filled up with zeros, is:
 
@@ -23,8 +23,9 @@ from .formats import BLOCK, Quantized, bf16_bytes
 
 PAGE = 4096
 """Bytes."""
-_PAGES = range(3, 7)
-"""A unit has one of these numbers of pages, unless a neuron has more: the one that is filled best."""
+_MOST_PAGES, _FILLED = 6, 0.75
+"""A unit has so many pages at most, unless a neuron has more: the fewest of which so much is filled, or if none is, the
+number that is filled best."""
 ROW_FORMATS = {"q4": "q4", "q6": "q8", "q8": "q8", "f16": "f16", "f32": "f32", "q2": "q4", "q3": "q4", "ternary": "f32",
                "q4n": "q4"}
 """In which of these a matrix stands that has some weight format elsewhere."""
@@ -55,9 +56,13 @@ def neuron_units(hidden_size: int, up: str, down: str, *, gated: bool, predicted
     """The units of a layer whose vectors are in these formats. predicted: with rows of the matrix that decides."""
     deciding_bytes, up_bytes = (row_bytes(up, hidden_size) if there else 0 for there in (predicted, gated))
     neuron = deciding_bytes + up_bytes + row_bytes(down, hidden_size)
-    pages = max(_PAGES, key=lambda pages: pages * PAGE // neuron * neuron / pages)
-    if pages * PAGE < neuron:
-        pages = -(-neuron // PAGE)
+    least = -(-neuron // PAGE)
+
+    def filled(pages: int) -> float:
+        return pages * PAGE // neuron * neuron / (pages * PAGE)
+
+    some = range(least, max(_MOST_PAGES, least) + 1)
+    pages = next((pages for pages in some if filled(pages) >= _FILLED), max(some, key=filled))
     return NeuronUnits(pages * PAGE // neuron, neuron, deciding_bytes, up_bytes, pages * PAGE)
 
 

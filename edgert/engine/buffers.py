@@ -51,6 +51,8 @@ class Buffers:
     deciding   (tokens, intermediate_size)            products of the matrix that decides, in sparse models, or a
                                                       predictor's scores
     features   (tokens, predictor_rank)               what a predictor's first matrix makes
+    ahead      (1, hidden_size)                       what the next layer's predictor is asked with before its turn;
+    foreseen, chosen_ahead                            its scores, and the units that they make needed
     chosen     (units,) int64                         the units of neurons that they make needed
     hidden     (tokens, blocks of one phase)          gate and up, in the form that down meets
     sums       (tiles, tokens, 16)                    down so far, over phases
@@ -80,6 +82,7 @@ class Buffers:
         self.of_experts = made
         """Those that `expert_places` lists, where there are experts."""
         self.deciding, self.features = made["deciding"], made["features"]
+        self.ahead, self.foreseen, self.chosen_ahead = made["ahead"], made["foreseen"], made["chosen_ahead"]
         self.chosen_buffer = made["chosen"]
         self.scratch = made["scratch"].address
         self.logits_buffer, self.rows_buffer, self.tokens_buffer, self.selected_buffer = (
@@ -143,6 +146,9 @@ class _Room:
             "parts": (allocator.reserve(parts), parts),
             "deciding": rows(tokens if config.sparse else 0, _row_bytes(BLOCK * groups)),
             "features": rows(tokens if header.predicts else 0, _row_bytes(predictor_rank(config))),
+            "ahead": rows(int(header.predicts), _row_bytes(config.hidden_size)),
+            "foreseen": rows(int(header.predicts), _row_bytes(BLOCK * groups)),
+            "chosen_ahead": (allocator.reserve(8 * self.units if header.predicts else 0), 8),
             "chosen": (allocator.reserve(8 * self.units), 8),
             "hidden": rows(0 if config.selective else tokens, max(
                 (_row_bytes(BLOCK * most, FORMATS[n.down].activation) for n in header.neurons), default=0)),

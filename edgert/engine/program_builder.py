@@ -74,6 +74,14 @@ class Vectors:
         return self.forms[form]
 
 
+@dataclass(frozen=True)
+class Normed(Vectors):
+    """What a norm has made. code, record: its operation, without the addresses of forms."""
+
+    code: Code
+    record: records.Norm
+
+
 class ProgramBuilder:
     """Implements models.network.Network: appends to `body`, and for the output head to `head`. centers: key_centers.
     routing: what experts are left out; None for none."""
@@ -86,6 +94,8 @@ class ProgramBuilder:
         self._feed_forward = feed_forward_parts(config.tensors(), sparse=config.sparse)
         self.body, self.head = Program(), Program()
         self._experts: ExpertProgram | None = None
+        self._norm_ahead: int | None = None
+        """The operation of a norm that is computed a layer ahead, with the weights of the layer before as yet."""
 
     def embedding(self, weight: str, *, scale: float = 1.0) -> Buffer:
         tensor, b = self._header.tensors[weight], self._buffers
@@ -103,7 +113,7 @@ class ProgramBuilder:
             b.scratch, b.scratch_stride))
 
     def norm(self, x: Buffer | Vectors, weight: str, *, bias: str | None = None, centered: bool = False,
-             selected: bool = False) -> Vectors:
+             selected: bool = False) -> Normed:
         forms, columns = self._buffers.h, self._header.tensors[weight].rows
         if isinstance(x, Vectors):  # in its place: a row's squares are added up before any of it is written
             forms = x.forms
@@ -114,10 +124,13 @@ class ProgramBuilder:
             _float_bits(self._config.norm_epsilon), 0, forms[Activation.FLOAT].stride,
             0, forms[Activation.QUANTIZED].stride, 0, forms[Activation.FINE].stride, int(selected),
             0 if bias is None else self._weights.address(bias))
-        operation = program.append(Code.LAYER_NORM if centered or bias is not None else Code.NORM, record)
-        return Vectors(program, operation, forms, {Activation.FLOAT: records.NORM.floats,
-                                                   Activation.QUANTIZED: records.NORM.quantized,
-                                                   Activation.FINE: records.NORM.fine})
+        code = Code.LAYER_NORM if centered or bias is not None else Code.NORM
+        return self._normed(program, forms, code, record)
+
+    def _normed(self, program: Program, forms: dict[Activation, Buffer], code: Code, record: records.Norm) -> Normed:
+        outputs = {Activation.FLOAT: records.NORM.floats, Activation.QUANTIZED: records.NORM.quantized,
+                   Activation.FINE: records.NORM.fine}
+        return Normed(program, program.append(code, record), forms, outputs, code, record)
 
     def plain(self, x: Buffer) -> Vectors:
         return self._in_all_forms(x, self._config.hidden_size)
@@ -257,10 +270,7 @@ class ProgramBuilder:
         b, c, n, part = self._buffers, self._config, self._header.neurons[layer], self._feed_forward[layer]
         assert part.deciding is not None
         if predicts := self._header.predicts:
-            first, second = predictor(layer)
-            features = self._linear(x, [first], b.features, bias=False, accumulate=False)
-            rank = self._header.tensors[f"{first}.weight"].rows
-            self._linear(self._in_all_forms(features, rank), [second], b.deciding, bias=True, accumulate=False)
+            self._scores(x, layer, b.deciding)
         else:
             self._linear(x, [part.deciding.name.removesuffix(".weight")], b.deciding, bias=part.up_bias is not None,
                          accumulate=False)
@@ -272,6 +282,8 @@ class ProgramBuilder:
         self.body.append(Code.CHOOSE, choose)
         if asking.semaphore:
             self.body.append(Code.ASK, choose)
+            if predicts and self._kind is Kind.ONE:
+                self._look_ahead(x, layer + 1)
         source = x.in_form_of(FORMATS["f32"]) if c.gated or predicts else Buffer(0, 0)
         record = records.Sparse(
             table, n.groups, units.neurons, c.intermediate_size, units.neuron_bytes, units.deciding_bytes,
@@ -282,6 +294,35 @@ class ProgramBuilder:
         many = self._kind in (Kind.MANY, Kind.OBSERVING)
         for code in (Code.SPARSE_UP, Code.SPARSE_DOWN) if many else (Code.SPARSE_ONE, Code.SPARSE_GATHER):
             self.body.append(code, record)
+
+    def _scores(self, x: Vectors, layer: int, out: Buffer) -> None:
+        """What a layer's predictor makes of x."""
+        first, second = predictor(layer)
+        features = self._linear(x, [first], self._buffers.features, bias=False, accumulate=False)
+        rank = self._header.tensors[f"{first}.weight"].rows
+        self._linear(self._in_all_forms(features, rank), [second], out, bias=True, accumulate=False)
+
+    def _look_ahead(self, x: Vectors, layer: int) -> None:
+        """Have the next layer's predictor asked about what this layer is given, so that what it will need is read while
+        this one computes: from layer to layer that changes little (Deja Vu, Liu et al. 2023). x: what this layer is
+        given. The next one's norm takes the place of this one's when it is built."""
+        if self._norm_ahead is not None and isinstance(x, Normed):
+            for argument, value in ((records.NORM.weight, x.record.weight), (records.NORM.bias, x.record.bias)):
+                self.body.amend(self._norm_ahead, argument, value)
+        self._norm_ahead = None
+        if layer == len(self._header.neurons) or not isinstance(x, Normed):
+            return
+        b, n, c = self._buffers, self._header.neurons[layer], self._config
+        asking, table = self._weights.asking(n.section), self._weights.table(n.section)[0]
+        given = self._normed(self.body, {**b.h, Activation.FLOAT: b.ahead}, x.code, x.record._replace(
+            floats_stride=b.ahead.stride))
+        self._norm_ahead = given.operation
+        self._scores(given, layer, b.foreseen)
+        choose = records.Choose(b.foreseen.address, b.foreseen.stride, n.groups, n.units(c).neurons,
+                                c.intermediate_size, b.chosen_ahead.address, table, 0, asking.guessed, asking.time,
+                                layer, asking.asked_ahead, asking.semaphore)
+        self.body.append(Code.CHOOSE, choose)
+        self.body.append(Code.ASK, choose)
 
     def glu(self, gate_up: Buffer, columns: int, *, weighed: bool = False) -> Vectors:
         forms = self._buffers.glu

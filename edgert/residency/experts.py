@@ -99,7 +99,7 @@ class ExpertCache(OnDemand[_Job]):
         """What the kernels ask for this layer's experts with."""
         at = 8 * layer * self._experts
         return Asking(self._needed.ctypes.data + at, self._time.ctypes.data, self._asked.ctypes.data + 8 * layer,
-                      int(self._semaphores.table[0]), self._done.ctypes.data + at, self._guessed.ctypes.data + at,
+                      int(self._semaphores.table[0]), self._guessed.ctypes.data + at, 0, self._done.ctypes.data + at,
                       len(self._pools[self._layers[layer].expert_bytes].held))
 
     def expect(self, heads: int) -> None:

@@ -57,9 +57,12 @@ class Asking(NamedTuple):
     time: int = 0
     asked: int = 0
     semaphore: int = 0
+    guessed: int = 0
+    """Where it is written down what this layer is guessed to need."""
+    asked_ahead: int = 0
+    """The same as `asked`, for what is guessed."""
     done: int = 0
     """Of experts, as what follows (kernels/expert_records.py)."""
-    guessed: int = 0
     slots: int = 0
 
 

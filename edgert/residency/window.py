@@ -4,9 +4,11 @@ for.
 "LLM in a flash" (Alizadeh et al. 2023) keeps the neurons of the last few tokens, since most of what the next one needs
 is among them. Here as many groups stay as there are slots, and a group that is needed and not there takes the place of
 the one that was needed longest ago. Which are needed the kernels find out: the products of a matrix that is in memory,
-or streamed, decide it exactly (kernels/sparse.py). So what is in the window decides the speed and nothing else.
+or streamed, decide it exactly, or a predictor's do (kernels/sparse.py). So what is in the window decides the speed and
+nothing else. Where a predictor also says what the next layer will need, that is read when nothing else is to be.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from edgert.bundle.reader import Units
 from edgert.kernels.records import WAIT
 
 from .file import FlashFile
+from .least_recent import LeastRecent
 from .on_demand import NOBODY, READERS, OnDemand, Pool, pools_of
 from .readers import now
 from .source import Asking, Read, no_answer
@@ -27,6 +30,10 @@ _PIECE = 1 << 20
 _TURNS, _MOST_AT_ONCE = 2, 16
 """What a layer asks for is divided among the readers, each of which comes so often, with no more groups than that at
 once: most of what a small read costs is Python's, between one and the next."""
+_AHEAD_AT_ONCE, _READERS_AHEAD = 4, 4
+"""Groups that are read on a guess at once, by so many readers: what is needed then waits for no more."""
+_LEAST_RIGHT, _MEMORY = 0.4, 0.98
+"""Nothing is read on a guess where a smaller part of guesses is right; how much of what is known of that is kept."""
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -46,11 +53,22 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """Groups to read, in rising order, each with its slot."""
+    """Groups to read, in rising order, each with its slot. ahead: on a guess."""
 
     layer: _Layer
     units: list[int]
     slots: list[int]
+    ahead: bool = False
+
+    @property
+    def entries(self) -> np.ndarray:
+        """Theirs in the table: int64."""
+        return self.layer.first + np.array(self.units, np.int64)
+
+    def only(self, flags: np.ndarray) -> "_Job":
+        """Some of them, which are no guess any more. flags: bool, which."""
+        units, slots = np.array(self.units)[flags], np.array(self.slots)[flags]
+        return _Job(self.layer, units.tolist(), slots.tolist())
 
     def runs(self) -> Iterator[tuple[int, list[int]]]:
         """Neighbours in the file, which one call reads: the first, and the slots of all."""
@@ -77,8 +95,17 @@ class Window(OnDemand[_Job]):
         self._layers = [_Layer(units, first, self._pools[units.unit_bytes]) for units, first in layers]
         self._used = np.zeros_like(table.entries)
         """When each group was needed last, by `_time`."""
+        self._foreseen, self._coming = np.zeros_like(table.entries), np.zeros(len(table.entries), bool)
+        """When each was guessed last; whether one has a slot and has not been read to its end."""
         self._time, self._asked = np.ones(1, np.int64), np.full(1, NOBODY, np.int64)
+        self._asked_ahead = np.full(1, NOBODY, np.int64)
         self._jobs: deque[_Job] = deque()
+        self._ahead: deque[_Job] = deque()
+        self._reading_ahead, self._guessed = 0, np.empty(0, np.int64)
+        """Jobs that are under way on a guess; entries that were guessed for the next layer and not there."""
+        self._tried = self._right = 0.0
+        self._fence = threading.Lock()
+        self._orders: dict[int, LeastRecent] = {}
         self._start(READERS, "window")
 
     def fill(self, progress: Callable[[], None]) -> None:
@@ -97,15 +124,21 @@ class Window(OnDemand[_Job]):
                 self._table.entries[layer.first:layer.first + count] = (
                     pool.region.address + pool.slot_bytes * np.arange(slot, slot + count))
                 slot += count
+            self._orders[pool.slot_bytes] = LeastRecent(pool, self._used, self._coming)
 
     def asking(self, layer: int) -> Asking:
         """What the kernels ask for this layer's groups with."""
-        return Asking(self._used.ctypes.data + 8 * self._layers[layer].first, self._time.ctypes.data,
-                      self._asked.ctypes.data, int(self._semaphores.table[0]))
+        at = 8 * self._layers[layer].first
+        return Asking(self._used.ctypes.data + at, self._time.ctypes.data, self._asked.ctypes.data,
+                      int(self._semaphores.table[0]), self._foreseen.ctypes.data + at, self._asked_ahead.ctypes.data)
 
     def expect(self, heads: int) -> None:
         """The next pass: what it needs is needed later than what others did."""
-        self._time += 1
+        with self._lock:
+            self._count_guesses(int(self._time[0]))
+            self._drop(self._ahead)
+            self._asked_ahead[0] = NOBODY
+            self._time += 1
 
     def restart(self) -> None:
         """Read nothing more that was asked for. Nothing may be computing meanwhile.
@@ -113,41 +146,118 @@ class Window(OnDemand[_Job]):
         Raises what `check` raises, also if the disk does not answer.
         """
         with self._quiet:
-            self._asked[0] = NOBODY
-            for job in self._jobs:
-                job.layer.pool.held[job.slots] = NOBODY
-            self._jobs.clear()
+            self._asked[0] = self._asked_ahead[0] = NOBODY
+            self._drop(self._jobs)
+            self._drop(self._ahead)
             quiet = self._wait_until_quiet()
         if not quiet:
             self.fail(no_answer())
         self.check()
 
     def _take(self) -> tuple[_Job | None, int]:
-        layer = int(self._asked[0])
+        layer, ahead = int(self._asked[0]), int(self._asked_ahead[0])
         if layer != NOBODY:
             self._asked[0] = NOBODY
             self._plan(self._layers[layer])
-        return (self._jobs.popleft() if self._jobs else None), len(self._jobs)
+            if ahead == layer:
+                self._asked_ahead[0] = ahead = NOBODY
+        if self._jobs:
+            return self._jobs.popleft(), len(self._jobs)
+        if ahead != NOBODY:
+            self._asked_ahead[0] = NOBODY
+            self._plan_ahead(self._layers[ahead])
+        if self._ahead and self._reading_ahead < _READERS_AHEAD:
+            self._reading_ahead += 1
+            return self._ahead.popleft(), min(len(self._ahead), _READERS_AHEAD - self._reading_ahead)
+        return None, 0
 
     def _plan(self, layer: _Layer) -> None:
-        """Give each of a layer's groups that is needed and not there a slot: that of the group needed longest ago.
+        """Give each of a layer's groups that is needed and not there, nor on its way, a slot: that of the group needed
+        longest ago.
 
         Those of this layer that are needed now stay; nothing else is in use, since layers come one after another.
         """
-        entries, held, now = self._table.entries, layer.pool.held, int(self._time[0])
-        needed = self._used[layer.entries] == now
-        missing = np.flatnonzero(needed & (entries[layer.entries] == WAIT))
-        age = np.where(held == NOBODY, NOBODY, self._used[held])
-        own = (held >= layer.first) & (held < layer.first + layer.units.count)
-        age[own] = np.where(age[own] == now, _NEVER, age[own])
-        slots = np.argpartition(age, len(missing) - 1)[:len(missing)] if len(missing) else missing
-        gone = held[slots]
-        entries[gone[gone != NOBODY]] = WAIT
-        held[slots] = layer.first + missing
+        now = int(self._time[0])
+        self._count_guesses(now)
+        for job in self._ahead:
+            right = self._used[job.entries] == now
+            self._let_go(job.only(~right))
+            if right.any():
+                self._jobs.append(job.only(right))
+        self._ahead.clear()
+        here = self._table.entries[layer.entries] == WAIT
+        missing = np.flatnonzero((self._used[layer.entries] == now) & here & ~self._coming[layer.entries])
+        slots = self._orders[layer.pool.slot_bytes].take(len(missing), now)
+        if len(slots) < len(missing):
+            slots = np.concatenate([slots, self._needed_before(layer, now, len(missing) - len(slots), slots)])
+        self._empty(layer.pool.held[slots])
         at_once = min(max(-(-len(missing) // (_TURNS * READERS)), 1), _MOST_AT_ONCE)
+        self._jobs.extend(self._given(layer, missing, slots, at_once))
+
+    def _needed_before(self, layer: _Layer, now: int, count: int, but: np.ndarray) -> np.ndarray:
+        """Slots of what other layers have needed in this pass, but for those: a layer may need all that it has."""
+        held = layer.pool.held
+        free = (held != NOBODY) & ~((held >= layer.first) & (held < layer.first + layer.units.count))
+        free &= (self._used[held] == now) & ~self._coming[held]
+        free[but] = False
+        return np.flatnonzero(free)[:count]
+
+    def _plan_ahead(self, layer: _Layer) -> None:
+        """The same of what it is guessed to need, in the places of what no layer of this pass has needed yet.
+
+        The kernels may have come to any layer by now. They write down what they need and then look into the table; here
+        it is the other way round, each with a barrier in between. So one of both sees the other.
+        """
+        now, held, entries = int(self._time[0]), layer.pool.held, self._table.entries
+        self._count_guesses(now)
+        self._drop(self._ahead)
+        missing = np.flatnonzero((self._foreseen[layer.entries] == now) & (entries[layer.entries] == WAIT)
+                                 & ~self._coming[layer.entries])
+        self._guessed = layer.first + missing
+        spare = len(held) - max(of.units.count for of in self._layers if of.pool is layer.pool)
+        if spare < _READERS_AHEAD * _AHEAD_AT_ONCE or self._right < _LEAST_RIGHT * self._tried:
+            return  # what is under way must not take the place of what a layer may need
+        order = self._orders[layer.pool.slot_bytes]
+        slots = order.take(len(missing), now, spared=self._foreseen)
+        gone = held[slots]
+        addresses = entries[gone]
+        self._empty(gone)
+        with self._fence:
+            pass
+        kept = (gone != NOBODY) & (self._used[gone] == now)
+        entries[gone[kept]] = addresses[kept]
+        slots = slots[~kept]  # the others are in use now
+        self._ahead.extend(self._given(layer, missing[:len(slots)], slots, _AHEAD_AT_ONCE, ahead=True))
+
+    def _empty(self, gone: np.ndarray) -> None:
+        """Take groups out of the table. gone: their entries, or NOBODY."""
+        self._table.entries[gone[gone != NOBODY]] = WAIT
+
+    def _given(self, layer: _Layer, missing: np.ndarray, slots: np.ndarray, at_once: int, *,
+               ahead: bool = False) -> Iterator[_Job]:
+        """Give a layer's groups slots, each its own, and divide them into jobs."""
+        layer.pool.held[slots] = layer.first + missing
+        self._coming[layer.first + missing] = True
         for start in range(0, len(missing), at_once):
             some = slice(start, start + at_once)
-            self._jobs.append(_Job(layer, missing[some].tolist(), slots[some].tolist()))
+            yield _Job(layer, missing[some].tolist(), slots[some].tolist(), ahead)
+
+    def _count_guesses(self, now: int) -> None:
+        """See how many of those that were guessed and not there are needed."""
+        right = int((self._used[self._guessed] == now).sum())
+        self._tried, self._right = _MEMORY * self._tried + len(self._guessed), _MEMORY * self._right + right
+        self._guessed = self._guessed[:0]
+
+    def _let_go(self, job: _Job) -> None:
+        """Forget what nobody has begun to read."""
+        job.layer.pool.held[job.slots] = NOBODY
+        self._orders[job.layer.pool.slot_bytes].emptied(job.slots)
+        self._coming[job.entries] = False
+
+    def _drop(self, jobs: deque[_Job]) -> None:
+        for job in jobs:
+            self._let_go(job)
+        jobs.clear()
 
     def _read(self, reader: int, job: _Job) -> None:
         units, pool, entries = job.layer.units, job.layer.pool, self._table.entries
@@ -162,6 +272,10 @@ class Window(OnDemand[_Job]):
                 self.reading.seconds += checking - started
             for unit, slot in enumerate(slots, job.layer.first + first):
                 entries[unit] = pool.region.address + size * slot
+            self._coming[job.layer.first + first:job.layer.first + first + len(slots)] = False
+        if job.ahead:
+            with self._lock:
+                self._reading_ahead -= 1
 
     def _read_into(self, layer: _Layer, first: int, last: int, slot: int) -> tuple[float, float]:
         """Read and check neighbouring groups into neighbouring slots. When that began, and when checking did."""
