@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,18 @@ import xxhash
 from edgert.errors import BundleError
 
 from .decoding import header_of
-from .header import GROUP_CHECKSUMS, MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, VERSION, Header, LeftOut, UnitLayout
+from .header import (
+    EMBEDDING,
+    GROUP_CHECKSUMS,
+    HEAD,
+    MAGIC,
+    MAX_HEADER_BYTES,
+    PREFIX_BYTES,
+    VERSION,
+    Header,
+    LeftOut,
+    UnitLayout,
+)
 
 _CHUNK = 4 << 20
 
@@ -80,18 +91,17 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"{self.path}: cannot be opened: {(error.strerror or str(error)).lower()}") from None
         try:
-            self.header = self._read_header()
+            self.header = self._stored = self._read_header()
             self.longest_context = self.header.config.max_position_embeddings
         except BaseException:
             self._file.close()
             raise
 
     def load_for(self, context: int, left_out: LeftOut | None = None) -> None:
-        """Have `header` be that of a model that is loaded for so many tokens (Config.for_context), and to leave this
-        out. Raises BundleError."""
-        if left_out is not None:
-            _ = self.units  # whose checksums are counted along all of the file
-        self.header = replace(self.header, config=self.header.config.for_context(context)).leaving_out(left_out)
+        """Have `header`, and with it `units`, be that of a model that is loaded for so many tokens
+        (Config.for_context), and to leave this out."""
+        self.header = replace(self._stored, config=self._stored.config.for_context(context)).leaving_out(left_out)
+        self.__dict__.pop("units", None)
 
     def _read_header(self) -> Header:
         try:
@@ -167,11 +177,16 @@ class Bundle:
     def units(self) -> dict[str, Units]:
         """What is read and checked piece by piece, by section: every layer's neuron groups and their details, the slabs
         of the embedding and of the output head. Raises BundleError."""
-        checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8").tolist()
-        found, used = {}, 0
-        for layout in self.header.unit_layouts():
-            found[layout.name] = self.units_of(layout, checksums[used:used + layout.count])
-            used += layout.count
+        in_use = {section for n in self.header.neurons for section, _ in n.parts()} | {EMBEDDING, HEAD}
+        return self._units(lambda name: name in in_use)
+
+    def _units(self, wanted: Callable[[str], bool]) -> dict[str, Units]:
+        checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8")
+        found, at = {}, 0
+        for layout in self._stored.unit_layouts():
+            if wanted(layout.name):
+                found[layout.name] = self.units_of(layout, checksums[at:at + layout.count].tolist())
+            at += layout.count
         return found
 
     def units_of(self, layout: UnitLayout, checksums: list[int]) -> Units:
@@ -193,7 +208,7 @@ class Bundle:
             if digest.hexdigest() != section.checksum:
                 problems.append(str(damaged(self.path, f"section {name!r}", section.offset)))
         try:
-            every = self.units
+            every = self._units(lambda name: True)
         except BundleError:
             return problems
         for units in every.values():

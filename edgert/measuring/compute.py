@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from edgert.bundle import Header
-from edgert.bundle.header import HEAD, RESIDENT, down_headers, slabs
+from edgert.bundle.header import HEAD, PREDICTORS, RESIDENT, NeuronLoss, down_headers, slabs
 from edgert.engine.buffers import MOST_ROWS, Buffers
 from edgert.engine.program_builder import Kind, ProgramBuilder
 from edgert.engine.session import Session
@@ -227,9 +227,11 @@ class _MadeUpWeights:
 def _active_share(header: Header) -> float:
     """Of a sparse model: bytes of the neurons that a token needs, in parts of those that every token does. Among zeros
     no neuron is active, so what these take is estimated so."""
-    active = sum(of[0] / 10000 * n.groups * n.group_bytes
-                 for n, of in zip(header.neurons, header.activity, strict=True))
-    return active / header.sections[RESIDENT].length
+    active, every = 0.0, header.sections[RESIDENT].length - sum(of.length for of in header.unused().values())
+    for n, of in zip(header.neurons, header.activity, strict=True):
+        share = header.left_out.computed if isinstance(header.left_out, NeuronLoss) else of[0] / 10000
+        active += share * n.groups * n.group_bytes
+    return active / (every + (header.sections[PREDICTORS].length if header.predicts else 0))
 
 
 def _median(run: Callable[[], object]) -> float:
