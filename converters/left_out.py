@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgert.bundle.header import MOST_NATS, ExpertLoss, NeuronLoss
+from edgert.bundle.header import ACTIVITY_PARTS, MOST_NATS, ExpertLoss, NeuronLoss
 from edgert.models.config import Config as AnyConfig
 from edgert.models.expert_config import Config
 
@@ -27,8 +27,7 @@ _PROBABILITIES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.35)
 _PLACES = 4
 """The text that is measured with is the beginnings of so many windows, from all over the text, as prose is not like
 code."""
-_QUARTERS = 4
-CURVE_BYTES = 80 * len(_OF_EVEN)
+CURVE_BYTES = (64 + 6 * ACTIVITY_PARTS) * len(_OF_EVEN)
 """At most so many are a curve's in a header."""
 
 
@@ -57,9 +56,9 @@ class Trials:
             some = np.tile(measuring_window(windows), (1 + len(thresholds), 1))
             self.windows = np.concatenate([windows, some])
             self._seen, self._losses = make(), make()
-            self._seen.values = np.zeros((3, 1 + len(thresholds)))
-            """Over all layers so far: how many experts a token has, or the share of its neurons; what is missed of
-            them; of neurons the share of those that are active that it has."""
+            self._seen.values = np.zeros((2 + ACTIVITY_PARTS, 1 + len(thresholds)))
+            """Over all layers so far: how many experts a token has, or the share of its neurons; of neurons the share
+            of those that are active that it has; what is missed of experts, or units (ordering.misses)."""
         self._layers = 0
 
     def __bool__(self) -> bool:
@@ -77,7 +76,8 @@ class Trials:
             weights, active = routed(logits, config.num_experts_per_tok, least, normalized=config.norm_topk_prob)
             if self:
                 some = self._of(active)
-                self._seen.values[:2] += some.sum(2).mean(1), [misses(each, _QUARTERS)[1] for each in some]
+                self._seen.values[0] += some.sum(2).mean(1)
+                self._seen.values[2:] += np.stack([misses(each, ACTIVITY_PARTS) for each in some], 1)
             return weights, active
 
         return chosen
@@ -106,8 +106,9 @@ class Trials:
                     values[~stays] = 0
                 units = needed_units(stays[:, order], in_units[number > 0])
                 there = of_active[number].sum()
-                self._seen.values[:, number] += (stays.mean(), misses(units, _QUARTERS)[1],
-                                                 (stays & of_active[number]).sum() / there if there else 1.0)
+                self._seen.values[:, number] += (
+                    stays.mean(), (stays & of_active[number]).sum() / there if there else 1.0,
+                    *misses(units, ACTIVITY_PARTS))
 
         return leave_out
 
@@ -128,23 +129,26 @@ class Trials:
             found.add(logits)
         self._losses.values = found.nats()
 
-    def curve(self, config: AnyConfig) -> list[list[float]]:
+    def curve(self, config: AnyConfig) -> list[list[Any]]:
         """What a header has of it, after `measure`: an ExpertLoss or a NeuronLoss for each threshold, of which a higher
         one never costs less. Empty where nothing was measured, or something is not finite."""
         if not self or not np.isfinite(self._losses.values).all():
             return []
         nats = np.maximum.accumulate(np.clip(self._losses.values, 0, MOST_NATS))
-        stay, missed, recall = self._seen.values / self._layers
-        missed = np.minimum(missed / missed[0] if missed[0] else stay / max(stay[0], 1e-9), 1 if config.experts else 10)
+        stay, recall, *missing = self._seen.values / self._layers
+        missed = missing[ACTIVITY_PARTS // 4]
 
         def rounded(values: Iterable[Any]) -> list[float]:
             return [round(float(value), 6) for value in values]
 
         if config.experts:
+            missed = np.minimum(missed / missed[0] if missed[0] else stay / stay[0], 1)
             return [list(ExpertLoss(threshold, *rounded(values)))
                     for threshold, *values in zip(self._thresholds, nats, stay[1:], missed[1:], strict=True)]
-        return [list(NeuronLoss(threshold, *rounded(values)))
-                for threshold, *values in zip(self._thresholds, nats, stay[1:], recall[1:], missed[1:], strict=True)]
+        counts = np.round(10000 * np.stack(missing)).astype(int)
+        return [list(NeuronLoss(threshold, *rounded(values), counts[:, number].tolist()))
+                for number, (threshold, *values) in enumerate(zip(
+                    self._thresholds, nats, stay[1:], recall[1:], strict=True), 1)]
 
     def _of(self, values: np.ndarray) -> np.ndarray:
         """Of rows, (rows, …), those that are measured with, (1 + thresholds, tokens, …), without a threshold first."""

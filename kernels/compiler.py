@@ -41,6 +41,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
         norm,
         one_token,
         planes,
+        reading,
         residual,
         rope,
         sparse,
@@ -74,6 +75,7 @@ def _kernels() -> Iterator[tuple[str, Any, int]]:
     yield "experts, asked for", experts.dispatch, 2
     yield "experts", experts.experts, 3
     yield "experts, sums", experts.expert_sums, 2
+    yield "reading", reading.read, 2
     yield "interpreter", interpreter.enter, 4
 
 

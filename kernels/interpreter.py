@@ -12,6 +12,7 @@ from .masses import masses
 from .norm import layer_norm, norm, quantize
 from .one_token import gather, neurons
 from .planes import join_groups
+from .reading import read
 from .records import LINEAR, RECORD_BYTES, RUNS, STATE, Code
 from .residual import add_part, head_norms, scale_logits
 from .rope import rope
@@ -28,7 +29,7 @@ _PAUSES = 32
 (_EMBEDDING, _LINEAR, _NORM, _QUANTIZE, _ROPE, _ATTENTION, _COMBINE, _UP, _DOWN, _NEURONS, _GATHER, _RELEASE,
  _JOIN, _LAYER_NORM, _LEARNED_POSITIONS, _CHOOSE, _ASK,
  _SPARSE_ONE, _SPARSE_GATHER, _SPARSE_UP, _SPARSE_DOWN, _MASSES,
- _HEAD_NORMS, _ADD, _SCALE, _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS, _GLU) = (int(code) for code in Code)
+ _HEAD_NORMS, _ADD, _SCALE, _ROUTE, _DISPATCH, _EXPERTS, _EXPERT_SUMS, _GLU, _READ) = (int(code) for code in Code)
 
 
 @kernel
@@ -100,6 +101,8 @@ def _run(program, count, state, thread):
             experts.expert_sums(op, state)
         elif code == _GLU:
             glu(op, state)
+        elif code == _READ:
+            read(op, state)
         else:
             join_groups(op, state)
         barrier(state)

@@ -79,6 +79,8 @@ class Code(IntEnum):
     """What a token's experts made of it becomes one."""
     GLU = 29
     """A gated linear unit whose matrices stand for themselves: what is between them."""
+    READ = 30
+    """Of a file: for those who read weights when they are needed."""
 
 
 def offsets(record: type[_Record], first: int = 1) -> _Record:
@@ -141,6 +143,23 @@ class Release(NamedTuple):
 
 
 RELEASE = offsets(Release)
+
+
+class ReadPieces(NamedTuple):
+    """Pieces of a file into memory; by a team of one thread."""
+
+    preadv: int
+    """The C function's address."""
+    file: int
+    """Its descriptor."""
+    runs: int
+    """Four int64 for each run of neighbours in the file: where it is, address and number of its pieces (struct iovec),
+    and what preadv returned."""
+    number: int
+    """Of runs."""
+
+
+READ = offsets(ReadPieces)
 
 
 class Join(NamedTuple):

@@ -69,6 +69,12 @@ def sleep_function() -> int:
     return _address(ctypes.CDLL(None).usleep)
 
 
+def preadv_function() -> int:
+    """The address of the C function preadv, whose offsets have 64 bits."""
+    libc = ctypes.CDLL(None)
+    return _address(getattr(libc, "preadv64", None) or libc.preadv)
+
+
 def clock_function() -> int:
     """The address of the C function clock_gettime."""
     return _address(ctypes.CDLL(None).clock_gettime)

@@ -40,3 +40,8 @@ class FaultyFile(FlashFile):
         for buffer in buffers:
             self.read(offset, buffer, len(buffer))
             offset += len(buffer)
+
+    def read_scattered(self, reader: object, offsets: Sequence[int], size: int, memory: memoryview, address: int,
+                       places: Sequence[int]) -> None:
+        for offset, place in zip(offsets, places, strict=True):
+            self.read(offset, memory[place:place + size], size)

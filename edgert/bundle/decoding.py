@@ -287,13 +287,14 @@ def _check_neuron_loss(curve: Any, *, there: bool) -> None:
         raise ValueError(f"it says what leaving out neurons costs, and section {PREDICTORS!r} is missing")
     before, spent = 0.0, 0.0
     for point in curve:
-        if not isinstance(point, list) or len(point) != 5 or not all(type(value) in (int, float) for value in point):
-            raise ValueError("what leaving out neurons costs is not a list of five numbers each")
-        threshold, nats, computed, recall, missed = point
-        if not (before < threshold < 1 and spent <= nats <= MOST_NATS and 0 <= computed <= 1 and 0 <= recall <= 1
-                and 0 <= missed <= 10):
+        if (not isinstance(point, list) or len(point) != 5
+                or not all(type(value) in (int, float) for value in point[:4])):
+            raise ValueError("what leaving out neurons costs is not a list of four numbers and a list each")
+        threshold, nats, computed, recall, misses = point
+        if not (before < threshold < 1 and spent <= nats <= MOST_NATS and 0 <= computed <= 1 and 0 <= recall <= 1):
             raise ValueError(f"leaving out neurons below {threshold} for {nats} nats leaves {computed} of all and "
-                             f"{recall} of those that are active, and {missed} of those missed")
+                             f"{recall} of those that are active")
+        _check_activity([misses], 1)
         before, spent = threshold, nats
 
 

@@ -57,16 +57,16 @@ class NeuronLoss(NamedTuple):
     """What it costs to compute only those neurons of a sparse model that a predictor takes to be active, as measured
     while converting.
 
-    threshold: the probability to be active, as the predictor has it, below which a neuron is left out. nats, missed: as
-    ExpertLoss has them, of units of neurons. computed: the part of all neurons that stays. recall: of those that are
-    active, the part that stays.
+    threshold: the probability to be active, as the predictor has it, below which a neuron is left out. nats: as
+    ExpertLoss has it. computed: the part of all neurons that stays. recall: of those that are active, the part that
+    stays. misses: as `Header.activity` has them, of units as the predictor needs them, on average over all layers.
     """
 
     threshold: float
     nats: float
     computed: float
     recall: float
-    missed: float
+    misses: list[int]
 
     @property
     def loss(self) -> float:

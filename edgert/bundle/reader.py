@@ -72,6 +72,13 @@ class Units:
         if found != expected:
             raise self._damaged(first + next(i for i, digest in enumerate(found) if digest != expected[i]))
 
+    def check_each(self, numbers: Iterable[int], pieces: Iterable[memoryview]) -> None:
+        """Check units of these numbers. Raises BundleError for the first that is damaged."""
+        hashed, checksums = xxhash.xxh3_64_intdigest, self.checksums
+        for number, piece in zip(numbers, pieces, strict=True):
+            if hashed(piece) != checksums[number]:
+                raise self._damaged(number)
+
     def _damaged(self, index: int) -> BundleError:
         return damaged(self.path, f"part {index} of {self.name!r}", self.start(index))
 

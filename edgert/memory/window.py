@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from edgert.bundle import Header
-from edgert.bundle.header import ACTIVITY_PARTS, ExpertLoss
+from edgert.bundle.header import ACTIVITY_PARTS, ExpertLoss, NeuronLoss
 from edgert.residency.device import Device
 from edgert.residency.on_demand import READERS
 
@@ -71,15 +71,17 @@ def expected_hits(header: Header, slots: Mapping[int, int]) -> float:
 
 
 def _missing(header: Header, slots: Mapping[int, int]) -> float:
-    """Bytes of groups that a token is expected to need and not to find; where something is left out, in proportion to
+    """Bytes of groups that a token is expected to need and not to find; where experts are left out, in proportion to
     what that was with a quarter of all in memory."""
-    every, total = _groups(header), 0.0
+    every, total, left_out = _groups(header), 0.0, header.left_out
     for n, activity in zip(header.neurons, header.activity, strict=True):
         count, size = n.choices(header.config)
+        if isinstance(left_out, NeuronLoss):
+            activity = left_out.misses
         there = ACTIVITY_PARTS * slots[size] / every[size]
         before, after = ([*activity, 0, 0][int(there) + i] for i in range(2))
         total += (before + (after - before) * (there % 1)) / 10000 * count * size
-    return total if header.left_out is None else total * header.left_out.missed
+    return total * left_out.missed if isinstance(left_out, ExpertLoss) else total
 
 
 def reading_s(header: Header, slots: Mapping[int, int], disk: Device) -> float:

@@ -12,6 +12,8 @@ from types import TracebackType
 
 from edgert.errors import BundleError
 
+from .scattered import ScatteredReader
+
 ALIGNMENT = 4096
 """Bytes. Offset, length and address of every direct read are multiples of this."""
 
@@ -84,6 +86,15 @@ class FlashFile:
         for buffer in buffers:
             self.read(offset, buffer, len(buffer))
             offset += len(buffer)
+
+    def read_scattered(self, reader: ScatteredReader, offsets: Sequence[int], size: int, memory: memoryview,
+                       address: int, places: Sequence[int]) -> None:
+        """Read pieces of `size` bytes at rising offsets into places of `memory`, which is at an address; as `read`,
+        which says how they are aligned. Not more than scattered.MOST."""
+        missing = (reader.read(self._file.fileno(), offsets, [address + place for place in places], size)
+                   if self.direct else range(len(offsets)))
+        for piece in missing:
+            self.read(offsets[piece], memory[places[piece]:places[piece] + size], size)
 
     def twice(self, attempt: Callable[[], None]) -> None:
         """Call a function that reads and checks data; if it raises BundleError, call it once more.

@@ -96,20 +96,6 @@ class OnDemand(Readers, Generic[Job]):
             self._semaphores.post(0)
         return job
 
-    def _read_in_turn(self, units: Units, first: int, buffers: list[memoryview]) -> tuple[float, float]:
-        """Read neighbouring units into buffers anywhere, one each, and check them. Returns and raises as below."""
-        started = checking = now()
-
-        def attempt() -> None:
-            nonlocal checking
-            self._file.read_in_turn(units.start(first), buffers)
-            checking = now()
-            for unit, buffer in enumerate(buffers, first):
-                units.check(unit, buffer)
-
-        self._file.twice(attempt)
-        return started, checking
-
     def _read_units(self, units: Units, first: int, last: int, data: memoryview) -> tuple[float, float]:
         """Read neighbouring units into `data` and check them. When that began, and when checking did. Raises
         BundleError."""

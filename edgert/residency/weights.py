@@ -91,7 +91,7 @@ class Weights:
             self._window: Window | ExpertCache | None = None
             self._whole: dict[str, np.ndarray] = {}
             """Addresses of the slabs of matrices that always stay, by name."""
-            self.source = self._sources(stop, progress)
+            self.source = self._sources(library, stop, progress)
             made.callback(self.source.close)
             self._closing = made.pop_all()
 
@@ -104,12 +104,12 @@ class Weights:
         """Where the first `count` units of a section begin and end in the file."""
         return self._units[name].start(0), self._units[name].start(count)
 
-    def _sources(self, stop: Callable[[], None], progress: Callable[[], None]) -> Source:
+    def _sources(self, library: Library, stop: Callable[[], None], progress: Callable[[], None]) -> Source:
         """What fills the table with the weights that do not stay."""
         made: list[Source] = []
         try:
             if self._placement.window:
-                made.append(self._chosen_neurons(stop, progress))
+                made.append(self._chosen_neurons(library, stop, progress))
             stream = self._stream(stop)
             made += [stream] if stream is not None else []
         except BaseException:
@@ -118,7 +118,7 @@ class Weights:
             raise
         return Together(*made) if len(made) > 1 else made[0] if made else AllInMemory()
 
-    def _chosen_neurons(self, stop: Callable[[], None], progress: Callable[[], None]) -> Source:
+    def _chosen_neurons(self, library: Library, stop: Callable[[], None], progress: Callable[[], None]) -> Source:
         """What reads neurons when they are needed."""
         header, places = self._bundle.header, [(self._units[name], self._table.index(name)) for name in self._layers]
         if header.config.experts:
@@ -127,7 +127,8 @@ class Weights:
             self._window = experts = ExpertCache(self._file, layers, header.config.experts, self._table,
                                                  slots=self._placement.window, stop=stop)
             return experts
-        self._window = window = Window(self._file, places, self._table, slots=self._placement.window, stop=stop)
+        self._window = window = Window(self._file, places, self._table, library, slots=self._placement.window,
+                                       stop=stop)
         try:
             window.fill(progress)
         except BaseException:

@@ -16,21 +16,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgert.bundle.reader import Units
+from edgert.kernels.native import Library
 from edgert.kernels.records import WAIT
 
 from .file import FlashFile
 from .least_recent import LeastRecent
 from .on_demand import NOBODY, READERS, OnDemand, Pool, pools_of
 from .readers import now
+from .scattered import MOST, ScatteredReader
 from .source import Asking, Read, no_answer
 from .table import AddressTable
 
 _PIECE = 1 << 20
 """Bytes to read at once while the window is filled for the first time."""
-_TURNS, _MOST_AT_ONCE = 2, 16
-"""What a layer asks for is divided among the readers, each of which comes so often, with no more groups than that at
-once: most of what a small read costs is Python's, between one and the next."""
-_AHEAD_AT_ONCE, _READERS_AHEAD = 4, 4
+_LEAST_AT_ONCE = 8
+"""What a layer asks for is divided among the readers, but into no fewer groups each: most of what few small reads cost
+is Python's."""
+_AHEAD_AT_ONCE, _READERS_AHEAD = 8, 2
 """Groups that are read on a guess at once, by so many readers: what is needed then waits for no more."""
 _LEAST_RIGHT, _MEMORY = 0.4, 0.98
 """Nothing is read on a guess where a smaller part of guesses is right; how much of what is known of that is kept."""
@@ -56,27 +58,19 @@ class _Job:
     """Groups to read, in rising order, each with its slot. ahead: on a guess."""
 
     layer: _Layer
-    units: list[int]
-    slots: list[int]
+    units: np.ndarray
+    slots: np.ndarray
     ahead: bool = False
 
     @property
     def entries(self) -> np.ndarray:
         """Theirs in the table: int64."""
-        return self.layer.first + np.array(self.units, np.int64)
+        made: np.ndarray = self.layer.first + self.units
+        return made
 
     def only(self, flags: np.ndarray) -> "_Job":
         """Some of them, which are no guess any more. flags: bool, which."""
-        units, slots = np.array(self.units)[flags], np.array(self.slots)[flags]
-        return _Job(self.layer, units.tolist(), slots.tolist())
-
-    def runs(self) -> Iterator[tuple[int, list[int]]]:
-        """Neighbours in the file, which one call reads: the first, and the slots of all."""
-        first = 0
-        for after in range(1, len(self.units) + 1):
-            if after == len(self.units) or self.units[after] != self.units[after - 1] + 1:
-                yield self.units[first], self.slots[first:after]
-                first = after
+        return _Job(self.layer, self.units[flags], self.slots[flags])
 
 
 class Window(OnDemand[_Job]):
@@ -88,11 +82,12 @@ class Window(OnDemand[_Job]):
     when reading failed; `error` then tells why. `fill` must be called once, before anything is computed.
     """
 
-    def __init__(self, file: FlashFile, layers: Sequence[tuple[Units, int]], table: AddressTable, *,
+    def __init__(self, file: FlashFile, layers: Sequence[tuple[Units, int]], table: AddressTable, library: Library, *,
                  slots: Mapping[int, int], stop: Callable[[], None]) -> None:
         self._pools = pools_of(slots, "neurons", filled=True)
         super().__init__(file, table, [pool.region for pool in self._pools.values()], stop)
         self._layers = [_Layer(units, first, self._pools[units.unit_bytes]) for units, first in layers]
+        self._scattered = [ScatteredReader(library) for _ in range(READERS)]
         self._used = np.zeros_like(table.entries)
         """When each group was needed last, by `_time`."""
         self._foreseen, self._coming = np.zeros_like(table.entries), np.zeros(len(table.entries), bool)
@@ -106,6 +101,9 @@ class Window(OnDemand[_Job]):
         self._tried = self._right = 0.0
         self._fence = threading.Lock()
         self._orders: dict[int, LeastRecent] = {}
+        self._spare = {size: len(pool.held) - max(units.count for units, _ in layers if units.unit_bytes == size)
+                       for size, pool in self._pools.items()}
+        """Slots of each size that are there when a layer needs all that it has."""
         self._start(READERS, "window")
 
     def fill(self, progress: Callable[[], None]) -> None:
@@ -154,6 +152,11 @@ class Window(OnDemand[_Job]):
             self.fail(no_answer())
         self.check()
 
+    def close(self) -> None:
+        super().close()
+        for reader in self._scattered:
+            reader.close()
+
     def _take(self) -> tuple[_Job | None, int]:
         layer, ahead = int(self._asked[0]), int(self._asked_ahead[0])
         if layer != NOBODY:
@@ -185,14 +188,18 @@ class Window(OnDemand[_Job]):
             if right.any():
                 self._jobs.append(job.only(right))
         self._ahead.clear()
-        here = self._table.entries[layer.entries] == WAIT
-        missing = np.flatnonzero((self._used[layer.entries] == now) & here & ~self._coming[layer.entries])
+        missing = self._absent(layer, self._used, now)
         slots = self._orders[layer.pool.slot_bytes].take(len(missing), now)
         if len(slots) < len(missing):
             slots = np.concatenate([slots, self._needed_before(layer, now, len(missing) - len(slots), slots)])
         self._empty(layer.pool.held[slots])
-        at_once = min(max(-(-len(missing) // (_TURNS * READERS)), 1), _MOST_AT_ONCE)
+        at_once = min(max(-(-len(missing) // READERS), _LEAST_AT_ONCE), MOST)
         self._jobs.extend(self._given(layer, missing, slots, at_once))
+
+    def _absent(self, layer: _Layer, times: np.ndarray, now: int) -> np.ndarray:
+        """Which of a layer's groups have this time, and are not there, nor on their way."""
+        found = np.flatnonzero((times[layer.entries] == now) & (self._table.entries[layer.entries] == WAIT))
+        return found[~self._coming[layer.first + found]]
 
     def _needed_before(self, layer: _Layer, now: int, count: int, but: np.ndarray) -> np.ndarray:
         """Slots of what other layers have needed in this pass, but for those: a layer may need all that it has."""
@@ -211,11 +218,10 @@ class Window(OnDemand[_Job]):
         now, held, entries = int(self._time[0]), layer.pool.held, self._table.entries
         self._count_guesses(now)
         self._drop(self._ahead)
-        missing = np.flatnonzero((self._foreseen[layer.entries] == now) & (entries[layer.entries] == WAIT)
-                                 & ~self._coming[layer.entries])
+        missing = self._absent(layer, self._foreseen, now)
         self._guessed = layer.first + missing
-        spare = len(held) - max(of.units.count for of in self._layers if of.pool is layer.pool)
-        if spare < _READERS_AHEAD * _AHEAD_AT_ONCE or self._right < _LEAST_RIGHT * self._tried:
+        if (self._spare[layer.pool.slot_bytes] < _READERS_AHEAD * _AHEAD_AT_ONCE
+                or self._right < _LEAST_RIGHT * self._tried):
             return  # what is under way must not take the place of what a layer may need
         order = self._orders[layer.pool.slot_bytes]
         slots = order.take(len(missing), now, spared=self._foreseen)
@@ -240,7 +246,7 @@ class Window(OnDemand[_Job]):
         self._coming[layer.first + missing] = True
         for start in range(0, len(missing), at_once):
             some = slice(start, start + at_once)
-            yield _Job(layer, missing[some].tolist(), slots[some].tolist(), ahead)
+            yield _Job(layer, missing[some], slots[some], ahead)
 
     def _count_guesses(self, now: int) -> None:
         """See how many of those that were guessed and not there are needed."""
@@ -251,7 +257,7 @@ class Window(OnDemand[_Job]):
     def _let_go(self, job: _Job) -> None:
         """Forget what nobody has begun to read."""
         job.layer.pool.held[job.slots] = NOBODY
-        self._orders[job.layer.pool.slot_bytes].emptied(job.slots)
+        self._orders[job.layer.pool.slot_bytes].emptied(job.slots.tolist())
         self._coming[job.entries] = False
 
     def _drop(self, jobs: deque[_Job]) -> None:
@@ -260,22 +266,28 @@ class Window(OnDemand[_Job]):
         jobs.clear()
 
     def _read(self, reader: int, job: _Job) -> None:
-        units, pool, entries = job.layer.units, job.layer.pool, self._table.entries
-        size = pool.slot_bytes
-        for first, slots in job.runs():
-            buffers = [pool.region.view(slot * size, size) for slot in slots]
-            started, checking = self._read_in_turn(units, first, buffers)
-            if self._hook is not None:
-                self._hook(Read(reader, units.name, units.start(first), size * len(slots), started, checking, now()))
-            with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
-                self.reading.bytes += size * len(slots)
-                self.reading.seconds += checking - started
-            for unit, slot in enumerate(slots, job.layer.first + first):
-                entries[unit] = pool.region.address + size * slot
-            self._coming[job.layer.first + first:job.layer.first + first + len(slots)] = False
-        if job.ahead:
-            with self._lock:
-                self._reading_ahead -= 1
+        units, pool = job.layer.units, job.layer.pool
+        size, numbers, address, memory = pool.slot_bytes, job.units.tolist(), pool.region.address, pool.region.view()
+        offsets, places = ([start + size * number for number in of] for start, of in (
+            (units.offset, numbers), (0, job.slots.tolist())))
+        started = checking = now()
+
+        def attempt() -> None:
+            nonlocal checking
+            self._file.read_scattered(self._scattered[reader], offsets, size, memory, address, places)
+            checking = now()
+            units.check_each(numbers, [memory[place:place + size] for place in places])
+
+        self._file.twice(attempt)
+        if self._hook is not None:
+            self._hook(Read(reader, units.name, offsets[0], size * len(numbers), started, checking, now()))
+        with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
+            self.reading.bytes += size * len(numbers)
+            self.reading.seconds += checking - started
+            self._reading_ahead -= job.ahead
+        entries = job.entries
+        self._table.entries[entries] = address + size * job.slots
+        self._coming[entries] = False
 
     def _read_into(self, layer: _Layer, first: int, last: int, slot: int) -> tuple[float, float]:
         """Read and check neighbouring groups into neighbouring slots. When that began, and when checking did."""

@@ -48,6 +48,15 @@ def call_function(b, function, first, second):
     b.call(b.inttoptr(function, kind.as_pointer()), [first, second])
 
 
+@operation(types.int64, types.int64, types.int64, address, types.int64, types.int64)
+def call_preadv(b, function, file, pieces, count, offset):
+    """What the C function preadv at an address returns."""
+    kind = ir.FunctionType(I64, [ir.IntType(32), I64, ir.IntType(32), I64])
+    narrow = (b.trunc(value, ir.IntType(32)) for value in (file, count))
+    handle, many = narrow
+    return b.call(b.inttoptr(function, kind.as_pointer()), [handle, pieces, many, offset])
+
+
 @operation(types.int64, types.int64, types.int64)
 def clock_ns(b, function, clock_id):
     """The time in nanoseconds, by the C function clock_gettime at an address and its first argument."""

@@ -21,7 +21,9 @@ from edgert.commands.statistics import left_out_use
 from edgert.converters.convert import convert
 from edgert.errors import BundleError, SessionError, SourceError
 
-CURVE = [[0.02, 0.005, 0.2, 0.99, 1.0], [0.3, 0.02, 0.1, 0.9, 0.5], [0.5, 0.2, 0.05, 0.6, 0.2]]
+MISSES = [2000, *range(1500, 0, -100)]
+CURVE: list[list[Any]] = [[0.02, 0.005, 0.2, 0.99, MISSES], [0.3, 0.02, 0.1, 0.9, MISSES],
+                          [0.5, 0.2, 0.05, 0.6, MISSES]]
 PROMPT, SETTINGS = "Of rivers and of hills, and", {"max_tokens": 24, "ignore_eos": True}
 TEXT = "The quick brown fox of the hills jumps over the lazy dog by the river. " * 20
 Load = Callable[..., edgert.Model]
@@ -157,10 +159,12 @@ def test_models_that_have_none(tmp_path: Path, made: Path) -> None:
 
 def test_headers_that_are_refused(made: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "changed.edge"
-    for curve in ({}, 3, [3], [[0.1, 0.1, 0.2, 0.9]], [[0.1, 0.1, "0.2", 0.9, 1]], [[0.0, 0.1, 0.2, 0.9, 1]],
-                  [[1.0, 0.1, 0.2, 0.9, 1]], [[0.1, -0.1, 0.2, 0.9, 1]], [[0.1, 101, 0.2, 0.9, 1]],
-                  [[0.1, 0.1, 1.2, 0.9, 1]], [[0.1, 0.1, 0.2, -0.9, 1]], [[0.1, 0.1, 0.2, 0.9, 11]],
-                  [[0.2, 0.1, 0.2, 0.9, 1], [0.1, 0.2, 0.1, 0.8, 1]], [[0.1, 0.2, 0.2, 0.9, 1], [0.2, 0.1, 0.1, 1, 1]]):
+    m = MISSES
+    for curve in ({}, 3, [3], [[0.1, 0.1, 0.2, 0.9]], [[0.1, 0.1, "0.2", 0.9, m]], [[0.0, 0.1, 0.2, 0.9, m]],
+                  [[1.0, 0.1, 0.2, 0.9, m]], [[0.1, -0.1, 0.2, 0.9, m]], [[0.1, 101, 0.2, 0.9, m]],
+                  [[0.1, 0.1, 1.2, 0.9, m]], [[0.1, 0.1, 0.2, -0.9, m]], [[0.1, 0.1, 0.2, 0.9, 1]],
+                  [[0.1, 0.1, 0.2, 0.9, m[1:]]], [[0.1, 0.1, 0.2, 0.9, [10001, *m[1:]]]],
+                  [[0.2, 0.1, 0.2, 0.9, m], [0.1, 0.2, 0.1, 0.8, m]], [[0.1, 0.2, 0.2, 0.9, m], [0.2, 0.1, 0.1, 1, m]]):
         with pytest.raises(BundleError, match="header is not"):
             Bundle(with_curve(made, out, curve))
     with pytest.raises(BundleError, match="section 'predictors' is missing"):

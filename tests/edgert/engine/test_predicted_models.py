@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).parents[2] / "large"))
 import make_sparse
 
 TOKENS = make_sparse.text(600, 24, seed=1)
-LEFT_OUT = NeuronLoss(0.3, 0.0, 0.1, 0.9, 1.0)
+LEFT_OUT = NeuronLoss(0.3, 0.0, 0.1, 0.9, [1000] * 16)
 """Below a threshold at which some that are active are left out."""
 
 
@@ -106,7 +106,7 @@ def test_it_is_nearly_the_model(model: tuple[Path, Bundle], expected: np.ndarray
 
 def test_a_predictor_that_leaves_nothing_out_changes_nothing(model: tuple[Path, Bundle]) -> None:
     """But for the rounding of what decides, which is in another format there."""
-    engines = [make_engine(model[1], left_out=of) for of in (None, NeuronLoss(1e-30, 0.0, 1.0, 1.0, 1.0))]
+    engines = [make_engine(model[1], left_out=of) for of in (None, NeuronLoss(1e-30, 0.0, 1.0, 1.0, [1000] * 16))]
     exact, every = map(all_logits, engines)
     for engine in engines:
         engine.close()
