@@ -12,7 +12,7 @@ _STEPS = 32
 """Into which a budget is divided between a window and what every token needs, to find the best."""
 _EXPERTS = 2
 _LEAST_S = 6e-5
-"""Seconds for each of these reads, measured (docs/notes/sparse.md): they are Python, one at a time."""
+"""Seconds for each of these reads where a layer asks for some tens, measured (docs/notes/sparse.md): mostly Python."""
 _WITH_WRONG_GUESSES = 1.1
 """Bytes of experts that are read for those that are needed: 1.08 and 1.11 were measured (docs/notes/experts.md)."""
 
