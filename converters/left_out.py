@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgert.bundle.header import ACTIVITY_PARTS, MOST_NATS, ExpertLoss, NeuronLoss
+from edgert.bundle.header import ACTIVITY_PARTS, MOST_NATS, ExpertLoss
 from edgert.models.config import Config as AnyConfig
 from edgert.models.expert_config import Config
 
@@ -146,7 +146,7 @@ class Trials:
             return [list(ExpertLoss(threshold, *rounded(values)))
                     for threshold, *values in zip(self._thresholds, nats, stay[1:], missed[1:], strict=True)]
         counts = np.round(10000 * np.stack(missing)).astype(int)
-        return [list(NeuronLoss(threshold, *rounded(values), counts[:, number].tolist()))
+        return [[threshold, *rounded(values), counts[:, number].tolist()]
                 for number, (threshold, *values) in enumerate(zip(
                     self._thresholds, nats, stay[1:], recall[1:], strict=True), 1)]
 

@@ -206,8 +206,8 @@ class Header:
     def losses(self) -> list[LeftOut]:
         """What it costs to leave out a mixture's experts, or a sparse model's neurons, by ascending threshold; empty
         where it was not measured."""
-        def curve(name: str) -> Iterable[Iterable[float]]:
-            found: Iterable[Iterable[float]] = self.quantization.get(name, [])
+        def curve(name: str) -> Iterable[Iterable[Any]]:
+            found: Iterable[Iterable[Any]] = self.quantization.get(name, [])
             return found
 
         if self.config.experts:

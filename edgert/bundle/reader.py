@@ -2,6 +2,7 @@
 
 import os
 import struct
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,7 +49,7 @@ class Units:
     offset: int
     length: int
     unit_bytes: int
-    checksums: list[int]
+    checksums: "array[int]"
 
     @property
     def count(self) -> int:
@@ -67,7 +68,7 @@ class Units:
         """Check units from `first` on, each at its place in `data`: a pass over a model checks thousands. Raises
         BundleError for the first that is damaged."""
         hashed = xxhash.xxh3_64_intdigest
-        found = [hashed(data[place]) for place in places]
+        found = array("Q", [hashed(data[place]) for place in places])
         expected = self.checksums[first:first + len(found)]
         if found != expected:
             raise self._damaged(first + next(i for i, digest in enumerate(found) if digest != expected[i]))
@@ -188,15 +189,15 @@ class Bundle:
         return self._units(lambda name: name in in_use)
 
     def _units(self, wanted: Callable[[str], bool]) -> dict[str, Units]:
-        checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8")
+        checksums = np.frombuffer(self.read_section(GROUP_CHECKSUMS), dtype="<u8").astype(np.uint64, copy=False)
         found, at = {}, 0
         for layout in self._stored.unit_layouts():
             if wanted(layout.name):
-                found[layout.name] = self.units_of(layout, checksums[at:at + layout.count].tolist())
+                found[layout.name] = self.units_of(layout, array("Q", checksums[at:at + layout.count].tobytes()))
             at += layout.count
         return found
 
-    def units_of(self, layout: UnitLayout, checksums: list[int]) -> Units:
+    def units_of(self, layout: UnitLayout, checksums: "array[int]") -> Units:
         """Units laid out like this, with the xxh3_64 of each."""
         return Units(self.path, layout.name, self.header.sections[layout.section].offset + layout.offset,
                      layout.length, layout.unit_bytes, checksums)

@@ -44,7 +44,7 @@ _TOKEN_BYTES = 64
 _MARGIN = 2 << 20
 """Added to a budget that is told to the user: the process is not always of the same size when the plan is made."""
 _UNIT_BYTES = 64
-"""Bytes of the checksum and the table entry of a unit."""
+"""Bytes of the checksum and the table entry of a unit, and what is known of when it was needed; 41 were counted."""
 _ANGLE_BYTES = 16
 """Bytes for each component of a head that is rotated, each table of frequencies, and each new token, while rotary
 angles are computed."""

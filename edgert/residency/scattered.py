@@ -24,7 +24,7 @@ class ScatteredReader:
         self._team = Team(library, 1)
         self._memory = np.zeros((_RUN + _PIECE) * MOST, np.int64)
         """Runs, and behind them pieces."""
-        self._bytes, self._at = memoryview(self._memory).cast("B"), self._memory.ctypes.data
+        self._bytes, self._at = self._memory.data.cast("B"), self._memory.ctypes.data
         self._pieces = self._at + 8 * _RUN * MOST
         program = Program()
         program.append(Code.READ, ReadPieces(preadv_function(), 0, self._at, 0))

@@ -1,5 +1,6 @@
 """The weights: in memory, or on flash and streamed. Every byte is checked when it has been read."""
 
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -74,7 +75,8 @@ class Weights:
                             for name in matrices}
             for layout, first in attention.items():
                 # Of slabs that stay nothing is kept: they were checked with their section, and are not read again.
-                self._units[layout.name] = bundle.units_of(layout, [0] * first + checksums.get(layout.name, []))
+                self._units[layout.name] = bundle.units_of(
+                    layout, array("Q", [0] * first + checksums.get(layout.name, [])))
                 if first:
                     self._put(layout.name, self.address(layout.name) + layout.unit_bytes * np.arange(first))
             for n in header.neurons:

@@ -5,6 +5,7 @@ import json
 import random
 import struct
 import tracemalloc
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -507,7 +508,7 @@ def test_units_that_are_checked_together() -> None:
     data = np.random.default_rng(3).integers(0, 256, 250, np.uint8)
     places = [slice(0, 100), slice(100, 200), slice(200, 250)]
     checksums = [xxhash.xxh3_64_intdigest(data[at]) for at in places]
-    units = Units(Path("m.edge"), "head", 4096, 450, 100, [0, 0, *checksums])
+    units = Units(Path("m.edge"), "head", 4096, 450, 100, array("Q", [0, 0, *checksums]))
     units.check_all(2, iter(places), memoryview(data))
     for damaged in ((1,), (2,), (1, 2)):
         wrong = data.copy()
