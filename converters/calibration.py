@@ -16,6 +16,7 @@ from weakref import ref
 import numpy as np
 
 from edgert.bundle.header import predictor_rank
+from edgert.errors import SourceError
 from edgert.models.expert_config import Config as ExpertConfig
 from edgert.models.families import FAMILIES
 from edgert.models.tensors import Role, feed_forward_parts
@@ -286,6 +287,9 @@ class Calibration:
         if part.sparse:
             self._active[layer] = hidden[:self._trials.observed] != 0
         if leave_out:
+            if not np.isfinite(products).all():
+                raise SourceError("predictors cannot be computed: of the calibration text the model makes what is no "
+                                  "number; convert without --predictors")
             rank = predictor_rank(self._source.config)
             self._predictors[layer] = fitted(products, bias, self._parts(by_rows[0]), rank)
             del products

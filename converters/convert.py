@@ -120,6 +120,9 @@ def _write(pruned: Pruned, chosen: Preset | Mix, size: int | None, path: Path, t
     if texts and (pruned.record or newly_rounded(opened, header) or opened.config.selective):
         header.provenance["calibration"] = ", ".join(text.name for text in texts)
     windows = windows_for(opened, header, texts) if calibrate else None
+    if predictors and windows is None:
+        raise SourceError("predictors are computed from a text, and the one that comes with edgert is no text for this "
+                          "model's tokenizer: name another with --calibrate, or convert without --predictors")
     importances = None if windows is None else Importances(opened, header, windows, lambda n: calibrating(n))
     total = sum(map(weights_of, opened.config.tensors())) + (importances.weights if importances else 0)
     with BundleWriter(path, header, _key(header, calibrate, windows)) as writer:

@@ -139,8 +139,8 @@ def _expected_tensors(header: Header) -> dict[str, tuple[str, Container[str], in
     for layer in range(len(header.neurons) if PREDICTORS in header.sections else 0):
         into, out = predictor(layer)
         rank, neurons = predictor_rank(config), config.intermediate_size
-        expected[f"{into}.weight"] = PREDICTORS, FORMATS, rank, config.hidden_size
-        expected[f"{out}.weight"] = PREDICTORS, FORMATS, neurons, rank
+        expected[f"{into}.weight"] = PREDICTORS, tuple(FORMATS), rank, config.hidden_size
+        expected[f"{out}.weight"] = PREDICTORS, tuple(FORMATS), neurons, rank
         expected[f"{out}.bias"] = PREDICTORS, ("vector",), neurons, 1
     return expected
 

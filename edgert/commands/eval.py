@@ -23,7 +23,7 @@ from edgert.model import Model
 from edgert.terminal import show, show_json, show_passing
 
 from .bundle_argument import BUNDLE
-from .gguf import has_experts
+from .gguf import can_leave_out
 from .loading import load_bundle, model_options, read_text
 from .price import tell_price
 from .shares import SHARE, SHARES
@@ -123,7 +123,7 @@ def command(bundles: tuple[str, ...], modes: bool, predictors: bool, shares: tup
         raise click.UsageError("give --text, --questions or --prompts, or several of them, or --modes or --predictors")
     if against is not None and text_file is None and questions_file is None:
         raise click.UsageError("--against goes with --text or --questions")
-    if max_loss and prompts_file is None and not has_experts(bundle):
+    if max_loss and prompts_file is None and not can_leave_out(bundle):
         raise click.UsageError("--max-loss goes with --prompts: it changes answers, not how likely a text is")
     text = read_text(text_file) if text_file is not None else None
     questions = read_questions(questions_file) if questions_file is not None else []

@@ -81,10 +81,10 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     modes = result["modes"]
     yield "* and capital letters: at this budget none loses less and is faster (Pareto front)."
-    experts = any(mode["max_loss"] and mode.get("loss_of") == "texts" for mode in modes)
+    leaves_out = any(mode["max_loss"] and mode.get("loss_of") == "texts" for mode in modes)
     yield ("loss: by how much a token is less likely than in the exact mode. Of caches"
-           f"{', experts left out' * experts} and other bundles: the texts' perplexity\n(and agreement: the share of "
-           "their tokens for which the same one is likeliest).")
+           f"{', experts or neurons left out' * leaves_out} and other bundles: the texts' perplexity\n(and agreement: "
+           "the share of their tokens for which the same one is likeliest).")
     if any(mode.get("loss_of") == "answers" for mode in modes):
         yield ("Of max-loss: as the model counts it for its own answers, the most at any budget (agreement: the share "
                "of their tokens\nthat the model would choose itself, the least). The perplexity of a given text and "
@@ -96,7 +96,7 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
             missing.setdefault(", ".join(budgets), []).append(mode["name"])
     for budgets_text, names in missing.items():
         yield (f"Not measured at {budgets_text}, where nothing is drafted, which takes a budget that holds enough of "
-               f"the weights\nfor a draft, and not all{', and no experts can be left out for that' * experts}: "
+               f"the weights\nfor a draft, and not all{', and nothing can be left out for that' * leaves_out}: "
                f"{', '.join(names)}.")
 
 

@@ -42,10 +42,11 @@ def bundle_of(path: str | Path) -> Path:
     return found
 
 
-def has_experts(path: str | Path) -> bool:
-    """Whether the bundle for a path is one of a mixture of experts. Raises EdgertError where it cannot be opened."""
+def can_leave_out(path: str | Path) -> bool:
+    """Whether the bundle for a path is of a mixture, or has predictors: of a model that may leave something out. Raises
+    EdgertError where it cannot be opened."""
     with Bundle(bundle_of(path)) as opened:
-        return bool(opened.header.config.experts)
+        return bool(opened.header.config.experts or opened.header.losses)
 
 
 def end_conversions() -> None:

@@ -129,7 +129,8 @@ def sampling_options(temperature: float) -> Callable[[Command], Command]:
                                  help="For speed where weights are streamed: guesses are taken that the model likes "
                                       "nearly as much as its own choice, so that the answer is up to so much less "
                                       "likely a token, like 3%. It then depends on the budget. Of mixtures, experts "
-                                      "that weigh little are left out first.  [default: 0%]"),
+                                      "that weigh little are left out first, of sparse models with predictors neurons "
+                                      "that are seldom active.  [default: 0%]"),
     }
 
     def add(command: Command) -> Command:

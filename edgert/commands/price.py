@@ -4,7 +4,7 @@ import math
 
 from edgert.answering import LanguageModel
 from edgert.bundle import Header
-from edgert.bundle.header import ExpertLoss, LeftOut
+from edgert.bundle.header import PREDICTORS, ExpertLoss, LeftOut
 from edgert.generation.lenience import MOST_LOSS
 from edgert.model import Model
 from edgert.terminal import show
@@ -67,6 +67,8 @@ def _why_none(header: Header) -> str:
     if header.config.experts_per_token == 1:
         return "each token has only one"
     if not (curve := header.losses):
+        if PREDICTORS in header.sections:
+            return "what that costs could not be measured when this bundle was converted"
         again = "with --predictors" if header.config.sparse else "without --no-calibrate"
         return f"this bundle does not say what that costs; convert it again, {again}"
     least = curve[0].loss

@@ -3,6 +3,7 @@
 import click
 
 from edgert.bundle import Bundle
+from edgert.bundle.header import PREDICTORS
 from edgert.errors import BundleError
 from edgert.terminal import show
 
@@ -16,7 +17,10 @@ def command(bundle: str) -> None:
     """Check every checksum of BUNDLE: the header's, each section's, each neuron group's."""
     with Bundle(bundle_of(bundle)) as opened:
         problems = opened.verify()
-        groups = sum(n.groups for n in opened.header.neurons)
+        header = opened.header
+        groups = sum(n.groups for n in header.neurons)
+        if PREDICTORS in header.sections:
+            groups += sum(n.predicted(header.config, layer).groups for layer, n in enumerate(header.neurons))
         sections = len(opened.header.sections)
     for problem in problems[:-1]:
         show(problem, err=True)

@@ -155,6 +155,7 @@ class Engine:
         until something else is computed; NaN where they are not finite. cancel, and what is raised: as of `forward`.
         """
         self._begin([NewTokens(session, [token])], cancel)
+        self.source.pause()
         self._set(np.array([token], np.int64), session.record_in_memory())
         self._buffers.selected[0] = 0
         self._team.set(selected=1)

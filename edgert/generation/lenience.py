@@ -28,7 +28,8 @@ def check_max_loss(max_loss: float) -> None:
 class Account:
     """What an answer may lose. spent: nats, so far. taken: guesses that were taken.
 
-    max_loss: 0.03 for 3 %. price: nats that each token has cost already, as the model was loaded to leave out experts.
+    max_loss: 0.03 for 3 %. price: nats that each token has cost already, as the model was loaded to leave something
+    out.
     Raises ModelError where max_loss is out of range.
     """
 

@@ -150,8 +150,11 @@ class _MadeUpWeights:
         head = next(t for t in header.tensors.values() if t.section == HEAD)
         slab = SLAB * FORMATS[head.format].tile_bytes(head.columns)
         size = max(layers + min(head.length, max(_ENOUGH - layers, 0)), slab)
-        self._region = Region(size + slab, "measuring", huge=True)
+        predictors = max((t.length for t in header.tensors.values() if t.section == PREDICTORS), default=0)
+        self._region = Region(size + slab + predictors, "measuring", huge=True)
         self.start = self._region.address
+        self._of_predictors = self.start + (size + slab) // 64 * 64
+        """Where all of them stand, one upon another: they are small."""
         np.frombuffer(self._region.view(), np.uint8)[:] = 0  # memory that was never written to is not resident
         self._tables = {n.section: self.start + layers - neurons + self._places[n.section]
                         + lengths[n.section] * (np.arange(n.groups, dtype=np.int64) % standing[n.section])
@@ -165,7 +168,7 @@ class _MadeUpWeights:
         head are that lie behind the layers."""
         config, view = self._header.config, np.frombuffer(self._region.view(), np.uint8)
         for tensor in self._header.tensors.values():
-            if tensor.format not in FORMATS or not FORMATS[tensor.format].room:
+            if tensor.format not in FORMATS or not FORMATS[tensor.format].room or tensor.section == PREDICTORS:
                 continue
             tile = made_up(FORMATS[tensor.format], FORMATS[tensor.format].blocks(tensor.columns))
             if tensor.section == HEAD:
@@ -185,6 +188,8 @@ class _MadeUpWeights:
 
     def address(self, name: str) -> int:
         tensor = self._header.tensors[name]
+        if tensor.section == PREDICTORS:
+            return self._of_predictors
         return self.start + (tensor.offset if tensor.offset + tensor.length <= self._resident else 0)
 
     def matrix(self, name: str) -> tuple[int, int]:

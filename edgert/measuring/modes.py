@@ -4,9 +4,9 @@ What a mode loses is one number for all of them, by how much a token becomes les
 two ways. Another type of key-value cache, or another bundle, changes how likely a given text is: there it is the
 perplexity of texts, relative to that of the first bundle's exact mode. `max_loss` does not change that; it changes
 which answers are given: there it is the account of the answers themselves (generation/lenience.py), as the model sees
-them. Of a mixture it leaves out experts, which changes how likely a text is, and that alone is measured. Agreement
-likewise: the share of tokens, after the same tokens, that are what the exact mode would choose; of texts, or of the
-mode's own answers.
+them. Of a mixture it leaves out experts, of a sparse model with predictors neurons, which changes how likely a text is,
+and that alone is measured. Agreement likewise: the share of tokens, after the same tokens, that are what the exact mode
+would choose; of texts, or of the mode's own answers.
 
 Perplexity flatters what is nearly right (Zhou et al. 2024, "Sirius"), so there are also questions with one right choice
 and prompts with one right answer. Each mode is measured in a process of its own, at each budget in another.

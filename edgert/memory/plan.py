@@ -149,7 +149,7 @@ class Planner:
         self._edges = (2 * ALIGNMENT * (len(self._bases) + len(self._others))
                        + 2 * TENSOR_ALIGNMENT * len(self._attention))
         """Bytes that are lost around what is pinned."""
-        self._predictors = header.sections[PREDICTORS].length if header.predicts else 0
+        self._predictors = (-(-header.sections[PREDICTORS].length // ALIGNMENT) * ALIGNMENT if header.predicts else 0)
         self._weights = (header.sections[RESIDENT].length - length_of(header.unused().values()) + self._predictors
                          + length_of([*self._bases, *self._others, *self._in_window]))
 

@@ -4,11 +4,17 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
+import xxhash
 
-from edgert.bundle import Bundle, Header
-from edgert.bundle.header import PREDICTORS, TENSOR_ALIGNMENT, NeuronLoss, predictor
+from edgert.bundle import Header
+from edgert.bundle.header import PREDICTORS, NeuronLoss, predictor
+from edgert.bundle.reader import damaged
 
+from .file import ALIGNMENT, FlashFile
 from .region import Allocator, Region
+
+_PIECE = 1 << 20
+"""Bytes to read at once."""
 
 
 class LoadedPredictors:
@@ -17,16 +23,25 @@ class LoadedPredictors:
 
     def __init__(self, header: Header, allocator: Allocator) -> None:
         assert isinstance(header.left_out, NeuronLoss)
-        self._header, self._length = header, header.sections[PREDICTORS].length
+        self._header, self._section = header, header.sections[PREDICTORS]
         self._least = np.float32(NormalDist().inv_cdf(header.left_out.threshold))
-        self.place = allocator.reserve(self._length, TENSOR_ALIGNMENT)
+        self._room = -(-self._section.length // ALIGNMENT) * ALIGNMENT
+        self.place = allocator.reserve(self._room, ALIGNMENT)
 
-    def load(self, bundle: Bundle, region: Region, progress: Callable[[], None]) -> None:
-        """Read and check it; a neuron whose score is then above zero is one that stays. progress: called before; what
-        it raises ends loading. Raises BundleError."""
-        progress()
-        view = region.view(self.place, self._length)
-        bundle.load_section(PREDICTORS, view)
+    def load(self, file: FlashFile, region: Region, progress: Callable[[], None]) -> None:
+        """Read and check it, once more if need be; a neuron whose score is then above zero is one that stays. progress:
+        called before each piece; what it raises ends it. Raises BundleError."""
+        view, length = region.view(self.place, self._room), self._section.length
+
+        def attempt() -> None:
+            for at in range(0, length, _PIECE):
+                progress()
+                stop = min(at + _PIECE, self._room)
+                file.read(self._section.offset + at, view[at:stop], min(stop, length) - at)
+            if xxhash.xxh3_64_hexdigest(view[:length]) != self._section.checksum:
+                raise damaged(file.path, f"section {PREDICTORS!r}", self._section.offset)
+
+        file.twice(attempt)
         for layer in range(len(self._header.neurons)):
             bias = self._header.tensors[f"{predictor(layer)[1]}.bias"]
             np.frombuffer(view[bias.offset:bias.offset + bias.length], np.float32)[:] -= self._least

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from edgert.bundle.reader import Units
+from edgert.errors import ModelError
 
 from .file import FlashFile
 from .readers import Readers, now
@@ -77,9 +78,17 @@ class OnDemand(Readers, Generic[Job]):
             with self._lock:
                 self._awake += 1
                 self._called = max(self._called - 1, 0)
-            while (job := self._next()) is not None:
+            while (job := self._planned()) is not None:
                 with self._one_read():
                     self._read(reader, job)
+
+    def _planned(self) -> Job | None:
+        """As `_next`; what is wrong in planning ends all reading, too: nobody must wait for what nobody reads."""
+        try:
+            return self._next()
+        except Exception as error:
+            self.fail(ModelError(f"{self._file.path}: planning what to read failed: {error!r}"))
+            return self._next()
 
     def _next(self) -> Job | None:
         """The next job, counted in `_under_way`. Others are called where there is more to do than readers are awake:

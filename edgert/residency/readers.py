@@ -82,6 +82,9 @@ class Readers(ABC):
                 if not self._under_way:
                     self._quiet.notify_all()
 
+    def pause(self) -> None:  # noqa: B027
+        """What is read in a fixed order changes nothing that is there, which is so of most."""
+
     def check(self) -> None:
         """Raises the error that reading failed with, if it did."""
         if self.error is not None:

@@ -40,8 +40,9 @@ class Read(NamedTuple):
     name: str
     """Of what was read (header.UnitLayout)."""
     offset: int
+    """In the file, of the first of them where there are several."""
     length: int
-    """Bytes, from this offset in the file."""
+    """Bytes in all."""
     started: float
     ended: float
     checked: float
@@ -97,6 +98,9 @@ class Source(Protocol):
     def restart(self) -> None:
         """Forget what was expected: it is not going to be computed to its end. Raises what `check` raises."""
 
+    def pause(self) -> None:
+        """Until `expect` is called, what computes takes what is there and tells the source nothing: a draft."""
+
     def fail(self, error: EdgertError) -> None:
         """End all reading, and the kernels' run. `check` raises `error` from now on, unless something failed before."""
 
@@ -121,6 +125,9 @@ class AllInMemory:
         pass
 
     def restart(self) -> None:
+        pass
+
+    def pause(self) -> None:
         pass
 
     def fail(self, error: EdgertError) -> None:
@@ -159,6 +166,10 @@ class Together:
     def restart(self) -> None:
         for source in self._sources:
             source.restart()
+
+    def pause(self) -> None:
+        for source in self._sources:
+            source.pause()
 
     def fail(self, error: EdgertError) -> None:
         for source in self._sources:

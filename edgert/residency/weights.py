@@ -60,7 +60,7 @@ class Weights:
                 resident = pool.submit(self._resident.load, file, self._region, progress)
                 jobs = [pool.submit(g.load, file, self._region, library, progress) for g in groups.values()]
                 if self._predictors is not None:
-                    jobs.append(pool.submit(self._predictors.load, bundle, self._region, progress))
+                    jobs.append(pool.submit(self._predictors.load, file, self._region, progress))
                 jobs += [pool.submit(read_units, file, self._units[name], 0, count,
                                      self._region.view(places[name], ranges[name][1] - ranges[name][0]), progress)
                          for name, count in matrices.items() if count]

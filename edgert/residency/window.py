@@ -36,7 +36,6 @@ _AHEAD_AT_ONCE, _READERS_AHEAD = 8, 2
 """Groups that are read on a guess at once, by so many readers: what is needed then waits for no more."""
 _LEAST_RIGHT, _MEMORY = 0.4, 0.98
 """Nothing is read on a guess where a smaller part of guesses is right; how much of what is known of that is kept."""
-_NEVER = np.iinfo(np.int64).max
 
 
 @dataclass
@@ -68,8 +67,8 @@ class _Job:
         made: np.ndarray = self.layer.first + self.units
         return made
 
-    def only(self, flags: np.ndarray) -> "_Job":
-        """Some of them, which are no guess any more. flags: bool, which."""
+    def needed(self, flags: np.ndarray) -> "_Job":
+        """Some of them, not on a guess. flags: bool, which."""
         return _Job(self.layer, self.units[flags], self.slots[flags])
 
 
@@ -92,8 +91,9 @@ class Window(OnDemand[_Job]):
         """When each group was needed last, by `_time`."""
         self._foreseen, self._coming = np.zeros_like(table.entries), np.zeros(len(table.entries), bool)
         """When each was guessed last; whether one has a slot and has not been read to its end."""
-        self._time, self._asked = np.ones(1, np.int64), np.full(1, NOBODY, np.int64)
-        self._asked_ahead = np.full(1, NOBODY, np.int64)
+        self._time = np.ones(1, np.int64)
+        self._asked, self._asked_ahead = (np.full(len(layers), NOBODY, np.int64) for _ in range(2))
+        """Each layer asks in a place of its own: what it waits for may be on its way, then it does not wait for us."""
         self._jobs: deque[_Job] = deque()
         self._ahead: deque[_Job] = deque()
         self._reading_ahead, self._guessed = 0, np.empty(0, np.int64)
@@ -127,16 +127,21 @@ class Window(OnDemand[_Job]):
     def asking(self, layer: int) -> Asking:
         """What the kernels ask for this layer's groups with."""
         at = 8 * self._layers[layer].first
-        return Asking(self._used.ctypes.data + at, self._time.ctypes.data, self._asked.ctypes.data,
-                      int(self._semaphores.table[0]), self._foreseen.ctypes.data + at, self._asked_ahead.ctypes.data)
+        return Asking(self._used.ctypes.data + at, self._time.ctypes.data, self._asked.ctypes.data + 8 * layer,
+                      int(self._semaphores.table[0]), self._foreseen.ctypes.data + at,
+                      self._asked_ahead.ctypes.data + 8 * layer)
 
     def expect(self, heads: int) -> None:
         """The next pass: what it needs is needed later than what others did."""
+        self.pause()
+        self._time += 1
+
+    def pause(self) -> None:
+        """Plan nothing more before the next pass: what computes meanwhile does not say what it needs."""
         with self._lock:
             self._count_guesses(int(self._time[0]))
+            self._asked[:] = self._asked_ahead[:] = NOBODY
             self._drop(self._ahead)
-            self._asked_ahead[0] = NOBODY
-            self._time += 1
 
     def restart(self) -> None:
         """Read nothing more that was asked for. Nothing may be computing meanwhile.
@@ -144,7 +149,7 @@ class Window(OnDemand[_Job]):
         Raises what `check` raises, also if the disk does not answer.
         """
         with self._quiet:
-            self._asked[0] = self._asked_ahead[0] = NOBODY
+            self._asked[:] = self._asked_ahead[:] = NOBODY
             self._drop(self._jobs)
             self._drop(self._ahead)
             quiet = self._wait_until_quiet()
@@ -158,17 +163,18 @@ class Window(OnDemand[_Job]):
             reader.close()
 
     def _take(self) -> tuple[_Job | None, int]:
-        layer, ahead = int(self._asked[0]), int(self._asked_ahead[0])
-        if layer != NOBODY:
-            self._asked[0] = NOBODY
+        asked = np.flatnonzero(self._asked != NOBODY)
+        if len(asked):
+            self._asked[asked] = NOBODY
+            layer = int(asked[-1])
+            self._asked_ahead[:layer + 1] = NOBODY
             self._plan(self._layers[layer])
-            if ahead == layer:
-                self._asked_ahead[0] = ahead = NOBODY
         if self._jobs:
             return self._jobs.popleft(), len(self._jobs)
-        if ahead != NOBODY:
-            self._asked_ahead[0] = NOBODY
-            self._plan_ahead(self._layers[ahead])
+        ahead = np.flatnonzero(self._asked_ahead != NOBODY)
+        if len(ahead):
+            self._asked_ahead[ahead] = NOBODY
+            self._plan_ahead(self._layers[int(ahead[-1])])
         if self._ahead and self._reading_ahead < _READERS_AHEAD:
             self._reading_ahead += 1
             return self._ahead.popleft(), min(len(self._ahead), _READERS_AHEAD - self._reading_ahead)
@@ -184,20 +190,22 @@ class Window(OnDemand[_Job]):
         self._count_guesses(now)
         for job in self._ahead:
             right = self._used[job.entries] == now
-            self._let_go(job.only(~right))
+            self._let_go(job.needed(~right))
             if right.any():
-                self._jobs.append(job.only(right))
+                self._jobs.append(job.needed(right))
         self._ahead.clear()
         missing = self._absent(layer, self._used, now)
         slots = self._orders[layer.pool.slot_bytes].take(len(missing), now)
         if len(slots) < len(missing):
             slots = np.concatenate([slots, self._needed_before(layer, now, len(missing) - len(slots), slots)])
+        assert len(slots) == len(missing), "a window has too few slots"
         self._empty(layer.pool.held[slots])
         at_once = min(max(-(-len(missing) // READERS), _LEAST_AT_ONCE), MOST)
         self._jobs.extend(self._given(layer, missing, slots, at_once))
 
     def _absent(self, layer: _Layer, times: np.ndarray, now: int) -> np.ndarray:
-        """Which of a layer's groups have this time, and are not there, nor on their way."""
+        """Which of a layer's groups have this time, and are not there, nor on their way. With the lock, as what has
+        come is entered."""
         found = np.flatnonzero((times[layer.entries] == now) & (self._table.entries[layer.entries] == WAIT))
         return found[~self._coming[layer.first + found]]
 
@@ -284,10 +292,11 @@ class Window(OnDemand[_Job]):
         with self._lock:  # also: what was read is seen before its address, on processors that reorder stores
             self.reading.bytes += size * len(numbers)
             self.reading.seconds += checking - started
+        entries, addresses = job.entries, address + size * job.slots
+        with self._lock:
+            self._table.entries[entries] = addresses
+            self._coming[entries] = False
             self._reading_ahead -= job.ahead
-        entries = job.entries
-        self._table.entries[entries] = address + size * job.slots
-        self._coming[entries] = False
 
     def _read_into(self, layer: _Layer, first: int, last: int, slot: int) -> tuple[float, float]:
         """Read and check neighbouring groups into neighbouring slots. When that began, and when checking did."""

@@ -179,3 +179,28 @@ def test_headers_that_are_refused(made: Path, plain: Path, tmp_path: Path) -> No
                              length=h["sections"]["layers.1.predicted"]["length"] - 4096), "is not")):
         with pytest.raises(BundleError, match=said):
             Bundle(change_header(made, out, change))
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    """Weights so large that what the model computes overflows: one sentence, and no bundle."""
+    folder = give_tokenizer(write_model(tmp_path / "model", size=1e15, hidden_act="relu", vocab_size=258))
+    (text := tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(SourceError, match="the model makes what is no number; convert without --predictors"):
+        convert(str(folder), tmp_path / "m.edge", "f32", texts=[text], predictors=True)
+    assert not (tmp_path / "m.edge").exists()
+    convert(str(folder), tmp_path / "m.edge", "f32", texts=[text])
+
+
+def test_how_likely_a_text_is(bundle: Path, plain: Path, tmp_path: Path) -> None:
+    """It changes, so a text can be measured with it."""
+    (text := tmp_path / "text.txt").write_text(TEXT)
+
+    def perplexity(*arguments: str) -> float:
+        done = CliRunner().invoke(cli, ["eval", str(bundle), "--text", str(text), "--window", "64", "--threads", "1",
+                                        "--json", *arguments])
+        assert done.exit_code == 0, done.output
+        return float(json.loads(done.stdout)["perplexity"])
+
+    assert perplexity() != perplexity("--max-loss", "5%")
+    refused = CliRunner().invoke(cli, ["eval", str(plain), "--text", str(text), "--max-loss", "5%"])
+    assert refused.exit_code == 2 and "--max-loss goes with --prompts" in refused.output

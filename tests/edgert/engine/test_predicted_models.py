@@ -22,7 +22,7 @@ from edgert.converters.left_out import Divergence
 from edgert.converters.open_source import open_source
 from edgert.engine.engine import Engine
 from edgert.engine.session import Session
-from edgert.errors import BundleError
+from edgert.errors import BundleError, ModelError
 from edgert.kernels import native
 from edgert.memory.plan import Planner
 from edgert.residency.device import Device
@@ -138,7 +138,7 @@ def test_planned_for_any_budget(model: tuple[Path, Bundle], expected: np.ndarray
     for budget in np.linspace(lossy.smallest(device), lossy.whole, 4).astype(int).tolist():
         plan = lossy.plan(budget, lambda: device)
         assert plan.needed <= budget and plan.parts["pinned gates"] == 0
-        assert plan.parts["predictors"] == bundle.header.sections[PREDICTORS].length
+        assert plan.parts["predictors"] == -(-bundle.header.sections[PREDICTORS].length // 4096) * 4096
         opened = Bundle(bundle.path)
         opened.load_for(64, LEFT_OUT)
         engine = Engine(opened, FlashFile(bundle.path), native.library(), plan.placement, chunk=plan.chunk, threads=2,
@@ -209,3 +209,48 @@ def test_a_damaged_predictor_section(model: tuple[Path, Bundle], tmp_path: Path)
         with pytest.raises(BundleError, match=r"section 'predictors' .* damaged, convert the model again"):
             make_engine(opened, left_out=LEFT_OUT)
         assert len(opened.verify()) == 1
+
+
+def window_of(engine: Engine) -> Window:
+    assert isinstance(engine._weights._window, Window)
+    return engine._weights._window
+
+
+def test_an_older_request_does_not_take_a_newer_one_with_it(model: tuple[Path, Bundle]) -> None:
+    """What a layer asked for may come while it waits; then the next one asks before anybody has looked."""
+    engine = make_engine(model[1], left_out=LEFT_OUT, keep=0.5, attention=1.0, head=1.0)
+    window, planned = window_of(engine), []
+    with window._lock:
+        window._plan = lambda layer: planned.append(layer)  # type: ignore[method-assign]
+        window._plan_ahead = lambda layer: planned.append(layer)  # type: ignore[method-assign]
+        window._asked[2:4], window._asked_ahead[3:5] = (2, 3), (3, 4)
+        window._take()
+        assert planned == [window._layers[3], window._layers[4]]
+        assert (window._asked == -1).all() and (window._asked_ahead == -1).all()
+    engine.close()
+
+
+def test_while_drafting_nothing_is_planned(model: tuple[Path, Bundle]) -> None:
+    """A draft does not say what it needs, so nothing that is there may go."""
+    engine = make_engine(model[1], left_out=LEFT_OUT, keep=0.5, attention=1.0, head=1.0, chunk=17)
+    window, session = window_of(engine), Session(engine.config, 64, "f32")
+    engine.forward(session, TOKENS[:1])
+    window._asked_ahead[2] = 2  # a reader has not woken yet
+    engine.draft(session, TOKENS[1])
+    assert (window._asked_ahead == -1).all() and not window._ahead
+    session.close()
+    engine.close()
+
+
+def test_what_goes_wrong_in_planning_is_said_at_once(model: tuple[Path, Bundle]) -> None:
+    engine = make_engine(model[1], left_out=LEFT_OUT, keep=0.2, attention=1.0, head=1.0)
+    window = window_of(engine)
+
+    def wrong(layer: object) -> None:
+        raise ZeroDivisionError("of no kind that is expected here")
+
+    window._plan = wrong  # type: ignore[assignment, method-assign]
+    for _ in range(2):
+        with pytest.raises(ModelError, match="planning what to read failed: ZeroDivisionError"):
+            all_logits(engine, pieces=1)
+    engine.close()
