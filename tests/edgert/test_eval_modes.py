@@ -79,6 +79,6 @@ def test_experts_are_named_where_some_are_left_out(loss_of: str) -> None:
              {"name": "more", "max_loss": 0.1, "loss_of": loss_of, "budgets": [{"budget": 1 << 20}]},
              {"name": "less", "max_loss": 0.01, "budgets": []}]
     notes = "\n".join(eval_modes._notes({"modes": modes, "budgets": [1 << 20]}))
-    told = ("Of caches, experts left out and other", "all, and no experts can be left out for that: less.",
+    told = ("Of caches, experts or neurons left out and other", "all, and nothing can be left out for that: less.",
             "Of caches and other", "all: less.")
     assert [words in notes for words in told] == 2 * [loss_of == "texts"] + 2 * [loss_of != "texts"]
