@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from edgert.bundle.header import ACTIVITY_PARTS, MOST_NATS, ExpertLoss
+from edgert.bundle.header import ACTIVITY_PARTS, MOST_NATS, ExpertLoss, score_of
 from edgert.models.config import Config as AnyConfig
 from edgert.models.expert_config import Config
 
 from .ordering import misses, needed_units
-from .predictor import Predictor, score_of
+from .predictor import Predictor
 
 _OF_EVEN = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25)
 """Thresholds, in parts of what each expert of a token would weigh if all weighed the same. Below the first hardly any

@@ -10,7 +10,6 @@ those the product is expected to be above zero, and a threshold is a probability
 """
 
 from collections.abc import Iterable
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -33,11 +32,6 @@ class Predictor(NamedTuple):
         """Of every neuron, for inputs (tokens, hidden_size): standard deviations that its product is above zero."""
         made: np.ndarray = (x @ self.into.T) @ self.out.T + self.bias
         return made
-
-
-def score_of(probability: float) -> float:
-    """The score of a neuron that is active with this probability."""
-    return NormalDist().inv_cdf(probability)
 
 
 def fitted(products: np.ndarray, bias: np.ndarray | None, parts: Iterable[np.ndarray], rank: int) -> Predictor:

@@ -68,8 +68,8 @@ class Importances:
         config = source.config
         self._predicts = PREDICTORS in header.sections
         thresholds = thresholds_of(config) if leave_out and (config.experts or self._predicts) else []
-        in_units = [(n.units(config).neurons, n.predicted(config, layer).units(config).neurons)
-                    for layer, n in enumerate(header.neurons if self._predicts else [])]
+        in_units = [(n.units(config).neurons, predicted.units(config).neurons)
+                    for n, predicted in zip(header.neurons, header.predicted, strict=False)]
         self._calibration = Calibration(source, windows, self._rounded, progress, thresholds, in_units)
         self._latest: tuple[np.ndarray, Importance] | None = None
         self.weights = self._calibration.weights

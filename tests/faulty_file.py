@@ -36,11 +36,6 @@ class FaultyFile(FlashFile):
         if fails and self.fault == "flip":
             buffer[needed - 1] ^= 1  # the last byte of what is wanted
 
-    def read_in_turn(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        for buffer in buffers:
-            self.read(offset, buffer, len(buffer))
-            offset += len(buffer)
-
     def read_scattered(self, reader: object, offsets: Sequence[int], size: int, memory: memoryview, address: int,
                        places: Sequence[int]) -> None:
         for offset, place in zip(offsets, places, strict=True):

@@ -69,9 +69,8 @@ def contents(header: Header) -> list[Kind]:
             for form, matrices in ((neurons.gate_up, 1 + config.gated - config.sparse), (neurons.down, 1)):
                 if kind is base or FORMATS[form].detail_bytes:
                     count(kind, form, matrices * config.hidden_size * neurons_a_layer, 0)
-    for layer, neurons in enumerate(header.neurons if PREDICTORS in header.sections else []):
-        predicted = neurons.predicted(config, layer)
-        count(_PREDICTED, neurons.down, (2 + config.gated) * config.hidden_size * neurons_a_layer,
+    for predicted in header.predicted:
+        count(_PREDICTED, predicted.down, (2 + config.gated) * config.hidden_size * neurons_a_layer,
               predicted.groups * predicted.group_bytes)
     other = sum(s.length for name, s in header.sections.items() if name in (TOKENIZER, CHAT_TEMPLATE, GROUP_CHECKSUMS))
     zeros = {base if kind == "feed-forward" else kind: count for kind, count in header.zeros.items()}

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from edgert.kernels.expert_units import ExpertUnits
@@ -72,6 +73,11 @@ class NeuronLoss(NamedTuple):
     def loss(self) -> float:
         """By how much less likely a token is: 0.03 for 3 %."""
         return math.expm1(self.nats)
+
+
+def score_of(probability: float) -> float:
+    """The score of a neuron that a predictor takes to be active with this probability (converters/predictor.py)."""
+    return NormalDist().inv_cdf(probability)
 
 
 LeftOut = ExpertLoss | NeuronLoss
@@ -220,13 +226,18 @@ class Header:
         allowed = [point for point in self.losses if point.nats <= math.log1p(max_loss)] if max_loss else []
         return allowed[-1] if allowed else None
 
+    @property
+    def predicted(self) -> list[PredictedNeurons]:
+        """All layers' neurons as they stand for predictors; empty where there are none. Of a header as it is in the
+        file."""
+        return [n.predicted(self.config, layer) for layer, n in enumerate(self.neurons)
+                if PREDICTORS in self.sections]
+
     def leaving_out(self, left_out: LeftOut | None) -> "Header":
         """The header of the same bundle for a model that leaves this out. Of a sparse model then other sections are
         used: its neurons as a predictor chooses them."""
-        neurons = self.neurons
-        if isinstance(left_out, NeuronLoss):
-            neurons = [n.predicted(self.config, layer) for layer, n in enumerate(neurons)]
-        return replace(self, left_out=left_out, neurons=neurons)
+        neurons = self.predicted if isinstance(left_out, NeuronLoss) else self.neurons
+        return replace(self, left_out=left_out, neurons=list(neurons))
 
     @property
     def predicts(self) -> bool:
@@ -262,8 +273,8 @@ class Header:
         their details, and its neurons for a predictor; the slabs of the embedding and of the output head. Of a model
         that is loaded to leave something out, what that does not use is not among them."""
         neurons = list(self.neurons)
-        if PREDICTORS in self.sections and not self.predicts:
-            neurons = [kind for layer, n in enumerate(self.neurons) for kind in (n, n.predicted(self.config, layer))]
+        if not self.predicts and (predicted := self.predicted):
+            neurons = [kind for both in zip(self.neurons, predicted, strict=True) for kind in both]
         groups = [UnitLayout(section, section, 0, size, n.groups, n.groups * size)
                   for n in neurons for section, size in n.parts()]
         return groups + [_in_slabs(name, t) for name, t in self.matrices_in_slabs().items()]

@@ -62,9 +62,7 @@ def _list_tensors(header: Header) -> None:
     for name, t in header.tensors.items():
         at = header.sections[t.section].offset + t.offset
         show(f"{one_line(name):50} {t.format:8} {t.rows:>8} x {t.columns:<8} {t.length:>12,} bytes at {at}")
-    predicted = ([n.predicted(header.config, layer) for layer, n in enumerate(header.neurons)]
-                 if PREDICTORS in header.sections else [])
-    for n in [*header.neurons, *predicted]:
+    for n in [*header.neurons, *header.predicted]:
         for section, size in n.parts():
             show(f"{one_line(section):50} {n.gate_up}/{n.down:5} {n.groups:>8} x {size:<8} "
                  f"{n.groups * size:>12,} bytes at {header.sections[section].offset}")

@@ -3,7 +3,6 @@
 import click
 
 from edgert.bundle import Bundle
-from edgert.bundle.header import PREDICTORS
 from edgert.errors import BundleError
 from edgert.terminal import show
 
@@ -18,9 +17,7 @@ def command(bundle: str) -> None:
     with Bundle(bundle_of(bundle)) as opened:
         problems = opened.verify()
         header = opened.header
-        groups = sum(n.groups for n in header.neurons)
-        if PREDICTORS in header.sections:
-            groups += sum(n.predicted(header.config, layer).groups for layer, n in enumerate(header.neurons))
+        groups = sum(n.groups for n in [*header.neurons, *header.predicted])
         sections = len(opened.header.sections)
     for problem in problems[:-1]:
         show(problem, err=True)

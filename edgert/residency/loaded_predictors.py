@@ -1,13 +1,12 @@
 """The predictors of a sparse model in memory, set to leave out what is active with less than some probability."""
 
 from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
 import xxhash
 
 from edgert.bundle import Header
-from edgert.bundle.header import PREDICTORS, NeuronLoss, predictor
+from edgert.bundle.header import PREDICTORS, NeuronLoss, predictor, score_of
 from edgert.bundle.reader import damaged
 
 from .file import ALIGNMENT, FlashFile
@@ -24,7 +23,7 @@ class LoadedPredictors:
     def __init__(self, header: Header, allocator: Allocator) -> None:
         assert isinstance(header.left_out, NeuronLoss)
         self._header, self._section = header, header.sections[PREDICTORS]
-        self._least = np.float32(NormalDist().inv_cdf(header.left_out.threshold))
+        self._least = np.float32(score_of(header.left_out.threshold))
         self._room = -(-self._section.length // ALIGNMENT) * ALIGNMENT
         self.place = allocator.reserve(self._room, ALIGNMENT)
 

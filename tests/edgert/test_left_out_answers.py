@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import small_engine
 from click.testing import CliRunner
+from ran import ran
 from tiny_model import change_header, give_tokenizer, write_bundle, write_mixture
 
 import edgert
@@ -167,11 +168,6 @@ def test_percentages() -> None:
 
 def test_commands(bundle: Path, tmp_path: Path) -> None:
     """What is left out reaches run, eval of a text, and bench without a budget."""
-    def ran(*arguments: str) -> Any:
-        done = CliRunner().invoke(cli, [*arguments, "--threads", "1", "--json"])
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
     run = ("run", str(bundle), "-p", PROMPT, "-n", "8", "--context", "256", "--ignore-eos")
     exact, lossy = ran(*run), ran(*run, "--max-loss", "5%")
     assert "left_out" not in exact and lossy["left_out"]["threshold"] == 0.25
