@@ -37,11 +37,11 @@ def without(part: str) -> None:
     def spread(self: Any, left: int, chunk_bytes: int) -> dict[str, int]:
         head = next(layout for layout in self._others if layout.name == HEAD)
         details = [layout for layout in self._others if layout.name != HEAD]
-        common, rest = plan._cut(head, min(plan._COMMON_SLABS, head.count))
+        common, rest = plan.cut_at(head, min(plan._COMMON_SLABS, head.count))
         phases = ([self._attention, [common], self._bases, [*details, rest]] if part == "head" else
                   [self._attention, [head], self._bases, details])
         none = dict.fromkeys((layout.name for layout in self._streamable), 0)
-        return none | plan._spread_in_turn(phases, left, chunk_bytes)
+        return none | plan.spread_in_turn(phases, left, chunk_bytes)
 
     if part in ("base", "head"):
         plan.Planner._spread_all = spread  # type: ignore[method-assign]
